@@ -1,0 +1,1 @@
+"""Text in, a transformers language model out: pure PyTorch and Arrow, without Prefect."""

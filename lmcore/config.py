@@ -1,0 +1,273 @@
+"""The settings of every stage, and ``RunConfig``, which holds them all.
+
+One definition serves Python, TOML files, command-line flags and the form in the Prefect UI: a
+field's docstring is its help text everywhere, and its bounds are enforced everywhere. Unknown keys
+are refused, so a misspelt setting never trains with the default.
+
+Every field has a role, by what it may change:
+    result   what is trained; these fields (with the dataset id) name a run
+    speed    how fast; may differ between two starts of one run
+    view     what is shown and where it is kept; likewise
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["result", "speed", "view"]
+
+STANDARD_LIBRARY = "stdlib:"
+"""Stands in ``corpus.paths`` for the folder of the running Python's standard library."""
+
+TEXT_PATTERNS = ["*.txt", "*.md", "*.py", "*.jsonl", "*.txt.gz", "*.md.gz", "*.py.gz", "*.jsonl.gz"]
+
+
+def speed(default: Any, **constraints: Any) -> Any:
+    """A field that changes how fast a run is, never what it computes."""
+    return Field(default, json_schema_extra={"role": "speed"}, **constraints)
+
+
+def view(default: Any, **constraints: Any) -> Any:
+    """A field that changes what is shown or where it is kept."""
+    return Field(default, json_schema_extra={"role": "view"}, **constraints)
+
+
+class Section(BaseModel):
+    """Base of all settings: frozen, no unknown keys, docstrings as descriptions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class CorpusConfig(Section):
+    """Which text is read, and how it is cut into documents."""
+
+    model_config = ConfigDict(title="Corpus")
+
+    paths: list[str] = []
+    """Files, folders (read recursively) and globs. `stdlib:` is the running Python's standard library."""
+    include: list[str] = TEXT_PATTERNS
+    """File-name patterns that are read. Names that end in .jsonl are JSON lines, all others plain text;
+    .gz is unpacked. Setting paths on the command line resets include, exclude and document."""
+    exclude: list[str] = []
+    """Names of files and folders to leave out, as patterns (site-packages, test*)."""
+    document: Literal["auto", "line", "paragraph", "file"] = "auto"
+    """What one document of a plain text is. auto: a line in .txt, the whole file in everything else."""
+    text_field: str = Field("text", min_length=1)
+    """The key that holds the text in a JSON line."""
+    max_document_bytes: int = Field(16 * 2**20, ge=1, le=2**30)
+    """Bytes. A longer document is streamed past and ledgered as too_long."""
+    validation_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of documents held out, chosen by each document's own hash. Unused with validation_paths."""
+    validation_paths: list[str] = []
+    """Files, folders and globs to validate on. Training documents that also stand there are left out."""
+    chunk_bytes: int = Field(16_000_000, ge=1_000, le=2**30)
+    """Bytes of text in a chunk on average: the unit of parallel work and of caching."""
+    workers: int = speed(0, ge=0, le=1024)
+    """Threads that tokenize. 0: one for each core."""
+
+
+class TokenizerConfig(Section):
+    """Train a SentencePiece tokenizer, or load one."""
+
+    model_config = ConfigDict(title="Tokenizer")
+
+    source: str = Field("train", min_length=1)
+    """train: on the corpus. Otherwise a SentencePiece .model file, a transformers folder or a hub name."""
+    model_type: Literal["bpe", "unigram"] = "bpe"
+    """bpe is exact in plain transformers in both directions; unigram decodes exactly only here."""
+    vocab_size: int = Field(8_000, ge=300, le=1_000_000)
+    """Pieces to train, the 256 byte pieces and 6 special ones included. A small corpus may give fewer."""
+    character_coverage: float = Field(0.9995, ge=0.9, le=1)
+    """Share of characters that get a piece of their own; the rest are spelt in bytes."""
+    max_train_bytes: int = Field(100_000_000, ge=1_000, le=10_000_000_000)
+    """Bytes of text to train on; of a larger corpus, the documents with the lowest hashes."""
+    threads: int = Field(2, ge=1, le=256)
+    """Training threads. Part of the result: SentencePiece is deterministic for a given number only."""
+
+
+class DatasetConfig(Section):
+    """How the token stream becomes training blocks."""
+
+    model_config = ConfigDict(title="Dataset")
+
+    block_size: int = Field(256, ge=2, le=1_048_576)
+    """Tokens in a block; also the longest context of the model."""
+    shuffle: bool = True
+    """Visit the blocks of every epoch in a new random order."""
+
+
+class ModelConfig(Section):
+    """A transformers causal language model with new weights."""
+
+    model_config = ConfigDict(title="Model", protected_namespaces=())
+
+    architecture: Literal["gpt2", "llama", "qwen3"] = "gpt2"
+    """The transformers model type."""
+    layers: int = Field(6, ge=1, le=256)
+    """Transformer blocks."""
+    width: int = Field(384, ge=8, le=32_768)
+    """Hidden size, a multiple of heads."""
+    heads: int = Field(6, ge=1, le=256)
+    """Attention heads."""
+    kv_heads: int = Field(0, ge=0, le=256)
+    """Key and value heads, a divisor of heads (llama and qwen3). 0: as many as heads."""
+    mlp_width: int = Field(0, ge=0, le=131_072)
+    """Width of the feed-forward layer. 0: 4 x width for gpt2, 8/3 x width for the gated ones."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability while training (gpt2 everywhere; llama and qwen3 in attention only)."""
+    tie_embeddings: bool = True
+    """Input and output embeddings are one matrix."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.kv_heads and (self.architecture == "gpt2" or self.heads % self.kv_heads):
+            raise ValueError(
+                f"kv_heads {self.kv_heads} needs llama or qwen3 and a multiple of it as heads "
+                f"(here {self.architecture}, heads {self.heads})"
+            )
+        if self.architecture != "gpt2" and (self.width // self.heads) % 2:
+            raise ValueError(
+                f"width / heads = {self.width // self.heads} is odd; rotary positions need it even"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    model_config = ConfigDict(title="Training")
+
+    max_steps: int = Field(0, ge=0, le=1_000_000_000)
+    """Optimizer steps. 0: as many as epochs asks for."""
+    epochs: float = Field(1.0, gt=0, le=10_000)
+    """Passes over the training blocks, when max_steps is 0."""
+    batch_size: int = Field(16, ge=1, le=1_000_000)
+    """Blocks in one optimizer step."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """adamw decays weights apart from the gradient (arXiv 1711.05101); adam adds the decay to it (arXiv 1412.6980)."""
+    learning_rate: float = Field(1e-3, gt=0, le=10)
+    """Peak learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: a cosine down to min_learning_rate (arXiv 1608.03983), or no change."""
+    min_learning_rate: float = Field(1e-4, ge=0, le=10)
+    """Learning rate at the last step of the cosine."""
+    warmup_steps: int = Field(100, ge=0, le=1_000_000)
+    """Steps of linear rise to the peak."""
+    weight_decay: float = Field(0.1, ge=0, le=10)
+    """On matrices only, never on biases, norms and other vectors."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of Adam's first moment, a step."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of Adam's second moment, a step."""
+    grad_clip: float = Field(1.0, ge=0, le=1e6)
+    """Longest gradient, as L2 norm over all parameters. 0: no clipping."""
+    trainable: list[str] = ["*"]
+    """Patterns of parameter names to update; all others stay frozen (`transformer.h.*`, `*bias`)."""
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    """Of the initial weights, the order of blocks and dropout."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on GPUs that have it, fp32 elsewhere (a CPU without bf16 units is slower with it)."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = speed("auto")
+    """auto: cuda, then mps, then cpu, the first one there."""
+    validate_every: int = view(0, ge=0, le=1_000_000_000)
+    """Steps between validations. 0: about ten a run. Every epoch ends with one in any case."""
+    validation_tokens: int = view(500_000, ge=1_000, le=1_000_000_000)
+    """Tokens scored by a validation while training, whole documents in the order of their hashes.
+    The evaluation after training scores every document."""
+    log_every: int = view(10, ge=1, le=1_000_000)
+    """Steps between two lines of metrics.jsonl."""
+    checkpoint_every: int = speed(500, ge=1, le=1_000_000_000)
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = view(2, ge=1, le=1_000)
+    """Newest checkpoints to keep."""
+
+    @model_validator(mode="after")
+    def _rates_fit(self) -> Self:
+        if self.schedule == "cosine" and self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}"
+            )
+        return self
+
+
+class SampleConfig(Section):
+    """The text that the trained model writes into the report."""
+
+    model_config = ConfigDict(title="Sample")
+
+    prompt: str = view("")
+    """What the model continues. Empty: it begins a document."""
+    tokens: int = view(200, ge=1, le=100_000)
+    """Tokens to write at most."""
+    temperature: float = view(0.8, ge=0, le=10)
+    """0: always the likeliest token."""
+    top_k: int = view(50, ge=0, le=1_000_000)
+    """Draw among this many likeliest tokens. 0: among all."""
+    top_p: float = view(1.0, gt=0, le=1)
+    """Draw among the likeliest tokens that make up this probability (arXiv 1904.09751)."""
+    seed: int = view(0, ge=0, le=2**31 - 1)
+    """Of the draws."""
+
+
+def default_store() -> Path:
+    """The folder named by the environment variable LM_STORE, else ./store."""
+    return Path(os.environ.get("LM_STORE") or "store")
+
+
+class RunConfig(Section):
+    """Everything one run of the pipeline needs to know."""
+
+    model_config = ConfigDict(title="Run")
+
+    corpus: CorpusConfig = Field(CorpusConfig(), title="Corpus")
+    """Which text is read."""
+    tokenizer: TokenizerConfig = Field(TokenizerConfig(), title="Tokenizer")
+    """How text becomes token ids."""
+    dataset: DatasetConfig = Field(DatasetConfig(), title="Dataset")
+    """How token ids become blocks."""
+    model: ModelConfig = Field(ModelConfig(), title="Model")
+    """What is trained."""
+    train: TrainConfig = Field(TrainConfig(), title="Training")
+    """How it is trained."""
+    sample: SampleConfig = Field(SampleConfig(), title="Sample")
+    """What the trained model writes for the report."""
+    store: Path = Field(default_factory=default_store, json_schema_extra={"role": "view"})
+    """Folder of everything that is made. Default: the environment variable LM_STORE, else ./store."""
+    run: str = view("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")
+    """Name of the run. Empty: made from the settings and the dataset, so equal runs share a folder."""
+    fresh: bool = view(False)
+    """Train again from the beginning, even where a checkpoint or a finished run is there."""
+    when_locked: Literal["wait", "refuse"] = view("wait")
+    """What a second start of a running run does: wait for the first to end, or fail at once."""
+
+
+def result_fields(section: BaseModel) -> dict[str, Any]:
+    """The fields (nested, JSON values) that decide what is computed: role result."""
+    fields: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("role", "result") != "result":
+            continue
+        value = getattr(section, name)
+        fields[name] = (
+            result_fields(value) if isinstance(value, BaseModel) else _json(section, name)
+        )
+    return fields
+
+
+def _json(section: BaseModel, name: str) -> Any:
+    return section.model_dump(mode="json", include={name})[name]
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hexadecimal digits that name JSON values; equal values, equal name, whatever the key order."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,106 @@
+"""Every error this package raises on purpose, and which failures are worth a retry.
+
+    LMError
+    +-- ConfigError        a setting is wrong, or two settings do not fit together
+    +-- CorpusError        no text, unreadable text, too little text
+    +-- TokenizerError     no tokenizer there, or one that cannot be used
+    +-- StoreError         something in the store is missing, damaged or of a newer format
+    |   +-- NoSpaceError   the disk under the store is full
+    +-- RunError           a run is locked, or what it was started with has changed
+    +-- StoppedError       a signal asked for the end; the same command continues
+    +-- TrainingError      the training process or the loss broke
+        +-- TrainingKilledError   it was ended by a signal: the one LMError worth a retry
+
+A message says what was found, where, and what to do next. ``is_transient`` is the one place that
+decides about retries: an LMError does not get better by itself (but for a killed child), a flaky disk or network may.
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class LMError(Exception):
+    """Base of all deliberate errors; its text is meant for the person who started the run."""
+
+
+class ConfigError(LMError):
+    """A setting is wrong, or two settings do not fit together."""
+
+
+class CorpusError(LMError):
+    """No text, unreadable text, or too little of it."""
+
+
+class TokenizerError(LMError):
+    """No tokenizer at the given place, or one that cannot be used."""
+
+
+class StoreError(LMError):
+    """Something in the store is missing, damaged, or of a newer format."""
+
+
+class NoSpaceError(StoreError):
+    """The disk under the store is full."""
+
+
+class RunError(LMError):
+    """A run is locked by another process, or continues under changed conditions."""
+
+
+class TrainingError(LMError):
+    """Training cannot go on."""
+
+
+class StoppedError(LMError):
+    """Somebody asked for the end (a signal); what was done is saved and the same command continues."""
+
+
+class TrainingKilledError(TrainingError):
+    """The training process was ended by a signal; starting it again resumes from its checkpoint."""
+
+
+_TRANSIENT_ERRNOS = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EINTR,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ECONNRESET,
+    errno.ECONNREFUSED,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}
+
+
+def is_transient(error: BaseException) -> bool:
+    """True when the same call may succeed later without anybody changing anything."""
+    if isinstance(error, TrainingKilledError):
+        return True
+    if isinstance(error, LMError):
+        return False
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS
+
+
+@contextmanager
+def no_space_named(folder: Path) -> Iterator[None]:
+    """Turn "No space left on device", whoever says it, into a ``NoSpaceError`` that names ``folder``.
+
+    safetensors and SentencePiece report a full disk in exceptions of their own, so the text counts too.
+    """
+    try:
+        yield
+    except NoSpaceError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error):
+            raise NoSpaceError(
+                f"no space left while writing {folder}: nothing half-written was kept. "
+                "Free space there or give another --store, then run the same command again."
+            ) from error
+        raise

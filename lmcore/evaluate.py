@@ -1,0 +1,121 @@
+"""How well a model predicts text, independent of packing, batch size and tokenizer.
+
+Each document is scored alone: EOS, its ids, EOS, in windows of at most block_size inputs; every id but the first
+EOS is predicted exactly once. Bits per byte divide by the UTF-8 bytes of the original text, so models with
+different tokenizers compare.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.functional import cross_entropy
+
+from lmcore.dataset import IGNORED_LABEL
+from lmcore.device import autocast
+from lmcore.store import Output
+
+_SORTED_BATCHES = 64
+"""Windows of this many batches are sorted by length together, so that little padding is computed."""
+
+Window = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+class Score(Output):
+    """The outcome of scoring some documents."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    nats: float
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(700.0, self.nats_per_token))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits for the whole text, its EOS included, over the bytes of the text."""
+        return self.nats / math.log(2) / self.text_bytes
+
+    def verify(self) -> None:
+        """A score is figures only; the evaluation that holds it is verified by its run."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores documents with a model as it is at the time of the call."""
+
+    model: torch.nn.Module
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    block_size: int
+    batch_size: int
+    eos_id: int
+
+    @torch.no_grad()
+    def __call__(self, documents: Iterable[tuple[npt.NDArray[Any], int, int]]) -> Score:
+        """Score (ids with EOS at the end, text bytes, hash) of documents, at least one."""
+        count = text_bytes = tokens = 0
+        nats = torch.zeros((), dtype=torch.float64)
+
+        def windows() -> Iterator[Window]:
+            nonlocal count, text_bytes
+            for ids, document_bytes, _ in documents:
+                count += 1
+                text_bytes += document_bytes
+                yield from self._windows(ids)
+
+        was_training = self.model.training
+        self.model.eval()
+        for inputs, labels in self._batches(windows()):
+            tokens += int((labels != IGNORED_LABEL).sum())
+            nats += self._nats(inputs.to(self.device), labels.to(self.device)).cpu()
+        self.model.train(was_training)
+        return Score(documents=count, tokens=tokens, text_bytes=text_bytes, nats=nats.item())
+
+    def _nats(self, inputs_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+        with autocast(self.precision, self.device):
+            logits_BTV = self.model(input_ids=inputs_BT, use_cache=False).logits
+        losses = cross_entropy(
+            logits_BTV.float().flatten(0, 1),
+            labels_BT.flatten(),
+            ignore_index=IGNORED_LABEL,
+            reduction="none",
+        )
+        return losses.cpu().double().sum()
+
+    def _windows(self, ids: npt.NDArray[Any]) -> Iterator[Window]:
+        sequence = np.concatenate([[self.eos_id], ids.astype(np.int64)])
+        for start in range(0, len(ids), self.block_size):
+            piece = sequence[start : start + self.block_size + 1]
+            yield piece[:-1], piece[1:]
+
+    def _batches(self, windows: Iterator[Window]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        waiting: list[Window] = []
+        for window in windows:
+            waiting.append(window)
+            if len(waiting) == _SORTED_BATCHES * self.batch_size:
+                yield from self._padded(waiting)
+                waiting = []
+        yield from self._padded(waiting)
+
+    def _padded(self, windows: list[Window]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        windows.sort(key=lambda window: -len(window[0]))
+        for start in range(0, len(windows), self.batch_size):
+            batch = windows[start : start + self.batch_size]
+            shape = (len(batch), len(batch[0][0]))
+            inputs = np.full(shape, self.eos_id, dtype=np.int64)
+            labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+            for row, (window_inputs, window_labels) in enumerate(batch):
+                inputs[row, : len(window_inputs)] = window_inputs
+                labels[row, : len(window_labels)] = window_labels
+            yield torch.from_numpy(inputs), torch.from_numpy(labels)

@@ -1,0 +1,152 @@
+"""A run: the folder of one training, named by everything that decides its result.
+
+    runs/<name>/  config.json  lock  metrics.jsonl  checkpoints/  training.json  evaluation.json
+                  model/  report.md  report.png
+
+The name comes from the result fields of the settings and the dataset id, so the same command finds the
+same folder, continues what is unfinished and returns what is done.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from lmcore.config import RunConfig, fingerprint, result_fields
+from lmcore.errors import RunError, StoreError
+from lmcore.store import FORMAT_VERSION, check_version, json_bytes, locked, remove, write_file
+from lmcore.tokenization import Dataset
+from lmcore.tokenizer import Tokenizer, TokenizerInfo
+
+
+def run_identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    """Everything that decides what is trained. Two runs that agree here are one run."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset_id": dataset.id,
+        "tokenizer_id": dataset.tokenizer_id,
+        "dataset": result_fields(config.dataset),
+        "model": result_fields(config.model),
+        "train": result_fields(config.train),
+    }
+
+
+def run_name(config: RunConfig, dataset: Dataset) -> str:
+    """config.run if given, else for example gpt2-4x192-0123456789abcdef."""
+    if config.run:
+        return config.run
+    model = config.model
+    identity = fingerprint(run_identity(config, dataset))
+    return f"{model.architecture}-{model.layers}x{model.width}-{identity}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder."""
+
+    folder: Path
+    config: RunConfig
+    identity: dict[str, Any]
+    tokenizer_info: TokenizerInfo
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the run's config.json. Raises StoreError when it is missing or of a newer format."""
+        path = folder.absolute() / "config.json"
+        try:
+            record = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(f"{folder} is no run: it has no config.json") from None
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged: {error}") from error
+        check_version(record["identity"], path)
+        return cls(
+            folder=path.parent,
+            config=RunConfig.model_validate(record["config"]),
+            identity=record["identity"],
+            tokenizer_info=TokenizerInfo.model_validate(record["tokenizer"]),
+        )
+
+    @property
+    def store(self) -> Path:
+        return self.folder.parent.parent
+
+    @property
+    def dataset_folder(self) -> Path:
+        return self.store / "datasets" / str(self.identity["dataset_id"])
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.store / "tokenizers" / str(self.identity["tokenizer_id"])
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.tokenizer_folder)
+
+
+def prepare_run(
+    config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path, fresh: bool = False
+) -> Run:
+    """Create the run's folder, or find it. ``fresh`` empties it first.
+
+    Raises RunError when a run of that name was started with other settings or other data, and shows
+    each difference; also when it is running and config.when_locked is "refuse".
+    """
+    folder = store / "runs" / run_name(config, dataset)
+    identity = run_identity(config, dataset)
+    with locked(folder / "lock", config.when_locked):
+        if fresh:
+            _clear(folder)
+        elif (folder / "config.json").exists():
+            _check_same(Run.open(folder).identity, identity, folder)
+        record = {
+            "identity": identity,
+            "config": config.model_dump(mode="json"),
+            "tokenizer": tokenizer.model_dump(mode="json"),
+        }
+        write_file(folder / "config.json", json_bytes(record))
+    return Run.open(folder)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            remove(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    old_fields, new_fields = _flat(old), _flat(new)
+    rows = [
+        f"  {name}: was {old_fields.get(name)!r}, is {new_fields.get(name)!r}"
+        for name in sorted(old_fields.keys() | new_fields.keys())
+        if old_fields.get(name) != new_fields.get(name)
+    ]
+    if rows:
+        raise RunError(
+            f"run {folder.name} was started with other settings:\n"
+            + "\n".join(rows)
+            + "\nGive them back, choose another --run NAME, or begin again with --fresh"
+        )
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

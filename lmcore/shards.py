@@ -1,0 +1,115 @@
+"""The shard format: token ids of many documents in one memory-mapped Arrow IPC file.
+
+A file holds one record batch, one row a document:
+
+    input_ids   large_list<uint16>   ids of the document, EOS last (uint32 above 65,536 ids)
+    text_bytes  int64                UTF-8 bytes of its text
+    position    int64                its place in the chunk, counted over all splits
+    hash        uint64               the lowest 64 bits of the BLAKE2b digest of its text
+
+The list's values are the flat token stream and its offsets the document boundaries; numpy views both
+without a copy. The schema's metadata says format version, tokenizer, special ids, counts and a
+checksum of ids and offsets. pyarrow, polars, duckdb and datasets open the file as it is.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lmcore.errors import StoreError
+from lmcore.store import FORMAT_VERSION, check_version
+
+SPLITS = ("train", "validation")
+
+
+def shard_path(chunk_folder: Path, split: str) -> Path:
+    """Where a chunk keeps the documents of one split."""
+    return chunk_folder / f"{split}.arrow"
+
+
+def write_shard(
+    path: Path,
+    ids: Sequence[npt.NDArray[Any]],
+    text_bytes: Sequence[int],
+    positions: Sequence[int],
+    hashes: Sequence[int],
+    *,
+    tokenizer_id: str,
+    eos_id: int,
+    dtype: npt.DTypeLike,
+) -> None:
+    """Write documents, one array of ids each, to ``path``; an EOS is appended to every one."""
+    eos = np.array([eos_id], dtype=dtype)
+    tokens = np.concatenate([part for array in ids for part in (array, eos)] or [eos[:0]]).astype(
+        dtype, copy=False
+    )
+    offsets = np.zeros(len(ids) + 1, dtype=np.int64)
+    np.cumsum([len(array) + 1 for array in ids], out=offsets[1:])
+    columns = {
+        "input_ids": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens)),
+        "text_bytes": pa.array(text_bytes, pa.int64()),
+        "position": pa.array(positions, pa.int64()),
+        "hash": pa.array(hashes, pa.uint64()),
+    }
+    metadata = {
+        "format_version": str(FORMAT_VERSION),
+        "tokenizer_id": tokenizer_id,
+        "eos_id": str(eos_id),
+        "documents": str(len(ids)),
+        "tokens": str(len(tokens)),
+        "checksum": _checksum(tokens, offsets),
+    }
+    batch = pa.record_batch(columns).replace_schema_metadata(metadata)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _checksum(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> str:
+    digest = hashlib.blake2b(tokens.view(np.uint8), digest_size=16)
+    digest.update(offsets.view(np.uint8))
+    return digest.hexdigest()
+
+
+class Shard:
+    """One open shard. The arrays are views of the file: nothing is read before it is used.
+
+    Raises StoreError when the file is missing, no shard, of a newer format, or of another tokenizer.
+    """
+
+    def __init__(self, path: Path, tokenizer_id: str | None = None) -> None:
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path)))
+            batch = table.get_batch(0)
+        except FileNotFoundError:
+            raise StoreError(f"shard {path} is missing: run the pipeline again to make it") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"shard {path} is damaged: {error}") from error
+        metadata = batch.schema.metadata or {}
+        self.path = path
+        self.metadata = {key.decode(): value.decode() for key, value in metadata.items()}
+        version = self.metadata.get("format_version", "")
+        check_version({"format_version": int(version) if version.isdigit() else None}, path)
+        if tokenizer_id is not None and self.metadata["tokenizer_id"] != tokenizer_id:
+            raise StoreError(
+                f"shard {path} was made with tokenizer {self.metadata['tokenizer_id']}, "
+                f"wanted is {tokenizer_id}"
+            )
+        column = batch.column("input_ids")
+        self.tokens: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=True)
+        self.offsets: npt.NDArray[np.int64] = column.offsets.to_numpy(zero_copy_only=True)
+        self.text_bytes: npt.NDArray[np.int64] = batch.column("text_bytes").to_numpy()
+        self.hashes: npt.NDArray[np.uint64] = batch.column("hash").to_numpy()
+
+    def __len__(self) -> int:
+        """Documents."""
+        return len(self.offsets) - 1
+
+    def verify(self) -> None:
+        """Raise StoreError unless ids and document boundaries are those that were written."""
+        if _checksum(self.tokens, self.offsets) != self.metadata["checksum"]:
+            raise StoreError(f"shard {self.path} is damaged: its ids do not match its checksum")

@@ -1,0 +1,308 @@
+"""The store: one folder that holds everything made, and the ways anything is written into it.
+
+    tokenizers/<id>/  shards/<key>/  datasets/<id>/manifest.json  runs/<run>/...
+
+A folder is sealed: it is written under a temporary name, its manifest.json lists size and hash of
+every file, all is synced, and one rename puts it in place. So a folder under its final name is
+whole, and ``open_sealed`` proves it. Temporary names carry their owner (host, boot, process), and only
+those of dead owners are swept. Locks are flock(2) locks: they die with the process that holds them.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lmcore.errors import RunError, StoreError, no_space_named
+
+FORMAT_VERSION = 1
+"""Of everything in the store. It is part of every fingerprint: a new version never meets old work."""
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+_log = logging.getLogger(__name__)
+
+
+class Output(BaseModel):
+    """What a stage hands to the next: ids, paths and figures, small enough for JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def verify(self) -> None:
+        """Raise ``StoreError`` unless everything this speaks of is on disk, whole and unchanged."""
+        raise NotImplementedError(f"{type(self).__name__} has nothing on disk to verify")
+
+
+def prepare_store(store: Path) -> Path:
+    """Create the store if need be, sweep what dead processes left, and return its absolute path.
+
+    Raises StoreError when it was written by a newer version of this package, or is not a folder.
+    """
+    store = store.expanduser().absolute()
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreError(
+            f"store {store} is not a folder: give another --store or LM_STORE"
+        ) from error
+    except PermissionError as error:
+        raise StoreError(
+            f"store {store} cannot be created: permission denied. Give a --store you may write to"
+        ) from error
+    version_file = store / "format.json"
+    if version_file.exists():
+        check_version(_read_json(version_file), version_file)
+    else:
+        write_file(version_file, json_bytes({"format_version": FORMAT_VERSION}))
+    for folder in ("", "tokenizers", "shards", "datasets", "runs"):
+        sweep(store / folder)
+    return store
+
+
+def check_version(content: dict[str, Any], where: Path) -> None:
+    """Raise StoreError unless ``content`` was written in this or an older format."""
+    found = content.get("format_version")
+    if not isinstance(found, int) or found > FORMAT_VERSION:
+        raise StoreError(
+            f"{where} has format version {found}, this program reads up to {FORMAT_VERSION}: "
+            "update the program, or give another --store"
+        )
+
+
+def json_bytes(content: Any) -> bytes:
+    """Readable JSON, keys in the order given, UTF-8."""
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace ``path`` with ``content``: afterwards it holds the old bytes or the new, never a mix."""
+    temporary = path.parent / f"{_owner_prefix()}{path.name}"
+    with no_space_named(path.parent):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def sealed_folder(path: Path, about: Callable[[], dict[str, Any]]) -> Iterator[Path]:
+    """Yield an empty temporary folder; on success seal it and move it to ``path``.
+
+    ``about()`` is called after the body and gives what the manifest says besides format_version and
+    files. If another process put the same folder there first, theirs stays; a damaged one is
+    replaced. On any failure nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with no_space_named(path.parent):
+        temporary = Path(tempfile.mkdtemp(prefix=_owner_prefix(), dir=path.parent))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            _seal(temporary, about())
+            if path.exists():
+                try:
+                    open_sealed(path)
+                    return
+                except StoreError:
+                    remove(path)
+            os.rename(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _seal(folder: Path, about: dict[str, Any]) -> None:
+    files = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        files[file.relative_to(folder).as_posix()] = {
+            "bytes": file.stat().st_size,
+            "blake2b": hash_file(file),
+        }
+        _sync_file(file)
+    for inner in [path for path in folder.rglob("*") if path.is_dir()]:
+        _sync_folder(inner)
+    write_file(folder / MANIFEST, manifest_bytes({**about, "files": files}))
+
+
+def manifest_bytes(content: dict[str, Any]) -> bytes:
+    """A manifest that knows its own checksum."""
+    content = {"format_version": FORMAT_VERSION, **content}
+    return json_bytes({**content, "checksum": _checksum(content)})
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a sealed folder, its own checksum and format version checked.
+
+    Raises StoreError when it is missing, damaged or newer than this program.
+    """
+    path = folder / MANIFEST
+    content = _read_json(path)
+    check_version(content, path)
+    found = content.pop("checksum", None)
+    if found != _checksum(content):
+        raise StoreError(f"{path} is damaged: its content does not match its checksum")
+    return content
+
+
+def open_sealed(folder: Path) -> dict[str, Any]:
+    """Prove a sealed folder whole, reading every byte of it, and return its manifest.
+
+    Raises StoreError that names the first file that is missing, truncated or changed.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        file = folder / name
+        try:
+            size = file.stat().st_size
+        except FileNotFoundError:
+            raise StoreError(f"{file} is missing") from None
+        if size != expected["bytes"]:
+            raise StoreError(f"{file} has {size:,} bytes, written were {expected['bytes']:,}")
+        if hash_file(file) != expected["blake2b"]:
+            raise StoreError(f"{file} is damaged: its bytes are not those that were written")
+    return manifest
+
+
+def is_whole(folder: Path) -> bool:
+    """True if the sealed folder is there and proves whole; a damaged one is reported and removed.
+
+    For folders named by content, which can be made again from their inputs.
+    """
+    if not folder.exists():
+        return False
+    try:
+        open_sealed(folder)
+    except StoreError as error:
+        if "format version" in str(error):
+            raise
+        _log.warning("making %s again: %s", folder.name, error)
+        remove(folder)
+        return False
+    return True
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder so that nobody sees it half gone: renamed aside first."""
+    aside = folder.parent / f"{_owner_prefix()}removed-{time.monotonic_ns()}-{folder.name}"
+    try:
+        os.rename(folder, aside)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(aside)
+
+
+def hash_file(path: Path) -> str:
+    """Hash of the bytes of a file, 32 hexadecimal digits (BLAKE2b, 128 bits)."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing") from None
+    except NotADirectoryError:
+        raise StoreError(f"{path.parent} is not a folder") from None
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise StoreError(f"{path} is damaged: it holds no JSON object")
+    return content
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_sync_folder = _sync_file
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _owner_prefix() -> str:
+    host = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+    return f"{_TEMPORARY}{host}-{_boot_id()[:8]}-{os.getpid()}-"
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporaries in ``folder`` whose owner, a process of this host, is dead."""
+    if not folder.is_dir():
+        return
+    host, boot, _ = _owner_prefix().removeprefix(_TEMPORARY).split("-")[:3]
+    for path in folder.glob(f"{_TEMPORARY}{host}-*"):
+        _, owner_boot, pid = path.name.removeprefix(_TEMPORARY).split("-")[:3]
+        if owner_boot == boot and _alive(int(pid)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def locked(path: Path, when_locked: Literal["wait", "refuse"]) -> Iterator[None]:
+    """Hold the lock file ``path``; it says who holds it.
+
+    Raises RunError when another process holds it and ``when_locked`` is "refuse".
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            if when_locked == "refuse":
+                raise RunError(
+                    f"{path.parent} is in use by {owner}: wait for it to end, or start with --when_locked wait"
+                ) from None
+            _log.info("waiting: %s is in use by %s", path.parent, owner)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate()
+        owner_now = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot_id()}
+        file.write(json.dumps(owner_now))
+        file.flush()
+        yield

@@ -1,0 +1,343 @@
+"""The training loop, from top to bottom.
+
+``train`` continues a run from its newest checkpoint, or starts it, or returns at once what is finished. The
+batches, the learning rate and the moments of validation are pure functions of the step, so on a CPU a run that was
+interrupted anywhere ends with the same weights, to the last bit, as one that was not.
+
+The CPU waits for the GPU at three places only: logging, validation and checkpoints.
+
+Shapes: B blocks in a batch, T tokens in a block, V pieces in the vocabulary.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from lmcore.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from lmcore.config import TrainConfig
+from lmcore.dataset import TokenStream, loader
+from lmcore.device import autocast, choose_device, choose_precision
+from lmcore.errors import StoppedError, StoreError, TrainingError
+from lmcore.evaluate import Scorer
+from lmcore.metrics import MetricsWriter, Row
+from lmcore.model import build_model, freeze_all_but, parameter_count
+from lmcore.optim import build_optimizer, learning_rate
+from lmcore.run import Run
+from lmcore.store import Output, json_bytes, locked, open_sealed, write_file
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingResult(Output):
+    """A finished training."""
+
+    run: str
+    folder: Path
+    step: int
+    tokens: int
+    """Tokens trained on, counted each time they were."""
+    train_loss: float
+    """Nats per token, mean over the last log interval."""
+    validation_loss: float
+    """Nats per token on the documents that were scored while training."""
+    tokens_per_second: float
+    """Over all training steps, validation and checkpoints left out."""
+    parameters: int
+    trainable_parameters: int
+    device: str
+    precision: str
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / f"step-{self.step:08d}"
+
+    def verify(self) -> None:
+        open_sealed(self.checkpoint)
+        if _finished(self.folder) != self:
+            raise StoreError(f"{self.folder / 'training.json'} is missing or says something else")
+
+
+@dataclass
+class State:
+    """What a checkpoint says besides tensors."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    """Over the ``loss_steps`` steps since the last log row."""
+    loss_steps: int = 0
+    train_loss: float = math.nan
+    validation_loss: float = math.nan
+
+
+def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult:
+    """Train ``run`` to its end. ``should_stop`` is asked after every step.
+
+    Raises StoppedError after saving a checkpoint when ``should_stop`` said so, TrainingError when the loss is no
+    longer a number, RunError when the run is in use.
+    """
+    with locked(run.lock, run.config.when_locked):
+        finished = _finished(run.folder)
+        if finished is not None and newest_checkpoint(run.checkpoints) == finished.checkpoint:
+            return finished
+        return _Training(run).finish(should_stop)
+
+
+def _finished(folder: Path) -> TrainingResult | None:
+    try:
+        content = json.loads((folder / "training.json").read_bytes())
+        return TrainingResult.model_validate({**content, "folder": folder})
+    except (OSError, ValueError):
+        return None
+
+
+def load_trained(training: TrainingResult) -> tuple[Run, PreTrainedModel]:
+    """The run and its model with the weights of the last step, on the device that ``auto`` gives."""
+    from lmcore.checkpoint import load_weights
+
+    run = Run.open(training.folder)
+    model = _new_model(run)
+    load_weights(training.checkpoint, model)
+    model.to(choose_device(run.config.train.device))
+    return run, model
+
+
+def _new_model(run: Run) -> PreTrainedModel:
+    tokenizer = run.tokenizer_info
+    return build_model(
+        run.config.model,
+        vocab_size=tokenizer.vocab_size,
+        block_size=run.config.dataset.block_size,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        seed=run.config.train.seed,
+    )
+
+
+def scorer(run: Run, model: PreTrainedModel) -> Scorer:
+    """Scores documents as this run does, while training and after."""
+    device = choose_device(run.config.train.device)
+    return Scorer(
+        model=model,
+        device=device,
+        precision=choose_precision(run.config.train.precision, device),
+        block_size=run.config.dataset.block_size,
+        batch_size=run.config.train.batch_size,
+        eos_id=run.tokenizer_info.eos_id,
+    )
+
+
+class _Training:
+    """The parts of one training, put together; ``finish`` is the loop."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.config: TrainConfig = run.config.train
+        self.device = choose_device(self.config.device)
+        self.precision = choose_precision(self.config.precision, self.device)
+        self.stream = TokenStream(run.dataset_folder, "train")
+        self.model = _new_model(run).to(self.device)
+        freeze_all_but(self.model, self.config.trainable)
+        self.optimizer = build_optimizer(self.model, self.config)
+        saved = load_checkpoint(run.checkpoints, self.model, self.optimizer)
+        self.state = State(**saved) if saved else State()
+        self.metrics = MetricsWriter(run.metrics, self.state.step)
+        self.score = scorer(run, self.model)
+        self.validation = _first_documents(run, self.config.validation_tokens)
+        self.blocks = self.stream.block_count(run.config.dataset.block_size)
+        self.total_steps = planned_steps(self.config, self.blocks)
+        _log.info(
+            "%s: %s parameters on %s in %s, step %d of %d, %d blocks an epoch",
+            run.folder.name,
+            f"{parameter_count(self.model):,}",
+            self.device,
+            self.precision,
+            self.state.step,
+            self.total_steps,
+            self.blocks,
+        )
+
+    def finish(self, should_stop: Callable[[], bool]) -> TrainingResult:
+        state, config = self.state, self.config
+        self.model.train()
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.device)
+        saved_step = state.step
+        self.clock = _Clock()
+        for batch in self._batches():
+            rate = learning_rate(state.step, self.total_steps, config)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = self._loss(batch)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+            state.step += 1
+            state.tokens += batch["labels"].numel()
+            state.loss_steps += 1
+            loss_sum += loss.detach()
+            is_last = state.step == self.total_steps
+            if state.step % config.log_every == 0 or is_last:
+                self._log(loss_sum.item(), rate, norm.item())
+                loss_sum.zero_()
+            if self._is_validation_step():
+                self._validate()
+            stopping = not is_last and should_stop()
+            if state.step % config.checkpoint_every == 0 or is_last or stopping:
+                state.loss_sum = loss_sum.item()
+                self._save()
+                saved_step = state.step
+            if stopping:
+                raise StoppedError(
+                    f"training stopped on request after step {state.step} of {self.total_steps}, checkpoint "
+                    "saved: the same command continues"
+                )
+        assert saved_step == self.total_steps
+        return self._result()
+
+    def _batches(self) -> Any:
+        size = self.config.batch_size
+        return loader(
+            self.stream,
+            self.run.config.dataset.block_size,
+            size,
+            first_block=self.state.step * size,
+            last_block=self._last_block(),
+            seed=self.config.seed,
+            shuffle=self.run.config.dataset.shuffle,
+        )
+
+    def _last_block(self) -> int:
+        if self.config.max_steps:
+            return self.total_steps * self.config.batch_size
+        return math.ceil(self.config.epochs * self.blocks)
+
+    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean cross-entropy in nats per token, computed in fp32."""
+        inputs_BT = batch["input_ids"].to(self.device, non_blocking=True)
+        labels_BT = batch["labels"].to(self.device, non_blocking=True)
+        with autocast(self.precision, self.device):
+            logits_BTV = self.model(input_ids=inputs_BT, use_cache=False).logits
+        return cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten())
+
+    def _is_validation_step(self) -> bool:
+        """Every validate_every steps, at the end of each epoch, and at the last step."""
+        step, size = self.state.step, self.config.batch_size
+        every = self.config.validate_every or max(1, self.total_steps // 10)
+        ends_epoch = step * size // self.blocks > (step - 1) * size // self.blocks
+        return step % every == 0 or ends_epoch or step == self.total_steps
+
+    def _log(self, loss_sum: float, rate: float, norm: float) -> None:
+        state = self.state
+        loss = loss_sum / state.loss_steps
+        state.seconds += (seconds := self.clock.lap())
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} after step {state.step}: lower train.learning_rate (now "
+                f"{self.config.learning_rate}) or clip harder (train.grad_clip), then start with --fresh"
+            )
+        tokens = state.loss_steps * self.config.batch_size * self.run.config.dataset.block_size
+        state.train_loss, state.loss_steps = loss, 0
+        self._write(
+            "train",
+            loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens_per_second=tokens / seconds,
+        )
+
+    def _validate(self) -> None:
+        self.state.seconds += self.clock.lap()
+        score = self.score(self.validation)
+        self.state.validation_loss = score.nats_per_token
+        self._write("validation", loss=score.nats_per_token, bits_per_byte=score.bits_per_byte)
+        self.clock.lap()
+
+    def _write(self, kind: str, **figures: float) -> None:
+        row: Row = {
+            "kind": kind,
+            "step": self.state.step,
+            "total_steps": self.total_steps,
+            "tokens": self.state.tokens,
+            "epoch": self.state.step * self.config.batch_size / self.blocks,
+        }
+        self.metrics.write({**row, **figures})
+
+    def _save(self) -> None:
+        self.state.seconds += self.clock.lap()
+        save_checkpoint(
+            self.run.checkpoints,
+            self.state.step,
+            self.model,
+            self.optimizer,
+            asdict(self.state),
+            self.config.keep_checkpoints,
+        )
+        self.clock.lap()
+
+    def _result(self) -> TrainingResult:
+        state = self.state
+        result = TrainingResult(
+            run=self.run.folder.name,
+            folder=self.run.folder,
+            step=state.step,
+            tokens=state.tokens,
+            train_loss=state.train_loss,
+            validation_loss=state.validation_loss,
+            tokens_per_second=state.tokens / state.seconds,
+            parameters=parameter_count(self.model),
+            trainable_parameters=parameter_count(self.model, trainable_only=True),
+            device=str(self.device),
+            precision=self.precision,
+        )
+        write_file(
+            self.run.folder / "training.json",
+            json_bytes(result.model_dump(mode="json", exclude={"folder"})),
+        )
+        return result
+
+
+def planned_steps(config: TrainConfig, blocks: int) -> int:
+    """Optimizer steps: max_steps, or as many as the epochs have batches (the last may be short)."""
+    if config.max_steps:
+        return config.max_steps
+    return max(1, math.ceil(math.ceil(config.epochs * blocks) / config.batch_size))
+
+
+def _first_documents(run: Run, tokens: int) -> list[Any]:
+    """Validation documents in the order of their hashes, until they hold ``tokens`` tokens."""
+    documents = sorted(
+        TokenStream(run.dataset_folder, "validation").documents(), key=lambda document: document[2]
+    )
+    chosen, count = [], 0
+    for document in documents:
+        if chosen and count >= tokens:
+            break
+        chosen.append(document)
+        count += len(document[0])
+    return chosen
+
+
+class _Clock:
+    """Splits time into laps."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last call."""
+        now = time.perf_counter()
+        seconds, self._start = now - self._start, now
+        return seconds
