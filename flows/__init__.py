@@ -1,0 +1,11 @@
+"""Prefect flows: which stage comes when.
+
+The settings below are defaults for a machine where nothing is configured; they must be set before
+Prefect is imported. The embedded server's first start, with its migrations, outlasts Prefect's own time-out.
+"""
+
+import os
+
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from lmcore.errors import StoreError
+from lmcore.model import new_model
+from lmcore.run import Run
 from lmcore.store import json_bytes, open_sealed, remove, sealed_folder
 
 State = dict[str, Any]
@@ -40,9 +43,7 @@ def save_checkpoint(
         remove(old)
 
 
-def load_checkpoint(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> State | None:
+def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State | None:
     """Restore the newest whole checkpoint under ``folder`` and return its state; None if there is none."""
     path = newest_checkpoint(folder)
     if path is None:
@@ -71,14 +72,20 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def trained_model(run: Run, checkpoint: Path) -> PreTrainedModel:
+    """The run's model with the weights of a checkpoint folder."""
+    model = new_model(run)
+    load_weights(checkpoint, model)
+    return model
+
+
 def load_weights(path: Path, model: torch.nn.Module) -> None:
     """Copy the weights of a checkpoint folder into ``model``."""
     saved = load_file(path / "model.safetensors")
     own = _model_tensors(model)
     if saved.keys() != own.keys():
         raise StoreError(
-            f"checkpoint {path} is of another model: {sorted(saved.keys() ^ own.keys())[:4]} stand "
-            "on one side only"
+            f"checkpoint {path} is of another model: {sorted(saved.keys() ^ own.keys())[:4]} stand on one side only"
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -94,9 +101,7 @@ def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
 
 
-def _optimizer_tensors(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
         f"{name}/{key}": value.contiguous()
         for name, parameter in model.named_parameters()
@@ -104,9 +109,7 @@ def _optimizer_tensors(
     }
 
 
-def _load_optimizer(
-    tensors: dict[str, torch.Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def _load_optimizer(tensors: dict[str, torch.Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     parameters = dict(model.named_parameters())
     for entry, tensor in tensors.items():
         name, key = entry.rsplit("/", 1)

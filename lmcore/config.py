@@ -39,9 +39,7 @@ def view(default: Any, **constraints: Any) -> Any:
 class Section(BaseModel):
     """Base of all settings: frozen, no unknown keys, docstrings as descriptions."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
 class CorpusConfig(Section):
@@ -134,9 +132,7 @@ class ModelConfig(Section):
                 f"(here {self.architecture}, heads {self.heads})"
             )
         if self.architecture != "gpt2" and (self.width // self.heads) % 2:
-            raise ValueError(
-                f"width / heads = {self.width // self.heads} is odd; rotary positions need it even"
-            )
+            raise ValueError(f"width / heads = {self.width // self.heads} is odd; rotary positions need it even")
         return self
 
 
@@ -192,9 +188,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _rates_fit(self) -> Self:
         if self.schedule == "cosine" and self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}"
-            )
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
         return self
 
 
@@ -257,9 +251,7 @@ def result_fields(section: BaseModel) -> dict[str, Any]:
         if isinstance(extra, dict) and extra.get("role", "result") != "result":
             continue
         value = getattr(section, name)
-        fields[name] = (
-            result_fields(value) if isinstance(value, BaseModel) else _json(section, name)
-        )
+        fields[name] = result_fields(value) if isinstance(value, BaseModel) else _json(section, name)
     return fields
 
 

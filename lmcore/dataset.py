@@ -98,9 +98,7 @@ class BlockDataset(IterableDataset[Block]):
         return cls.from_texts(tokenizer, _Lines(Path(path)), block_size, drop_last, eos_token_id)
 
     @classmethod
-    def from_shards(
-        cls, dataset: Path, block_size: int, split: str = "train", drop_last: bool = True
-    ) -> Self:
+    def from_shards(cls, dataset: Path, block_size: int, split: str = "train", drop_last: bool = True) -> Self:
         """The blocks of a tokenized dataset (a folder datasets/<id>) in stored order."""
         stream = TokenStream(dataset, split)
         return cls(lambda: (array.tolist() for array in stream.segments), block_size, drop_last)
@@ -154,9 +152,7 @@ class BufferedShuffleDataset(IterableDataset[Any]):
     ``buffer_size`` items a worker.
     """
 
-    def __init__(
-        self, dataset: IterableDataset[Any], buffer_size: int = 100, seed: int = 0
-    ) -> None:
+    def __init__(self, dataset: IterableDataset[Any], buffer_size: int = 100, seed: int = 0) -> None:
         if buffer_size < 1:
             raise ValueError(f"buffer_size is {buffer_size}, needs at least 1")
         self.dataset = dataset
@@ -200,9 +196,7 @@ class TokenStream:
         self._shards: list[tuple[Shard, npt.NDArray[np.bool_]]] = []
         self.segments: list[npt.NDArray[Any]] = []
         for chunk in manifest["chunks"]:
-            shard = Shard(
-                shard_path(shards_folder / chunk["key"], split), manifest["tokenizer_id"]
-            )
+            shard = Shard(shard_path(shards_folder / chunk["key"], split), manifest["tokenizer_id"])
             kept = np.ones(len(shard), dtype=np.bool_)
             if split == "train":
                 kept[chunk["dropped"]] = False
@@ -315,7 +309,5 @@ def loader(
                 inside = positions // n == epoch
                 order[inside] = shuffled(order[inside], n, seed, epoch)
         for offset in range(0, len(order), batch_size):
-            rows = torch.from_numpy(
-                stream.gather(order[offset : offset + batch_size], block_size).astype(np.int64)
-            )
+            rows = torch.from_numpy(stream.gather(order[offset : offset + batch_size], block_size).astype(np.int64))
             yield {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}

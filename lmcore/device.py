@@ -13,7 +13,7 @@ def choose_device(name: Literal["auto", "cuda", "mps", "cpu"]) -> torch.device:
 
     Raises ConfigError when the named one is not there.
     """
-    there = {
+    there: dict[Literal["auto", "cuda", "mps", "cpu"], bool] = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
@@ -25,9 +25,7 @@ def choose_device(name: Literal["auto", "cuda", "mps", "cpu"]) -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(
-    name: Literal["auto", "fp32", "bf16"], device: torch.device
-) -> Literal["fp32", "bf16"]:
+def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
     """auto is bf16 on a GPU with bf16 units, where it pays off, and fp32 elsewhere."""
     if name != "auto":
         return name
@@ -35,9 +33,7 @@ def choose_precision(
     return "bf16" if gains else "fp32"
 
 
-def autocast(
-    precision: Literal["fp32", "bf16"], device: torch.device
-) -> AbstractContextManager[object]:
+def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> AbstractContextManager[object]:
     """The context in which the model's forward pass runs. Weights and losses stay fp32."""
     if precision == "fp32":
         return nullcontext()

@@ -170,13 +170,9 @@ def scan(config: CorpusConfig) -> Scan:
     is found.
     """
     if not config.paths:
-        raise CorpusError(
-            "corpus.paths is empty: give files, folders or globs, for example --corpus.paths my_texts/"
-        )
+        raise CorpusError("corpus.paths is empty: give files, folders or globs, for example --corpus.paths my_texts/")
     files, ignored = _find(config.paths, config, "corpus.paths")
-    held_out, validation_ignored = _find(
-        config.validation_paths, config, "corpus.validation_paths"
-    )
+    held_out, validation_ignored = _find(config.validation_paths, config, "corpus.validation_paths")
     return Scan(
         files=[_source_file(path) for real, path in files.items() if real not in held_out],
         validation_files=[_source_file(path) for path in held_out.values()],
@@ -196,9 +192,7 @@ def describe(found: Scan, config: CorpusConfig) -> Corpus:
     def content(files: list[SourceFile]) -> list[list[str]]:
         return sorted([file.kind, file.blake2b] for file in files)
 
-    corpus_id = fingerprint(
-        FORMAT_VERSION, reading, content(found.files), content(found.validation_files)
-    )
+    corpus_id = fingerprint(FORMAT_VERSION, reading, content(found.files), content(found.validation_files))
     everything = found.files + found.validation_files
     return Corpus(
         id=corpus_id,
@@ -276,11 +270,7 @@ def _walk(folder: Path, config: CorpusConfig) -> tuple[list[str], int]:
         folders[:] = sorted(name for name in folders if not _left_out(name, config.exclude))
         for name in names:
             path = os.path.join(root, name)
-            if (
-                _left_out(name, config.exclude)
-                or not _matches(name, config.include)
-                or not os.path.isfile(path)
-            ):
+            if _left_out(name, config.exclude) or not _matches(name, config.include) or not os.path.isfile(path):
                 ignored += 1
             else:
                 files.append(path)
@@ -342,9 +332,7 @@ def read_documents(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> It
     if blocks.problem:
         ledger.skipped.append(Skip(file.path, offset, 0, blocks.problem))
     if blocks.blake2b != file.blake2b:
-        raise CorpusError(
-            f"{file.path} changed while it was read: start again when nobody writes to it"
-        )
+        raise CorpusError(f"{file.path} changed while it was read: start again when nobody writes to it")
 
 
 @dataclass(slots=True)
@@ -364,7 +352,7 @@ def _skip(ledger: Ledger, file: SourceFile, offset: int, piece: _Piece, reason: 
     ledger.separator_bytes += piece.length - length
 
 
-def _pieces(stream: io.BufferedReader, file: SourceFile, config: CorpusConfig) -> Iterator[_Piece]:
+def _pieces(stream: io.BufferedReader[Any], file: SourceFile, config: CorpusConfig) -> Iterator[_Piece]:
     unit = config.document
     if file.is_jsonl:
         unit = "line"
@@ -377,7 +365,7 @@ def _pieces(stream: io.BufferedReader, file: SourceFile, config: CorpusConfig) -
     return lines if unit == "line" else _paragraphs(lines, limit)
 
 
-def _whole(stream: io.BufferedReader, limit: int) -> Iterator[_Piece]:
+def _whole(stream: io.BufferedReader[Any], limit: int) -> Iterator[_Piece]:
     content = stream.read(limit + 1)
     length = len(content)
     while block := stream.read(_READ_BYTES):
@@ -386,7 +374,7 @@ def _whole(stream: io.BufferedReader, limit: int) -> Iterator[_Piece]:
         yield _Piece(content, length, reaches_end=True, is_too_long=length > limit)
 
 
-def _lines(stream: io.BufferedReader, limit: int) -> Iterator[_Piece]:
+def _lines(stream: io.BufferedReader[Any], limit: int) -> Iterator[_Piece]:
     """Lines; the content of a blank one is empty, and a line end is LF or CR LF."""
     while line := stream.readline(limit + 2):
         length = len(line)

@@ -7,17 +7,20 @@ different tokenizers compare.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn.functional import cross_entropy
 
-from lmcore.dataset import IGNORED_LABEL
-from lmcore.device import autocast
-from lmcore.store import Output
+from lmcore.checkpoint import trained_model
+from lmcore.dataset import IGNORED_LABEL, TokenStream
+from lmcore.device import autocast, choose_device, choose_precision
+from lmcore.run import Run
+from lmcore.store import Record
 
 _SORTED_BATCHES = 64
 """Windows of this many batches are sorted by length together, so that little padding is computed."""
@@ -25,11 +28,13 @@ _SORTED_BATCHES = 64
 Window = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
-class Score(Output):
+@dataclass(frozen=True)
+class Score:
     """The outcome of scoring some documents."""
 
     documents: int
     tokens: int
+    """Ids that were predicted: those of the documents and an EOS for each."""
     text_bytes: int
     nats: float
 
@@ -39,15 +44,45 @@ class Score(Output):
 
     @property
     def perplexity(self) -> float:
-        return math.exp(min(700.0, self.nats_per_token))
+        """exp(nats per token); infinite where that is beyond a float."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
         """Bits for the whole text, its EOS included, over the bytes of the text."""
         return self.nats / math.log(2) / self.text_bytes
 
-    def verify(self) -> None:
-        """A score is figures only; the evaluation that holds it is verified by its run."""
+
+class Evaluation(Record):
+    """The whole validation split, scored by the trained model."""
+
+    file_name = "evaluation.json"
+    step: int
+    documents: int
+    tokens: int
+    text_bytes: int
+    nats: float
+    nats_per_token: float
+    perplexity: float
+    bits_per_byte: float
+
+
+def evaluate(run: Run, checkpoint: Path, step: int) -> Evaluation:
+    """Score every validation document with the weights of a checkpoint, or return the score already there."""
+    found = Evaluation.load(run.folder)
+    if found is not None and found.step == step:
+        return found
+    score_documents = Scorer.of_run(run, trained_model(run, checkpoint))
+    score_documents.model.to(score_documents.device)
+    score = score_documents(TokenStream(run.dataset_folder, "validation").documents())
+    return Evaluation(
+        folder=run.folder,
+        step=step,
+        nats_per_token=score.nats_per_token,
+        perplexity=score.perplexity,
+        bits_per_byte=score.bits_per_byte,
+        **asdict(score),
+    ).save()
 
 
 @dataclass(frozen=True)
@@ -60,6 +95,19 @@ class Scorer:
     block_size: int
     batch_size: int
     eos_id: int
+
+    @classmethod
+    def of_run(cls, run: Run, model: torch.nn.Module) -> Self:
+        """Scores as the run does, while training and after."""
+        device = choose_device(run.config.train.device)
+        return cls(
+            model=model,
+            device=device,
+            precision=choose_precision(run.config.train.precision, device),
+            block_size=run.config.dataset.block_size,
+            batch_size=run.config.train.batch_size,
+            eos_id=run.tokenizer_info.eos_id,
+        )
 
     @torch.no_grad()
     def __call__(self, documents: Iterable[tuple[npt.NDArray[Any], int, int]]) -> Score:

@@ -14,9 +14,7 @@ from lmcore.tokenizer import Tokenizer
 
 
 @torch.no_grad()
-def generate(
-    model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig, block_size: int
-) -> str:
+def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig, block_size: int) -> str:
     """The prompt and what the model writes after it, to the end of the document at most.
 
     The model sees the last ``block_size`` tokens, the document's beginning (EOS) among them while it fits.

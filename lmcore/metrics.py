@@ -27,6 +27,18 @@ def read_metrics(path: Path) -> list[Row]:
     return rows
 
 
+def last_standing(path: Path) -> tuple[int, int, str] | None:
+    """(steps done, steps in all, a note with loss and speed) by the last rows; None before the first."""
+    rows = read_metrics(path)[-2:]
+    if not rows:
+        return None
+    trained = next((row for row in reversed(rows) if row["kind"] == "train"), None)
+    note = f"loss {rows[-1]['loss']:.3f}"
+    if trained is not None:
+        note = f"loss {trained['loss']:.3f}, {trained['tokens_per_second']:,.0f} tokens/s"
+    return rows[-1]["step"], rows[-1]["total_steps"], note
+
+
 class MetricsWriter:
     """Appends rows. Opening it drops the rows after ``step``, which training is about to make again."""
 

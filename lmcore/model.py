@@ -7,31 +7,30 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lmcore.config import ModelConfig
 from lmcore.errors import ConfigError
+from lmcore.run import Run
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-def build_model(
-    config: ModelConfig, *, vocab_size: int, block_size: int, eos_id: int, pad_id: int, seed: int
-) -> PreTrainedModel:
-    """A model with weights drawn from ``seed``; its longest context is ``block_size`` tokens.
+def new_model(run: Run) -> PreTrainedModel:
+    """The run's model with weights drawn from its seed; its longest context is one block.
 
     A document begins after the EOS of the one before, so EOS is the model's BOS as well.
     """
+    config, tokenizer = run.config.model, run.tokenizer_info
     gated = config.architecture != "gpt2"
     fields: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "max_position_embeddings": block_size,
+        "vocab_size": tokenizer.vocab_size,
+        "max_position_embeddings": run.config.dataset.block_size,
         "num_hidden_layers": config.layers,
         "hidden_size": config.width,
         "num_attention_heads": config.heads,
         "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
-        "pad_token_id": pad_id,
+        "bos_token_id": tokenizer.eos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
         "use_cache": True,
     }
     if gated:
@@ -48,11 +47,9 @@ def build_model(
             "embd_pdrop": config.dropout,
             "attn_pdrop": config.dropout,
         }
-    torch.manual_seed(seed)
+    torch.manual_seed(run.config.train.seed)
     settings = AutoConfig.for_model(config.architecture, **fields)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        settings, attn_implementation="sdpa", dtype=torch.float32
-    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa", dtype=torch.float32)
     return model
 
 

@@ -40,6 +40,11 @@ def run_name(config: RunConfig, dataset: Dataset) -> str:
     return f"{model.architecture}-{model.layers}x{model.width}-{identity}"
 
 
+def run_key(config: RunConfig, dataset: Dataset) -> str:
+    """The run's name and identity, for caches: a named run may be begun again with other settings."""
+    return f"{run_name(config, dataset)}-{fingerprint(run_identity(config, dataset))}"
+
+
 @dataclass(frozen=True)
 class Run:
     """An opened run folder."""
@@ -95,9 +100,7 @@ class Run:
         return Tokenizer(self.tokenizer_folder)
 
 
-def prepare_run(
-    config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path, fresh: bool = False
-) -> Run:
+def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path, fresh: bool = False) -> Run:
     """Create the run's folder, or find it. ``fresh`` empties it first.
 
     Raises RunError when a run of that name was started with other settings or other data, and shows

@@ -45,9 +45,7 @@ def write_shard(
 ) -> None:
     """Write documents, one array of ids each, to ``path``; an EOS is appended to every one."""
     eos = np.array([eos_id], dtype=dtype)
-    tokens = np.concatenate([part for array in ids for part in (array, eos)] or [eos[:0]]).astype(
-        dtype, copy=False
-    )
+    tokens = np.concatenate([part for array in ids for part in (array, eos)] or [eos[:0]]).astype(dtype, copy=False)
     offsets = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum([len(array) + 1 for array in ids], out=offsets[1:])
     columns = {
@@ -70,8 +68,8 @@ def write_shard(
 
 
 def _checksum(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> str:
-    digest = hashlib.blake2b(tokens.view(np.uint8), digest_size=16)
-    digest.update(offsets.view(np.uint8))
+    digest = hashlib.blake2b(tokens.view(np.uint8).data, digest_size=16)
+    digest.update(offsets.view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -96,8 +94,7 @@ class Shard:
         check_version({"format_version": int(version) if version.isdigit() else None}, path)
         if tokenizer_id is not None and self.metadata["tokenizer_id"] != tokenizer_id:
             raise StoreError(
-                f"shard {path} was made with tokenizer {self.metadata['tokenizer_id']}, "
-                f"wanted is {tokenizer_id}"
+                f"shard {path} was made with tokenizer {self.metadata['tokenizer_id']}, wanted is {tokenizer_id}"
             )
         column = batch.column("input_ids")
         self.tokens: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=True)

@@ -13,9 +13,7 @@ import numpy.typing as npt
 _ROUNDS = 6
 
 
-def shuffled(
-    positions: npt.NDArray[np.int64], n: int, seed: int, epoch: int
-) -> npt.NDArray[np.int64]:
+def shuffled(positions: npt.NDArray[np.int64], n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """The items that stand at ``positions`` (each in 0..n-1) of epoch ``epoch``'s order.
 
     Cost: no memory beyond a few arrays of the input's size; 20-120 ns an item when thousands are
@@ -36,9 +34,7 @@ def _keys(n: int, seed: int, epoch: int) -> npt.NDArray[np.uint64]:
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
-def _network(
-    items: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.uint64]:
+def _network(items: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     shift, mask = np.uint64(half), np.uint64(2**half - 1)
     left, right = items >> shift, items & mask
     for key in keys:

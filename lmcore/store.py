@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -44,6 +44,33 @@ class Output(BaseModel):
         raise NotImplementedError(f"{type(self).__name__} has nothing on disk to verify")
 
 
+class Record(Output):
+    """An output that is kept as one JSON file in a run's folder."""
+
+    file_name: ClassVar[str]
+    folder: Path
+    """The run's folder; not part of the file, so that a store may be moved."""
+
+    def save(self) -> Self:
+        """Write the file and return this record."""
+        content = self.model_dump(mode="json", exclude={"folder"})
+        write_file(self.folder / self.file_name, json_bytes(content))
+        return self
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """The record in ``folder``; None when it is missing, damaged or of another form."""
+        try:
+            content = json.loads((folder / cls.file_name).read_bytes())
+            return cls.model_validate({**content, "folder": folder})
+        except (OSError, ValueError):
+            return None
+
+    def verify(self) -> None:
+        if self.load(self.folder) != self:
+            raise StoreError(f"{self.folder / self.file_name} is missing or says something else")
+
+
 def prepare_store(store: Path) -> Path:
     """Create the store if need be, sweep what dead processes left, and return its absolute path.
 
@@ -53,9 +80,7 @@ def prepare_store(store: Path) -> Path:
     try:
         store.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise StoreError(
-            f"store {store} is not a folder: give another --store or LM_STORE"
-        ) from error
+        raise StoreError(f"store {store} is not a folder: give another --store or LM_STORE") from error
     except PermissionError as error:
         raise StoreError(
             f"store {store} cannot be created: permission denied. Give a --store you may write to"

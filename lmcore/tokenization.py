@@ -7,11 +7,10 @@ Small files share chunks, in the order of their content; large files have chunks
 """
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from lmcore.documents import (
     read_documents,
     scan_again,
 )
-from lmcore.errors import CorpusError, StoreError
+from lmcore.errors import CorpusError
 from lmcore.shards import SPLITS, Shard, shard_path, write_shard
 from lmcore.store import (
     FORMAT_VERSION,
@@ -159,9 +158,7 @@ def _chunks(found: Scan, config: CorpusConfig, ledger: Ledger) -> Iterator[Chunk
         yield from _cut(found.files, f"hash:{config.validation_fraction}", config, ledger)
 
 
-def _cut(
-    files: list[SourceFile], split: str, config: CorpusConfig, ledger: Ledger
-) -> Iterator[Chunk]:
+def _cut(files: list[SourceFile], split: str, config: CorpusConfig, ledger: Ledger) -> Iterator[Chunk]:
     shortest, longest = config.chunk_bytes // 4, config.chunk_bytes * 4
     small = [file for file in files if file.stored_bytes < shortest]
     groups = [sorted(small, key=lambda file: (file.blake2b, file.path))]
@@ -233,7 +230,7 @@ class _Encoder:
     def _encode(self, chunk: Chunk, folder: Path) -> None:
         ids = self.tokenizer.encode_batch([d.text for d in chunk.documents], self.threads)
         of_document = chunk.splits()
-        counts = {}
+        counts: dict[str, Any] = {}
         with sealed_folder(folder, lambda: {"kind": "chunk", "splits": counts}) as temporary:
             for split in SPLITS:
                 rows = [row for row, name in enumerate(of_document) if name == split]
@@ -257,9 +254,7 @@ class _Encoder:
                 }
 
 
-def _encode_all(
-    chunks: Iterator[Chunk], encoder: _Encoder
-) -> Iterator[tuple[dict[str, Any], int]]:
+def _encode_all(chunks: Iterator[Chunk], encoder: _Encoder) -> Iterator[tuple[dict[str, Any], int]]:
     """Manifest entries in the order of the chunks; at most ``_ENCODERS`` + 1 chunks wait or run."""
     pending: deque[tuple[Future[dict[str, Any]], int]] = deque()
     pool = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
@@ -295,11 +290,7 @@ def _drop_validation_texts(entries: list[dict[str, Any]], store: Path) -> None:
 
 
 def _hashes(entries: list[dict[str, Any]], store: Path, *splits: str) -> Any:
-    shards = [
-        Shard(shard_path(store / "shards" / entry["key"], split))
-        for entry in entries
-        for split in splits
-    ]
+    shards = [Shard(shard_path(store / "shards" / entry["key"], split)) for entry in entries for split in splits]
     return np.concatenate([np.empty(0, np.uint64), *(shard.hashes for shard in shards)])
 
 
@@ -325,10 +316,7 @@ def _write_manifest(
     dataset_id = fingerprint(FORMAT_VERSION, tokenizer.id, content)
     folder = store / "datasets" / dataset_id
     totals = {
-        split: {
-            name: sum(entry[split][name] for entry in entries)
-            for name in ("documents", "tokens", "text_bytes")
-        }
+        split: {name: sum(entry[split][name] for entry in entries) for name in ("documents", "tokens", "text_bytes")}
         for split in SPLITS
     }
     manifest = {

@@ -45,8 +45,14 @@ _SPACE = "\u2581"
 _MAX_SENTENCE_BYTES = 4096
 # SentencePiece drops a sentence that holds a NUL or the mark it reserves for unknown pieces.
 _UNTRAINABLE = re.compile("[\0\u2585]")
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json")
-_TOKENIZER_FILES += ("vocab*", "merges.txt", "*.model")
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
 _log = logging.getLogger(__name__)
 
 
@@ -83,9 +89,7 @@ def identify(config: TokenizerConfig, corpus: Corpus) -> str:
     return fingerprint(FORMAT_VERSION, sorted([file.name, hash_file(file)] for file in files))
 
 
-def make_tokenizer(
-    config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, store: Path
-) -> TokenizerInfo:
+def make_tokenizer(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, store: Path) -> TokenizerInfo:
     """Train or load the tokenizer into ``store``, or return the one that is there already.
 
     Raises TokenizerError (no tokenizer there, or none that fits the settings) and CorpusError.
@@ -115,9 +119,7 @@ class Tokenizer:
         self.pad_id: int = manifest["pad_id"]
         self._sentencepiece = None
         if (folder / MODEL_FILE).exists():
-            self._sentencepiece = sentencepiece.SentencePieceProcessor(
-                model_file=str(folder / MODEL_FILE)
-            )
+            self._sentencepiece = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
         else:
             self._fast = _open_in_transformers(folder).backend_tokenizer
             self._fast.encode_special_tokens = True
@@ -130,9 +132,7 @@ class Tokenizer:
     def encode_batch(self, texts: list[str], threads: int = -1) -> list[npt.NDArray[Any]]:
         """One array of ids a text, without special ids. ``threads`` -1: one for each core."""
         if self._sentencepiece is not None:
-            arrays: list[npt.NDArray[Any]] = self._sentencepiece.encode(
-                texts, return_type="numpy", num_threads=threads
-            )
+            arrays: list[npt.NDArray[Any]] = self._sentencepiece.encode(texts, return_type="numpy", num_threads=threads)
             return arrays
         encodings = self._fast.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
@@ -152,9 +152,7 @@ class Tokenizer:
 # --- training ---
 
 
-def _train(
-    config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, folder: Path
-) -> dict[str, Any]:
+def _train(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, folder: Path) -> dict[str, Any]:
     texts, corpus_bytes = _training_texts(config, corpus_config, corpus)
     seen = _Counter()
     model = io.BytesIO()
@@ -193,9 +191,7 @@ def _train(
     }
 
 
-def _training_texts(
-    config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus
-) -> tuple[list[str], int]:
+def _training_texts(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus) -> tuple[list[str], int]:
     """Training documents in the order of their hashes, and the bytes of all there are.
 
     Above max_train_bytes the ones with the lowest hashes: the same whatever the order of files.
@@ -291,9 +287,7 @@ def _locate(source: str) -> Path:
 def _tokenizer_files(folder: Path) -> list[Path]:
     files = sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
     if not files:
-        raise TokenizerError(
-            f"tokenizer.source: {folder} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)})"
-        )
+        raise TokenizerError(f"tokenizer.source: {folder} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
     return files
 
 
@@ -352,9 +346,7 @@ def _open_in_transformers(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:
-        raise TokenizerError(
-            f"{folder} holds no tokenizer that transformers opens: {error}"
-        ) from error
+        raise TokenizerError(f"{folder} holds no tokenizer that transformers opens: {error}") from error
 
 
 # --- saving: one .model file, and the view of it that transformers opens ---
@@ -463,4 +455,12 @@ def _check_in_transformers(folder: Path, texts: list[str]) -> bool:
     return exact
 
 
-_PROBES = ["a  b", " lead", "\n\ttab\r\n", "\u3000\uff21\uff22 \u6f22\u5b57\u304b\u306a", "</s> <s>", "\U0001f600", "\u2581"]
+_PROBES = [
+    "a  b",
+    " lead",
+    "\n\ttab\r\n",
+    "\u3000\uff21\uff22 \u6f22\u5b57\u304b\u306a",
+    "</s> <s>",
+    "\U0001f600",
+    "\u2581",
+]

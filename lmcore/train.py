@@ -9,7 +9,6 @@ The CPU waits for the GPU at three places only: logging, validation and checkpoi
 Shapes: B blocks in a batch, T tokens in a block, V pieces in the vocabulary.
 """
 
-import json
 import logging
 import math
 import time
@@ -20,28 +19,27 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from lmcore.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from lmcore.config import TrainConfig
 from lmcore.dataset import TokenStream, loader
 from lmcore.device import autocast, choose_device, choose_precision
-from lmcore.errors import StoppedError, StoreError, TrainingError
+from lmcore.errors import StoppedError, TrainingError
 from lmcore.evaluate import Scorer
 from lmcore.metrics import MetricsWriter, Row
-from lmcore.model import build_model, freeze_all_but, parameter_count
+from lmcore.model import freeze_all_but, new_model, parameter_count
 from lmcore.optim import build_optimizer, learning_rate
 from lmcore.run import Run
-from lmcore.store import Output, json_bytes, locked, open_sealed, write_file
+from lmcore.store import Record, locked, open_sealed
 
 _log = logging.getLogger(__name__)
 
 
-class TrainingResult(Output):
+class TrainingResult(Record):
     """A finished training."""
 
+    file_name = "training.json"
     run: str
-    folder: Path
     step: int
     tokens: int
     """Tokens trained on, counted each time they were."""
@@ -61,9 +59,8 @@ class TrainingResult(Output):
         return self.folder / "checkpoints" / f"step-{self.step:08d}"
 
     def verify(self) -> None:
+        super().verify()
         open_sealed(self.checkpoint)
-        if _finished(self.folder) != self:
-            raise StoreError(f"{self.folder / 'training.json'} is missing or says something else")
 
 
 @dataclass
@@ -87,54 +84,10 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Training
     longer a number, RunError when the run is in use.
     """
     with locked(run.lock, run.config.when_locked):
-        finished = _finished(run.folder)
+        finished = TrainingResult.load(run.folder)
         if finished is not None and newest_checkpoint(run.checkpoints) == finished.checkpoint:
             return finished
         return _Training(run).finish(should_stop)
-
-
-def _finished(folder: Path) -> TrainingResult | None:
-    try:
-        content = json.loads((folder / "training.json").read_bytes())
-        return TrainingResult.model_validate({**content, "folder": folder})
-    except (OSError, ValueError):
-        return None
-
-
-def load_trained(training: TrainingResult) -> tuple[Run, PreTrainedModel]:
-    """The run and its model with the weights of the last step, on the device that ``auto`` gives."""
-    from lmcore.checkpoint import load_weights
-
-    run = Run.open(training.folder)
-    model = _new_model(run)
-    load_weights(training.checkpoint, model)
-    model.to(choose_device(run.config.train.device))
-    return run, model
-
-
-def _new_model(run: Run) -> PreTrainedModel:
-    tokenizer = run.tokenizer_info
-    return build_model(
-        run.config.model,
-        vocab_size=tokenizer.vocab_size,
-        block_size=run.config.dataset.block_size,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-        seed=run.config.train.seed,
-    )
-
-
-def scorer(run: Run, model: PreTrainedModel) -> Scorer:
-    """Scores documents as this run does, while training and after."""
-    device = choose_device(run.config.train.device)
-    return Scorer(
-        model=model,
-        device=device,
-        precision=choose_precision(run.config.train.precision, device),
-        block_size=run.config.dataset.block_size,
-        batch_size=run.config.train.batch_size,
-        eos_id=run.tokenizer_info.eos_id,
-    )
 
 
 class _Training:
@@ -146,13 +99,13 @@ class _Training:
         self.device = choose_device(self.config.device)
         self.precision = choose_precision(self.config.precision, self.device)
         self.stream = TokenStream(run.dataset_folder, "train")
-        self.model = _new_model(run).to(self.device)
+        self.model = new_model(run).to(self.device)
         freeze_all_but(self.model, self.config.trainable)
         self.optimizer = build_optimizer(self.model, self.config)
         saved = load_checkpoint(run.checkpoints, self.model, self.optimizer)
         self.state = State(**saved) if saved else State()
         self.metrics = MetricsWriter(run.metrics, self.state.step)
-        self.score = scorer(run, self.model)
+        self.score = Scorer.of_run(run, self.model)
         self.validation = _first_documents(run, self.config.validation_tokens)
         self.blocks = self.stream.block_count(run.config.dataset.block_size)
         self.total_steps = planned_steps(self.config, self.blocks)
@@ -172,14 +125,14 @@ class _Training:
         self.model.train()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.device)
-        saved_step = state.step
         self.clock = _Clock()
+        self.logged = (state.tokens, state.seconds)
         for batch in self._batches():
             rate = learning_rate(state.step, self.total_steps, config)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             loss = self._loss(batch)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -198,13 +151,11 @@ class _Training:
             if state.step % config.checkpoint_every == 0 or is_last or stopping:
                 state.loss_sum = loss_sum.item()
                 self._save()
-                saved_step = state.step
             if stopping:
                 raise StoppedError(
                     f"training stopped on request after step {state.step} of {self.total_steps}, checkpoint "
                     "saved: the same command continues"
                 )
-        assert saved_step == self.total_steps
         return self._result()
 
     def _batches(self) -> Any:
@@ -242,20 +193,22 @@ class _Training:
     def _log(self, loss_sum: float, rate: float, norm: float) -> None:
         state = self.state
         loss = loss_sum / state.loss_steps
-        state.seconds += (seconds := self.clock.lap())
+        state.seconds += self.clock.lap()
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss} after step {state.step}: lower train.learning_rate (now "
                 f"{self.config.learning_rate}) or clip harder (train.grad_clip), then start with --fresh"
             )
-        tokens = state.loss_steps * self.config.batch_size * self.run.config.dataset.block_size
+        tokens, seconds = self.logged
+        speed = (state.tokens - tokens) / (state.seconds - seconds)
+        self.logged = (state.tokens, state.seconds)
         state.train_loss, state.loss_steps = loss, 0
         self._write(
             "train",
             loss=loss,
             learning_rate=rate,
             gradient_norm=norm,
-            tokens_per_second=tokens / seconds,
+            tokens_per_second=speed,
         )
 
     def _validate(self) -> None:
@@ -289,7 +242,7 @@ class _Training:
 
     def _result(self) -> TrainingResult:
         state = self.state
-        result = TrainingResult(
+        return TrainingResult(
             run=self.run.folder.name,
             folder=self.run.folder,
             step=state.step,
@@ -301,12 +254,7 @@ class _Training:
             trainable_parameters=parameter_count(self.model, trainable_only=True),
             device=str(self.device),
             precision=self.precision,
-        )
-        write_file(
-            self.run.folder / "training.json",
-            json_bytes(result.model_dump(mode="json", exclude={"folder"})),
-        )
-        return result
+        ).save()
 
 
 def planned_steps(config: TrainConfig, blocks: int) -> int:
@@ -318,10 +266,9 @@ def planned_steps(config: TrainConfig, blocks: int) -> int:
 
 def _first_documents(run: Run, tokens: int) -> list[Any]:
     """Validation documents in the order of their hashes, until they hold ``tokens`` tokens."""
-    documents = sorted(
-        TokenStream(run.dataset_folder, "validation").documents(), key=lambda document: document[2]
-    )
-    chosen, count = [], 0
+    documents = sorted(TokenStream(run.dataset_folder, "validation").documents(), key=lambda document: document[2])
+    chosen: list[Any] = []
+    count = 0
     for document in documents:
         if chosen and count >= tokens:
             break

@@ -1,0 +1,1 @@
+"""One Prefect task a stage: how safely lmcore's work is done."""

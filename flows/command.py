@@ -1,0 +1,25 @@
+"""What ``python -m flows.NAME`` does: read the settings, run the flow, say what came of it.
+
+Everything for people goes to standard error and standard output; the last line on standard output is one JSON object.
+"""
+
+import sys
+from typing import Any
+
+from prefect import Flow
+
+from lmcore import cli
+from tasks.logs import quiet_prefect
+
+
+def run_command(flow: Flow[..., Any], about: str) -> None:
+    """Run ``flow``, whose result has a ``summary()``; a deliberate error is one line and status 1."""
+    cli.main(lambda: _run(flow, about))
+
+
+def _run(flow: Flow[..., Any], about: str) -> None:
+    config = cli.parse(sys.argv[1:], f"python -m flows.{flow.name}", about)
+    quiet_prefect()
+    outcome: Any = flow(config)
+    print(f"\n{outcome.summary()}\n")
+    print(outcome.model_dump_json(), flush=True)

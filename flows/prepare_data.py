@@ -1,0 +1,85 @@
+"""Corpus -> tokenizer -> shards -> blocks."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import Task, flow
+from pydantic import BaseModel, ConfigDict
+
+from flows.command import run_command
+from lmcore.config import RunConfig
+from lmcore.dataset import Blocks
+from lmcore.tokenization import Dataset
+from lmcore.tokenizer import TokenizerInfo
+from tasks.corpus import look_at_corpus
+from tasks.dataset import blocks
+from tasks.tokenization import tokenization
+from tasks.tokenizer import tokenizer
+
+Result = TypeVar("Result")
+
+
+class Stages:
+    """Runs tasks directly (so that a cancel reaches them) and keeps which of them were cached."""
+
+    def __init__(self) -> None:
+        self.cached: dict[str, bool] = {}
+
+    def run(self, stage: Task[..., Result], *arguments: Any) -> Result:
+        state: Any = stage(*arguments, return_state=True)
+        self.cached[stage.name] = state.name == "Cached"
+        result: Result = state.result()
+        return result
+
+
+class PreparedData(BaseModel):
+    """What the flow returns."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset_id: str
+    manifest: Path
+    tokenizer_id: str
+    documents: int
+    tokens: int
+    validation_tokens: int
+    unaccounted_bytes: int
+    cached: dict[str, bool]
+
+    def summary(self) -> str:
+        """Lines for a person."""
+        return (
+            f"dataset     {self.manifest}\n"
+            f"            {self.documents:,} documents, {self.tokens:,} tokens, "
+            f"{self.validation_tokens:,} more to validate on\n"
+            f"ledger      {self.unaccounted_bytes} bytes unaccounted"
+        )
+
+
+def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, Blocks, Path]:
+    """The stages that both flows share: dataset, tokenizer, blocks, and the store they are in."""
+    corpus, store = stages.run(look_at_corpus, config)
+    trained = stages.run(tokenizer, config, corpus, store)
+    dataset = stages.run(tokenization, config, corpus, trained, store)
+    return dataset, trained, stages.run(blocks, config, dataset), store
+
+
+@flow(name="prepare_data", flow_run_name="prepare data", persist_result=False)
+def prepare_data(config: RunConfig) -> PreparedData:
+    """Tokenize a corpus into the store."""
+    stages = Stages()
+    dataset, trained, _, _ = prepare(config, stages)
+    return PreparedData(
+        dataset_id=dataset.id,
+        manifest=dataset.folder / "manifest.json",
+        tokenizer_id=trained.id,
+        documents=dataset.documents,
+        tokens=dataset.tokens,
+        validation_tokens=dataset.validation_tokens,
+        unaccounted_bytes=dataset.unaccounted_bytes,
+        cached=stages.cached,
+    )
+
+
+if __name__ == "__main__":
+    run_command(prepare_data, "Tokenize a corpus into the store.")

@@ -1,0 +1,82 @@
+"""Corpus -> tokenizer -> shards -> blocks -> training -> evaluation -> export -> report."""
+
+from pathlib import Path
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict
+
+from flows.command import run_command
+from flows.prepare_data import Stages, prepare
+from lmcore.config import RunConfig
+from tasks.evaluation import evaluation, export_model
+from tasks.reporting import loss_report
+from tasks.training import training
+
+
+class Pretrained(BaseModel):
+    """What the flow returns, and the last line of the command."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    run_dir: Path
+    dataset_id: str
+    model_dir: Path
+    report: Path
+    picture: Path
+    step: int
+    valid_loss: float
+    valid_perplexity: float
+    valid_bits_per_byte: float
+    tokens_per_second: float
+    sample: str
+    cached: dict[str, bool]
+
+    def summary(self) -> str:
+        """Lines for a person."""
+        sample = "\n".join(f"    {line}" for line in self.sample.splitlines())
+        return (
+            f"sample\n\n{sample}\n\n"
+            f"validation  {self.valid_loss:.4f} nats per token, perplexity {self.valid_perplexity:.2f}, "
+            f"{self.valid_bits_per_byte:.4f} bits per byte\n"
+            f"speed       {self.tokens_per_second:,.0f} tokens/s\n"
+            f"report      {self.report}\n"
+            f"picture     {self.picture}\n"
+            f"model       {self.model_dir}"
+        )
+
+
+def _run_name() -> str:
+    from prefect.runtime import flow_run
+
+    config = flow_run.parameters["config"]
+    model = config.model if isinstance(config, RunConfig) else RunConfig.model_validate(config).model
+    return f"pretrain {model.architecture} {model.layers}x{model.width}"
+
+
+@flow(name="pretrain", flow_run_name=_run_name, persist_result=False)
+def pretrain(config: RunConfig) -> Pretrained:
+    """Train a language model on a corpus, evaluate it, export it and report."""
+    stages = Stages()
+    dataset, tokenizer, blocks, store = prepare(config, stages)
+    trained = stages.run(training, config, dataset, tokenizer, store)
+    score = stages.run(evaluation, trained)
+    exported = stages.run(export_model, trained, score)
+    page = stages.run(loss_report, config, trained, score, blocks)
+    return Pretrained(
+        run_dir=trained.folder,
+        dataset_id=dataset.id,
+        model_dir=exported.model_dir,
+        report=page.path,
+        picture=page.picture,
+        step=trained.step,
+        valid_loss=score.nats_per_token,
+        valid_perplexity=score.perplexity,
+        valid_bits_per_byte=score.bits_per_byte,
+        tokens_per_second=trained.tokens_per_second,
+        sample=page.sample,
+        cached=stages.cached,
+    )
+
+
+if __name__ == "__main__":
+    run_command(pretrain, "Train a language model on a corpus.")

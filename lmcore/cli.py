@@ -1,0 +1,115 @@
+"""The command line: every field of ``RunConfig`` is a flag, a TOML file gives the rest."""
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from lmcore.config import RunConfig
+from lmcore.errors import ConfigError, LMError
+
+_USAGE = "[--config FILE.toml] [--section.field VALUE ...]   (--help lists every field)"
+_OF_THE_FILES_CORPUS = ("include", "exclude", "document")
+
+
+def load_config(path: Path) -> RunConfig:
+    """The settings of a TOML file. Raises ConfigError that names the file and the field."""
+    try:
+        return RunConfig.model_validate(_read_toml(path))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path))) from None
+
+
+def parse(arguments: list[str], program: str, about: str) -> RunConfig:
+    """Settings from ``--config FILE.toml`` and flags such as ``--train.max_steps 200``, which go first.
+
+    ``--corpus.paths`` also puts include, exclude and document back to their defaults, since those of the file
+    describe the file's own corpus. Raises ConfigError; exits with help on --help and on an unknown flag.
+    """
+    path, arguments = _take_config(arguments)
+    content = _read_toml(path) if path else {}
+    if any(argument.split("=")[0] == "--corpus.paths" for argument in arguments):
+        for name in _OF_THE_FILES_CORPUS:
+            content.get("corpus", {}).pop(name, None)
+
+    class CommandLine(BaseSettings, RunConfig):
+        model_config = SettingsConfigDict(cli_implicit_flags=True)
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            parser = argparse.ArgumentParser(
+                prog=program, description=about, usage=f"{program} {_USAGE}", allow_abbrev=False
+            )
+            flags: Any = CliSettingsSource(settings_cls, cli_parse_args=arguments, root_parser=parser)
+            return flags, InitSettingsSource(settings_cls, content)
+
+    try:
+        settings = CommandLine()
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path or "command line"))) from None
+    return RunConfig.model_validate(settings.model_dump())
+
+
+def main(verb: Callable[[], None]) -> None:
+    """Run a command; a deliberate error becomes one line on standard error and exit status 1."""
+    try:
+        verb()
+    except LMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def _take_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    path, rest = None, []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if name != "--config":
+            rest.append(argument)
+        elif equals:
+            path = Path(value)
+        else:
+            path = Path(next(waiting, ""))
+    return path, rest
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"--config {path}: there is no such file (looked in {Path.cwd()})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config {path}: {error}") from None
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    rows = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"]) or "settings"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "there is no such setting; --help lists all"
+        given = "" if problem["type"] == "extra_forbidden" else f" (given: {problem['input']!r:.80})"
+        rows.append(f"{name}: {message}{given}")
+    return f"{where}: " + "; ".join(rows)

@@ -1,0 +1,93 @@
+"""A trained model as a folder that transformers opens: weights, settings, tokenizer and model card."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from lmcore.checkpoint import trained_model
+from lmcore.evaluate import Evaluation
+from lmcore.run import Run
+from lmcore.store import MANIFEST, Output, is_whole, open_sealed, read_manifest, sealed_folder
+from lmcore.train import TrainingResult
+
+
+class Export(Output):
+    """The model folder of a run."""
+
+    model_dir: Path
+
+    def verify(self) -> None:
+        open_sealed(self.model_dir)
+
+
+def export(training: TrainingResult, evaluation: Evaluation) -> Export:
+    """Write runs/<run>/model, or return the one that is there for these very weights."""
+    run = Run.open(training.folder)
+    folder = run.folder / "model"
+    about = {"kind": "model", "run": training.run, "step": training.step, "identity": run.identity}
+    if is_whole(folder) and read_manifest(folder)["step"] == training.step:
+        return Export(model_dir=folder)
+    model = trained_model(run, training.checkpoint)
+    model.generation_config = _generation_config(run)
+    with sealed_folder(folder, lambda: about) as temporary:
+        model.save_pretrained(temporary)
+        for file in run.tokenizer_folder.iterdir():
+            if file.name != MANIFEST:
+                shutil.copy(file, temporary / file.name)
+        (temporary / "README.md").write_text(_model_card(run, training, evaluation))
+    return Export(model_dir=folder)
+
+
+def _generation_config(run: Run) -> GenerationConfig:
+    """Defaults that stay inside the context: half of it for the prompt, half for what is written."""
+    tokenizer = run.tokenizer_info
+    return GenerationConfig(
+        bos_token_id=tokenizer.eos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+        max_new_tokens=run.config.dataset.block_size // 2,
+        do_sample=True,
+        temperature=0.8,
+        top_k=50,
+    )
+
+
+def _model_card(run: Run, training: TrainingResult, evaluation: Evaluation) -> str:
+    model = run.config.model
+    header: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "model_name": training.run,
+    }
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", ""]
+    lines += [
+        f"# {training.run}",
+        "",
+        f"A {model.architecture} language model with {training.parameters:,} parameters ({model.layers} layers, "
+        f"{model.width} wide), trained from scratch on {training.tokens:,} tokens.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| validation loss | {evaluation.nats_per_token:.4f} nats per token |",
+        f"| perplexity | {evaluation.perplexity:.2f} |",
+        f"| bits per byte | {evaluation.bits_per_byte:.4f} |",
+        f"| validation text | {evaluation.documents:,} documents, {evaluation.text_bytes:,} bytes |",
+        f"| longest context | {run.config.dataset.block_size} tokens |",
+        f"| dataset | {run.identity['dataset_id']} |",
+        f"| tokenizer | {run.identity['tokenizer_id']} |",
+        f"| steps | {training.step:,} |",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        "",
+        'write = pipeline("text-generation", "path/to/this/folder")',
+        'print(write("")[0]["generated_text"])',
+        "```",
+        "",
+        "The model knows only the text it was trained on. Its licence is that of its owner to choose.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,90 @@
+"""Training in a process of its own, so that whoever started it can always get the machine back.
+
+The child (``python -m lmcore train RUN_FOLDER``) leads its own process group. When the caller is interrupted in
+any way, the group gets SIGTERM: the child saves a checkpoint and ends. When the caller dies without a
+word, the kernel tells the child the same (Linux; elsewhere the child outlives it and finishes).
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lmcore.errors import RunError, StoppedError, TrainingError, TrainingKilledError
+from lmcore.train import TrainingResult
+
+STOPPED_STATUS = 75
+"""Exit status of a child that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
+
+ERROR_STATUS = 1
+"""Exit status after a deliberate error, whose message is the last line of output."""
+
+_SECONDS_TO_SAVE = 25
+_PR_SET_PDEATHSIG = 1
+
+
+def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResult:
+    """Train the run in ``folder`` to its end; every line the child prints goes to ``on_line``.
+
+    Raises TrainingKilledError when a signal ended the child (starting again resumes), StoppedError when it was asked
+    to stop, TrainingError with the child's own message when it failed.
+    """
+    command = [sys.executable, "-m", "lmcore", "train", str(folder), "--parent", str(os.getpid())]
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+    last = ""
+    try:
+        assert child.stdout is not None
+        for line in child.stdout:
+            last = line.rstrip() or last
+            on_line(line.rstrip())
+        status = child.wait()
+    except BaseException:
+        end_group(child)
+        raise
+    if status < 0:
+        raise TrainingKilledError(
+            f"the training process was killed by {signal.Signals(-status).name}; "
+            "starting again continues from its last checkpoint"
+        )
+    if status == STOPPED_STATUS:
+        raise StoppedError(last)
+    if status != 0:
+        raise TrainingError(last.removeprefix("error: ") or f"training ended with status {status}")
+    result = TrainingResult.load(folder)
+    if result is None:
+        raise RunError(f"training of {folder} ended well but left no training.json")
+    return result
+
+
+def end_group(child: "subprocess.Popen[str]") -> None:
+    """Let the child's process group save and end; kill what is left of it after a while."""
+    for number, seconds in ((signal.SIGTERM, _SECONDS_TO_SAVE), (signal.SIGKILL, 5)):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(seconds)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def end_with_parent(parent: int) -> None:
+    """Called in the child: get SIGTERM when the process ``parent`` dies, also if it has died already."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)

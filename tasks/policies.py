@@ -1,0 +1,97 @@
+"""Every decision about caching and retries, in one place.
+
+The store on disk is the truth and lmcore finds finished work by itself; Prefect's cache is the window through
+which people see that. ``OnDisk`` names a task's work by content and never lets Prefect say "cached" unless the
+output on disk proves whole, so deleting, truncating or damaging an output makes it again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from prefect import Task, get_run_logger
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.results import ResultStore, get_result_store
+from prefect.tasks import exponential_backoff
+
+from lmcore.config import fingerprint
+from lmcore.errors import LMError, is_transient
+from lmcore.store import Output
+
+
+@dataclass
+class OnDisk(CachePolicy):
+    """Cache by content, as long as the output on disk verifies.
+
+    ``content`` gives, from the task's arguments, a text that names everything the output depends on, format
+    version and store included. A task whose ``config`` argument says ``fresh`` is not looked up when
+    ``heeds_fresh`` is set.
+    """
+
+    content: Callable[..., str] = str
+    heeds_fresh: bool = False
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,
+    ) -> str | None:
+        try:
+            key = f"{task_ctx.task.name}-{fingerprint(self.content(**inputs))}"
+        except LMError:
+            return None  # the task is about to raise the same, as its own failure
+        records = get_result_store()
+        reason = self._why_run(records, key, inputs)
+        logger = get_run_logger()
+        if reason is None:
+            logger.info(
+                "%s: cached because its inputs are unchanged and its output is whole (%s)",
+                task_ctx.task.name,
+                key,
+            )
+        else:
+            logger.info("%s: ran because %s", task_ctx.task.name, reason)
+        return key
+
+    def _why_run(self, records: ResultStore, key: str, inputs: dict[str, Any]) -> str | None:
+        """None when the recorded output may be used; else the reason, and the record is void."""
+        if not records.exists(key):
+            return "nothing was made from these inputs before"
+        if self.heeds_fresh and inputs["config"].fresh:
+            reason = "fresh was asked for"
+        else:
+            try:
+                output: Output = records.read(key).result
+                output.verify()
+                return None
+            except LMError as error:
+                reason = f"its earlier output is gone or damaged: {error}"
+            except Exception as error:
+                reason = f"Prefect's record of it cannot be read ({type(error).__name__})"
+        past: Any = datetime.now(UTC) - timedelta(days=1)
+        records.write(obj=None, key=key, expiration=past)
+        return reason
+
+
+def worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Prefect's question after a failure: only what can get better by itself is tried again."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and is_transient(error)
+
+
+def stage(content: Callable[..., str], heeds_fresh: bool = False) -> dict[str, Any]:
+    """The options of every task that leaves an output in the store."""
+    return {
+        "cache_policy": OnDisk(content=content, heeds_fresh=heeds_fresh),
+        "persist_result": True,
+        "result_serializer": "json",
+        "retries": 2,
+        "retry_delay_seconds": exponential_backoff(backoff_factor=5),
+        "retry_jitter_factor": 0.5,
+        "retry_condition_fn": worth_a_retry,
+    }

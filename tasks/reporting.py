@@ -1,0 +1,25 @@
+"""Write the report and show it in the Prefect UI."""
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from lmcore.config import RunConfig, fingerprint
+from lmcore.dataset import Blocks
+from lmcore.evaluate import Evaluation
+from lmcore.report import Report, report
+from lmcore.train import TrainingResult
+from tasks.policies import stage
+
+
+def _content(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> str:
+    return fingerprint(training.model_dump(mode="json"), config.sample.model_dump(mode="json"))
+
+
+@task(name="report", task_run_name="report", **stage(_content))
+def loss_report(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Report:
+    """The page in the run's folder, and the same as an artifact with the picture inside it."""
+    page = report(training, evaluation, blocks, config.sample)
+    create_markdown_artifact(
+        key="report", markdown=page.markdown(inline_picture=True), description=f"Report of {training.run}"
+    )
+    return page

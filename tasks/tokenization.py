@@ -1,0 +1,33 @@
+"""Text to token ids in memory-mapped shards."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from lmcore.config import RunConfig
+from lmcore.documents import Corpus
+from lmcore.report import data_page
+from lmcore.tokenization import Dataset, dataset_key, tokenize
+from lmcore.tokenizer import TokenizerInfo
+from tasks.policies import stage
+from tasks.progress import watched
+
+
+def _content(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store: Path) -> str:
+    return f"{store}-{dataset_key(config.corpus, corpus, tokenizer)}"
+
+
+@task(name="tokenization", task_run_name="tokenize {corpus.files} files", **stage(_content))
+def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store: Path) -> Dataset:
+    """Encode what the store does not hold yet. Called directly, so that a cancel reaches it."""
+    done = 0
+
+    def progress(now: int, total: int) -> None:
+        nonlocal done
+        done = now
+
+    with watched("tokenizing", "bytes", lambda: (done, corpus.stored_bytes, "")):
+        dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
+    create_markdown_artifact(key="data", markdown=data_page(dataset), description=f"Dataset {dataset.id}")
+    return dataset

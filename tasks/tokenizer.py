@@ -1,0 +1,27 @@
+"""Train or load the tokenizer."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+
+from lmcore.config import RunConfig
+from lmcore.documents import Corpus
+from lmcore.tokenizer import TokenizerInfo, identify, make_tokenizer
+from tasks.policies import stage
+
+
+def _content(config: RunConfig, corpus: Corpus, store: Path) -> str:
+    return f"{store}-{identify(config.tokenizer, corpus)}"
+
+
+@task(name="tokenizer", task_run_name="tokenizer", **stage(_content))
+def tokenizer(config: RunConfig, corpus: Corpus, store: Path) -> TokenizerInfo:
+    """A tokenizer in the store, trained on the corpus or loaded from config.tokenizer.source."""
+    info = make_tokenizer(config.tokenizer, config.corpus, corpus, store)
+    create_table_artifact(
+        key="tokenizer",
+        table=[{"": name, "value": str(value)} for name, value in info.model_dump().items()],
+        description=f"Tokenizer {info.id}",
+    )
+    return info
