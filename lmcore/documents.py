@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lmcore.config import STANDARD_LIBRARY, CorpusConfig, fingerprint
 from lmcore.errors import CorpusError
@@ -352,7 +352,7 @@ def _skip(ledger: Ledger, file: SourceFile, offset: int, piece: _Piece, reason: 
     ledger.separator_bytes += piece.length - length
 
 
-def _pieces(stream: io.BufferedReader[Any], file: SourceFile, config: CorpusConfig) -> Iterator[_Piece]:
+def _pieces(stream: BinaryIO, file: SourceFile, config: CorpusConfig) -> Iterator[_Piece]:
     unit = config.document
     if file.is_jsonl:
         unit = "line"
@@ -365,7 +365,7 @@ def _pieces(stream: io.BufferedReader[Any], file: SourceFile, config: CorpusConf
     return lines if unit == "line" else _paragraphs(lines, limit)
 
 
-def _whole(stream: io.BufferedReader[Any], limit: int) -> Iterator[_Piece]:
+def _whole(stream: BinaryIO, limit: int) -> Iterator[_Piece]:
     content = stream.read(limit + 1)
     length = len(content)
     while block := stream.read(_READ_BYTES):
@@ -374,7 +374,7 @@ def _whole(stream: io.BufferedReader[Any], limit: int) -> Iterator[_Piece]:
         yield _Piece(content, length, reaches_end=True, is_too_long=length > limit)
 
 
-def _lines(stream: io.BufferedReader[Any], limit: int) -> Iterator[_Piece]:
+def _lines(stream: BinaryIO, limit: int) -> Iterator[_Piece]:
     """Lines; the content of a blank one is empty, and a line end is LF or CR LF."""
     while line := stream.readline(limit + 2):
         length = len(line)
