@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmcore.errors import RunError, StoppedError, TrainingError, TrainingKilledError
-from lmcore.train import TrainingResult
+from lmcore.run import Run
+from lmcore.train import TrainingResult, finished_training
 
 STOPPED_STATUS = 75
 """Exit status of a child that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
@@ -27,11 +28,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResult:
-    """Train the run in ``folder`` to its end; every line the child prints goes to ``on_line``.
+    """Train the run in ``folder`` to its end, if it has not ended yet; every line the child prints goes to ``on_line``.
 
     Raises TrainingKilledError when a signal ended the child (starting again resumes), StoppedError when it was asked
     to stop, TrainingError with the child's own message when it failed.
     """
+    finished = finished_training(Run.open(folder))
+    if finished is not None:
+        return finished
     command = [sys.executable, "-m", "lmcore", "train", str(folder), "--parent", str(os.getpid())]
     child = subprocess.Popen(
         command,

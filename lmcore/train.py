@@ -84,10 +84,15 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Training
     longer a number, RunError when the run is in use.
     """
     with locked(run.lock, run.config.when_locked):
-        finished = TrainingResult.load(run.folder)
-        if finished is not None and newest_checkpoint(run.checkpoints) == finished.checkpoint:
-            return finished
-        return _Training(run).finish(should_stop)
+        return finished_training(run) or _Training(run).finish(should_stop)
+
+
+def finished_training(run: Run) -> TrainingResult | None:
+    """The result of a training that has ended and whose last checkpoint proves whole; else None."""
+    result = TrainingResult.load(run.folder)
+    if result is not None and newest_checkpoint(run.checkpoints) == result.checkpoint:
+        return result
+    return None
 
 
 class _Training:
