@@ -9,7 +9,6 @@ from typing import Any
 from prefect import Flow
 
 from lmcore import cli
-from tasks.logs import quiet_prefect
 
 
 def run_command(flow: Flow[..., Any], about: str) -> None:
@@ -19,7 +18,6 @@ def run_command(flow: Flow[..., Any], about: str) -> None:
 
 def _run(flow: Flow[..., Any], about: str) -> None:
     config = cli.parse(sys.argv[1:], f"python -m flows.{flow.name}", about)
-    quiet_prefect()
     outcome: Any = flow(config)
     print(f"\n{outcome.summary()}\n")
     print(outcome.model_dump_json(), flush=True)

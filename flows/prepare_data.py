@@ -13,6 +13,7 @@ from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
+from tasks.logs import quiet_prefect
 from tasks.tokenization import tokenization
 from tasks.tokenizer import tokenizer
 
@@ -58,13 +59,14 @@ class PreparedData(BaseModel):
 
 def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, Blocks, Path]:
     """The stages that both flows share: dataset, tokenizer, blocks, and the store they are in."""
+    quiet_prefect()
     corpus, store = stages.run(look_at_corpus, config)
     trained = stages.run(tokenizer, config, corpus, store)
     dataset = stages.run(tokenization, config, corpus, trained, store)
     return dataset, trained, stages.run(blocks, config, dataset), store
 
 
-@flow(name="prepare_data", flow_run_name="prepare data", persist_result=False)
+@flow(name="prepare_data", flow_run_name="prepare data", persist_result=False, result_serializer="json")
 def prepare_data(config: RunConfig) -> PreparedData:
     """Tokenize a corpus into the store."""
     stages = Stages()

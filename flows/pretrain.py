@@ -53,7 +53,7 @@ def _run_name() -> str:
     return f"pretrain {model.architecture} {model.layers}x{model.width}"
 
 
-@flow(name="pretrain", flow_run_name=_run_name, persist_result=False)
+@flow(name="pretrain", flow_run_name=_run_name, persist_result=False, result_serializer="json")
 def pretrain(config: RunConfig) -> Pretrained:
     """Train a language model on a corpus, evaluate it, export it and report."""
     stages = Stages()

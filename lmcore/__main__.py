@@ -54,7 +54,7 @@ def _pretrain(arguments: list[str]) -> None:
     blocks = build_dataset(dataset, config.dataset.block_size)
     run = prepare_run(config, dataset, tokenizer, store, config.fresh)
     training = train(run)
-    evaluation = evaluate(run, training.checkpoint, training.step)
+    evaluation = evaluate(run, training.checkpoint)
     model_dir = export(training, evaluation).model_dir
     page = report(training, evaluation, blocks, config.sample)
     print(

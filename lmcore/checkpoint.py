@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lmcore.errors import StoreError
 from lmcore.model import new_model
 from lmcore.run import Run
-from lmcore.store import json_bytes, open_sealed, remove, sealed_folder
+from lmcore.store import json_bytes, open_sealed, read_manifest, remove, sealed_folder
 
 State = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -77,6 +77,11 @@ def trained_model(run: Run, checkpoint: Path) -> PreTrainedModel:
     model = new_model(run)
     load_weights(checkpoint, model)
     return model
+
+
+def weights_hash(checkpoint: Path) -> str:
+    """Hash of the weights in a checkpoint folder, by its manifest."""
+    return str(read_manifest(checkpoint)["files"]["model.safetensors"]["blake2b"])
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> None:

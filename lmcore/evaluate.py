@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import cross_entropy
 
-from lmcore.checkpoint import trained_model
+from lmcore.checkpoint import trained_model, weights_hash
 from lmcore.dataset import IGNORED_LABEL, TokenStream
 from lmcore.device import autocast, choose_device, choose_precision
 from lmcore.run import Run
@@ -57,7 +57,8 @@ class Evaluation(Record):
     """The whole validation split, scored by the trained model."""
 
     file_name = "evaluation.json"
-    step: int
+    weights: str
+    """Hash of the weights that were scored."""
     documents: int
     tokens: int
     text_bytes: int
@@ -67,17 +68,17 @@ class Evaluation(Record):
     bits_per_byte: float
 
 
-def evaluate(run: Run, checkpoint: Path, step: int) -> Evaluation:
+def evaluate(run: Run, checkpoint: Path) -> Evaluation:
     """Score every validation document with the weights of a checkpoint, or return the score already there."""
-    found = Evaluation.load(run.folder)
-    if found is not None and found.step == step:
+    found, weights = Evaluation.load(run.folder), weights_hash(checkpoint)
+    if found is not None and found.weights == weights:
         return found
     score_documents = Scorer.of_run(run, trained_model(run, checkpoint))
     score_documents.model.to(score_documents.device)
     score = score_documents(TokenStream(run.dataset_folder, "validation").documents())
     return Evaluation(
         folder=run.folder,
-        step=step,
+        weights=weights,
         nats_per_token=score.nats_per_token,
         perplexity=score.perplexity,
         bits_per_byte=score.bits_per_byte,

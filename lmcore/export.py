@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from lmcore.checkpoint import trained_model
 from lmcore.evaluate import Evaluation
 from lmcore.run import Run
-from lmcore.store import MANIFEST, Output, is_whole, open_sealed, read_manifest, sealed_folder
+from lmcore.store import MANIFEST, Output, is_whole, open_sealed, read_manifest, remove, sealed_folder
 from lmcore.train import TrainingResult
 
 
@@ -27,9 +27,11 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
     """Write runs/<run>/model, or return the one that is there for these very weights."""
     run = Run.open(training.folder)
     folder = run.folder / "model"
-    about = {"kind": "model", "run": training.run, "step": training.step, "identity": run.identity}
-    if is_whole(folder) and read_manifest(folder)["step"] == training.step:
-        return Export(model_dir=folder)
+    about = {"kind": "model", "run": training.run, "weights": training.weights, "identity": run.identity}
+    if is_whole(folder):
+        if read_manifest(folder)["weights"] == training.weights:
+            return Export(model_dir=folder)
+        remove(folder)
     model = trained_model(run, training.checkpoint)
     model.generation_config = _generation_config(run)
     with sealed_folder(folder, lambda: about) as temporary:

@@ -51,9 +51,10 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
     last = ""
     try:
         assert child.stdout is not None
-        for line in child.stdout:
-            last = line.rstrip() or last
-            on_line(line.rstrip())
+        with child.stdout:
+            for line in child.stdout:
+                last = line.rstrip() or last
+                on_line(line.rstrip())
         status = child.wait()
     except BaseException:
         end_group(child)

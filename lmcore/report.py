@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.checkpoint import trained_model
-from lmcore.config import SampleConfig
+from lmcore.config import SampleConfig, fingerprint
 from lmcore.dataset import Blocks
 from lmcore.device import choose_device
 from lmcore.errors import StoreError
@@ -30,8 +30,8 @@ class Report(Record):
     """The report of a run, and the sample in it."""
 
     file_name = "report.json"
-    step: int
-    settings: SampleConfig
+    about: str
+    """Fingerprint of the training, the evaluation and the sample's settings."""
     sample: str
     hashes: dict[str, str]
     """Of report.md and report.png."""
@@ -61,12 +61,8 @@ class Report(Record):
 def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, settings: SampleConfig) -> Report:
     """Write a sample, the loss picture and the page, or return what is there for this very step."""
     run = Run.open(training.folder)
-    found = Report.load(run.folder)
-    if (
-        found is not None
-        and (found.step, found.settings) == (training.step, settings)
-        and _hashes(run.folder) == found.hashes
-    ):
+    found, about = Report.load(run.folder), report_key(training, evaluation, settings)
+    if found is not None and found.about == about and _hashes(run.folder) == found.hashes:
         return found
     rows = read_metrics(run.metrics)
     sample = _sample(run, training, settings)
@@ -75,11 +71,15 @@ def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, set
     write_file(run.folder / "report.md", page.encode())
     return Report(
         folder=run.folder,
-        step=training.step,
-        settings=settings,
+        about=about,
         sample=sample,
         hashes=_hashes(run.folder),
     ).save()
+
+
+def report_key(training: TrainingResult, evaluation: Evaluation, settings: SampleConfig) -> str:
+    """Names everything that a report says."""
+    return fingerprint(*(part.model_dump(mode="json") for part in (training, evaluation, settings)))
 
 
 def loss_table(rows: list[Row], most: int = 50) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from lmcore.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from lmcore.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, weights_hash
 from lmcore.config import TrainConfig
 from lmcore.dataset import TokenStream, loader
 from lmcore.device import autocast, choose_device, choose_precision
@@ -49,6 +49,8 @@ class TrainingResult(Record):
     """Nats per token on the documents that were scored while training."""
     tokens_per_second: float
     """Over all training steps, validation and checkpoints left out."""
+    weights: str
+    """Hash of the checkpoint's weights: two trainings with the same one have the same model."""
     parameters: int
     trainable_parameters: int
     device: str
@@ -90,9 +92,9 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Training
 def finished_training(run: Run) -> TrainingResult | None:
     """The result of a training that has ended and whose last checkpoint proves whole; else None."""
     result = TrainingResult.load(run.folder)
-    if result is not None and newest_checkpoint(run.checkpoints) == result.checkpoint:
-        return result
-    return None
+    if result is None or newest_checkpoint(run.checkpoints) != result.checkpoint:
+        return None
+    return result if weights_hash(result.checkpoint) == result.weights else None
 
 
 class _Training:
@@ -255,6 +257,7 @@ class _Training:
             train_loss=state.train_loss,
             validation_loss=state.validation_loss,
             tokens_per_second=state.tokens / state.seconds,
+            weights=weights_hash(self.run.checkpoints / f"step-{state.step:08d}"),
             parameters=parameter_count(self.model),
             trainable_parameters=parameter_count(self.model, trainable_only=True),
             device=str(self.device),

@@ -16,6 +16,7 @@ from tasks.policies import worth_a_retry
     task_run_name="look at the corpus",
     cache_policy=NO_CACHE,
     persist_result=False,
+    result_serializer="json",
     retries=2,
     retry_delay_seconds=10,
     retry_condition_fn=worth_a_retry,

@@ -3,7 +3,6 @@
 from prefect import task
 from prefect.artifacts import create_table_artifact
 
-from lmcore.config import fingerprint
 from lmcore.evaluate import Evaluation, evaluate
 from lmcore.export import Export, export
 from lmcore.run import Run
@@ -12,13 +11,13 @@ from tasks.policies import stage
 
 
 def _content(training: TrainingResult, evaluation: Evaluation | None = None) -> str:
-    return fingerprint(training.model_dump(mode="json"))
+    return f"{training.folder}-{training.weights}"
 
 
 @task(name="evaluation", task_run_name="evaluate", **stage(_content))
 def evaluation(training: TrainingResult) -> Evaluation:
     """Score every validation document once."""
-    score = evaluate(Run.open(training.folder), training.checkpoint, training.step)
+    score = evaluate(Run.open(training.folder), training.checkpoint)
     create_table_artifact(
         key="evaluation",
         table=[{"": name, "value": str(value)} for name, value in score.model_dump().items()],

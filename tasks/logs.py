@@ -14,9 +14,12 @@ class _NoTraceback(logging.Filter):
         return not (record.exc_info and isinstance(record.exc_info[1], LMError))
 
 
+_NO_TRACEBACK = _NoTraceback()
+
+
 def quiet_prefect() -> None:
     """Make Prefect's loggers in this process leave out tracebacks of deliberate errors and inner workings."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_NoTraceback())
+        logging.getLogger(name).addFilter(_NO_TRACEBACK)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)

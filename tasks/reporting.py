@@ -3,16 +3,16 @@
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from lmcore.config import RunConfig, fingerprint
+from lmcore.config import RunConfig
 from lmcore.dataset import Blocks
 from lmcore.evaluate import Evaluation
-from lmcore.report import Report, report
+from lmcore.report import Report, report, report_key
 from lmcore.train import TrainingResult
 from tasks.policies import stage
 
 
 def _content(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> str:
-    return fingerprint(training.model_dump(mode="json"), config.sample.model_dump(mode="json"))
+    return report_key(training, evaluation, config.sample)
 
 
 @task(name="report", task_run_name="report", **stage(_content))

@@ -9,7 +9,8 @@ from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, T
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
-_WORDS = "学習 言語 モデル 東京 さくら は が を に です ます 、 。 model data train loss 123 ＡＢＣ é 😀".split()
+_WORDS = ["学習", "言語", "モデル", "東京", "さくら", "は", "が", "を", "に", "です", "ます", "、", "。"]
+_WORDS += ["model", "data", "train", "loss", "123", "ＡＢＣ", "é", "😀"]
 
 
 def write_corpus(folder: Path, documents: int = 300, seed: int = 0) -> Path:

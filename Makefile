@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= deployments/configs/tiny.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check serve clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "setting up .venv (a minute or two, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed, this is " + sys.version)'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: .venv/.installed ## train a small model on Python's standard library, or on CORPUS=path/to/text
+	@$(BIN)/python -m flows.pretrain --config $(CONFIG) $(if $(CORPUS),--corpus.paths '$(CORPUS)')
+
+test: .venv/.installed ## run the tests
+	@$(BIN)/python -m pytest
+
+check: .venv/.installed ## lint, types and import walls
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+serve: .venv/.installed ## Prefect server and the flows' deployments, on this machine only
+	@$(BIN)/python -m deployments.serve
+
+clean: ## remove what set-up and tools made; keeps the store
+	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,87 @@
+"""make serve: a Prefect server on loopback with its UI, and the flows served from this machine.
+
+Ports and folders are Prefect's own settings: PREFECT_SERVER_API_PORT (4200) and PREFECT_HOME (~/.prefect).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
+from lmcore import cli
+from lmcore.errors import ConfigError, LMError
+
+CONFIGS = Path(__file__).parent / "configs"
+_HOST = "127.0.0.1"
+_SECONDS_TO_START = 120
+
+
+def main() -> None:
+    """Start the server, serve the deployments until interrupted, stop the server."""
+    port = int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
+    os.environ["PREFECT_SERVER_API_PORT"] = str(port)  # the UI asks for the API where this says
+    os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"
+    with _server(port):
+        print(f"\nPrefect UI: http://{_HOST}:{port}\nStop with Ctrl-C.\n", flush=True)
+        _serve_deployments()
+
+
+@contextmanager
+def _server(port: int) -> Iterator[None]:
+    if _healthy(port):
+        raise ConfigError(
+            f"port {port} is taken by another Prefect server: stop it, or choose another port "
+            "with PREFECT_SERVER_API_PORT"
+        )
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", _HOST, "--port", str(port)]
+    server = subprocess.Popen([*command, "--log-level", "WARNING"], start_new_session=True)
+    try:
+        _wait_until_healthy(server, port)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGTERM) if server.poll() is None else None
+        server.wait(30)
+
+
+def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int) -> None:
+    for _ in range(_SECONDS_TO_START * 2):
+        if server.poll() is not None:
+            raise LMError(f"the Prefect server ended with status {server.returncode}; its own output says why")
+        if _healthy(port):
+            return
+        time.sleep(0.5)
+    raise LMError(f"the Prefect server did not answer on port {port} within {_SECONDS_TO_START} s")
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{_HOST}:{port}/api/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _serve_deployments() -> None:
+    from prefect import serve
+
+    from flows.prepare_data import prepare_data
+    from flows.pretrain import pretrain
+
+    tiny = {"config": cli.load_config(CONFIGS / "tiny.toml").model_dump(mode="json")}
+    deployments: list[Any] = [
+        flow.to_deployment(name, parameters=tiny, tags=["lm"], description=flow.description)
+        for name, flow in (("pretrain", pretrain), ("prepare-data", prepare_data))
+    ]
+    serve(*deployments)
+
+
+if __name__ == "__main__":
+    cli.main(main)

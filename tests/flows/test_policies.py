@@ -1,0 +1,86 @@
+"""Retries only for what can get better, and records that cannot be trusted are void."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from prefect import flow, task
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+
+from lmcore.errors import CorpusError, NoSpaceError, TrainingKilledError
+from lmcore.store import Output, StoreError
+from tasks.policies import stage
+
+pytestmark = pytest.mark.flows
+
+
+class Made(Output):
+    """A file with a number of bytes."""
+
+    path: Path
+    size: int
+
+    def verify(self) -> None:
+        if not self.path.exists() or self.path.stat().st_size != self.size:
+            raise StoreError(f"{self.path} is missing or has another size")
+
+
+def make_stage(path: Path, failures: list[Exception], runs: list[int]) -> object:
+    """A task that fails as told, then writes a file."""
+    options = stage(lambda: str(path))
+    options["retry_delay_seconds"] = 0
+
+    @task(name="make", **options)
+    def make() -> Made:
+        runs.append(1)
+        if failures:
+            raise failures.pop(0)
+        path.write_bytes(b"12345")
+        return Made(path=path, size=5)
+
+    return make
+
+
+def state_of(make: object) -> str:
+    @flow(name="one stage")
+    def one() -> str:
+        state = make(return_state=True)  # type: ignore[operator]
+        return str(state.name)
+
+    return one()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "flaky disk"), ConnectionError("away"), TrainingKilledError("killed")]
+)
+def test_what_can_get_better_is_tried_again(tmp_path: Path, error: Exception) -> None:
+    runs: list[int] = []
+    assert state_of(make_stage(tmp_path / "file", [error], runs)) == "Completed"
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("error", [CorpusError("no text"), NoSpaceError("full"), ValueError("bug")])
+def test_what_cannot_get_better_fails_at_once(tmp_path: Path, error: Exception) -> None:
+    runs: list[int] = []
+    assert state_of(make_stage(tmp_path / "file", [error], runs)) == "Failed"
+    assert len(runs) == 1
+
+
+def test_a_tampered_or_torn_record_is_void(tmp_path: Path) -> None:
+    path, runs = tmp_path / "file", list[int]()
+    make = make_stage(path, [], runs)
+    before = set(_records())
+    assert [state_of(make), state_of(make)] == ["Completed", "Cached"]
+    [record] = set(_records()) - before
+    record.write_bytes(record.read_bytes()[:-20])
+    assert [state_of(make), state_of(make)] == ["Completed", "Cached"]
+    content = json.loads(record.read_bytes())
+    content["result"] = content["result"].replace('"size": 5', '"size": 6')
+    record.write_text(json.dumps(content))
+    assert state_of(make) == "Completed"
+    assert len(runs) == 3
+
+
+def _records() -> list[Path]:
+    return [path for path in PREFECT_LOCAL_STORAGE_PATH.value().rglob("make-*") if path.is_file()]

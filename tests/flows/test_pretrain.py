@@ -1,0 +1,161 @@
+"""The flows as people call them from Python, against a real Prefect server."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+
+from flows.prepare_data import prepare_data
+from flows.pretrain import Pretrained, pretrain
+from lmcore.config import RunConfig
+from lmcore.errors import CorpusError
+from tests.conftest import tiny_config, write_corpus
+
+pytestmark = pytest.mark.flows
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Pretrained]:
+    """A finished run in a store of its own; tests that change the store work on a copy."""
+    config = tiny_config(corpus, tmp_path_factory.mktemp("finished") / "store")
+    return config, pretrain(config)
+
+
+@pytest.fixture
+def again(finished: tuple[RunConfig, Pretrained]) -> RunConfig:
+    """The settings of the finished run, every stage recorded as cached."""
+    config, _ = finished
+    assert all(cached for name, cached in pretrain(config).cached.items() if name != "corpus")
+    return config
+
+
+def artifacts(key: str) -> list[Artifact]:
+    with get_client(sync_client=True) as client:
+        return client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+
+
+def test_a_first_run_makes_everything(finished: tuple[RunConfig, Pretrained]) -> None:
+    _, result = finished
+    assert not any(result.cached.values())
+    assert result.step == 6
+    assert result.report.read_text().startswith(f"# {result.run_dir.name}")
+    assert result.picture.read_bytes().startswith(b"\x89PNG")
+    assert (result.model_dir / "model.safetensors").exists()
+    manifest = json.loads((result.run_dir.parents[1] / "datasets" / result.dataset_id / "manifest.json").read_text())
+    assert manifest["ledger"]["unaccounted_bytes"] == 0
+
+
+def test_a_second_run_is_cached_and_equal(finished: tuple[RunConfig, Pretrained]) -> None:
+    config, first = finished
+    second = pretrain(config)
+    assert second.cached == {name: name != "corpus" for name in first.cached}
+    assert second.model_copy(update={"cached": first.cached}) == first
+
+
+def test_the_report_is_published_with_its_picture_inside(finished: tuple[RunConfig, Pretrained]) -> None:
+    pages = [str(artifact.data) for artifact in artifacts("report")]
+    assert any("(data:image/png;base64," in page and "unaccounted" in page for page in pages)
+    assert artifacts("losses")
+    assert artifacts("data")
+    assert [artifact for artifact in artifacts("training") if artifact.type == "progress"]
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def _truncate(path: Path) -> None:
+    largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-10])
+
+
+def _flip(path: Path) -> None:
+    largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [_delete, _truncate, _flip])
+@pytest.mark.parametrize(
+    ("stage", "folder"),
+    [
+        ("tokenizer", "tokenizers/*"),
+        ("tokenization", "shards/*"),
+        ("training", "runs/*/checkpoints/step-*"),
+        ("export", "runs/*/model"),
+    ],
+)
+def test_what_is_gone_or_damaged_is_made_again(again: RunConfig, stage: str, folder: str, damage: object) -> None:
+    [path] = again.store.glob(folder)
+    damage(path)  # type: ignore[operator]
+    cached = pretrain(again).cached
+    # A training that was made again took another time, which the report says.
+    expected = {"corpus", stage, "report"} if stage == "training" else {"corpus", stage}
+    assert {name for name, was in cached.items() if not was} == expected
+    assert path.is_dir()
+
+
+def test_an_edited_report_is_written_again(again: RunConfig) -> None:
+    [page] = again.store.glob("runs/*/report.md")
+    text = page.read_text()
+    page.write_text("nothing")
+    assert not pretrain(again).cached["report"]
+    assert page.read_text() == text
+
+
+def test_fresh_trains_again_but_keeps_the_tokens(again: RunConfig) -> None:
+    cached = pretrain(again.model_copy(update={"fresh": True})).cached
+    assert cached["tokenizer"]
+    assert cached["tokenization"]
+    assert not cached["training"]
+
+
+def test_more_text_is_another_dataset_and_another_run(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", documents=200)
+    config = tiny_config(corpus, tmp_path / "store")
+    first = prepare_data(config)
+    (corpus / "more.txt").write_text("新しい文章です。\n" * 3)
+    second = prepare_data(config)
+    assert first.dataset_id != second.dataset_id
+    assert not second.cached["tokenization"]
+
+
+def test_a_missing_corpus_fails_before_anything_is_written(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "nowhere", tmp_path / "store")
+    with pytest.raises(CorpusError, match=r"nowhere does not exist"):
+        pretrain(config)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": {"learning_rat": 1}},
+        {"train": {"max_steps": "many"}},
+        {"train": {"max_steps": -1}},
+        {"model": {"architecture": "gpt9"}},
+        {"nonsense": 1},
+    ],
+)
+def test_the_api_refuses_bad_settings_when_a_run_is_created(corpus: Path, change: dict[str, object]) -> None:
+    deployment_id = pretrain.to_deployment("refusals").apply()
+    parameters = {"config": {"corpus": {"paths": [str(corpus)]}, **change}}
+    with get_client(sync_client=True) as client, pytest.raises(PrefectHTTPStatusError, match="Validation failed"):
+        client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
+
+
+def test_results_are_json_never_pickle_failures_too(again: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError):
+        pretrain(tiny_config(tmp_path / "nowhere", tmp_path / "store"))
+    records = [path for path in PREFECT_LOCAL_STORAGE_PATH.value().rglob("*") if path.is_file()]
+    assert records
+    for record in records:
+        content = json.loads(record.read_bytes())
+        assert content.get("metadata", {}).get("serializer", {}).get("type", "json") == "json"
