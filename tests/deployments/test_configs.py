@@ -1,0 +1,31 @@
+"""Every settings file that ships is valid, and says what the design promises."""
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from deployments.serve import CONFIGS
+from lmcore.cli import load_config
+from lmcore.documents import scan
+
+FILES = sorted(CONFIGS.glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_shipped_config_is_valid(path: Path) -> None:
+    load_config(path)
+
+
+def test_the_usual_sizes_ship() -> None:
+    assert [path.stem for path in FILES] == ["base", "small", "tiny"]
+
+
+def test_tiny_reads_the_standard_library_without_packages_and_tests() -> None:
+    files = [Path(file.path) for file in scan(load_config(CONFIGS / "tiny.toml").corpus).files]
+    library = Path(sysconfig.get_path("stdlib"))
+    assert len(files) > 300
+    for file in files:
+        parts = file.relative_to(library).parts
+        assert file.suffix == ".py"
+        assert not {"site-packages", "test", "tests"} & set(parts)
