@@ -20,7 +20,7 @@ def evaluation(training: TrainingResult) -> Evaluation:
     score = evaluate(Run.open(training.folder), training.checkpoint)
     create_table_artifact(
         key="evaluation",
-        table=[{"": name, "value": str(value)} for name, value in score.model_dump().items()],
+        table=score.rows(),
         description=f"Validation of {training.run}",
     )
     return score

@@ -21,7 +21,7 @@ def tokenizer(config: RunConfig, corpus: Corpus, store: Path) -> TokenizerInfo:
     info = make_tokenizer(config.tokenizer, config.corpus, corpus, store)
     create_table_artifact(
         key="tokenizer",
-        table=[{"": name, "value": str(value)} for name, value in info.model_dump().items()],
+        table=info.rows(),
         description=f"Tokenizer {info.id}",
     )
     return info

@@ -1,12 +1,27 @@
 """Small real inputs for every test: no network, no files outside the test's own folder."""
 
 import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from lmcore.dataset import Blocks, build_dataset
+from lmcore.documents import describe, scan
+from lmcore.evaluate import Evaluation, evaluate
+from lmcore.run import Run, prepare_run
+from lmcore.store import prepare_store
+from lmcore.tokenization import Dataset, tokenize
+from lmcore.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.train import TrainingResult, train
 
+REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 _WORDS = ["学習", "言語", "モデル", "東京", "さくら", "は", "が", "を", "に", "です", "ます", "、", "。"]
@@ -35,6 +50,24 @@ def tiny_config(corpus: Path, store: Path, **train: object) -> RunConfig:
     )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite-golden", action="store_true", help="write golden files instead of comparing with them")
+
+
+@pytest.fixture
+def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with golden/<name> beside the test's file, or write it with --rewrite-golden."""
+
+    def check(name: str, text: str) -> None:
+        path = request.path.parent / "golden" / name
+        if request.config.getoption("--rewrite-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8"), f"{path} differs: is it meant? then --rewrite-golden"
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of text that tests only read."""
@@ -53,3 +86,84 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real text is not here: {SHARED_DATA} is missing")
     return SHARED_DATA
+
+
+_run_numbers = count()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A store with a tokenizer and a dataset, and the settings that made them."""
+
+    config: RunConfig
+    dataset: Dataset
+    tokenizer: TokenizerInfo
+    store: Path
+
+    def changed(self, *, model: object = None, dataset: object = None, **train: object) -> RunConfig:
+        """The settings with some of the model's, the dataset's and the training's replaced."""
+        content = self.config.model_dump()
+        for section, changes in (("model", model), ("dataset", dataset), ("train", train)):
+            content[section] |= changes or {}
+        return RunConfig.model_validate(content)
+
+    def run(self, *, model: object = None, dataset: object = None, when_locked: str = "wait", **train: object) -> Run:
+        """A new run with a name of its own."""
+        config = self.changed(model=model, dataset=dataset, **train)
+        config = config.model_copy(update={"run": f"run-{next(_run_numbers)}", "when_locked": when_locked})
+        return prepare_run(config, self.dataset, self.tokenizer, self.store)
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Tokenize the corpus of ``config`` into its store."""
+    corpus, store = describe(scan(config.corpus), config.corpus), prepare_store(config.store)
+    tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store)
+    return Prepared(config, tokenize(config.corpus, corpus, tokenizer, store), tokenizer, store)
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """A prepared store; tests add runs of their own to it and change nothing else."""
+    return prepare(tiny_config(corpus, tmp_path_factory.mktemp("prepared") / "store"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    run: Run
+    training: TrainingResult
+    evaluation: Evaluation
+    blocks: Blocks
+
+
+def train_and_evaluate(prepared: Prepared, run: Run) -> Trained:
+    training = train(run)
+    blocks = build_dataset(prepared.dataset, run.config.dataset.block_size)
+    return Trained(run, training, evaluate(run, training.checkpoint), blocks)
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Prepared) -> Trained:
+    """A finished run that tests only read."""
+    return train_and_evaluate(prepared, prepared.run(max_steps=20, learning_rate=1e-2))
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Return as soon as ``condition`` holds; fail after a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.005)
+
+
+def start(*arguments: object, **options: object) -> "subprocess.Popen[str]":
+    """``python ARGUMENTS`` in the repository; its output is read as text."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )
