@@ -3,6 +3,7 @@
 Everything for people goes to standard error and standard output; the last line on standard output is one JSON object.
 """
 
+import logging
 import sys
 from typing import Any
 
@@ -19,5 +20,7 @@ def run_command(flow: Flow[..., Any], about: str) -> None:
 def _run(flow: Flow[..., Any], about: str) -> None:
     config = cli.parse(sys.argv[1:], f"python -m flows.{flow.name}", about)
     outcome: Any = flow(config)
+    # What Prefect says at exit must not come after the JSON line where both streams go to one place.
+    logging.getLogger("prefect").setLevel(logging.WARNING)
     print(f"\n{outcome.summary()}\n")
     print(outcome.model_dump_json(), flush=True)

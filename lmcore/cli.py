@@ -56,7 +56,10 @@ def parse(arguments: list[str], program: str, about: str) -> RunConfig:
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             parser = argparse.ArgumentParser(
-                prog=program, description=about, usage=f"{program} {_USAGE}", allow_abbrev=False
+                prog=program,
+                description=f"{about} --config FILE.toml gives settings, and flags go before it.",
+                usage=f"{program} {_USAGE}",
+                allow_abbrev=False,
             )
             flags: Any = CliSettingsSource(settings_cls, cli_parse_args=arguments, root_parser=parser)
             return flags, InitSettingsSource(settings_cls, content)

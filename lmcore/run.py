@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from lmcore.config import RunConfig, fingerprint, result_fields
 from lmcore.errors import RunError, StoreError
-from lmcore.store import FORMAT_VERSION, check_version, json_bytes, locked, remove, write_file
+from lmcore.store import FORMAT_VERSION, check_version, json_bytes, locked, remove, sweep, write_file
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import Tokenizer, TokenizerInfo
 
@@ -109,6 +109,8 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
     folder = store / "runs" / run_name(config, dataset)
     identity = run_identity(config, dataset)
     with locked(folder / "lock", config.when_locked):
+        sweep(folder)
+        sweep(folder / "checkpoints")
         if fresh:
             _clear(folder)
         elif (folder / "config.json").exists():
