@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.theme import Theme
 
 Update = Callable[[int, int, str], None]
 """Called with (done, total, note)."""
@@ -35,7 +36,8 @@ def shown(label: str, unit: Literal["bytes", "steps"], console: Console, logger:
     )
     columns = [TextColumn("{task.description}"), BarColumn(), *counts]
     columns += [TextColumn("{task.fields[note]}"), TimeRemainingColumn()]
-    with Progress(*columns, console=console, transient=True) as bar:
+    # The console may be one that Prefect made with a theme of its own, which knows nothing of bars.
+    with console.use_theme(Theme()), Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:

@@ -77,7 +77,7 @@ def _plain(logger: Any) -> logging.Logger:
 
 def _console() -> Console:
     """The console that Prefect logs to, so that log lines and the bar do not overwrite each other."""
-    for handler in logging.getLogger("prefect").handlers:
+    for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
             return handler.console
     return Console(stderr=True)
