@@ -42,6 +42,8 @@ def _prepare_data(arguments: list[str]) -> None:
 
 
 def _pretrain(arguments: list[str]) -> None:
+    config = cli.parse(arguments, "python -m lmcore pretrain", "Corpus to a trained model.")
+
     from lmcore.dataset import build_dataset
     from lmcore.evaluate import evaluate
     from lmcore.export import export
@@ -49,7 +51,6 @@ def _pretrain(arguments: list[str]) -> None:
     from lmcore.run import prepare_run
     from lmcore.train import train
 
-    config = cli.parse(arguments, "python -m lmcore pretrain", "Corpus to a trained model.")
     dataset, tokenizer, store = _prepare(config)
     blocks = build_dataset(dataset, config.dataset.block_size)
     run = prepare_run(config, dataset, tokenizer, store, config.fresh)

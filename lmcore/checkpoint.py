@@ -85,12 +85,14 @@ def weights_hash(checkpoint: Path) -> str:
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> None:
-    """Copy the weights of a checkpoint folder into ``model``."""
+    """Copy the weights of a checkpoint folder into ``model``. Raises StoreError when it is of another model."""
     saved = load_file(path / "model.safetensors")
     own = _model_tensors(model)
-    if saved.keys() != own.keys():
+    # copy_ would stretch a weight of another shape to fit.
+    shapes, own_shapes = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (saved, own))
+    if shapes != own_shapes:
         raise StoreError(
-            f"checkpoint {path} is of another model: {sorted(saved.keys() ^ own.keys())[:4]} stand on one side only"
+            f"checkpoint {path} is of another model: {sorted(shapes ^ own_shapes)[:4]} stand on one side only"
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -98,7 +100,7 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
+    return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -60,9 +60,11 @@ def _round_up(value: int, multiple: int) -> int:
 def freeze_all_but(model: PreTrainedModel, patterns: list[str]) -> None:
     """Let only the parameters whose names match a pattern be updated.
 
-    Raises ConfigError when a pattern matches nothing.
+    Raises ConfigError when a pattern matches nothing, or there is none.
     """
     names = [name for name, _ in model.named_parameters()]
+    if not patterns:
+        raise ConfigError("train.trainable is empty, so nothing would be trained: give a pattern, or * for everything")
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise ConfigError(

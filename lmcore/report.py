@@ -83,11 +83,12 @@ def report_key(training: TrainingResult, evaluation: Evaluation, settings: Sampl
 
 
 def loss_table(rows: list[Row], most: int = 50) -> list[dict[str, Any]]:
-    """At most ``most`` rows of step, tokens and losses, spread evenly; every validation if they fit."""
+    """At most ``most`` rows of step, tokens and losses, spread evenly to the last; every validation if they fit."""
     validations = {row["step"]: row["loss"] for row in rows if row["kind"] == "validation"}
     trains = {row["step"]: row for row in rows if row["kind"] == "train"}
     steps = sorted(trains.keys() | validations.keys())
-    steps = [step for step in steps if step in validations] if len(steps) > most else steps
+    if len(steps) > most:
+        steps = [step for step in steps if step in validations] or steps
     stride = -(-len(steps) // most) or 1
     tokens = {row["step"]: row["tokens"] for row in rows}
     return [

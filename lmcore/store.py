@@ -20,17 +20,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import IO, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from lmcore.errors import RunError, StoreError, no_space_named
+from lmcore.errors import RunError, StoppedError, StoreError, no_space_named
 
 FORMAT_VERSION = 1
 """Of everything in the store. It is part of every fingerprint: a new version never meets old work."""
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
+_SECONDS_BETWEEN_TRIES = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -311,27 +312,40 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def locked(path: Path, when_locked: Literal["wait", "refuse"]) -> Iterator[None]:
-    """Hold the lock file ``path``; it says who holds it.
+def locked(
+    path: Path, when_locked: Literal["wait", "refuse"], should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Hold the lock file ``path``; it says who holds it. ``should_stop`` is asked while waiting.
 
-    Raises RunError when another process holds it and ``when_locked`` is "refuse".
+    Raises RunError when another process holds it and ``when_locked`` is "refuse", StoppedError when
+    ``should_stop`` said so.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(file):
             file.seek(0)
             owner = file.read().strip() or "another process"
             if when_locked == "refuse":
                 raise RunError(
                     f"{path.parent} is in use by {owner}: wait for it to end, or start with --when_locked wait"
-                ) from None
+                )
             _log.info("waiting: %s is in use by %s", path.parent, owner)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            # A blocking flock would begin again after every signal whose handler only takes a note.
+            while not _lock(file):
+                if should_stop():
+                    raise StoppedError(f"stopped on request while {path.parent} was in use by {owner}")
+                time.sleep(_SECONDS_BETWEEN_TRIES)
         file.seek(0)
         file.truncate()
         owner_now = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot_id()}
         file.write(json.dumps(owner_now))
         file.flush()
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

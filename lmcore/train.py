@@ -80,12 +80,13 @@ class State:
 
 
 def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult:
-    """Train ``run`` to its end. ``should_stop`` is asked after every step.
+    """Train ``run`` to its end. ``should_stop`` is asked after every step, and while
+    another process trains the run.
 
     Raises StoppedError after saving a checkpoint when ``should_stop`` said so, TrainingError when the loss is no
     longer a number, RunError when the run is in use.
     """
-    with locked(run.lock, run.config.when_locked):
+    with locked(run.lock, run.config.when_locked, should_stop):
         return finished_training(run) or _Training(run).finish(should_stop)
 
 
@@ -201,11 +202,8 @@ class _Training:
         state = self.state
         loss = loss_sum / state.loss_steps
         state.seconds += self.clock.lap()
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} after step {state.step}: lower train.learning_rate (now "
-                f"{self.config.learning_rate}) or clip harder (train.grad_clip), then start with --fresh"
-            )
+        self._check("loss", loss)
+        self._check("gradient's norm", norm)
         tokens, seconds = self.logged
         speed = (state.tokens - tokens) / (state.seconds - seconds)
         self.logged = (state.tokens, state.seconds)
@@ -221,9 +219,17 @@ class _Training:
     def _validate(self) -> None:
         self.state.seconds += self.clock.lap()
         score = self.score(self.validation)
+        self._check("validation loss", score.nats_per_token)
         self.state.validation_loss = score.nats_per_token
         self._write("validation", loss=score.nats_per_token, bits_per_byte=score.bits_per_byte)
         self.clock.lap()
+
+    def _check(self, name: str, figure: float) -> None:
+        if not math.isfinite(figure):
+            raise TrainingError(
+                f"the {name} is {figure} after step {self.state.step}: lower train.learning_rate (now "
+                f"{self.config.learning_rate}) or clip harder (train.grad_clip), then start with --fresh"
+            )
 
     def _write(self, kind: str, **figures: float) -> None:
         row: Row = {
@@ -231,7 +237,7 @@ class _Training:
             "step": self.state.step,
             "total_steps": self.total_steps,
             "tokens": self.state.tokens,
-            "epoch": self.state.step * self.config.batch_size / self.blocks,
+            "epoch": self.state.tokens / self.run.config.dataset.block_size / self.blocks,
         }
         self.metrics.write({**row, **figures})
 

@@ -15,6 +15,7 @@ from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, T
 from lmcore.dataset import Blocks, build_dataset
 from lmcore.documents import describe, scan
 from lmcore.evaluate import Evaluation, evaluate
+from lmcore.metrics import read_metrics
 from lmcore.run import Run, prepare_run
 from lmcore.store import prepare_store
 from lmcore.tokenization import Dataset, tokenize
@@ -155,6 +156,16 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.005)
+
+
+def wait_for_step(run: Run, step: int, child: "subprocess.Popen[str]") -> None:
+    """Return when the training ``child`` has written a row of ``step`` or later."""
+
+    def is_there() -> bool:
+        assert child.poll() is None, child.communicate()
+        return any(row["step"] >= step for row in read_metrics(run.metrics))
+
+    wait_until(is_there, f"step {step}")
 
 
 def start(*arguments: object, **options: object) -> "subprocess.Popen[str]":

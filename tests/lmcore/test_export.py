@@ -1,0 +1,117 @@
+"""The exported folder is an ordinary transformers model with the checkpoint's weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lmcore.checkpoint import trained_model
+from lmcore.errors import StoreError
+from lmcore.export import Export, export
+from lmcore.store import read_manifest
+from tests.conftest import Prepared, Trained, train_and_evaluate
+
+TEXTS = ["学習モデル", "def main():\n    return 1\n", "  two  spaces ", "😀 é ＡＢＣ"]
+
+
+@pytest.fixture(scope="module")
+def folder(trained: Trained) -> Path:
+    return export(trained.training, trained.evaluation).model_dir
+
+
+def test_transformers_opens_it_and_computes_the_same(trained: Trained, folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ours = trained_model(trained.run, trained.training.checkpoint).eval()
+    ids = torch.randint(0, trained.run.tokenizer_info.vocab_size, (3, 16))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, ours(ids).logits)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "model", [{"architecture": "llama", "kv_heads": 1}, {"architecture": "qwen3", "tie_embeddings": False}]
+)
+def test_so_it_is_for_every_architecture(prepared: Prepared, model: dict[str, Any]) -> None:
+    other = train_and_evaluate(prepared, prepared.run(model=model))
+    opened = AutoModelForCausalLM.from_pretrained(export(other.training, other.evaluation).model_dir)
+    ids = torch.randint(0, 400, (2, 16))
+    with torch.no_grad():
+        expected = trained_model(other.run, other.training.checkpoint).eval()(ids).logits
+        assert torch.equal(opened(ids).logits, expected)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_its_tokenizer_gives_the_ids_that_were_trained_on(trained: Trained, folder: Path, text: str) -> None:
+    tokenizer, ours = AutoTokenizer.from_pretrained(folder), trained.run.tokenizer()
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ids == ours.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eos_token_id == ours.eos_id
+    assert tokenizer.vocab_size == ours.vocab_size
+
+
+def test_a_pipeline_writes_without_a_word_of_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture, capfd: Any
+) -> None:
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.enable_propagation()
+    try:
+        write = transformers.pipeline("text-generation", str(folder), device="cpu")
+        [answer] = write("def ")
+    finally:
+        transformers.logging.disable_propagation()
+        transformers.logging.set_verbosity_error()
+    assert answer["generated_text"].startswith("def ")
+    assert caplog.records == []
+    assert "warn" not in capfd.readouterr().err.lower()
+
+
+def test_it_holds_a_card_and_safetensors_and_nothing_pickled(trained: Trained, folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    card = (folder / "README.md").read_text()
+    assert card.startswith('---\nlibrary_name: "transformers"')
+    assert f"{trained.evaluation.bits_per_byte:.4f}" in card
+    assert f"| dataset | {trained.run.identity['dataset_id']} |" in card
+
+
+def test_the_code_on_the_card_runs(folder: Path) -> None:
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code.replace("path/to/this/folder", str(folder)), {})
+
+
+def test_it_is_written_once(trained: Trained, folder: Path) -> None:
+    before = (folder / "model.safetensors").stat()
+    again = export(trained.training, trained.evaluation)
+    assert again == Export(model_dir=folder)
+    again.verify()
+    assert (folder / "model.safetensors").stat().st_ino == before.st_ino
+
+
+@pytest.fixture
+def own(prepared: Prepared) -> Trained:
+    """A finished and exported run of the test's own."""
+    run = train_and_evaluate(prepared, prepared.run())
+    export(run.training, run.evaluation)
+    return run
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "README.md", "manifest.json"])
+def test_what_is_damaged_is_made_again(own: Trained, file: str) -> None:
+    path = own.run.folder / "model" / file
+    content = path.read_bytes()
+    path.write_bytes(content[:-2])
+    with pytest.raises(StoreError):
+        Export(model_dir=path.parent).verify()
+    export(own.training, own.evaluation).verify()
+    assert path.read_bytes() == content
+
+
+def test_other_weights_replace_it(own: Trained) -> None:
+    result = own.training.model_copy(update={"weights": "of a training that was begun again"})
+    export(result, own.evaluation).verify()
+    assert read_manifest(own.run.folder / "model")["weights"] == result.weights

@@ -1,0 +1,158 @@
+"""python -m lmcore: one JSON line for programs, one error line for people."""
+
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lmcore
+from tests.conftest import start
+
+KEYS = {
+    "run_dir",
+    "dataset_id",
+    "model_dir",
+    "report",
+    "step",
+    "valid_loss",
+    "valid_bits_per_byte",
+    "tokens_per_second",
+}
+TOML = """
+corpus.paths = ["{corpus}"]
+tokenizer.vocab_size = 400
+dataset.block_size = 16
+[model]
+layers = 1
+width = 16
+heads = 2
+[train]
+max_steps = 100
+batch_size = 4
+"""
+
+
+@pytest.fixture
+def settings(corpus: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TOML.format(corpus=corpus))
+    return path
+
+
+def call(*arguments: object) -> tuple[int, list[str], list[str]]:
+    """Exit status and the lines of standard output and error of ``python -m lmcore``."""
+    with start("-m", "lmcore", *arguments) as process:
+        output, errors = process.communicate()
+    return process.returncode, output.splitlines(), errors.splitlines()
+
+
+def assert_fails(status: int, error: str, *arguments: object) -> None:
+    """One line on standard error says what is wrong; nothing is printed."""
+    found, output, errors = call(*arguments)
+    assert (found, output) == (status, []), errors
+    assert error in errors[-1]
+    assert errors[-1].startswith("error: ") == (status == 1)
+    assert not any("Traceback" in line for line in errors)
+
+
+def test_pretrain_makes_everything_and_a_second_call_finds_it(settings: Path, tmp_path: Path) -> None:
+    command = ("pretrain", "--config", settings, "--train.max_steps", 6, "--store", tmp_path / "store")
+    status, output, errors = call(*command)
+    assert status == 0, errors
+    result: dict[str, Any] = json.loads(output[-1])
+    assert result.keys() == KEYS
+    assert result["step"] == 6
+    run = Path(result["run_dir"])
+    assert Path(result["model_dir"]) == run / "model"
+    assert Path(result["report"]) == run / "report.md"
+    assert (run / "model" / "model.safetensors").exists()
+    checkpoint = run / "checkpoints" / "step-00000006" / "manifest.json"
+    before = checkpoint.stat().st_ino, checkpoint.stat().st_mtime_ns
+    status, output, errors = call(*command)
+    assert (status, json.loads(output[-1])) == (0, result)
+    assert not any("parameters on" in line for line in errors)
+    assert (checkpoint.stat().st_ino, checkpoint.stat().st_mtime_ns) == before
+
+
+def test_prepare_data_prints_the_ids(settings: Path, tmp_path: Path) -> None:
+    status, output, errors = call("prepare_data", "--config", settings, f"--store={tmp_path / 'store'}")
+    assert status == 0, errors
+    ids = json.loads(output[-1])
+    assert (tmp_path / "store" / "datasets" / ids["dataset_id"] / "manifest.json").exists()
+    assert (tmp_path / "store" / "tokenizers" / ids["tokenizer_id"]).exists()
+
+
+@pytest.mark.parametrize("verb", ["", "pretrian"])
+def test_an_unknown_verb_shows_the_verbs(verb: str) -> None:
+    status, output, errors = call(*([verb] if verb else []))
+    assert (status, output) == (2, [])
+    assert "pretrain [flags]" in "\n".join(errors)
+
+
+def test_help_is_no_error() -> None:
+    status, output, errors = call("--help")
+    assert (status, errors) == (0, [])
+    assert "python -m lmcore VERB" in output[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "flags"),
+    [
+        (2, "unrecognized arguments: --train.learning_rat", ["--train.learning_rat", "1"]),
+        (1, "error: command line: train.max_steps: ", ["--train.max_steps", "many"]),
+        (
+            1,
+            "error: command line: model: width 16 is not a multiple of heads 3",
+            ["--model.width=16", "--model.heads=3"],
+        ),
+        (1, "nowhere.toml: there is no such file", ["--config", "nowhere.toml"]),
+    ],
+)
+def test_bad_flags_are_named(status: int, error: str, flags: list[str]) -> None:
+    assert_fails(status, error, "pretrain", *flags)
+
+
+def test_a_misspelt_setting_in_the_file_is_named(settings: Path) -> None:
+    settings.write_text(settings.read_text() + "learning_rat = 1\n")
+    assert_fails(1, f"{settings}: train.learning_rat: there is no such setting", "pretrain", "--config", settings)
+
+
+def test_a_corpus_smaller_than_a_block_is_one_line(settings: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    command = ("pretrain", "--config", settings, "--store", store, "--dataset.block_size", 100_000)
+    assert_fails(1, "error: the corpus is smaller than one block: ", *command)
+    assert not list(store.glob("runs/*"))
+
+
+def test_a_missing_corpus_is_one_line(tmp_path: Path) -> None:
+    command = ("prepare_data", "--corpus.paths", tmp_path / "nowhere", "--store", tmp_path / "store")
+    assert_fails(1, "nowhere does not exist", *command)
+    assert not (tmp_path / "store").exists()
+
+
+def test_training_what_is_no_run_is_one_line(tmp_path: Path) -> None:
+    assert_fails(1, "is no run", "train", tmp_path)
+
+
+_IMPORT = "import sys, importlib; [importlib.import_module(name) for name in sys.argv[1:]]; print(*sys.modules)"
+
+
+def test_no_module_of_lmcore_knows_prefect() -> None:
+    names = [f"lmcore.{module.name}" for module in pkgutil.iter_modules(lmcore.__path__)]
+    assert "lmcore.train" in names
+    with start("-c", _IMPORT, *names) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    modules = output.split()
+    assert set(names) <= set(modules)
+    assert not {"prefect", "tasks", "flows", "deployments"} & set(modules)
+
+
+@pytest.mark.parametrize("module", ["lmcore.config", "lmcore.errors", "lmcore.__main__"])
+def test_settings_and_help_need_no_torch(module: str) -> None:
+    with start("-c", _IMPORT, module) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert not {"torch", "transformers", "pyarrow"} & set(output.split())

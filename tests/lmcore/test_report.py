@@ -1,0 +1,202 @@
+"""The page says what is in the run, whatever the model writes into it."""
+
+import json
+import re
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lmcore.report
+from lmcore.config import SampleConfig
+from lmcore.dataset import Blocks
+from lmcore.errors import StoreError
+from lmcore.metrics import read_metrics
+from lmcore.report import Report, data_page, data_sections, loss_picture, loss_table, report
+from tests.conftest import Prepared, Trained, train_and_evaluate
+
+SAMPLE = SampleConfig(tokens=20)
+
+
+@pytest.fixture
+def own(prepared: Prepared) -> Trained:
+    """A finished run of the test's own."""
+    return train_and_evaluate(prepared, prepared.run())
+
+
+@pytest.fixture(scope="module")
+def page(trained: Trained) -> Report:
+    return report(trained.training, trained.evaluation, trained.blocks, SAMPLE)
+
+
+def test_the_page_has_the_figures_of_the_run(trained: Trained, page: Report) -> None:
+    text = page.markdown()
+    assert text.startswith(f"# {trained.run.folder.name}\n")
+    for figure in (
+        f"| validation loss | {trained.evaluation.nats_per_token:.4f} nats per token |",
+        f"| bits per byte | {trained.evaluation.bits_per_byte:.4f} |",
+        "| steps | 20 of 4 blocks of 16 tokens |",
+        f"| dataset | {trained.run.identity['dataset_id']} |",
+        "| **unaccounted** | **0** |",
+    ):
+        assert figure in text.splitlines() or f"{figure} |" in text, figure
+    assert page.sample in text
+    assert "![loss](report.png)" in text
+
+
+def test_the_picture_is_a_png_and_can_stand_in_the_page(page: Report) -> None:
+    image = matplotlib.image.imread(BytesIO(page.picture.read_bytes()), format="png")
+    assert image.shape[:2] == (495, 880)
+    assert image.std() > 0.01
+    inline = page.markdown(inline_picture=True)
+    assert "(report.png)" not in inline
+    assert "(data:image/png;base64,iVBORw0KGgo" in inline
+
+
+def test_a_japanese_title_becomes_ascii(trained: Trained) -> None:
+    rows = read_metrics(trained.run.metrics)
+    # Glyphs that the font does not have would be a warning, which here is an error.
+    assert loss_picture(rows, "学習 run") == loss_picture(rows, "?? run") != loss_picture(rows, "run")
+
+
+def fence_of(text: str) -> str:
+    return text.split("## Sample\n\n")[1].splitlines()[0].removesuffix("text")
+
+
+@pytest.mark.parametrize("sample", ["", "```", "a ```` b\n``````\n```", "| a | b |\n# no heading", "</s>\n学習"])
+def test_a_sample_cannot_leave_its_fence(own: Trained, monkeypatch: pytest.MonkeyPatch, sample: str) -> None:
+    monkeypatch.setattr(lmcore.report, "generate", lambda *_: sample)
+    text = report(own.training, own.evaluation, own.blocks, SAMPLE).markdown()
+    fence = fence_of(text)
+    assert len(fence) > max((len(run) for run in re.findall("`+", sample)), default=2)
+    assert f"\n{fence}text\n{sample}\n{fence}\n" in text
+
+
+def test_a_report_is_written_once(trained: Trained, page: Report) -> None:
+    before = page.path.stat().st_mtime_ns
+    assert report(trained.training, trained.evaluation, trained.blocks, SAMPLE) == page
+    assert page.path.stat().st_mtime_ns == before
+
+
+def test_another_sample_is_another_report(own: Trained) -> None:
+    first, second = (
+        report(own.training, own.evaluation, own.blocks, SampleConfig(tokens=20, prompt=prompt))
+        for prompt in ("学習", "東京")
+    )
+    assert first.sample.startswith("学習")
+    assert second.sample.startswith("東京")
+    assert "Prompt '東京'" in second.markdown()
+
+
+def edit(page: Report) -> None:
+    page.path.write_text(page.path.read_text() + "better than it is\n")
+
+
+def edit_picture(page: Report) -> None:
+    page.picture.write_bytes(page.picture.read_bytes() + b"x")
+
+
+def remove_page(page: Report) -> None:
+    page.path.unlink()
+
+
+def remove_record(page: Report) -> None:
+    (page.folder / "report.json").unlink()
+
+
+@pytest.mark.parametrize("change", [edit, edit_picture, remove_page, remove_record])
+def test_an_edited_report_is_noticed_and_written_again(own: Trained, change: Any) -> None:
+    page = report(own.training, own.evaluation, own.blocks, SAMPLE)
+    page.verify()
+    text, picture = page.path.read_bytes(), page.picture.read_bytes()
+    change(page)
+    with pytest.raises(StoreError):
+        page.verify()
+    report(own.training, own.evaluation, own.blocks, SAMPLE).verify()
+    assert (page.path.read_bytes(), page.picture.read_bytes()) == (text, picture)
+
+
+# --- tables ---
+
+
+def metrics(trains: list[int], validations: list[int]) -> list[dict[str, Any]]:
+    rows = [{"kind": "train", "step": step, "tokens": step * 64, "loss": 6 - step / 100} for step in trains]
+    rows += [{"kind": "validation", "step": step, "tokens": step * 64, "loss": 7 - step / 100} for step in validations]
+    return sorted(rows, key=lambda row: int(str(row["step"])))
+
+
+@given(
+    trains=st.lists(st.integers(1, 99), unique=True, max_size=40),
+    validations=st.lists(st.integers(1, 99), unique=True, max_size=40),
+    most=st.integers(1, 12),
+)
+def test_the_loss_table_is_bounded_and_ends_with_the_last_row(
+    trains: list[int], validations: list[int], most: int
+) -> None:
+    rows = metrics(trains, validations)
+    table = loss_table(rows, most)
+    steps = [line["step"] for line in table]
+    assert len(table) <= most
+    assert steps == sorted(set(steps))
+    assert set(steps) <= {*trains, *validations}
+    if len({*trains, *validations}) <= most:
+        assert set(steps) == {*trains, *validations}
+    elif validations:
+        assert steps[-1] == max(validations)
+        assert len(validations) > most or set(validations) <= set(steps)
+    else:
+        assert steps[-1] == max(trains)
+
+
+def test_a_line_of_the_loss_table_has_both_losses() -> None:
+    [first, second] = loss_table(metrics([1, 2], [2]))
+    assert first == {"step": 1, "tokens": 64, "train loss": 5.99, "validation loss": ""}
+    assert second == {"step": 2, "tokens": 128, "train loss": 5.98, "validation loss": 6.98}
+
+
+MANIFEST = {
+    "splits": {
+        "train": {"documents": 1200, "tokens": 345678, "text_bytes": 1234567},
+        "validation": {"documents": 60, "tokens": 17000, "text_bytes": 61000},
+    },
+    "chunks": [
+        {"train": {"longest_bytes": 9000}, "validation": {"longest_bytes": 100}},
+        {"train": {"longest_bytes": 20}, "validation": {"longest_bytes": 12345}},
+    ],
+    "ledger": {
+        "source_bytes": 1300000,
+        "document_bytes": 1295567,
+        "separator_bytes": 4400,
+        "skipped": {"not UTF-8": {"pieces": 2, "bytes": 33}},
+        "unaccounted_bytes": 0,
+        "stored_bytes": 400000,
+        "undecodable_stored_bytes": 77,
+    },
+}
+
+
+def test_the_data_sections_are_the_golden_ones(check_golden: Any) -> None:
+    blocks = Blocks(dataset_id="d", block_size=256, train_blocks=1350, tail_tokens=77, validation_tokens=17000)
+    check_golden("data_sections.md", "\n\n".join(data_sections(MANIFEST, blocks)) + "\n")
+
+
+def test_the_loss_table_is_the_golden_one(check_golden: Any) -> None:
+    table = loss_table(metrics(list(range(1, 60)), list(range(10, 61, 10))), 12)
+    check_golden("loss_table.json", json.dumps(table, indent=1) + "\n")
+
+
+def test_the_keys_of_the_golden_manifest_are_those_of_a_real_one(prepared: Prepared) -> None:
+    text = data_page(prepared.dataset)
+    manifest = json.loads((prepared.dataset.folder / "manifest.json").read_text())
+    assert manifest["splits"].keys() == MANIFEST["splits"].keys()
+    assert set(MANIFEST["ledger"]) <= set(manifest["ledger"])
+    assert text.startswith(f"# Dataset {prepared.dataset.id}\n")
+    assert "| **unaccounted** | **0** |" in text
+
+
+def test_a_missing_run_leaves_no_report(tmp_path: Path) -> None:
+    assert Report.load(tmp_path) is None

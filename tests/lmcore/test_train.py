@@ -1,0 +1,397 @@
+"""A training that is stopped, killed or damaged ends with the weights of one that was not."""
+
+import dataclasses
+import json
+import math
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lmcore.train
+from lmcore.checkpoint import newest_checkpoint
+from lmcore.config import TrainConfig
+from lmcore.errors import ConfigError, RunError, StoppedError, TrainingError
+from lmcore.metrics import read_metrics
+from lmcore.model import new_model
+from lmcore.run import Run
+from lmcore.store import locked
+from lmcore.train import TrainingResult, planned_steps, train
+from tests.conftest import Prepared, Trained, start, wait_for_step
+
+STEPS = 24
+SETTINGS: dict[str, Any] = {"max_steps": STEPS, "log_every": 5, "validate_every": 6, "checkpoint_every": 4}
+
+
+@pytest.fixture(scope="module")
+def whole(prepared: Prepared) -> Run:
+    """A run of ``SETTINGS`` that nothing interrupted."""
+    run = prepared.run(**SETTINGS)
+    train(run)
+    return run
+
+
+def stop_after(run: Run, step: int) -> None:
+    """Train until ``step`` steps are done in all, and stop."""
+    done = newest_step(run)
+    asked = iter(range(done + 1, STEPS))
+    with pytest.raises(StoppedError, match=f"after step {step} of"):
+        train(run, should_stop=lambda: next(asked) == step)
+
+
+def newest_step(run: Run) -> int:
+    newest = newest_checkpoint(run.checkpoints)
+    return int(newest.name.removeprefix("step-")) if newest else 0
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    return [{**row, "tokens_per_second": None} for row in read_metrics(run.metrics)]
+
+
+def assert_same_training(run: Run, other: Run) -> None:
+    """Weights, optimizer, random state and rows are equal to the last bit."""
+    mine, others = (newest_checkpoint(each.checkpoints) for each in (run, other))
+    assert mine is not None
+    assert others is not None
+    for part in ("model", "optimizer", "random"):
+        tensors, other_tensors = (load_file(path / f"{part}.safetensors") for path in (mine, others))
+        assert tensors.keys() == other_tensors.keys()
+        assert all(torch.equal(tensors[name], other_tensors[name]) for name in tensors), part
+    assert rows(run) == rows(other)
+
+
+def truncate_newest(run: Run) -> None:
+    newest = newest_checkpoint(run.checkpoints)
+    assert newest is not None
+    file = newest / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+# --- interruptions ---
+
+
+@pytest.mark.parametrize("stops", [[1], [7], [23], [3, 4, 5, 20]], ids=str)
+def test_stopped_and_continued_is_the_same_training(prepared: Prepared, whole: Run, stops: list[int]) -> None:
+    run = prepared.run(**SETTINGS)
+    for step in stops:
+        stop_after(run, step)
+        assert newest_step(run) == step
+    assert train(run).step == STEPS
+    assert_same_training(run, whole)
+
+
+@pytest.mark.parametrize("model", [{"architecture": "llama", "kv_heads": 1}, {"architecture": "qwen3"}], ids=str)
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_so_it_is_for_every_architecture_and_optimizer(prepared: Prepared, model: Any, optimizer: str) -> None:
+    runs = [prepared.run(model=model, optimizer=optimizer, **SETTINGS) for _ in range(2)]
+    stop_after(runs[0], 9)
+    for run in runs:
+        train(run)
+    assert_same_training(runs[0], runs[1])
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_not_the_result(prepared: Prepared, whole: Run) -> None:
+    run = prepared.run(**SETTINGS)
+    stop_after(run, 14)
+    truncate_newest(run)
+    train(run)
+    assert_same_training(run, whole)
+    assert (run.checkpoints / "bad-step-00000014").exists()
+
+
+def test_killed_at_any_moment_is_the_same_training(prepared: Prepared) -> None:
+    settings = {"max_steps": 200, "log_every": 1, "validate_every": 40, "checkpoint_every": 3}
+    run, undisturbed = prepared.run(**settings), prepared.run(**settings)
+    train(undisturbed)
+    reached = 0
+    for _ in range(3):
+        reached += random.randint(2, 50)
+        with start("-m", "lmcore", "train", run.folder) as child:
+            wait_for_step(run, reached, child)
+            child.kill()
+            child.communicate()
+        assert child.returncode == -signal.SIGKILL
+    truncate_newest(run)
+    train(run)
+    assert_same_training(run, undisturbed)
+
+
+def test_a_row_that_the_kill_cut_off_is_made_again(prepared: Prepared, whole: Run) -> None:
+    run = prepared.run(**SETTINGS)
+    stop_after(run, 12)
+    content = run.metrics.read_bytes()
+    run.metrics.write_bytes(content + content[:30])
+    train(run)
+    assert_same_training(run, whole)
+
+
+def test_sigterm_saves_a_checkpoint_and_says_so_in_the_status(prepared: Prepared) -> None:
+    settings = {"max_steps": 2000, "log_every": 1, "validate_every": 1000, "checkpoint_every": 1000}
+    run = prepared.run(**settings)
+    with start("-m", "lmcore", "train", run.folder) as child:
+        wait_for_step(run, 3, child)
+        child.terminate()
+        output, _ = child.communicate()
+    assert child.returncode == 75
+    assert "the same command continues" in output.splitlines()[-1]
+    assert newest_step(run) == read_metrics(run.metrics)[-1]["step"] >= 3
+    assert TrainingResult.load(run.folder) is None
+
+
+def test_sigterm_ends_one_that_waits_for_the_lock(prepared: Prepared) -> None:
+    run = prepared.run()
+    with locked(run.lock, "refuse"), start("-m", "lmcore", "train", run.folder) as child:
+        assert child.stderr is not None
+        assert "waiting: " in child.stderr.readline()
+        child.terminate()
+        try:
+            child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert child.returncode == 75
+    assert not run.checkpoints.exists()
+
+
+def test_a_stop_at_the_last_step_comes_too_late(prepared: Prepared) -> None:
+    run = prepared.run(max_steps=1)
+    assert train(run, should_stop=lambda: True).step == 1
+
+
+# --- one run, one process ---
+
+
+def test_a_run_in_use_refuses_or_waits_for_the_result(prepared: Prepared) -> None:
+    run = prepared.run(max_steps=300, log_every=1, validate_every=100)
+    impatient = dataclasses.replace(run, config=run.config.model_copy(update={"when_locked": "refuse"}))
+    with start("-m", "lmcore", "train", run.folder) as child:
+        wait_for_step(run, 1, child)
+        with pytest.raises(RunError, match=f'"pid": {child.pid}'):
+            train(impatient)
+        result = train(run)
+        output, _ = child.communicate()
+    assert child.returncode == 0
+    assert TrainingResult.model_validate_json(output.splitlines()[-1]) == result
+
+
+def test_a_finished_run_is_returned_without_training(whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmcore.train, "_Training", None)
+    result = train(whole)
+    assert result.step == STEPS
+    result.verify()
+
+
+def test_a_finished_run_whose_checkpoint_is_damaged_is_finished_again(prepared: Prepared, whole: Run) -> None:
+    run = prepared.run(**SETTINGS)
+    first = train(run)
+    truncate_newest(run)
+    assert train(run).weights == first.weights
+    assert_same_training(run, whole)
+
+
+# --- what does and does not decide the weights ---
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"log_every": 1},
+        {"log_every": 1000},
+        {"validate_every": 1},
+        {"validate_every": 1000},
+        {"validation_tokens": 1000},
+        {"checkpoint_every": 1, "keep_checkpoints": 1},
+        {"checkpoint_every": 1000},
+        {"device": "cpu"},
+    ],
+    ids=str,
+)
+def test_watching_does_not_change_the_weights(prepared: Prepared, whole: Run, change: dict[str, Any]) -> None:
+    assert train(prepared.run(**{**SETTINGS, **change})).weights == train(whole).weights
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"batch_size": 5},
+        {"optimizer": "adam"},
+        {"schedule": "constant"},
+        {"weight_decay": 0.0},
+        {"grad_clip": 0.1},
+        {"beta1": 0.5},
+        {"model": {"dropout": 0.0}},
+        {"dataset": {"shuffle": False}},
+    ],
+    ids=str,
+)
+def test_result_settings_change_the_weights(prepared: Prepared, whole: Run, change: dict[str, Any]) -> None:
+    assert train(prepared.run(**{**SETTINGS, **change})).weights != train(whole).weights
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_every_kind_learns(prepared: Prepared, architecture: str, optimizer: str, schedule: str) -> None:
+    settings = {"optimizer": optimizer, "schedule": schedule, "learning_rate": 1e-2, "max_steps": 30}
+    # Decay inside Adam's normalized gradient would outweigh it at this rate.
+    run = prepared.run(model={"architecture": architecture}, weight_decay=0.01, **settings)
+    result = train(run)
+    validations = [row["loss"] for row in read_metrics(run.metrics) if row["kind"] == "validation"]
+    assert result.validation_loss == validations[-1] < validations[0] - 0.3
+    rates = [row["learning_rate"] for row in read_metrics(run.metrics) if row["kind"] == "train"]
+    assert rates[-1] == pytest.approx(1e-2 if schedule == "constant" else 1e-4)
+
+
+def test_frozen_parameters_stay_and_the_others_change(prepared: Prepared) -> None:
+    run = prepared.run(trainable=["*.ln_1.*", "transformer.wpe*"], max_steps=8, warmup_steps=0)
+    stop = iter([False, False, True])
+    with pytest.raises(StoppedError):
+        train(run, should_stop=lambda: next(stop))
+    result = train(run)
+    saved = load_file(result.checkpoint / "model.safetensors")
+    changed = {name for name, first in new_model(run).named_parameters() if not torch.equal(saved[name], first)}
+    assert changed == {"transformer.h.0.ln_1.weight", "transformer.h.0.ln_1.bias", "transformer.wpe.weight"}
+    assert result.trainable_parameters == 16 + 16 + 16 * 16
+    moments = load_file(result.checkpoint / "optimizer.safetensors")
+    assert {name.rsplit("/", 1)[0] for name in moments} == changed
+
+
+def test_a_pattern_that_names_nothing_trains_nothing(prepared: Prepared) -> None:
+    run = prepared.run(trainable=["*lora*"])
+    with pytest.raises(ConfigError, match=r"train\.trainable.*lora"):
+        train(run)
+    assert not run.checkpoints.exists()
+
+
+# --- epochs ---
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The input ids of every batch that is trained on."""
+    seen: list[torch.Tensor] = []
+    load: Callable[..., Iterator[dict[str, torch.Tensor]]] = lmcore.train.loader
+
+    def spy(*arguments: Any, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in load(*arguments, **options):
+            seen.append(batch["input_ids"])
+            yield batch
+
+    monkeypatch.setattr(lmcore.train, "loader", spy)
+    return seen
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3.7])
+def test_an_epoch_is_every_block_once_the_last_batch_may_be_short(
+    prepared: Prepared, trained: Trained, batches: list[torch.Tensor], parts: float
+) -> None:
+    blocks = trained.blocks.train_blocks
+    size = math.ceil(blocks / parts)
+    run = prepared.run(max_steps=0, epochs=2, batch_size=size, log_every=1, validate_every=1000)
+    result = train(run)
+    assert result.step == len(batches) == math.ceil(2 * blocks / size)
+    assert result.tokens == 2 * blocks * 16
+    assert [len(batch) for batch in batches] == [size] * (2 * blocks // size) + (
+        [rest] if (rest := 2 * blocks % size) else []
+    )
+    order = [tuple(block) for block in torch.cat(batches).tolist()]
+    assert Counter(order[:blocks]) == Counter(order[blocks:])
+    assert order[:blocks] != order[blocks:]
+    assert len(set(order)) > 0.9 * blocks
+    validated = [row["step"] for row in read_metrics(run.metrics) if row["kind"] == "validation"]
+    assert validated == [math.ceil(blocks / size), math.ceil(2 * blocks / size)]
+    assert read_metrics(run.metrics)[-1]["epoch"] == 2
+
+
+def test_steps_may_go_through_many_epochs(prepared: Prepared, trained: Trained, batches: list[torch.Tensor]) -> None:
+    size = trained.blocks.train_blocks // 2
+    run = prepared.run(max_steps=7, batch_size=size, validate_every=1000)
+    assert train(run).step == 7
+    assert {len(batch) for batch in batches} == {size}
+    validated = [row["step"] for row in read_metrics(run.metrics) if row["kind"] == "validation"]
+    assert validated == [math.ceil(trained.blocks.train_blocks * epoch / size) for epoch in (1, 2, 3)] + [7]
+
+
+@pytest.mark.parametrize(
+    ("settings", "blocks", "steps"),
+    [
+        ({"max_steps": 5}, 1, 5),
+        ({"epochs": 1}, 16, 1),
+        ({"epochs": 1}, 17, 2),
+        ({"epochs": 2}, 17, 3),
+        ({"epochs": 0.5}, 64, 2),
+        ({"epochs": 0.5}, 65, 3),
+        ({"epochs": 0.001}, 1, 1),
+    ],
+)
+def test_planned_steps(settings: dict[str, Any], blocks: int, steps: int) -> None:
+    assert planned_steps(TrainConfig(batch_size=16, **settings), blocks) == steps
+
+
+# --- a broken loss ---
+
+EXPLODING = {"learning_rate": 10, "weight_decay": 10, "grad_clip": 0, "warmup_steps": 0, "schedule": "constant"}
+
+
+def test_a_loss_that_is_no_number_ends_the_training(prepared: Prepared) -> None:
+    run = prepared.run(max_steps=200, log_every=1, validate_every=1000, **EXPLODING)
+    for _ in range(2):
+        with pytest.raises(TrainingError, match=r" is (nan|inf) after step \d+: lower train\.learning_rate"):
+            train(run)
+    assert TrainingResult.load(run.folder) is None
+    last = read_metrics(run.metrics)[-1]["step"]
+    # The last update of this shorter run is the one that broke the weights.
+    shorter = prepared.run(max_steps=last, log_every=1, validate_every=1000, **EXPLODING)
+    with pytest.raises(TrainingError, match=r" is (nan|inf) after step"):
+        train(shorter)
+
+
+@pytest.mark.parametrize("validate_every", [1, 1000])
+def test_metrics_stay_json_when_the_loss_breaks(prepared: Prepared, validate_every: int) -> None:
+    run = prepared.run(max_steps=200, log_every=7, validate_every=validate_every, **EXPLODING)
+    with pytest.raises(TrainingError):
+        train(run)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    for line in run.metrics.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+
+
+# --- the result ---
+
+
+def test_the_result_says_what_was_done(whole: Run) -> None:
+    result = train(whole)
+    logged = [row for row in read_metrics(whole.metrics) if row["kind"] == "train"]
+    assert [row["step"] for row in logged] == [5, 10, 15, 20, 24]
+    assert result.tokens == STEPS * 4 * 16 == logged[-1]["tokens"]
+    assert result.train_loss == logged[-1]["loss"]
+    assert result.parameters == sum(parameter.numel() for parameter in new_model(whole).parameters())
+    assert (result.device, result.precision) == ("cpu", "fp32")
+    assert result.tokens_per_second > 0
+    assert TrainingResult.load(whole.folder) == result
+
+
+def test_a_log_row_is_the_mean_over_its_steps(prepared: Prepared, whole: Run) -> None:
+    each = prepared.run(**{**SETTINGS, "log_every": 1})
+    train(each)
+    losses = [row["loss"] for row in read_metrics(each.metrics) if row["kind"] == "train"]
+    means = [row["loss"] for row in read_metrics(whole.metrics) if row["kind"] == "train"]
+    expected = [sum(part) / len(part) for part in (losses[start : start + 5] for start in range(0, STEPS, 5))]
+    assert means == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_store_may_be_moved(prepared: Prepared, whole: Run, tmp_path: Path) -> None:
+    moved = shutil.copytree(prepared.store, tmp_path / "moved")
+    run = Run.open(moved / "runs" / whole.folder.name)
+    assert train(run).weights == train(whole).weights
+    assert train(run).checkpoint.is_relative_to(moved)
