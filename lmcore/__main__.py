@@ -75,7 +75,7 @@ def _pretrain(arguments: list[str]) -> None:
 
 
 def _prepare(config: RunConfig) -> Any:
-    from lmcore.documents import describe, scan
+    from lmcore.corpus import describe, scan
     from lmcore.progress import shown
     from lmcore.store import prepare_store
     from lmcore.tokenization import tokenize

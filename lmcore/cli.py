@@ -19,6 +19,9 @@ from pydantic_settings import (
 from lmcore.config import RunConfig
 from lmcore.errors import ConfigError, LMError
 
+ERROR_PREFIX = "error: "
+"""Begins the message of a deliberate error; a parent process finds it by this."""
+
 _USAGE = "[--config FILE.toml] [--section.field VALUE ...]   (--help lists every field)"
 _OF_THE_FILES_CORPUS = ("include", "exclude", "document")
 
@@ -76,7 +79,7 @@ def main(verb: Callable[[], None]) -> None:
     try:
         verb()
     except LMError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr)
@@ -99,7 +102,7 @@ def _take_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"--config {path}: there is no such file (looked in {Path.cwd()})") from None
     except (OSError, ValueError) as error:

@@ -24,7 +24,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lmcore.config import CorpusConfig
-from lmcore.documents import Ledger, read_documents, scan
+from lmcore.corpus import scan
+from lmcore.documents import Ledger, read_documents
 from lmcore.errors import CorpusError
 from lmcore.shards import Shard, shard_path
 from lmcore.shuffle import shuffled

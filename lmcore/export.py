@@ -39,7 +39,7 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
         for file in run.tokenizer_folder.iterdir():
             if file.name != MANIFEST:
                 shutil.copy(file, temporary / file.name)
-        (temporary / "README.md").write_text(_model_card(run, training, evaluation))
+        (temporary / "README.md").write_text(_model_card(run, training, evaluation), encoding="utf-8")
     return Export(model_dir=folder)
 
 

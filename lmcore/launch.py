@@ -13,15 +13,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lmcore.cli import ERROR_PREFIX
 from lmcore.errors import RunError, StoppedError, TrainingError, TrainingKilledError
 from lmcore.run import Run
+from lmcore.store import locked
 from lmcore.train import TrainingResult, finished_training
 
 STOPPED_STATUS = 75
 """Exit status of a child that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
-
-ERROR_STATUS = 1
-"""Exit status after a deliberate error, whose message is the last line of output."""
 
 _SECONDS_TO_SAVE = 25
 _PR_SET_PDEATHSIG = 1
@@ -33,7 +32,9 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
     Raises TrainingKilledError when a signal ended the child (starting again resumes), StoppedError when it was asked
     to stop, TrainingError with the child's own message when it failed.
     """
-    finished = finished_training(Run.open(folder))
+    run = Run.open(folder)
+    with locked(run.lock, run.config.when_locked):
+        finished = finished_training(run)
     if finished is not None:
         return finished
     command = [sys.executable, "-m", "lmcore", "train", str(folder), "--parent", str(os.getpid())]
@@ -48,26 +49,29 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
-    last = ""
+    message: list[str] = []  # the last line, or all from the one that begins an error
     try:
         assert child.stdout is not None
         with child.stdout:
             for line in child.stdout:
-                last = line.rstrip() or last
+                if not (message and message[0].startswith(ERROR_PREFIX)):
+                    message.clear()
+                message.append(line.rstrip())
                 on_line(line.rstrip())
         status = child.wait()
     except BaseException:
         end_group(child)
         raise
+    text = "\n".join(message).removeprefix(ERROR_PREFIX).strip()
     if status < 0:
         raise TrainingKilledError(
             f"the training process was killed by {signal.Signals(-status).name}; "
             "starting again continues from its last checkpoint"
         )
     if status == STOPPED_STATUS:
-        raise StoppedError(last)
+        raise StoppedError(text)
     if status != 0:
-        raise TrainingError(last.removeprefix("error: ") or f"training ended with status {status}")
+        raise TrainingError(text or f"training ended with status {status}")
     result = TrainingResult.load(folder)
     if result is None:
         raise RunError(f"training of {folder} ended well but left no training.json")

@@ -51,7 +51,7 @@ class Report(Record):
 
     def markdown(self, inline_picture: bool = False) -> str:
         """The page; with its picture inside it, for places that cannot reach the file."""
-        text = self.path.read_text()
+        text = self.path.read_text(encoding="utf-8")
         if inline_picture:
             data = base64.b64encode(self.picture.read_bytes()).decode()
             text = text.replace("(report.png)", f"(data:image/png;base64,{data})", 1)

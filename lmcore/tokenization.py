@@ -17,15 +17,8 @@ from typing import Any
 import numpy as np
 
 from lmcore.config import CorpusConfig, fingerprint
-from lmcore.documents import (
-    Corpus,
-    Document,
-    Ledger,
-    Scan,
-    SourceFile,
-    read_documents,
-    scan_again,
-)
+from lmcore.corpus import Corpus, Scan, SourceFile, scan_again
+from lmcore.documents import Document, Ledger, read_documents
 from lmcore.errors import CorpusError
 from lmcore.shards import SPLITS, Shard, shard_path, write_shard
 from lmcore.store import (

@@ -6,7 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lmcore.config import RunConfig
-from lmcore.documents import Corpus, describe, scan
+from lmcore.corpus import Corpus, describe, scan
 from lmcore.store import prepare_store
 from tasks.policies import worth_a_retry
 

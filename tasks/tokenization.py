@@ -6,7 +6,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
 from lmcore.config import RunConfig
-from lmcore.documents import Corpus
+from lmcore.corpus import Corpus
 from lmcore.report import data_page
 from lmcore.tokenization import Dataset, dataset_key, tokenize
 from lmcore.tokenizer import TokenizerInfo

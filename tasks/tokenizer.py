@@ -6,7 +6,7 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 
 from lmcore.config import RunConfig
-from lmcore.documents import Corpus
+from lmcore.corpus import Corpus
 from lmcore.tokenizer import TokenizerInfo, identify, make_tokenizer
 from tasks.policies import stage
 

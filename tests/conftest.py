@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from lmcore.corpus import describe, scan
 from lmcore.dataset import Blocks, build_dataset
-from lmcore.documents import describe, scan
 from lmcore.evaluate import Evaluation, evaluate
 from lmcore.metrics import read_metrics
 from lmcore.run import Run, prepare_run

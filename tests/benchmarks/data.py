@@ -16,11 +16,13 @@ import numpy as np
 import sentencepiece
 
 from lmcore.config import CorpusConfig, TokenizerConfig
+from lmcore.corpus import describe, scan
 from lmcore.dataset import TokenStream, loader
-from lmcore.documents import Ledger, describe, read_documents, scan
+from lmcore.documents import Ledger, read_documents
+from lmcore.sentencepiece_model import MODEL_FILE
 from lmcore.store import prepare_store, remove
 from lmcore.tokenization import tokenize
-from lmcore.tokenizer import MODEL_FILE, make_tokenizer
+from lmcore.tokenizer import make_tokenizer
 
 ROUNDS = 5
 BLOCK, BATCH = 1024, 16

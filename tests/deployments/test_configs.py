@@ -7,7 +7,7 @@ import pytest
 
 from deployments.serve import CONFIGS
 from lmcore.cli import load_config
-from lmcore.documents import scan
+from lmcore.corpus import scan
 
 FILES = sorted(CONFIGS.glob("*.toml"))
 

@@ -1,0 +1,249 @@
+"""A SentencePiece model: trained without loss, and saved so that transformers reads the same.
+
+Training keeps every character (no normalization, byte pieces for the rest). SentencePiece writes a space as U+2581
+and so cannot tell the two apart; the trained model is rewritten to hold real spaces, which makes a literal U+2581
+survive as well.
+
+For a BPE model plain transformers is exact in both directions: its tokenizer.json gives sentencepiece's own ids and
+decodes them back to the text, byte for byte. For a unigram model the ids are sentencepiece's too, but transformers'
+wrapper decodes them with loss (newlines, leading spaces, byte pieces).
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as model_pb2
+
+from lmcore.config import TokenizerConfig
+from lmcore.errors import TokenizerError
+
+SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
+"""Ids 0 to 5 of a trained tokenizer."""
+
+
+MODEL_FILE = "tokenizer.model"
+
+
+_SPACE = "\u2581"
+
+
+_MAX_SENTENCE_BYTES = 4096
+
+
+# SentencePiece drops a sentence that holds a NUL or the mark it reserves for unknown pieces.
+_UNTRAINABLE = re.compile("[\0\u2585]")
+
+
+def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
+    """The trained model (a protobuf ModelProto) and the bytes of text that the trainer saw.
+
+    Raises TokenizerError when SentencePiece cannot train on these texts.
+    """
+    seen = _Counter()
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=seen.count(_sentences(texts)),
+            model_writer=model,
+            model_type=config.model_type,
+            vocab_size=config.vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=config.character_coverage,
+            num_threads=config.threads,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            control_symbols=list(SPECIAL_PIECES[4:]),
+            normalization_rule_name="identity",
+            byte_fallback=True,
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=2 * _MAX_SENTENCE_BYTES,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise TokenizerError(
+            f"SentencePiece could not train {config.vocab_size} pieces on {seen.bytes:,} bytes: {error}. "
+            "More text, or another tokenizer.vocab_size, helps most often."
+        ) from error
+    return _with_real_spaces(model.getvalue()), seen.bytes
+
+
+def _sentences(texts: list[str]) -> Iterator[str]:
+    """Lines with their ends, cut where SentencePiece would drop them for their length."""
+    for text in texts:
+        for line in text.splitlines(keepends=True):
+            for part in _UNTRAINABLE.split(line):
+                yield from _cut(part)
+
+
+def _cut(line: str) -> Iterator[str]:
+    if len(line) * 4 <= _MAX_SENTENCE_BYTES:
+        if line:
+            yield line
+        return
+    for start in range(0, len(line), _MAX_SENTENCE_BYTES // 4):
+        yield line[start : start + _MAX_SENTENCE_BYTES // 4]
+
+
+class _Counter:
+    """Counts the bytes of the sentences that pass."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def count(self, sentences: Iterator[str]) -> Iterator[str]:
+        for sentence in sentences:
+            self.bytes += len(sentence.encode())
+            yield sentence
+
+
+def _with_real_spaces(model: bytes) -> Any:
+    proto = model_pb2.ModelProto()
+    proto.ParseFromString(model)
+    for piece in proto.pieces:
+        if piece.type == piece.NORMAL:
+            piece.piece = piece.piece.replace(_SPACE, " ")
+    proto.normalizer_spec.escape_whitespaces = False
+    return proto
+
+
+def read_model(path: Path) -> Any:
+    proto = model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except Exception as error:
+        raise TokenizerError(f"{path} is no SentencePiece model: {error}") from error
+    if not proto.pieces:
+        raise TokenizerError(f"{path} is no SentencePiece model: it has no pieces")
+    return proto
+
+
+def open_in_transformers(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:
+        raise TokenizerError(f"{folder} holds no tokenizer that transformers opens: {error}") from error
+
+
+def save_model(proto: Any, folder: Path, texts: list[str]) -> dict[str, Any]:
+    trainer = proto.trainer_spec
+    ids = {"unk": trainer.unk_id, "bos": trainer.bos_id, "eos": trainer.eos_id, "pad": trainer.pad_id}
+    if ids["eos"] < 0:
+        raise TokenizerError("this SentencePiece model has no end-of-text piece (eos_id is -1)")
+    specials = {f"{name}_token": proto.pieces[i].piece for name, i in ids.items() if i >= 0}
+    for name, piece in (("cls_token", "<cls>"), ("sep_token", "<sep>")):
+        if any(entry.piece == piece and entry.type == entry.CONTROL for entry in proto.pieces):
+            specials[name] = piece
+    (folder / MODEL_FILE).write_bytes(proto.SerializeToString())
+    if has_exact_json(proto):
+        from transformers import PreTrainedTokenizerFast
+
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers_bpe(proto),
+            split_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+            **specials,
+        ).save_pretrained(folder)
+    else:
+        config = {
+            "tokenizer_class": "SentencePieceBackend",
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
+            **specials,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return {
+        "model_type": "bpe" if trainer.model_type == trainer.BPE else "unigram",
+        "vocab_size": len(proto.pieces),
+        "eos_id": ids["eos"],
+        "pad_id": ids["pad"] if ids["pad"] >= 0 else ids["eos"],
+        "transformers_exact": _check_in_transformers(folder, texts),
+    }
+
+
+def has_exact_json(proto: Any) -> bool:
+    """True if a tokenizer.json can say exactly what this model does."""
+    normalizer = proto.normalizer_spec
+    plain_types = {1, 2, 3, 6}  # normal, unknown, control and byte pieces
+    return (
+        proto.trainer_spec.model_type == proto.trainer_spec.BPE
+        and proto.trainer_spec.byte_fallback
+        and not normalizer.precompiled_charsmap
+        and not normalizer.add_dummy_prefix
+        and not normalizer.remove_extra_whitespaces
+        and {piece.type for piece in proto.pieces} <= plain_types
+    )
+
+
+def tokenizers_bpe(proto: Any) -> Any:
+    """The same BPE model for the tokenizers library.
+
+    SentencePiece joins the neighbours whose joint piece scores best, however that piece was made;
+    so every split of a piece into two pieces is a merge, in the order of the pieces' scores.
+    """
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers import decoders, models, normalizers
+
+    normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    merges = [
+        (-score, piece[:cut], piece[cut:])
+        for piece, score in normal.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in normal and piece[cut:] in normal
+    ]
+    fast = FastTokenizer(
+        models.BPE(
+            vocab={piece.piece: index for index, piece in enumerate(proto.pieces)},
+            merges=[(left, right) for _, left, right in sorted(merges)],
+            unk_token=proto.pieces[proto.trainer_spec.unk_id].piece,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    steps = [decoders.ByteFallback(), decoders.Fuse()]
+    if proto.normalizer_spec.escape_whitespaces:
+        fast.normalizer = normalizers.Replace(" ", _SPACE)
+        steps.insert(0, decoders.Replace(_SPACE, " "))
+    fast.decoder = decoders.Sequence(steps)
+    return fast
+
+
+def _check_in_transformers(folder: Path, texts: list[str]) -> bool:
+    """Compare transformers with sentencepiece on some texts; True if decoding is exact as well.
+
+    Raises TokenizerError when the ids differ: a model trained on them would be fed other ids later.
+    """
+    ours = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
+    theirs = open_in_transformers(folder)
+    exact = True
+    for text in [*(text[:20_000] for text in texts), *_PROBES]:
+        ids = ours.encode(text)
+        found = theirs.encode(text, add_special_tokens=False)
+        if found != ids:
+            raise TokenizerError(
+                f"transformers gives other ids than sentencepiece for {text[:60]!r}: {found[:8]} instead of "
+                f"{ids[:8]}. This model cannot be used through transformers"
+            )
+        exact = exact and theirs.decode(ids, clean_up_tokenization_spaces=False) == text
+    return exact
+
+
+_PROBES = [
+    "a  b",
+    " lead",
+    "\n\ttab\r\n",
+    "\u3000\uff21\uff22 \u6f22\u5b57\u304b\u306a",
+    "</s> <s>",
+    "\U0001f600",
+    "\u2581",
+]
