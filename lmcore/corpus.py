@@ -155,7 +155,7 @@ def _expand(entry: str, setting: str) -> list[Path]:
     path = Path(entry).expanduser()
     if path.exists():
         return [path]
-    matches = sorted(glob.glob(str(path), recursive=True))
+    matches = sorted(filter(os.path.exists, glob.glob(str(path), recursive=True)))  # glob finds dangling links too
     if not matches:
         raise CorpusError(f"{setting}: {entry} does not exist (looked in {Path.cwd()})")
     return [Path(match) for match in matches]
@@ -193,6 +193,12 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _source_file(path: str) -> SourceFile:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise CorpusError(
+            f"the name {os.fsencode(path)!r} is no UTF-8: rename it or leave it out with corpus.exclude"
+        ) from error
     try:
         return SourceFile(path, os.path.getsize(path), hash_file(Path(path)))
     except OSError as error:

@@ -218,16 +218,17 @@ def _paragraphs(lines: Iterator[_Piece], limit: int) -> Iterator[_Piece]:
             length += line.length
         else:
             if length:
-                yield _joined(parts, length, False, size > limit)
+                yield _joined(parts, length, False)
             parts, size, length = [], 0, 0
             yield line
     if length:
-        yield _joined(parts, length, True, size > limit)
+        yield _joined(parts, length, True)
 
 
-def _joined(parts: list[bytes], length: int, reaches_end: bool, is_too_long: bool) -> _Piece:
-    content = b"".join(parts[:-1]) or b"too long"
-    return _Piece(content, length, reaches_end, is_too_long)
+def _joined(parts: list[bytes], length: int, reaches_end: bool) -> _Piece:
+    """The paragraph of ``parts`` without its last line end; no parts stand for one that is too long."""
+    content = b"".join(parts[:-1])
+    return _Piece(content or b"too long", length, reaches_end, is_too_long=not content)
 
 
 def _text(content: bytes, file: SourceFile, config: CorpusConfig) -> tuple[str | None, str]:
@@ -310,23 +311,32 @@ class _Blocks(io.RawIOBase):
         for block in stored:
             while block:
                 if member.eof:
-                    member, between_members = zlib.decompressobj(wbits=31), True
                     block = block.lstrip(b"\0")
+                    # zlib looks at a header only when it has two bytes of it: a single one is judged here.
+                    if block and not block.startswith(b"\x1f"):
+                        self._give_up("garbage_after_gzip", block, stored)
+                        return
+                    if block:
+                        member, between_members = zlib.decompressobj(wbits=31), True
                     continue
                 before = member.copy()
                 try:
                     data = member.decompress(block, _READ_BYTES)
                 except zlib.error:
                     block = yield from self._last_bytes(before, block)
-                    self.problem = "garbage_after_gzip" if between_members else "damaged_gzip"
-                    self._ledger.undecodable_stored_bytes += len(block) + sum(map(len, stored))
+                    self._give_up("garbage_after_gzip" if between_members else "damaged_gzip", block, stored)
                     return
                 block = member.unconsumed_tail or member.unused_data
                 if data:
                     between_members = False
                     yield data
-        if not (member.eof or between_members):
+        if not member.eof:
             self.problem = "truncated_gzip"
+
+    def _give_up(self, problem: str, block: bytes, stored: Iterator[bytes]) -> None:
+        """Read the rest without unpacking it."""
+        self.problem = problem
+        self._ledger.undecodable_stored_bytes += len(block) + sum(map(len, stored))
 
     @staticmethod
     def _last_bytes(member: Any, block: bytes) -> Generator[bytes, None, bytes]:

@@ -1,0 +1,109 @@
+"""Flags over a file over defaults."""
+
+from pathlib import Path
+
+import pytest
+
+from lmcore import cli
+from lmcore.config import TEXT_PATTERNS, RunConfig
+from lmcore.errors import ConfigError, StoreError
+
+FILE = """
+[corpus]
+paths = ["stdlib:"]
+include = ["*.py"]
+exclude = ["test"]
+document = "file"
+
+[train]
+max_steps = 7
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(FILE)
+    return path
+
+
+def parse(*arguments: object) -> RunConfig:
+    return cli.parse([str(argument) for argument in arguments], "program", "About.")
+
+
+def test_flags_go_before_the_file_and_the_file_before_defaults(file: Path) -> None:
+    config = parse("--config", file, "--train.batch_size", 3, "--fresh", "--store", "/x")
+    assert (config.train.max_steps, config.train.batch_size, config.fresh) == (7, 3, True)
+    assert config.store == Path("/x")
+    assert parse(f"--config={file}", "--train.max_steps=9").train.max_steps == 9
+    assert parse() == RunConfig()
+
+
+def test_other_paths_put_back_what_described_the_files_corpus(file: Path) -> None:
+    assert parse("--config", file).corpus.include == ["*.py"]
+    corpus = parse("--config", file, "--corpus.paths", "a", "--corpus.paths", "b").corpus
+    assert (corpus.paths, corpus.include, corpus.exclude, corpus.document) == (["a", "b"], TEXT_PATTERNS, [], "auto")
+    corpus = parse("--config", file, "--corpus.paths=a", "--corpus.include", "*.md").corpus
+    assert corpus.include == ["*.md"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train.max_steps", "many"], r"train.max_steps: .*valid integer.*'many'"),
+        (["--train.max_steps", "-3"], r"train.max_steps: .*greater than or equal to 0"),
+        (["--model.width", "10"], "width 10 is not a multiple of heads 6"),
+        (["--config", "/nowhere.toml"], "there is no such file"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        parse(*arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[train]\nlr = 1", r"train.lr: there is no such setting"),
+        ("[train", "run.toml"),
+        ("train = 3", "run.toml: train: "),
+    ],
+)
+def test_a_wrong_file_is_named(file: Path, content: str, message: str) -> None:
+    file.write_text(content)
+    for read in (lambda: parse("--config", file), lambda: cli.load_config(file)):
+        with pytest.raises(ConfigError, match=message):
+            read()
+
+
+def test_an_unknown_flag_and_help_say_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse("--train.lr", "1")
+    assert stopped.value.code == 2
+    assert "--train.lr" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        parse("--help")
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--config" in shown
+    assert "Peak learning rate" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (StoreError("the store is gone"), 1, "error: the store is gone\n"),
+        (KeyboardInterrupt(), 130, "interrupted: the same command continues\n"),
+    ],
+)
+def test_a_deliberate_error_is_one_line_and_a_status(
+    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(fail)
+    assert stopped.value.code == status
+    assert capsys.readouterr().err == said

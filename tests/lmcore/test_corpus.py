@@ -1,0 +1,117 @@
+"""Which files are read, and what a corpus is called."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lmcore.config import CorpusConfig
+from lmcore.corpus import describe, scan, scan_again
+from lmcore.errors import CorpusError
+
+
+def names(*paths: Path, **settings: object) -> list[str]:
+    config = CorpusConfig.model_validate({"paths": [str(path) for path in paths], **settings})
+    return sorted(os.path.basename(file.path) for file in scan(config).files)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in (
+        "a.txt",
+        "b.jsonl.gz",
+        "c.bin",
+        ".hidden.txt",
+        "sub/d.md",
+        ".git/e.txt",
+        "test_x/f.txt",
+        "日本 語/g.txt",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    return tmp_path
+
+
+def test_a_folder_is_read_through_without_hidden_excluded_and_unnamed_files(tree: Path) -> None:
+    assert names(tree, exclude=["test*"]) == ["a.txt", "b.jsonl.gz", "d.md", "g.txt"]
+    assert names(tree, include=["*.bin"]) == ["c.bin"]
+    config = CorpusConfig(paths=[str(tree)], exclude=["test*"])
+    assert scan(config).ignored_files == 2
+
+
+def test_links_are_followed_once_and_keep_their_names(tree: Path) -> None:
+    (tree / "loop").symlink_to(tree)
+    (tree / "blob").write_text("{}")
+    (tree / "link.jsonl").symlink_to(tree / "blob")
+    (tree / "broken.txt").symlink_to(tree / "nowhere")
+    assert names(tree, exclude=["test*"]) == ["a.txt", "b.jsonl.gz", "d.md", "g.txt", "link.jsonl"]
+
+
+def test_globs_files_and_repeats(tree: Path) -> None:
+    assert names(tree / "*.txt") == ["a.txt"]
+    assert names(tree / "**" / "*.md", tree / "a.txt", tree / "a.txt") == ["a.txt", "d.md"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere", "nowhere does not exist"),
+        ("*.none", "does not exist"),
+        ("c.bin", r"c.bin matches none of corpus.include .*--corpus.include '\*.bin'"),
+        ("empty", "no file in .*empty matches"),
+        ("pipe.txt", "neither a file nor a folder"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tree: Path, path: str, message: str) -> None:
+    (tree / "empty").mkdir()
+    os.mkfifo(tree / "pipe.txt")
+    with pytest.raises(CorpusError, match=message):
+        scan(CorpusConfig(paths=[str(tree / path)]))
+
+
+def test_no_path_at_all_is_an_error() -> None:
+    with pytest.raises(CorpusError, match=r"corpus.paths is empty"):
+        scan(CorpusConfig())
+
+
+def test_an_unreadable_file_is_an_error_that_names_it(tree: Path) -> None:
+    (tree / "mem.txt").symlink_to("/proc/self/mem")  # permissions do not stop root; this read fails for everybody
+    with pytest.raises(CorpusError, match=r"mem.txt cannot be read"):
+        scan(CorpusConfig(paths=[str(tree)]))
+
+
+def test_a_rename_changes_the_listing_and_not_the_id(tree: Path) -> None:
+    config = CorpusConfig(paths=[str(tree)])
+    before = describe(scan(config), config)
+    os.rename(tree / "a.txt", tree / "z.txt")
+    after = describe(scan(config), config)
+    assert before.id == after.id
+    assert before.listing != after.listing
+
+
+def test_what_is_read_differently_is_another_corpus(tree: Path) -> None:
+    config = CorpusConfig(paths=[str(tree)])
+    ids = {describe(scan(config), config).id}
+    for change in ({"document": "file"}, {"text_field": "body"}, {"validation_fraction": 0.1}):
+        other = config.model_copy(update=change)
+        ids.add(describe(scan(other), other).id)
+    os.rename(tree / "a.txt", tree / "a.md")
+    ids.add(describe(scan(config), config).id)
+    (tree / "sub" / "d.md").write_text("more")
+    ids.add(describe(scan(config), config).id)
+    assert len(ids) == 6
+
+
+def test_validation_files_are_not_trained_on(tree: Path) -> None:
+    found = scan(CorpusConfig(paths=[str(tree)], validation_paths=[str(tree / "a.txt")]))
+    assert [Path(file.path).name for file in found.validation_files] == ["a.txt"]
+    assert "a.txt" not in {Path(file.path).name for file in found.files}
+
+
+def test_a_corpus_that_changes_while_it_is_prepared_is_an_error(tree: Path) -> None:
+    config = CorpusConfig(paths=[str(tree)])
+    corpus = describe(scan(config), config)
+    (tree / "a.txt").write_text("changed")
+    with pytest.raises(CorpusError, match="changed while it was being prepared"):
+        scan_again(config, corpus)

@@ -1,0 +1,170 @@
+"""Blocks: the tutorial's, the shards', and the training loader's, one and the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from lmcore.corpus import scan
+from lmcore.dataset import BlockDataset, BufferedShuffleDataset, TokenStream, build_dataset, collate_fn, loader
+from lmcore.documents import Ledger, read_documents
+from lmcore.errors import CorpusError
+from lmcore.tokenizer import Tokenizer
+from tests.conftest import Prepared
+
+STREAM = (
+    "10272 15 679 9 7 5234 745 27920 228 9723 120 1622 14738 3291 2832 13081 64 1199 531 1621 4954 2020 6112 8341 19 "
+    "16 5658 58 220 3914 7"
+)
+
+
+class Numbers:
+    """A tokenizer whose texts are their own ids."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+
+def test_the_tutorials_stream_gives_its_six_blocks() -> None:
+    blocks = list(BlockDataset.from_texts(Numbers(), [STREAM], 5))
+    assert len(blocks) == 6
+    assert blocks[0] == {"input_ids": [10272, 15, 679, 9, 7], "labels": [15, 679, 9, 7, 5234]}
+    assert blocks[1]["input_ids"] == [5234, 745, 27920, 228, 9723]
+    assert blocks[5] == {"input_ids": [16, 5658, 58, 220, 3914], "labels": [5658, 58, 220, 3914, 7]}
+
+
+@given(
+    texts=st.lists(st.lists(st.integers(6, 99), max_size=12), max_size=8),
+    size=st.integers(1, 7),
+    eos=st.sampled_from([None, 3]),
+)
+def test_blocks_are_the_stream_cut_and_one_ahead(texts: list[list[int]], size: int, eos: int | None) -> None:
+    lines = [" ".join(map(str, ids)) for ids in texts]
+    stream = [number for ids in texts for number in [*ids, *([eos] if eos else [])]]
+    blocks = list(BlockDataset.from_texts(Numbers(), lines, size, drop_last=False, eos_token_id=eos))
+    inputs = [number for block in blocks for number in block["input_ids"]]
+    labels = [number for block in blocks for number in block["labels"]]
+    known = max(0, len(stream) - 1)
+    assert inputs[:known] == stream[:known]
+    assert labels[:known] == stream[1:]
+    assert set(inputs[known:]) <= {0}
+    assert set(labels[known:]) <= {-100}
+    assert all(len(block["input_ids"]) == len(block["labels"]) == size for block in blocks)
+    whole = list(BlockDataset.from_texts(Numbers(), lines, size, eos_token_id=eos))
+    assert whole == blocks[: known // size]
+
+
+def test_a_file_gives_the_blocks_of_its_lines(tmp_path: Path) -> None:
+    lines = ["1 2 3", "4 5", "6 7 8 9"]
+    (tmp_path / "train.txt").write_text("\r\n".join([*lines, "", " "]))
+    dataset = BlockDataset.from_file(Numbers(), tmp_path / "train.txt", 2)
+    assert list(dataset) == list(BlockDataset.from_texts(Numbers(), lines, 2))
+    assert list(dataset) == list(dataset)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_with_any_number_of_workers_every_block_comes_once(workers: int) -> None:
+    texts = [str(number) for number in range(1, 1003)]
+    dataset = BufferedShuffleDataset(BlockDataset.from_texts(Numbers(), texts, 5), buffer_size=100)
+    expected = [block["input_ids"] for block in BlockDataset.from_texts(Numbers(), texts, 5)]
+    options = {"num_workers": workers, "prefetch_factor": 2} if workers else {}
+    batches = DataLoader(dataset, batch_size=8, collate_fn=collate_fn, **options)  # type: ignore[arg-type]
+    found = [row for batch in batches for row in batch["input_ids"].tolist()]
+    assert found != expected
+    assert sorted(found) == sorted(expected)
+
+
+def test_the_shuffle_buffer_has_a_new_order_each_epoch_and_the_same_again() -> None:
+    dataset = BufferedShuffleDataset(BlockDataset.from_texts(Numbers(), [STREAM] * 20, 2), buffer_size=10)
+    first = list(dataset)
+    assert list(dataset) == first
+    dataset.set_epoch(1)
+    assert list(dataset) != first
+
+
+def test_collate_makes_int64_batches() -> None:
+    batch = collate_fn(list(BlockDataset.from_texts(Numbers(), [STREAM], 5)))
+    assert {key: (tuple(value.shape), str(value.dtype)) for key, value in batch.items()} == {
+        "input_ids": ((6, 5), "torch.int64"),
+        "labels": ((6, 5), "torch.int64"),
+    }
+
+
+def test_shards_hold_what_from_texts_yields_chunk_by_chunk(prepared: Prepared) -> None:
+    tokenizer = Tokenizer(prepared.tokenizer.folder)
+    config = prepared.config.corpus
+    documents = [d for file in scan(config).files for d in read_documents(file, config, Ledger())]
+    by_hash = {document.hash: document.text for document in documents}
+    stream = TokenStream(prepared.dataset.folder, "train")
+    texts = [by_hash[digest] for *_, digest in stream.documents()]
+    on_the_fly = BlockDataset.from_texts(tokenizer, texts, 16, eos_token_id=tokenizer.eos_id)
+    assert list(on_the_fly) == list(BlockDataset.from_shards(prepared.dataset.folder, 16))
+
+
+def test_gather_is_the_flat_stream_across_segments(prepared: Prepared) -> None:
+    stream = TokenStream(prepared.dataset.folder, "train")
+    assert len(stream.segments) >= 1
+    flat = np.concatenate(stream.segments)
+    # The same ids in many small pieces: blocks then cross several boundaries.
+    stream.segments = np.split(flat, np.sort(np.random.default_rng(0).choice(len(flat), 200, replace=False)))
+    stream._starts = np.concatenate([[0], np.cumsum([len(segment) for segment in stream.segments])])
+    for size in (2, 7, 16):
+        blocks = stream.gather(np.arange(stream.block_count(size)), size)
+        assert np.array_equal(blocks[:, :-1].ravel(), flat[: blocks[:, :-1].size])
+        assert np.array_equal(blocks[:, 1:].ravel(), flat[1 : blocks[:, 1:].size + 1])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(step=st.integers(0, 40), batch=st.integers(1, 9), shuffle=st.booleans())
+def test_any_position_is_reached_at_once(prepared: Prepared, step: int, batch: int, shuffle: bool) -> None:
+    stream = TokenStream(prepared.dataset.folder, "train")
+
+    def batches(first_block: int) -> list[list[list[int]]]:
+        found = loader(stream, 16, batch, first_block=first_block, last_block=41 * batch, seed=1, shuffle=shuffle)
+        return [one["input_ids"].tolist() for one in found]
+
+    assert batches(step * batch) == batches(0)[step:]
+
+
+def test_an_epoch_is_every_block_once_and_the_next_has_another_order(prepared: Prepared) -> None:
+    stream = TokenStream(prepared.dataset.folder, "train")
+    n = stream.block_count(16)
+    rows = [
+        tuple(row)
+        for batch in loader(stream, 16, 7, first_block=0, last_block=2 * n, seed=0, shuffle=True)
+        for row in batch["input_ids"].tolist()
+    ]
+    everything = sorted(map(tuple, stream.gather(np.arange(n), 16)[:, :-1].tolist()))
+    assert sorted(rows[:n]) == sorted(rows[n:]) == everything
+    assert rows[:n] != rows[n:]
+
+
+def test_a_corpus_smaller_than_one_block_is_refused(prepared: Prepared) -> None:
+    tokens = prepared.dataset.tokens
+    assert build_dataset(prepared.dataset, tokens - 1).train_blocks == 1
+    with pytest.raises(
+        CorpusError, match=rf"smaller than one block: {tokens} training tokens, a block needs {tokens + 1}"
+    ):
+        build_dataset(prepared.dataset, tokens)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_impossible_sizes_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        BlockDataset.from_texts(Numbers(), [STREAM], size)
+    with pytest.raises(ValueError, match="at least 1"):
+        BufferedShuffleDataset(BlockDataset.from_texts(Numbers(), [STREAM], 5), buffer_size=size)
+
+
+def test_lines_that_are_no_text_are_left_out_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "train.txt").write_bytes(b"1 2 3\n\xff\n4 5\n")
+    assert len(list(BlockDataset.from_file(Numbers(), tmp_path / "train.txt", 2))) == 2
+    assert "left out 1 pieces: invalid_utf8" in caplog.text
+
+
+def test_an_unknown_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="does not exist"):
+        BlockDataset.from_file(Numbers(), tmp_path / "nowhere.txt", 2)

@@ -1,0 +1,73 @@
+"""The shard format, read by this package and by plain pyarrow."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lmcore.errors import StoreError
+from lmcore.shards import Shard, write_shard
+
+IDS = [np.array(ids) for ids in ([7, 8, 9], [], [65_000])]
+
+
+def write(path: Path, ids: list[np.ndarray] | None = None, dtype: object = np.uint16) -> Path:
+    ids = IDS if ids is None else ids
+    numbers = list(range(len(ids)))
+    hashes = [2**64 - 1 - number for number in numbers]
+    write_shard(path, ids, numbers, numbers, hashes, tokenizer_id="tok", eos_id=3, dtype=dtype)  # type: ignore[arg-type]
+    return path
+
+
+def test_rows_are_documents_that_end_with_eos(tmp_path: Path) -> None:
+    table = pa.ipc.open_file(pa.memory_map(str(write(tmp_path / "x.arrow")))).read_all()
+    assert table.column("input_ids").to_pylist() == [[7, 8, 9, 3], [3], [65_000, 3]]
+    assert table.schema.field("input_ids").type == pa.large_list(pa.uint16())
+    assert table.column("hash").to_pylist()[0] == 2**64 - 1
+    assert table.column("input_ids").num_chunks == 1
+    metadata = table.schema.metadata
+    assert (metadata[b"documents"], metadata[b"tokens"], metadata[b"eos_id"]) == (b"3", b"7", b"3")
+
+
+def test_tokens_and_boundaries_are_views_of_the_file(tmp_path: Path) -> None:
+    shard = Shard(write(tmp_path / "x.arrow"), "tok")
+    assert shard.tokens.tolist() == [7, 8, 9, 3, 3, 65_000, 3]
+    assert shard.offsets.tolist() == [0, 4, 5, 7]
+    assert len(shard) == 3
+    assert not shard.tokens.flags.owndata
+    assert not shard.tokens.flags.writeable
+    shard.verify()
+
+
+def test_large_vocabularies_get_uint32(tmp_path: Path) -> None:
+    shard = Shard(write(tmp_path / "x.arrow", [np.array([70_000])], np.uint32))
+    assert shard.tokens.tolist() == [70_000, 3]
+    assert shard.tokens.dtype == np.uint32
+
+
+def test_a_split_may_be_empty(tmp_path: Path) -> None:
+    shard = Shard(write(tmp_path / "x.arrow", []))
+    assert len(shard) == len(shard.tokens) == 0
+    shard.verify()
+
+
+def test_a_changed_id_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.arrow")
+    content = bytearray(path.read_bytes())
+    at = content.index(np.array([7, 8, 9, 3], np.uint16).tobytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="its ids do not match its checksum"):
+        Shard(path).verify()
+
+
+def test_what_is_no_shard_or_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.arrow")
+    with pytest.raises(StoreError, match="made with tokenizer tok, wanted is other"):
+        Shard(path, "other")
+    with pytest.raises(StoreError, match="is missing"):
+        Shard(tmp_path / "nowhere.arrow")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StoreError, match="is damaged"):
+        Shard(path)

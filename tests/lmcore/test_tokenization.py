@@ -1,0 +1,184 @@
+"""Chunks, keys and manifests: nothing is encoded twice, nothing depends on who does it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from lmcore.config import CorpusConfig
+from lmcore.corpus import describe, scan
+from lmcore.dataset import TokenStream
+from lmcore.documents import Ledger, read_documents
+from lmcore.errors import CorpusError
+from lmcore.store import prepare_store
+from lmcore.tokenization import Dataset, tokenize
+from lmcore.tokenizer import Tokenizer, TokenizerInfo
+from tests.conftest import Prepared, write_corpus
+
+
+@pytest.fixture
+def corpus_folder(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus", documents=2000)
+
+
+@pytest.fixture
+def tokenizer(prepared: Prepared) -> TokenizerInfo:
+    """Any tokenizer will do; this one is trained once for all tests."""
+    return prepared.tokenizer
+
+
+def build(folder: Path, tokenizer: TokenizerInfo, store: Path, **settings: object) -> Dataset:
+    config = CorpusConfig.model_validate({"paths": [str(folder)], "chunk_bytes": 2000, **settings})
+    return tokenize(config, describe(scan(config), config), tokenizer, prepare_store(store))
+
+
+def hashes(dataset: Dataset, split: str) -> set[int]:
+    return {digest for *_, digest in TokenStream(dataset.folder, split).documents()}
+
+
+def test_shards_hold_sentencepieces_ids_and_the_eos(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path
+) -> None:
+    dataset = build(corpus_folder, tokenizer, tmp_path / "store")
+    config = CorpusConfig(paths=[str(corpus_folder)])
+    documents = {d.hash: d for file in scan(config).files for d in read_documents(file, config, Ledger())}
+    own = Tokenizer(tokenizer.folder)
+    count = 0
+    for split in ("train", "validation"):
+        for ids, text_bytes, digest in TokenStream(dataset.folder, split).documents():
+            assert ids.tolist() == [*own.encode(documents[digest].text), own.eos_id]
+            assert text_bytes == len(documents[digest].utf8)
+            count += 1
+    assert count == dataset.documents + dataset.validation_documents == 2000
+    manifest = json.loads((dataset.folder / "manifest.json").read_text())
+    assert manifest["ledger"]["unaccounted_bytes"] == dataset.unaccounted_bytes == 0
+
+
+def test_a_second_call_encodes_nothing(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    first = build(corpus_folder, tokenizer, tmp_path / "store")
+    second = build(corpus_folder, tokenizer, tmp_path / "store")
+    assert first.chunks == first.chunks_made > 20
+    assert second == first.model_copy(update={"chunks_made": 0})
+
+
+@pytest.mark.parametrize("edit", ["insert", "delete", "append"])
+def test_an_edit_costs_the_chunks_it_touches(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, edit: str
+) -> None:
+    build(corpus_folder, tokenizer, tmp_path / "store")
+    file = corpus_folder / "text.txt"
+    lines = file.read_text().splitlines()
+    if edit == "insert":
+        lines.insert(1000, "新しい行")
+    elif edit == "delete":
+        del lines[1000]
+    else:
+        lines.append("終わりの行")
+    file.write_text("\n".join(lines) + "\n")
+    step_by_step = build(corpus_folder, tokenizer, tmp_path / "store")
+    assert 1 <= step_by_step.chunks_made <= 3
+    at_once = build(corpus_folder, tokenizer, tmp_path / "other")
+    assert at_once.id == step_by_step.id
+
+
+def test_a_rename_costs_nothing_and_the_manifest_says_the_new_place(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path
+) -> None:
+    before = build(corpus_folder, tokenizer, tmp_path / "store")
+    os.rename(corpus_folder / "text.txt", corpus_folder / "renamed.txt")
+    after = build(corpus_folder, tokenizer, tmp_path / "store")
+    assert (after.id, after.chunks_made) == (before.id, 0)
+    assert "renamed.txt" in (after.folder / "manifest.json").read_text()
+
+
+def test_a_new_small_file_leaves_most_groups_as_they_were(tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(200):
+        (folder / f"{number}.md").write_text(f"文書{number}\n" * 20)
+    before = build(folder, tokenizer, tmp_path / "store")
+    (folder / "new.md").write_text("新しい文書\n" * 20)
+    after = build(folder, tokenizer, tmp_path / "store")
+    assert before.chunks > 10
+    assert 1 <= after.chunks_made <= 3
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_output_does_not_depend_on_workers(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, workers: int
+) -> None:
+    expected = build(corpus_folder, tokenizer, tmp_path / "store")
+    assert build(corpus_folder, tokenizer, tmp_path / "other", workers=workers).id == expected.id
+
+
+def test_a_document_stays_on_its_side_for_ever(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    before = build(corpus_folder, tokenizer, tmp_path / "store")
+    write_corpus(corpus_folder / "more", documents=500, seed=1)
+    after = build(corpus_folder, tokenizer, tmp_path / "store")
+    assert hashes(before, "validation") < hashes(after, "validation")
+    assert hashes(before, "train") < hashes(after, "train")
+    assert not hashes(after, "train") & hashes(after, "validation")
+
+
+def test_texts_of_validation_files_are_never_trained_on(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path
+) -> None:
+    lines = (corpus_folder / "text.txt").read_text().splitlines()
+    (tmp_path / "held_out.txt").write_text("\n".join([*lines[::10], "別の文"]) + "\n")
+    dataset = build(corpus_folder, tokenizer, tmp_path / "store", validation_paths=[str(tmp_path / "held_out.txt")])
+    assert dataset.dropped_documents >= 200
+    assert dataset.documents + dataset.dropped_documents == 2000
+    assert not hashes(dataset, "train") & hashes(dataset, "validation")
+    stream = TokenStream(dataset.folder, "train")
+    assert len(stream) == dataset.tokens == sum(len(ids) for ids, *_ in stream.documents())
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "flip"])
+def test_a_damaged_chunk_is_made_again(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, damage: str
+) -> None:
+    before = build(corpus_folder, tokenizer, tmp_path / "store")
+    shard = next((tmp_path / "store" / "shards").glob("*/train.arrow"))
+    content = shard.read_bytes()
+    if damage == "delete":
+        shard.unlink()
+    elif damage == "truncate":
+        shard.write_bytes(content[:-8])
+    else:
+        shard.write_bytes(content[:300] + bytes([content[300] ^ 1]) + content[301:])
+    after = build(corpus_folder, tokenizer, tmp_path / "store")
+    assert (after.id, after.chunks_made) == (before.id, 1)
+    assert shard.read_bytes() == content
+    after.verify()
+
+
+def test_bad_lines_are_counted_in_the_manifest(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    with open(corpus_folder / "text.txt", "ab") as file:
+        file.write(b"bad \xff line\n")
+    dataset = build(corpus_folder, tokenizer, tmp_path / "store")
+    ledger = json.loads((dataset.folder / "manifest.json").read_text())["ledger"]
+    assert (dataset.skipped_pieces, dataset.skipped_bytes) == (1, 10)
+    assert ledger["skipped"] == {"invalid_utf8": {"pieces": 1, "bytes": 10}}
+    assert ledger["skips"][0]["path"].endswith("text.txt")
+
+
+def test_no_document_and_no_validation_document_are_errors(tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"\xff\n" * 5)
+    with pytest.raises(CorpusError, match=r"no training document in .*5 invalid_utf8"):
+        build(tmp_path / "bad.txt", tokenizer, tmp_path / "store")
+    (tmp_path / "one.txt").write_text("一つだけの文書\n")
+    with pytest.raises(CorpusError, match=r"validation split is empty: none of 1 documents.*validation_fraction"):
+        build(tmp_path / "one.txt", tokenizer, tmp_path / "store")
+    assert not (tmp_path / "store" / "datasets").exists()
+
+
+def test_progress_ends_at_all_bytes(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    config = CorpusConfig(paths=[str(corpus_folder)], chunk_bytes=2000)
+    corpus = describe(scan(config), config)
+    seen: list[tuple[int, int]] = []
+    tokenize(
+        config, corpus, tokenizer, prepare_store(tmp_path / "store"), lambda done, total: seen.append((done, total))
+    )
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1] == (corpus.stored_bytes, corpus.stored_bytes)

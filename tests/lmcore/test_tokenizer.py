@@ -1,0 +1,254 @@
+"""Text to ids and back without loss, and transformers sees the same ids."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmcore.config import CorpusConfig, TokenizerConfig
+from lmcore.corpus import Corpus, describe, scan
+from lmcore.errors import CorpusError, TokenizerError
+from lmcore.sentencepiece_model import SPECIAL_PIECES
+from lmcore.store import open_sealed, prepare_store
+from lmcore.tokenizer import Tokenizer, TokenizerInfo, identify, make_tokenizer
+
+Make = Callable[..., TokenizerInfo]
+
+
+@pytest.fixture(scope="module")
+def make(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Makes tokenizers for the tests' corpus in one store."""
+    store = prepare_store(tmp_path_factory.mktemp("tokenizers") / "store")
+    corpus_config = CorpusConfig(paths=[str(corpus)])
+    described = describe(scan(corpus_config), corpus_config)
+
+    def make(**settings: object) -> TokenizerInfo:
+        config = TokenizerConfig.model_validate({"vocab_size": 400, **settings})
+        return make_tokenizer(config, corpus_config, described, store)
+
+    return make
+
+
+def in_transformers(info: TokenizerInfo) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(info.folder)
+
+
+@pytest.fixture(scope="module")
+def bpe(make: Make) -> tuple[Tokenizer, Any]:
+    info = make()
+    assert info.transformers_exact
+    return Tokenizer(info.folder), in_transformers(info)
+
+
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+hostile_text = st.text("\u2581 \n\r\t\0</s>あＡ😀\u3000\u200d", max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=any_text | hostile_text)
+def test_text_comes_back_here_and_in_plain_transformers(bpe: tuple[Tokenizer, Any], text: str) -> None:
+    own, theirs = bpe
+    ids = own.encode(text)
+    assert own.decode(ids) == text
+    assert theirs.encode(text, add_special_tokens=False) == ids
+    assert theirs.decode(ids) == text
+
+
+@pytest.mark.parametrize("piece", SPECIAL_PIECES)
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_text_never_becomes_a_control_id(make: Make, model_type: str, piece: str) -> None:
+    info = make(model_type=model_type)
+    text = f"a{piece}{piece} b {piece}"
+    own, theirs = Tokenizer(info.folder), in_transformers(info)
+    assert min(own.encode(text)) >= len(SPECIAL_PIECES)
+    assert own.decode(own.encode(text)) == text
+    assert theirs.encode(text, add_special_tokens=False) == own.encode(text)
+
+
+def test_special_ids_are_the_tutorials(make: Make) -> None:
+    theirs = in_transformers(make())
+    assert [theirs.convert_tokens_to_ids(piece) for piece in SPECIAL_PIECES] == [0, 1, 2, 3, 4, 5]
+    assert (theirs.pad_token_id, theirs.eos_token_id) == (0, 3)
+    assert theirs.decode([3, 4, 5], skip_special_tokens=True) == ""
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=any_text | hostile_text)
+def test_unigram_is_exact_here(unigram: Tokenizer, text: str) -> None:
+    assert unigram.decode(unigram.encode(text)) == text
+
+
+@pytest.fixture(scope="module")
+def unigram(make: Make) -> Tokenizer:
+    return Tokenizer(make(model_type="unigram").folder)
+
+
+def test_a_batch_is_the_texts_one_by_one(bpe: tuple[Tokenizer, Any]) -> None:
+    texts = ["学習モデル", "", " a  b\n", "\u2581"]
+    assert [ids.tolist() for ids in bpe[0].encode_batch(texts)] == [bpe[0].encode(text) for text in texts]
+
+
+def test_the_same_inputs_give_the_same_bytes(make: Make, corpus: Path, tmp_path: Path) -> None:
+    config = CorpusConfig(paths=[str(corpus)])
+    other = make_tokenizer(
+        TokenizerConfig(vocab_size=400), config, describe(scan(config), config), prepare_store(tmp_path)
+    )
+    assert other.id == make().id
+    assert open_sealed(other.folder)["files"] == open_sealed(make().folder)["files"]
+    assert make(vocab_size=410).id != other.id
+
+
+def test_all_training_text_is_seen_and_no_validation_text(make: Make, corpus: Path) -> None:
+    info = make()
+    assert 0.9 * (corpus / "text.txt").stat().st_size < info.corpus_bytes < (corpus / "text.txt").stat().st_size
+    assert info.seen_bytes == info.corpus_bytes
+
+
+def test_long_lines_and_reserved_marks_cost_only_themselves(tmp_path: Path) -> None:
+    line = "長い行です。" * 20_000
+    (tmp_path / "x.jsonl").write_text(
+        "\n".join(json.dumps({"text": text}) for text in [line, "a\0b\u2585c", *map(str, range(1000))])
+    )
+    config = CorpusConfig(paths=[str(tmp_path / "x.jsonl")], validation_fraction=0.001)
+    info = make_tokenizer(TokenizerConfig(vocab_size=320), config, describe(scan(config), config), tmp_path / "store")
+    assert info.corpus_bytes - info.seen_bytes == len("\0\u2585".encode())
+
+
+def test_above_the_budget_the_choice_does_not_depend_on_the_order(tmp_path: Path) -> None:
+    lines = [f"これは{number}番目の文です。今日は{number % 7}日です。" for number in range(1000)]
+    models = []
+    for name, order in (("a", lines), ("b", lines[::-1])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(order) + "\n")
+        config = CorpusConfig(paths=[str(tmp_path / f"{name}.txt")])
+        info = make_tokenizer(
+            TokenizerConfig(vocab_size=320, max_train_bytes=5000),
+            config,
+            describe(scan(config), config),
+            tmp_path / "store",
+        )
+        assert info.seen_bytes <= 5000 < info.corpus_bytes
+        models.append((info.folder / "tokenizer.model").read_bytes())
+    assert models[0] == models[1]
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_our_folder_and_its_model_file_load_as_the_same_tokenizer(make: Make, model_type: str) -> None:
+    info = make(model_type=model_type)
+    text = "学習 モデル\u2581\n data 123"
+    expected = Tokenizer(info.folder).encode(text)
+    for source in (info.folder, info.folder / "tokenizer.model"):
+        loaded = make(source=str(source))
+        assert loaded.model_type == model_type
+        assert loaded.seen_bytes == 0
+        assert Tokenizer(loaded.folder).encode(text) == expected
+
+
+def test_a_model_that_normalizes_keeps_its_own_ids(make: Make, corpus: Path, tmp_path: Path) -> None:
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus / "text.txt"), model_prefix=str(tmp_path / "m"), vocab_size=120, minloglevel=2
+    )
+    info = make(source=str(tmp_path / "m.model"))
+    bare = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    text = "ＡＢＣ  学習 モデル"
+    assert Tokenizer(info.folder).encode(text) == bare.encode(text)
+    assert in_transformers(info).encode(text, add_special_tokens=False) == bare.encode(text)
+    assert not info.transformers_exact
+
+
+@pytest.fixture
+def transformers_folder(tmp_path: Path, corpus: Path) -> Callable[..., Path]:
+    """A byte-level tokenizer as other people make them."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    def save(**special: str) -> Path:
+        bpe = ByteLevelBPETokenizer()
+        bpe.train([str(corpus / "text.txt")], vocab_size=300, special_tokens=["<|end|>"], show_progress=False)
+        folder = tmp_path / "theirs"
+        PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **special).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def test_a_transformers_folder_gives_its_own_ids(make: Make, transformers_folder: Callable[..., Path]) -> None:
+    info = make(source=str(transformers_folder(eos_token="<|end|>")))
+    own, text = Tokenizer(info.folder), "学習 データ<|end|> é"
+    assert own.eos_id not in own.encode(text)
+    assert own.decode(own.encode(text)) == text
+    plain = text.replace("<|end|>", "")
+    assert own.encode(plain) == in_transformers(info).encode(plain, add_special_tokens=False)
+
+
+def test_a_tokenizer_without_an_end_is_refused(make: Make, transformers_folder: Callable[..., Path]) -> None:
+    with pytest.raises(TokenizerError, match="no end-of-text token"):
+        make(source=str(transformers_folder()))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{tmp}", "holds no tokenizer"),
+        ("{tmp}/nowhere", "does not exist"),
+        ("nowhere.model", "does not exist"),
+        ("{tmp}/text.model", "is no SentencePiece model"),
+        ("some-user/some-tokenizer", "no tokenizer of that name came from the hub"),
+    ],
+)
+def test_what_is_no_tokenizer_is_named(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if "text" in source:
+        (tmp_path / "text.model").write_text("not a model")
+    with pytest.raises(TokenizerError, match=message):
+        make(source=source.format(tmp=tmp_path))
+
+
+def test_a_changed_file_behind_the_same_path_is_another_tokenizer(make: Make, tmp_path: Path) -> None:
+    described = Corpus(id="", listing="", files=1, validation_files=0, ignored_files=0, stored_bytes=1)
+    config = TokenizerConfig(source=str(tmp_path / "m.model"))
+    ids = set()
+    for vocab_size in (400, 410):
+        model = (make(vocab_size=vocab_size).folder / "tokenizer.model").read_bytes()
+        (tmp_path / "m.model").write_bytes(model)
+        ids.add(identify(config, described))
+    assert len(ids) == 2
+
+
+def test_no_text_and_too_small_a_vocabulary_are_errors(tmp_path: Path) -> None:
+    def train(text: bytes, vocab_size: int) -> None:
+        (tmp_path / "x.txt").write_bytes(text)
+        config = CorpusConfig(paths=[str(tmp_path / "x.txt")], validation_fraction=0.01)
+        corpus = describe(scan(config), config)
+        make_tokenizer(TokenizerConfig(vocab_size=vocab_size), config, corpus, tmp_path / "store")
+
+    with pytest.raises(CorpusError, match=r"no training text .* SHIFT_JIS"):
+        train("日本語の文章。\n".encode("shift_jis") * 10, 400)
+    kanji = "\n".join(chr(code) for code in range(0x4E00, 0x4E00 + 2000))
+    with pytest.raises(TokenizerError, match=r"could not train 300 pieces .*tokenizer.vocab_size"):
+        train(kanji.encode(), 300)
+    assert list((tmp_path / "store" / "tokenizers").glob("[!.]*")) == []
+
+
+def test_real_text_is_exact_in_both_directions(shared_data: Path, tmp_path: Path) -> None:
+    config = CorpusConfig(paths=[str(shared_data / "ja.jsonl.gz")])
+    corpus = describe(scan(config), config)
+    info = make_tokenizer(TokenizerConfig(vocab_size=8000), config, corpus, prepare_store(tmp_path))
+    own, theirs = Tokenizer(info.folder), in_transformers(info)
+    for name in ("ja", "en"):
+        with gzip.open(shared_data / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+            texts = [json.loads(line)["text"] for line in file]
+        ids = [array.tolist() for array in own.encode_batch(texts)]
+        assert [own.decode(one) for one in ids] == texts
+        assert theirs(texts, add_special_tokens=False)["input_ids"] == ids
+        assert theirs.batch_decode(ids) == texts
