@@ -14,6 +14,7 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from lmcore.config import RunConfig
@@ -43,8 +44,9 @@ def parse(arguments: list[str], program: str, about: str) -> RunConfig:
     path, arguments = _take_config(arguments)
     content = _read_toml(path) if path else {}
     if any(argument.split("=")[0] == "--corpus.paths" for argument in arguments):
-        for name in _OF_THE_FILES_CORPUS:
-            content.get("corpus", {}).pop(name, None)
+        corpus = content.get("corpus")
+        if isinstance(corpus, dict):
+            content["corpus"] = {name: value for name, value in corpus.items() if name not in _OF_THE_FILES_CORPUS}
 
     class CommandLine(BaseSettings, RunConfig):
         model_config = SettingsConfigDict(cli_implicit_flags=True)
@@ -71,6 +73,11 @@ def parse(arguments: list[str], program: str, about: str) -> RunConfig:
         settings = CommandLine()
     except ValidationError as error:
         raise ConfigError(_explain(error, str(path or "command line"))) from None
+    except SettingsError as error:
+        raise ConfigError(
+            f"command line: {error}. A name with a comma, or one that begins with [ or {{, stands in quotes and "
+            """brackets: --corpus.exclude '["[a-z]*"]'; one with a quote in it, in the --config file"""
+        ) from None
     return RunConfig.model_validate(settings.model_dump())
 
 
@@ -102,7 +109,7 @@ def _take_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"--config {path}: there is no such file (looked in {Path.cwd()})") from None
     except (OSError, ValueError) as error:

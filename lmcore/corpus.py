@@ -152,6 +152,8 @@ def _find(paths: list[str], config: CorpusConfig, setting: str) -> tuple[dict[st
 def _expand(entry: str, setting: str) -> list[Path]:
     if entry == STANDARD_LIBRARY:
         return [Path(sysconfig.get_path("stdlib"))]
+    if not entry:
+        raise CorpusError(f"{setting}: one of the paths is empty; the current folder is '.'")
     path = Path(entry).expanduser()
     if path.exists():
         return [path]

@@ -13,7 +13,8 @@ checksum of ids and offsets. pyarrow, polars, duckdb and datasets open the file 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ def _checksum(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what pyarrow says about a file that is missing or damaged into a ``StoreError`` that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StoreError(f"shard {path} is missing: run the pipeline again to make it") from None
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise StoreError(f"shard {path} is damaged: {error}") from error
+
+
 class Shard:
     """One open shard. The arrays are views of the file: nothing is read before it is used.
 
@@ -80,27 +92,25 @@ class Shard:
     """
 
     def __init__(self, path: Path, tokenizer_id: str | None = None) -> None:
-        try:
-            table = pa.ipc.open_file(pa.memory_map(str(path)))
-            batch = table.get_batch(0)
-        except FileNotFoundError:
-            raise StoreError(f"shard {path} is missing: run the pipeline again to make it") from None
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"shard {path} is damaged: {error}") from error
-        metadata = batch.schema.metadata or {}
+        with _damage_named(path):
+            batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+            batch.validate()  # a length beyond the file's end would crash whoever reads up to it
+            metadata = batch.schema.metadata or {}
+            self.metadata = {key.decode(): value.decode() for key, value in metadata.items()}
         self.path = path
-        self.metadata = {key.decode(): value.decode() for key, value in metadata.items()}
         version = self.metadata.get("format_version", "")
-        check_version({"format_version": int(version) if version.isdigit() else None}, path)
-        if tokenizer_id is not None and self.metadata["tokenizer_id"] != tokenizer_id:
-            raise StoreError(
-                f"shard {path} was made with tokenizer {self.metadata['tokenizer_id']}, wanted is {tokenizer_id}"
-            )
-        column = batch.column("input_ids")
-        self.tokens: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=True)
-        self.offsets: npt.NDArray[np.int64] = column.offsets.to_numpy(zero_copy_only=True)
-        self.text_bytes: npt.NDArray[np.int64] = batch.column("text_bytes").to_numpy()
-        self.hashes: npt.NDArray[np.uint64] = batch.column("hash").to_numpy()
+        check_version({"format_version": int(version) if version.isdecimal() else None}, path)
+        made_with = self.metadata.get("tokenizer_id")
+        if tokenizer_id is not None and made_with != tokenizer_id:
+            raise StoreError(f"shard {path} was made with tokenizer {made_with}, wanted is {tokenizer_id}")
+        with _damage_named(path):
+            column = batch.column("input_ids")
+            if column.type not in (pa.large_list(pa.uint16()), pa.large_list(pa.uint32())):
+                raise pa.ArrowInvalid(f"input_ids is {column.type}")
+            self.tokens: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=True)
+            self.offsets: npt.NDArray[np.int64] = column.offsets.to_numpy(zero_copy_only=True)
+            self.text_bytes: npt.NDArray[np.int64] = batch.column("text_bytes").to_numpy()
+            self.hashes: npt.NDArray[np.uint64] = batch.column("hash").to_numpy()
 
     def __len__(self) -> int:
         """Documents."""
@@ -108,5 +118,5 @@ class Shard:
 
     def verify(self) -> None:
         """Raise StoreError unless ids and document boundaries are those that were written."""
-        if _checksum(self.tokens, self.offsets) != self.metadata["checksum"]:
+        if _checksum(self.tokens, self.offsets) != self.metadata.get("checksum"):
             raise StoreError(f"shard {self.path} is damaged: its ids do not match its checksum")

@@ -8,6 +8,7 @@ whole, and ``open_sealed`` proves it. Temporary names carry their owner (host, b
 those of dead owners are swept. Locks are flock(2) locks: they die with the process that holds them.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -103,7 +104,9 @@ def prepare_store(store: Path) -> Path:
 def check_version(content: dict[str, Any], where: Path) -> None:
     """Raise StoreError unless ``content`` was written in this or an older format."""
     found = content.get("format_version")
-    if not isinstance(found, int) or found > FORMAT_VERSION:
+    if not isinstance(found, int):
+        raise StoreError(f"{where} is damaged: it does not say which format it has")
+    if found > FORMAT_VERSION:
         raise StoreError(
             f"{where} has format version {found}, this program reads up to {FORMAT_VERSION}: "
             "update the program, or give another --store"
@@ -146,16 +149,26 @@ def sealed_folder(path: Path, about: Callable[[], dict[str, Any]]) -> Iterator[P
             temporary.chmod(0o755)
             yield temporary
             _seal(temporary, about())
-            if path.exists():
+            while not _moved(temporary, path):
                 try:
                     open_sealed(path)
                     return
                 except StoreError:
                     remove(path)
-            os.rename(temporary, path)
             _sync_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _moved(folder: Path, path: Path) -> bool:
+    """Rename ``folder`` to ``path``; False when something stands there already."""
+    try:
+        os.rename(folder, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def _seal(folder: Path, about: dict[str, Any]) -> None:

@@ -243,11 +243,19 @@ def _load(source: Path, folder: Path) -> dict[str, Any]:
 
 def _is_sentencepiece_folder(folder: Path) -> bool:
     """True when the .model file says what transformers reads in this folder, no more and no less."""
-    config = json.loads((folder / "tokenizer_config.json").read_bytes())
-    if config.get("tokenizer_class") == "SentencePieceBackend":
+    config, view = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "tokenizer.json")
+    if config.get("tokenizer_class") == "SentencePieceBackend" or not (config or view):
         return True
     proto = read_model(folder / MODEL_FILE)
-    if not has_exact_json(proto) or not (folder / "tokenizer.json").exists():
-        return False
-    view = json.loads((folder / "tokenizer.json").read_bytes())
-    return bool(view["model"] == json.loads(tokenizers_bpe(proto).to_str())["model"])
+    return has_exact_json(proto) and view.get("model") == json.loads(tokenizers_bpe(proto).to_str())["model"]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is no file."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise TokenizerError(f"tokenizer.source: {path} is damaged: {error}") from error
+    return content

@@ -1,5 +1,6 @@
 """Small real inputs for every test: no network, no files outside the test's own folder."""
 
+import os
 import random
 import subprocess
 import sys
@@ -10,6 +11,10 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+
+# Before torch is loaded, here and in every process that tests start: its threads only wait for each other on models
+# this small, and on a busy machine for minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.corpus import describe, scan

@@ -1,11 +1,14 @@
 """Flags over a file over defaults."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lmcore import cli
-from lmcore.config import TEXT_PATTERNS, RunConfig
+from lmcore.config import TEXT_PATTERNS, CorpusConfig, RunConfig
 from lmcore.errors import ConfigError, StoreError
 
 FILE = """
@@ -54,6 +57,9 @@ def test_other_paths_put_back_what_described_the_files_corpus(file: Path) -> Non
         (["--train.max_steps", "-3"], r"train.max_steps: .*greater than or equal to 0"),
         (["--model.width", "10"], "width 10 is not a multiple of heads 6"),
         (["--config", "/nowhere.toml"], "there is no such file"),
+        (["--config"], "there is no such file"),
+        (["--corpus.exclude", "[abc]*"], r"corpus.* stands in quotes and brackets"),
+        (["--corpus.paths", 'a"b.txt'], r"corpus.paths.* in the --config file"),
     ],
 )
 def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], message: str) -> None:
@@ -75,6 +81,46 @@ def test_a_wrong_file_is_named(file: Path, content: str, message: str) -> None:
     for read in (lambda: parse("--config", file), lambda: cli.load_config(file)):
         with pytest.raises(ConfigError, match=message):
             read()
+
+
+def test_flags_go_before_a_section_that_is_none(file: Path) -> None:
+    file.write_text("corpus = 1")
+    assert parse("--config", file, "--corpus.paths", "a").corpus.paths == ["a"]
+
+
+def test_names_that_look_like_lists_are_given_in_brackets() -> None:
+    exclude = ["[abc]*", "a,b", "{x}", "日本 語.txt"]
+    assert parse("--corpus.exclude", json.dumps(exclude, ensure_ascii=False)).corpus.exclude == exclude
+
+
+def test_a_byte_order_mark_is_no_setting(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf" + FILE.encode())
+    assert parse("--config", file).train.max_steps == 7
+
+
+def leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+
+
+def test_every_setting_is_a_flag_and_a_line_of_toml(tmp_path: Path) -> None:
+    config = RunConfig(corpus=CorpusConfig(paths=["a", "b c"], exclude=["x"], validation_paths=["日本"]), run="r")
+    settings = dict(leaves(config.model_dump(mode="json")))
+    assert len(settings) > 50
+    assert parse(*(flag(name, value) for name, value in settings.items())) == config
+    (tmp_path / "all.toml").write_text(
+        "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items())
+    )
+    assert parse("--config", tmp_path / "all.toml") == cli.load_config(tmp_path / "all.toml") == config
 
 
 def test_an_unknown_flag_and_help_say_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:

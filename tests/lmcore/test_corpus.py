@@ -1,6 +1,7 @@
 """Which files are read, and what a corpus is called."""
 
 import os
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,15 @@ def test_globs_files_and_repeats(tree: Path) -> None:
         ("c.bin", r"c.bin matches none of corpus.include .*--corpus.include '\*.bin'"),
         ("empty", "no file in .*empty matches"),
         ("pipe.txt", "neither a file nor a folder"),
+        ("dangling.txt", "does not exist"),
+        ("self.txt", "does not exist"),
     ],
 )
 def test_what_cannot_be_read_is_named(tree: Path, path: str, message: str) -> None:
     (tree / "empty").mkdir()
     os.mkfifo(tree / "pipe.txt")
+    (tree / "dangling.txt").symlink_to("nowhere")
+    (tree / "self.txt").symlink_to("self.txt")
     with pytest.raises(CorpusError, match=message):
         scan(CorpusConfig(paths=[str(tree / path)]))
 
@@ -73,6 +78,12 @@ def test_what_cannot_be_read_is_named(tree: Path, path: str, message: str) -> No
 def test_no_path_at_all_is_an_error() -> None:
     with pytest.raises(CorpusError, match=r"corpus.paths is empty"):
         scan(CorpusConfig())
+
+
+def test_an_empty_path_is_not_the_current_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    with pytest.raises(CorpusError, match="one of the paths is empty"):
+        scan(CorpusConfig(paths=[""]))
 
 
 def test_an_unreadable_file_is_an_error_that_names_it(tree: Path) -> None:
@@ -115,3 +126,24 @@ def test_a_corpus_that_changes_while_it_is_prepared_is_an_error(tree: Path) -> N
     (tree / "a.txt").write_text("changed")
     with pytest.raises(CorpusError, match="changed while it was being prepared"):
         scan_again(config, corpus)
+
+
+def test_a_name_that_is_no_utf8_is_an_error_that_shows_it(tree: Path) -> None:
+    (tree / os.fsdecode("日本.txt".encode("shift_jis"))).write_text("text")
+    with pytest.raises(CorpusError, match=r"the name b'.*\\x93\\xfa\\x96{.txt' is no UTF-8: rename it"):
+        scan(CorpusConfig(paths=[str(tree)]))
+
+
+def test_a_pipe_in_a_folder_is_passed_over(tree: Path) -> None:
+    os.mkfifo(tree / "pipe.txt")
+    assert "pipe.txt" not in names(tree)
+
+
+def test_a_name_that_looks_like_a_glob_is_a_name(tree: Path) -> None:
+    (tree / "[a].txt").write_text("text")
+    assert names(tree / "[a].txt") == ["[a].txt"]
+
+
+def test_stdlib_is_the_folder_of_the_running_python() -> None:
+    config = CorpusConfig(paths=["stdlib:"], include=["this.py"], exclude=["site-packages"])
+    assert [file.path for file in scan(config).files] == [os.path.join(sysconfig.get_path("stdlib"), "this.py")]

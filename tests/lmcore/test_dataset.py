@@ -1,5 +1,6 @@
 """Blocks: the tutorial's, the shards', and the training loader's, one and the same."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from lmcore.corpus import scan
+from lmcore.config import CorpusConfig
+from lmcore.corpus import describe, scan
 from lmcore.dataset import BlockDataset, BufferedShuffleDataset, TokenStream, build_dataset, collate_fn, loader
 from lmcore.documents import Ledger, read_documents
 from lmcore.errors import CorpusError
+from lmcore.shards import Shard, shard_path
+from lmcore.shuffle import shuffled
+from lmcore.store import manifest_bytes, prepare_store, read_manifest
+from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import Tokenizer
 from tests.conftest import Prepared
 
@@ -117,6 +123,42 @@ def test_gather_is_the_flat_stream_across_segments(prepared: Prepared) -> None:
         assert np.array_equal(blocks[:, 1:].ravel(), flat[1 : blocks[:, 1:].size + 1])
 
 
+@pytest.fixture(scope="module")
+def many_chunks(corpus: Path, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A dataset of many small chunks, in a store of its own."""
+    config = CorpusConfig(paths=[str(corpus)], chunk_bytes=2000)
+    store = prepare_store(tmp_path_factory.mktemp("many_chunks"))
+    return tokenize(config, describe(scan(config), config), prepared.tokenizer, store)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), share=st.sampled_from([0, 0.1, 0.5, 0.9, 1]), size=st.integers(1, 40))
+def test_dropped_documents_are_as_if_they_were_not_there(
+    many_chunks: Dataset, seed: int, share: float, size: int
+) -> None:
+    draw = random.Random(seed)
+    manifest = read_manifest(many_chunks.folder)
+    assert len(manifest["chunks"]) > 3
+    kept: list[list[int]] = []
+    for chunk in manifest["chunks"]:
+        shard = Shard(shard_path(many_chunks.folder.parent.parent / "shards" / chunk["key"], "train"))
+        chunk["dropped"] = [row for row in range(len(shard)) if draw.random() < share]
+        rows = [row for row in range(len(shard)) if row not in chunk["dropped"]]
+        kept += [shard.tokens[shard.offsets[row] : shard.offsets[row + 1]].tolist() for row in rows]
+    folder = many_chunks.folder.with_name("with_drops")
+    folder.mkdir(exist_ok=True)
+    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+    stream = TokenStream(folder, "train")
+    flat = [number for ids in kept for number in ids]
+    assert [ids.tolist() for ids, *_ in stream.documents()] == kept
+    assert len(stream) == len(flat)
+    numbers = np.array(
+        draw.choices(range(stream.block_count(size)), k=50) if stream.block_count(size) else [], np.int64
+    )
+    blocks = stream.gather(numbers, size)
+    assert blocks.tolist() == [flat[number * size : (number + 1) * size + 1] for number in numbers.tolist()]
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(step=st.integers(0, 40), batch=st.integers(1, 9), shuffle=st.booleans())
 def test_any_position_is_reached_at_once(prepared: Prepared, step: int, batch: int, shuffle: bool) -> None:
@@ -127,6 +169,24 @@ def test_any_position_is_reached_at_once(prepared: Prepared, step: int, batch: i
         return [one["input_ids"].tolist() for one in found]
 
     assert batches(step * batch) == batches(0)[step:]
+
+
+@settings(max_examples=30, deadline=None)
+@given(first=st.integers(0, 10_000), count=st.integers(1, 700), batch=st.integers(1, 9), window=st.integers(1, 50))
+def test_batches_are_those_of_one_long_sequence_wherever_they_start(
+    many_chunks: Dataset, first: int, count: int, batch: int, window: int
+) -> None:
+    stream = TokenStream(many_chunks.folder, "train")
+    n = stream.block_count(16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmcore.dataset._ORDER_WINDOW", window)
+        rows = [
+            row
+            for one in loader(stream, 16, batch, first_block=first, last_block=first + count, seed=3, shuffle=True)
+            for row in one["input_ids"].tolist()
+        ]
+    order = [int(shuffled(np.array([place % n]), n, 3, place // n)[0]) for place in range(first, first + count)]
+    assert rows == stream.gather(np.array(order), 16)[:, :-1].tolist()
 
 
 def test_an_epoch_is_every_block_once_and_the_next_has_another_order(prepared: Prepared) -> None:

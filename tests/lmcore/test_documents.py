@@ -1,13 +1,15 @@
 """No byte is lost, whatever the file holds."""
 
 import gzip
+import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from lmcore.config import CorpusConfig
@@ -95,6 +97,91 @@ def test_every_byte_of_a_gzip_is_accounted_for(tmp_path: Path, members: list[byt
     assert ledger.stored_bytes == len(stored)
 
 
+def plain_texts(content: bytes, unit: str, limit: int) -> list[str]:
+    """A second, simple reading of a plain text, to compare with."""
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    if unit == "file":
+        pieces = [content]
+    elif unit == "line":
+        pieces = re.split(rb"\r?\n", content)
+    else:
+        lines = content.split(b"\n")
+        pieces = []
+        for filled, group in itertools.groupby(range(len(lines)), lambda number: bool(lines[number].strip())):
+            numbers = list(group)
+            joined = b"\n".join(lines[number] for number in numbers)
+            # CR belongs to the line end, but the last line has none.
+            pieces += [joined if numbers[-1] == len(lines) - 1 else joined.removesuffix(b"\r")] if filled else []
+    readable = [piece for piece in pieces if len(piece) <= limit and is_utf8(piece)]
+    return [piece.decode() for piece in readable if piece.decode().strip()]
+
+
+def is_utf8(content: bytes) -> bool:
+    try:
+        return bool(content.decode()) or True
+    except UnicodeDecodeError:
+        return False
+
+
+@pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
+@every_document
+@given(content=hostile, limit=st.integers(1, 40))
+def test_the_documents_are_those_of_a_simple_reading(tmp_path: Path, unit: str, content: bytes, limit: int) -> None:
+    if unit == "paragraph":  # a blank line above the limit counts as text: what was streamed past stays so
+        assume(all(len(line) <= limit for line in content.split(b"\n") if not line.strip()))
+    documents = read(written(tmp_path, "x.txt", content), document=unit, max_document_bytes=limit)[0]
+    assert [document.text for document in documents] == plain_texts(content, unit, limit)
+
+
+@pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\r\n"])
+def test_a_document_of_exactly_the_limit_is_kept(tmp_path: Path, unit: str, ending: bytes) -> None:
+    length = 10 + len(ending) * (unit == "file")
+    path = written(tmp_path, "x.txt", b"x" * 10 + ending)
+    assert len(read(path, document=unit, max_document_bytes=length)[0]) == 1
+    documents, ledger = read(path, document=unit, max_document_bytes=length - 1)
+    assert ([skip.reason for skip in ledger.skipped], documents) == (["too_long"], [])
+
+
+@every_document
+@given(members=st.lists(hostile, min_size=1, max_size=4), data=st.data())
+def test_a_truncated_gzip_gives_a_beginning_and_says_so(
+    tmp_path: Path, members: list[bytes], data: st.DataObject
+) -> None:
+    parts = [gzip.compress(member) for member in members]
+    stored = b"".join(parts)
+    cut = data.draw(st.integers(0, len(stored) - 1))
+    assume(cut not in itertools.accumulate(map(len, parts)))  # between two members nobody can see it
+    whole = read(written(tmp_path, "x.txt.gz", stored))[0]
+    documents, ledger = read(written(tmp_path, "x.txt.gz", stored[:cut]))
+    assert documents == whole[: len(documents)]
+    assert ledger.skipped[-1].reason == "truncated_gzip"
+
+
+@every_document
+@given(content=hostile, garbage=st.binary(min_size=1, max_size=5))
+def test_garbage_after_a_gzip_costs_no_text(tmp_path: Path, content: bytes, garbage: bytes) -> None:
+    assume(garbage.lstrip(b"\0")[:1] not in (b"", b"\x1f"))
+    plain, plain_ledger = read(written(tmp_path, "x.txt", content))
+    documents, ledger = read(written(tmp_path, "x.txt.gz", gzip.compress(content) + garbage))
+    assert documents == plain
+    assert ledger.skipped_bytes == plain_ledger.skipped_bytes
+    assert ledger.skipped[-1].reason == "garbage_after_gzip"
+    assert ledger.undecodable_stored_bytes == len(garbage.lstrip(b"\0"))
+
+
+@every_document
+@given(content=hostile, data=st.data())
+def test_a_changed_byte_of_a_gzip_is_noticed_or_harmless(tmp_path: Path, content: bytes, data: st.DataObject) -> None:
+    stored = bytearray(gzip.compress(content))
+    stored[data.draw(st.integers(0, len(stored) - 1))] ^= data.draw(st.integers(1, 255))
+    documents, ledger = read(written(tmp_path, "x.txt.gz", bytes(stored)))
+    assert ledger.unaccounted_bytes == 0
+    assert ledger.stored_bytes == len(stored) >= ledger.undecodable_stored_bytes
+    if not {"damaged_gzip", "truncated_gzip", "garbage_after_gzip"} & ledger.by_reason().keys():
+        assert documents == read(written(tmp_path, "x.txt", content))[0]  # it was the header's time, say
+
+
 def test_lines_paragraphs_files(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbfa\r\nb \n\n \t\nc\nd"
     assert texts(tmp_path, "x.txt", content, document="line") == ["a", "b ", "c", "d"]
@@ -170,7 +257,7 @@ def test_of_a_damaged_gzip_all_that_can_be_unpacked_is_kept(
 
 
 def test_concatenated_and_zero_padded_gzips_are_one_text(tmp_path: Path) -> None:
-    stored = gzip.compress(b"one\nt") + gzip.compress(b"wo\n") + bytes(100)
+    stored = gzip.compress(b"one\nt") + gzip.compress(b"wo\n") + bytes(3_000_000)
     assert texts(tmp_path, "x.txt.gz", stored) == ["one", "two"]
 
 

@@ -1,10 +1,14 @@
 """The shard format, read by this package and by plain pyarrow."""
 
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lmcore.errors import StoreError
 from lmcore.shards import Shard, write_shard
@@ -60,6 +64,31 @@ def test_a_changed_id_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(StoreError, match="its ids do not match its checksum"):
         Shard(path).verify()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_or_cut_byte_gives_the_same_ids_or_a_store_error(tmp_path: Path, data: st.DataObject) -> None:
+    whole = write(tmp_path / "x.arrow").read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    flipped = whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :]
+    # A file of its own each time: cutting one that is still mapped would end the process.
+    path = tmp_path / uuid4().hex
+    path.write_bytes(data.draw(st.sampled_from([flipped, whole[:at]])))
+    with suppress(StoreError):
+        shard = Shard(path, "tok")
+        shard.verify()
+        assert shard.tokens.tolist() == [7, 8, 9, 3, 3, 65_000, 3]
+        assert shard.offsets.tolist() == [0, 4, 5, 7]
+
+
+def test_a_length_beyond_the_end_is_noticed_before_anybody_reads_so_far(tmp_path: Path) -> None:
+    whole = write(tmp_path / "x.arrow").read_bytes()
+    lengths = np.array([7, 0], np.int64).tobytes()  # the flat ids in the batch's header: length, nulls
+    assert whole.count(lengths) == 1
+    (tmp_path / "y.arrow").write_bytes(whole.replace(lengths, np.array([2**32, 0], np.int64).tobytes()))
+    with pytest.raises(StoreError, match=r"is damaged: .*too small"):
+        Shard(tmp_path / "y.arrow")
 
 
 def test_what_is_no_shard_or_does_not_fit_is_refused(tmp_path: Path) -> None:

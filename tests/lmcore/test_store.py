@@ -66,6 +66,20 @@ def test_the_first_of_two_writers_stays(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "a").read_bytes() == b"first"
 
 
+def test_a_writer_that_comes_first_by_a_moment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.rename
+
+    def rename_second(*paths: Path) -> None:
+        monkeypatch.undo()
+        make(tmp_path / "x", a=b"first")
+        rename(*paths)
+
+    monkeypatch.setattr(os, "rename", rename_second)
+    make(tmp_path / "x", a=b"second")
+    assert (tmp_path / "x" / "a").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     path = make(tmp_path / "x", a=b"old")
     (path / "a").write_bytes(b"bad")
@@ -92,6 +106,26 @@ def test_any_flipped_cut_or_missing_byte_is_noticed(tmp_path: Path, data: st.Dat
         with pytest.raises(StoreError, match=file.name):
             open_sealed(path)
     make(path, a=b"some content", b=b"more")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_what_is_damaged_is_removed_to_be_made_again(tmp_path: Path, data: st.DataObject) -> None:
+    path = make(tmp_path / "x", a=b"some content")
+    file = path / data.draw(st.sampled_from(["a", "manifest.json"]))
+    content = bytearray(file.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 2))] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    if (json_or_none(path / "manifest.json") or {}).get("format_version", 0) not in range(2, 100):
+        assert is_whole(path) is False
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("key", [b"format_version", b"checksum", b"files"])
+def test_a_manifest_with_a_damaged_key_is_made_again(tmp_path: Path, key: bytes) -> None:
+    manifest = make(tmp_path / "x", a=b"1") / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(key, b"X" + key[1:]))
+    assert is_whole(tmp_path / "x") is False
 
 
 def json_or_none(path: Path) -> object:

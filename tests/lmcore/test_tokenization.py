@@ -104,6 +104,16 @@ def test_a_new_small_file_leaves_most_groups_as_they_were(tokenizer: TokenizerIn
     assert 1 <= after.chunks_made <= 3
 
 
+def test_the_order_of_files_changes_nothing(tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    made = []
+    for name, numbers in (("one", range(8)), ("other", range(8, 0, -1))):
+        for seed, number in enumerate(numbers):  # small files share chunks, large ones have their own
+            write_corpus(tmp_path / name / str(number), documents=5 + 200 * (seed % 2), seed=seed)
+        made.append(build(tmp_path / name, tokenizer, tmp_path / "store"))
+    assert made[1].id == made[0].id
+    assert (made[0].chunks_made > 10, made[1].chunks_made) == (True, 0)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_the_output_does_not_depend_on_workers(
     corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, workers: int

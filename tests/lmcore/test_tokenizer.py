@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from lmcore.config import CorpusConfig, TokenizerConfig
 from lmcore.corpus import Corpus, describe, scan
 from lmcore.errors import CorpusError, TokenizerError
-from lmcore.sentencepiece_model import SPECIAL_PIECES
+from lmcore.sentencepiece_model import MODEL_FILE, SPECIAL_PIECES
 from lmcore.store import open_sealed, prepare_store
 from lmcore.tokenizer import Tokenizer, TokenizerInfo, identify, make_tokenizer
 
@@ -212,6 +213,43 @@ def test_what_is_no_tokenizer_is_named(
         (tmp_path / "text.model").write_text("not a model")
     with pytest.raises(TokenizerError, match=message):
         make(source=source.format(tmp=tmp_path))
+
+
+def test_a_folder_that_holds_only_a_model_file_is_loaded(make: Make, corpus: Path, tmp_path: Path) -> None:
+    trained = make()
+    shutil.copy(trained.folder / MODEL_FILE, tmp_path)
+    config = CorpusConfig(paths=[str(corpus)])
+    # A store of its own: the same file given by its own name has the same id.
+    store = tmp_path / "store"
+    loaded = make_tokenizer(TokenizerConfig(source=str(tmp_path)), config, describe(scan(config), config), store)
+    text = "学習 モデル\u2581\n"
+    assert Tokenizer(loaded.folder).encode(text) == Tokenizer(trained.folder).encode(text)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
+def test_a_folder_with_a_damaged_file_is_named(make: Make, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(make().folder, tmp_path / "copy")
+    (folder / name).write_text("{")
+    with pytest.raises(TokenizerError, match=f"copy/{name} is damaged"):
+        make(source=str(folder))
+
+
+def test_a_damaged_tokenizer_is_made_again(corpus: Path, tmp_path: Path) -> None:
+    config = CorpusConfig(paths=[str(corpus)])
+    described = describe(scan(config), config)
+    first = make_tokenizer(TokenizerConfig(vocab_size=400), config, described, tmp_path)
+    files = open_sealed(first.folder)["files"]
+    (first.folder / MODEL_FILE).write_bytes(b"")
+    assert make_tokenizer(TokenizerConfig(vocab_size=400), config, described, tmp_path) == first
+    assert open_sealed(first.folder)["files"] == files
+
+
+def test_validation_files_are_not_trained_on(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("卍" * 500 + "\n")
+    config = CorpusConfig(paths=[str(corpus), str(tmp_path)], validation_paths=[str(tmp_path / "secret.txt")])
+    settings = TokenizerConfig(vocab_size=400, character_coverage=1)
+    info = make_tokenizer(settings, config, describe(scan(config), config), tmp_path / "store")
+    assert len(Tokenizer(info.folder).encode("卍")) == 3  # spelt in bytes
 
 
 def test_a_changed_file_behind_the_same_path_is_another_tokenizer(make: Make, tmp_path: Path) -> None:
