@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= deployments/configs/tiny.toml
+export CORPUS
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check serve clean
@@ -16,7 +17,7 @@ help: ## list the targets
 	@touch $@
 
 demo: .venv/.installed ## train a small model on Python's standard library, or on CORPUS=path/to/text
-	@$(BIN)/python -m flows.pretrain --config $(CONFIG) $(if $(CORPUS),--corpus.paths '$(CORPUS)')
+	@$(BIN)/python -m flows.pretrain --config $(CONFIG) $(if $(CORPUS),--corpus.paths "$$CORPUS")
 
 test: .venv/.installed ## run the tests
 	@$(BIN)/python -m pytest

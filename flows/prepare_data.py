@@ -44,7 +44,9 @@ class PreparedData(BaseModel):
     documents: int
     tokens: int
     validation_tokens: int
+    skipped_bytes: int
     unaccounted_bytes: int
+    account: str
     cached: dict[str, bool]
 
     def summary(self) -> str:
@@ -53,7 +55,7 @@ class PreparedData(BaseModel):
             f"dataset     {self.manifest}\n"
             f"            {self.documents:,} documents, {self.tokens:,} tokens, "
             f"{self.validation_tokens:,} more to validate on\n"
-            f"ledger      {self.unaccounted_bytes} bytes unaccounted"
+            f"ledger      {self.account}"
         )
 
 
@@ -78,7 +80,9 @@ def prepare_data(config: RunConfig) -> PreparedData:
         documents=dataset.documents,
         tokens=dataset.tokens,
         validation_tokens=dataset.validation_tokens,
+        skipped_bytes=dataset.skipped_bytes,
         unaccounted_bytes=dataset.unaccounted_bytes,
+        account=dataset.account(),
         cached=stages.cached,
     )
 

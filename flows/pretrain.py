@@ -29,6 +29,7 @@ class Pretrained(BaseModel):
     valid_bits_per_byte: float
     tokens_per_second: float
     sample: str
+    account: str
     cached: dict[str, bool]
 
     def summary(self) -> str:
@@ -39,6 +40,7 @@ class Pretrained(BaseModel):
             f"validation  {self.valid_loss:.4f} nats per token, perplexity {self.valid_perplexity:.2f}, "
             f"{self.valid_bits_per_byte:.4f} bits per byte\n"
             f"speed       {self.tokens_per_second:,.0f} tokens/s\n"
+            f"text        {self.account}\n"
             f"report      {self.report}\n"
             f"picture     {self.picture}\n"
             f"model       {self.model_dir}"
@@ -74,6 +76,7 @@ def pretrain(config: RunConfig) -> Pretrained:
         valid_bits_per_byte=score.bits_per_byte,
         tokens_per_second=trained.tokens_per_second,
         sample=page.sample,
+        account=dataset.account(),
         cached=stages.cached,
     )
 

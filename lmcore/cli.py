@@ -1,6 +1,7 @@
 """The command line: every field of ``RunConfig`` is a flag, a TOML file gives the rest."""
 
 import argparse
+import json
 import sys
 import tomllib
 from collections.abc import Callable
@@ -42,11 +43,13 @@ def parse(arguments: list[str], program: str, about: str) -> RunConfig:
     describe the file's own corpus. Raises ConfigError; exits with help on --help and on an unknown flag.
     """
     path, arguments = _take_config(arguments)
+    paths, arguments = _take_paths(arguments)
     content = _read_toml(path) if path else {}
-    if any(argument.split("=")[0] == "--corpus.paths" for argument in arguments):
-        corpus = content.get("corpus")
-        if isinstance(corpus, dict):
-            content["corpus"] = {name: value for name, value in corpus.items() if name not in _OF_THE_FILES_CORPUS}
+    corpus = content.get("corpus", {})
+    if paths and isinstance(corpus, dict):
+        if "paths" in paths:
+            corpus = {name: value for name, value in corpus.items() if name not in _OF_THE_FILES_CORPUS}
+        content["corpus"] = corpus | paths
 
     class CommandLine(BaseSettings, RunConfig):
         model_config = SettingsConfigDict(cli_implicit_flags=True)
@@ -88,9 +91,40 @@ def main(verb: Callable[[], None]) -> None:
     except LMError as error:
         print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr)
         sys.exit(130)
+
+
+def _take_paths(arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Paths of the corpus, taken as they stand, and the other arguments.
+
+    pydantic-settings would split a path at its commas and stumble over its quotes. A JSON list is several paths.
+    """
+    flags = {f"--corpus.{name}": name for name in ("paths", "validation_paths")}
+    found: dict[str, list[str]] = {}
+    rest = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if name not in flags:
+            rest.append(argument)
+            continue
+        value = value if equals else next(waiting, "")
+        found.setdefault(flags[name], []).extend(_paths(value))
+    return found, rest
+
+
+def _paths(value: str) -> list[str]:
+    if not value.startswith("[") or Path(value).exists():
+        return [value]
+    try:
+        return [str(path) for path in json.loads(value)]
+    except ValueError:
+        return [value]
 
 
 def _take_config(arguments: list[str]) -> tuple[Path | None, list[str]]:

@@ -15,6 +15,7 @@ Shapes: B blocks in a batch, T tokens in a block.
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,12 +76,7 @@ class BlockDataset(IterableDataset[Block]):
         Nothing is added between texts, unless ``eos_token_id`` is given: then it ends every text, as in
         the shards. ``texts`` is iterated once a pass; give a list, not a generator, for several passes.
         """
-        end = [] if eos_token_id is None else [eos_token_id]
-
-        def ids() -> Iterator[list[int]]:
-            for text in texts:
-                yield [*tokenizer.encode(text), *end]
-
+        ids = partial(_encoded, tokenizer, texts, [] if eos_token_id is None else [eos_token_id])
         return cls(ids, block_size, drop_last, getattr(tokenizer, "pad_token_id", None) or 0)
 
     @classmethod
@@ -101,8 +97,7 @@ class BlockDataset(IterableDataset[Block]):
     @classmethod
     def from_shards(cls, dataset: Path, block_size: int, split: str = "train", drop_last: bool = True) -> Self:
         """The blocks of a tokenized dataset (a folder datasets/<id>) in stored order."""
-        stream = TokenStream(dataset, split)
-        return cls(lambda: (array.tolist() for array in stream.segments), block_size, drop_last)
+        return cls(partial(_stored, dataset, split), block_size, drop_last)
 
     def __iter__(self) -> Iterator[Block]:
         worker = get_worker_info()
@@ -129,6 +124,15 @@ class BlockDataset(IterableDataset[Block]):
                 "input_ids": left[:-1] + [self.pad_id] * missing,
                 "labels": left[1:] + [IGNORED_LABEL] * missing,
             }
+
+
+def _encoded(tokenizer: Any, texts: Iterable[str], end: list[int]) -> Iterator[list[int]]:
+    for text in texts:
+        yield [*tokenizer.encode(text), *end]
+
+
+def _stored(dataset: Path, split: str) -> Iterator[list[int]]:
+    return (array.tolist() for array in TokenStream(dataset, split).segments)
 
 
 class _Lines:

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from lmcore.checkpoint import trained_model
 from lmcore.evaluate import Evaluation
 from lmcore.run import Run
-from lmcore.store import MANIFEST, Output, is_whole, open_sealed, read_manifest, remove, sealed_folder
+from lmcore.store import MANIFEST, Output, is_whole, json_bytes, open_sealed, read_manifest, remove, sealed_folder
 from lmcore.train import TrainingResult
 
 
@@ -39,22 +39,29 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
         for file in run.tokenizer_folder.iterdir():
             if file.name != MANIFEST:
                 shutil.copy(file, temporary / file.name)
+        _set_longest_text(temporary / "tokenizer_config.json", run.config.dataset.block_size)
         (temporary / "README.md").write_text(_model_card(run, training, evaluation), encoding="utf-8")
     return Export(model_dir=folder)
 
 
 def _generation_config(run: Run) -> GenerationConfig:
-    """Defaults that stay inside the context: half of it for the prompt, half for what is written."""
+    """Defaults that stay inside the context, prompt and answer together."""
     tokenizer = run.tokenizer_info
     return GenerationConfig(
         bos_token_id=tokenizer.eos_id,
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
-        max_new_tokens=run.config.dataset.block_size // 2,
+        max_length=run.config.dataset.block_size,
         do_sample=True,
         temperature=0.8,
         top_k=50,
     )
+
+
+def _set_longest_text(path: Path, tokens: int) -> None:
+    """Let the exported tokenizer know the model's context: transformers then warns of, or cuts, longer texts."""
+    config = json.loads(path.read_bytes())
+    path.write_bytes(json_bytes({**config, "model_max_length": tokens}))
 
 
 def _model_card(run: Run, training: TrainingResult, evaluation: Evaluation) -> str:

@@ -61,7 +61,7 @@ class Report(Record):
 def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, settings: SampleConfig) -> Report:
     """Write a sample, the loss picture and the page, or return what is there for this very step."""
     run = Run.open(training.folder)
-    found, about = Report.load(run.folder), report_key(training, evaluation, settings)
+    found, about = Report.load(run.folder), report_key(training, evaluation, blocks, settings)
     if found is not None and found.about == about and _hashes(run.folder) == found.hashes:
         return found
     rows = read_metrics(run.metrics)
@@ -77,9 +77,10 @@ def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, set
     ).save()
 
 
-def report_key(training: TrainingResult, evaluation: Evaluation, settings: SampleConfig) -> str:
-    """Names everything that a report says."""
-    return fingerprint(*(part.model_dump(mode="json") for part in (training, evaluation, settings)))
+def report_key(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, settings: SampleConfig) -> str:
+    """Names everything that a report says, the dataset's ledger included."""
+    ledger = read_manifest(Run.open(training.folder).dataset_folder)["ledger"]
+    return fingerprint(ledger, *(part.model_dump(mode="json") for part in (training, evaluation, blocks, settings)))
 
 
 def loss_table(rows: list[Row], most: int = 50) -> list[dict[str, Any]]:
@@ -122,7 +123,8 @@ def loss_picture(rows: list[Row], title: str) -> bytes:
     axes.set_title(title.encode("ascii", "replace").decode(), fontsize=10)
     axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     axes.grid(alpha=0.25)
-    axes.legend()
+    if rows:
+        axes.legend()
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -212,12 +214,15 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
         ),
         ("**unaccounted**", f"**{ledger['unaccounted_bytes']:,}**"),
     ]
+    dropped = sum(len(chunk["dropped"]) for chunk in manifest["chunks"])
     sections = [
         _table(("split", "documents", "tokens", "bytes of text"), counts),
         f"Longest document {longest:,} bytes; {len(manifest['chunks'])} chunks; "
         f"{ledger['stored_bytes']:,} bytes on disk.",
         _table(("bytes", ""), account),
     ]
+    if dropped:
+        sections.append(f"{dropped:,} training documents were left out because they stand in the validation files.")
     if ledger["undecodable_stored_bytes"]:
         sections.append(f"{ledger['undecodable_stored_bytes']:,} compressed bytes could not be unpacked.")
     if blocks is not None:

@@ -63,14 +63,17 @@ class Run:
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(f"{folder} is no run: it has no config.json") from None
         except ValueError as error:
-            raise StoreError(f"{path} is damaged: {error}") from error
-        check_version(record["identity"], path)
-        return cls(
-            folder=path.parent,
-            config=RunConfig.model_validate(record["config"]),
-            identity=record["identity"],
-            tokenizer_info=TokenizerInfo.model_validate(record["tokenizer"]),
-        )
+            raise StoreError(f"{path} is damaged: {error}. Begin the run again with --fresh") from error
+        try:
+            check_version(record["identity"], path)
+            return cls(
+                folder=path.parent,
+                config=RunConfig.model_validate(record["config"]),
+                identity=record["identity"],
+                tokenizer_info=TokenizerInfo.model_validate(record["tokenizer"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path} is damaged: {error!r}. Begin the run again with --fresh") from error
 
     @property
     def store(self) -> Path:

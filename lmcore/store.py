@@ -60,7 +60,7 @@ class Record(Output):
     def save(self) -> Self:
         """Write the file and return this record."""
         content = self.model_dump(mode="json", exclude={"folder"})
-        write_file(self.folder / self.file_name, json_bytes(content))
+        write_file(self.folder / self.file_name, json_bytes({**content, "checksum": _checksum(content)}))
         return self
 
     @classmethod
@@ -68,8 +68,10 @@ class Record(Output):
         """The record in ``folder``; None when it is missing, damaged or of another form."""
         try:
             content = json.loads((folder / cls.file_name).read_bytes())
+            if content.pop("checksum") != _checksum(content):
+                return None
             return cls.model_validate({**content, "folder": folder})
-        except (OSError, ValueError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     def verify(self) -> None:

@@ -19,12 +19,13 @@ import numpy as np
 from lmcore.config import CorpusConfig, fingerprint
 from lmcore.corpus import Corpus, Scan, SourceFile, scan_again
 from lmcore.documents import Document, Ledger, read_documents
-from lmcore.errors import CorpusError
+from lmcore.errors import CorpusError, StoreError
 from lmcore.shards import SPLITS, Shard, shard_path, write_shard
 from lmcore.store import (
     FORMAT_VERSION,
     MANIFEST,
     Output,
+    hash_file,
     is_whole,
     manifest_bytes,
     open_sealed,
@@ -66,8 +67,21 @@ class Dataset(Output):
     skipped_pieces: int
     unaccounted_bytes: int
 
+    skipped: dict[str, int]
+    """Pieces by reason."""
+    manifest_hash: str
+    """Of manifest.json: another corpus may have the same chunks and another ledger."""
+
+    def account(self) -> str:
+        """What became of the bytes, in a line."""
+        reasons = ", ".join(f"{pieces:,} {reason}" for reason, pieces in self.skipped.items())
+        skipped = f", {self.skipped_bytes:,} skipped ({reasons})" if self.skipped else ""
+        return f"{self.source_bytes:,} bytes read{skipped}, {self.unaccounted_bytes} unaccounted"
+
     def verify(self) -> None:
         manifest = read_manifest(self.folder)
+        if hash_file(self.folder / MANIFEST) != self.manifest_hash:
+            raise StoreError(f"{self.folder / MANIFEST} now tells of another reading of the corpus")
         store = self.folder.parent.parent
         for key in {chunk["key"] for chunk in manifest["chunks"]}:
             open_sealed(store / "shards" / key)
@@ -343,4 +357,6 @@ def _write_manifest(
         skipped_bytes=ledger.skipped_bytes,
         skipped_pieces=len(ledger.skipped),
         unaccounted_bytes=ledger.unaccounted_bytes,
+        skipped={reason: row["pieces"] for reason, row in ledger.by_reason().items()},
+        manifest_hash=hash_file(folder / MANIFEST),
     )

@@ -62,6 +62,7 @@ class TrainingResult(Record):
 
     def verify(self) -> None:
         super().verify()
+        Run.open(self.folder)
         open_sealed(self.checkpoint)
 
 

@@ -19,16 +19,16 @@ from prefect.tasks import exponential_backoff
 
 from lmcore.config import fingerprint
 from lmcore.errors import LMError, is_transient
-from lmcore.store import Output
+from lmcore.store import FORMAT_VERSION, Output
 
 
 @dataclass
 class OnDisk(CachePolicy):
     """Cache by content, as long as the output on disk verifies.
 
-    ``content`` gives, from the task's arguments, a text that names everything the output depends on, format
-    version and store included. A task whose ``config`` argument says ``fresh`` is not looked up when
-    ``heeds_fresh`` is set.
+    ``content`` gives, from the task's arguments, a text that names everything the output depends on, its place
+    in the store included; the format version is added here. A task whose ``config`` argument says ``fresh`` is
+    not looked up when ``heeds_fresh`` is set.
     """
 
     content: Callable[..., str] = str
@@ -42,7 +42,7 @@ class OnDisk(CachePolicy):
         **kwargs: Any,
     ) -> str | None:
         try:
-            key = f"{task_ctx.task.name}-{fingerprint(self.content(**inputs))}"
+            key = f"{task_ctx.task.name}-{fingerprint(FORMAT_VERSION, self.content(**inputs))}"
         except LMError:
             return None  # the task is about to raise the same, as its own failure
         records = get_result_store()

@@ -12,7 +12,7 @@ from tasks.policies import stage
 
 
 def _content(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> str:
-    return report_key(training, evaluation, config.sample)
+    return report_key(training, evaluation, blocks, config.sample)
 
 
 @task(name="report", task_run_name="report", **stage(_content))

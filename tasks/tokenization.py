@@ -1,8 +1,9 @@
 """Text to token ids in memory-mapped shards."""
 
+import logging
 from pathlib import Path
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from lmcore.config import RunConfig
@@ -29,5 +30,7 @@ def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, st
 
     with watched("tokenizing", "bytes", lambda: (done, corpus.stored_bytes, "")):
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
+    much = dataset.skipped_bytes > dataset.source_bytes / 10
+    get_run_logger().log(logging.WARNING if much else logging.INFO, dataset.account())
     create_markdown_artifact(key="data", markdown=data_page(dataset), description=f"Dataset {dataset.id}")
     return dataset

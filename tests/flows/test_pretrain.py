@@ -151,6 +151,38 @@ def test_the_api_refuses_bad_settings_when_a_run_is_created(corpus: Path, change
         client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
 
 
+def test_the_ledger_of_another_reading_is_never_shown_as_this_one(tmp_path: Path, finished: object) -> None:
+    corpus = write_corpus(tmp_path / "corpus", documents=200)
+    config = tiny_config(corpus, tmp_path / "store")
+    tokenizer = next((finished[0].store / "tokenizers").iterdir())  # type: ignore[index]
+    config = config.model_copy(update={"tokenizer": config.tokenizer.model_copy(update={"source": str(tokenizer)})})
+    first = pretrain(config)
+    (corpus / "bad.txt").write_bytes(b"bad \xff\n")
+    second = pretrain(config)
+    assert second.dataset_id == first.dataset_id
+    assert second.cached["training"]
+    assert not second.cached["report"]
+    assert "invalid_utf8" in second.report.read_text()
+    assert "1 invalid_utf8" in second.summary()
+    (corpus / "bad.txt").unlink()
+    third = pretrain(config)
+    assert "invalid_utf8" not in third.report.read_text()
+
+
+def test_a_lost_or_damaged_run_record_heals(again: RunConfig) -> None:
+    [record] = again.store.glob("runs/*/config.json")
+    record.unlink()
+    assert not pretrain(again).cached["training"]
+    assert record.exists()
+
+
+def test_a_changed_figure_is_never_believed(again: RunConfig) -> None:
+    [record] = again.store.glob("runs/*/evaluation.json")
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, "nats_per_token": 1.0}))
+    assert pretrain(again).valid_loss == content["nats_per_token"] != 1.0
+
+
 def test_results_are_json_never_pickle_failures_too(again: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(CorpusError):
         pretrain(tiny_config(tmp_path / "nowhere", tmp_path / "store"))

@@ -1,5 +1,6 @@
 """Blocks: the tutorial's, the shards', and the training loader's, one and the same."""
 
+import pickle
 import random
 from pathlib import Path
 
@@ -228,3 +229,14 @@ def test_lines_that_are_no_text_are_left_out_with_a_word(tmp_path: Path, caplog:
 def test_an_unknown_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="does not exist"):
         BlockDataset.from_file(Numbers(), tmp_path / "nowhere.txt", 2)
+
+
+def test_it_works_in_workers_that_are_spawned(prepared: Prepared, tmp_path: Path) -> None:
+    tokenizer = Numbers()
+    (tmp_path / "numbers.txt").write_text("1 2 3\n4 5 6\n" * 20)
+    for dataset in (
+        BlockDataset.from_file(tokenizer, tmp_path / "numbers.txt", 4),
+        BlockDataset.from_shards(prepared.dataset.folder, 16),
+    ):
+        copy = pickle.loads(pickle.dumps(dataset))
+        assert list(copy) == list(dataset) != []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -90,6 +91,7 @@ def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_cut_or_missing_byte_is_noticed(tmp_path: Path, data: st.DataObject) -> None:
+    shutil.rmtree(tmp_path / "x", ignore_errors=True)
     path = make(tmp_path / "x", a=b"some content", b=b"more")
     file = path / data.draw(st.sampled_from(["a", "b", "manifest.json"]))
     whole = file.read_bytes()
