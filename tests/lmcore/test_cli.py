@@ -84,7 +84,7 @@ def test_a_wrong_file_is_named(file: Path, content: str, message: str) -> None:
 
 def test_a_section_that_is_none_is_named_even_where_a_flag_gives_its_paths(file: Path) -> None:
     file.write_text("corpus = 1")
-    with pytest.raises(ConfigError, match="run.toml: corpus: "):
+    with pytest.raises(ConfigError, match=r"run.toml: corpus: "):
         parse("--config", file, "--corpus.paths", "a")
 
 
