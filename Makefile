@@ -3,6 +3,7 @@ BIN := .venv/bin
 CONFIG ?= deployments/configs/tiny.toml
 export CORPUS
 
+MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help demo test check serve clean
 

@@ -37,7 +37,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: list[str], home: Path, corpus: Path) -> str:
     """Standard output of a command in the repository, with a home and a store of its own."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    # Nothing of the make that runs the tests: as its child, make would also print the folders it enters and leaves.
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MAKE", "MFLAGS"))
+    }
     environment |= {"HOME": str(home), "LM_STORE": str(home / "store")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

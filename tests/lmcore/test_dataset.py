@@ -1,14 +1,16 @@
 """Blocks: the tutorial's, the shards', and the training loader's, one and the same."""
 
+import json
 import pickle
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
@@ -20,7 +22,7 @@ from lmcore.shuffle import shuffled
 from lmcore.store import manifest_bytes, prepare_store, read_manifest
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import Tokenizer
-from tests.conftest import Prepared
+from tests.conftest import REPOSITORY, Prepared
 
 STREAM = (
     "10272 15 679 9 7 5234 745 27920 228 9723 120 1622 14738 3291 2832 13081 64 1199 531 1621 4954 2020 6112 8341 19 "
@@ -72,14 +74,31 @@ def test_a_file_gives_the_blocks_of_its_lines(tmp_path: Path) -> None:
     assert list(dataset) == list(dataset)
 
 
+LOAD_WITH_WORKERS = """
+import sys
+from torch.utils.data import DataLoader
+from lmcore.dataset import BlockDataset, BufferedShuffleDataset, collate_fn
+from tests.lmcore.test_dataset import Numbers
+
+workers = int(sys.argv[1])
+texts = [str(number) for number in range(1, 1003)]
+dataset = BufferedShuffleDataset(BlockDataset.from_texts(Numbers(), texts, 5), buffer_size=100)
+options = {"num_workers": workers, "prefetch_factor": 2} if workers else {}
+for batch in DataLoader(dataset, batch_size=8, collate_fn=collate_fn, **options):
+    for row in batch["input_ids"].tolist():
+        print(row)
+"""
+
+
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_with_any_number_of_workers_every_block_comes_once(workers: int) -> None:
+    # In a process of its own: workers are forked, and other tests leave servers' threads in this one.
+    command = [sys.executable, "-c", LOAD_WITH_WORKERS, str(workers)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
     texts = [str(number) for number in range(1, 1003)]
-    dataset = BufferedShuffleDataset(BlockDataset.from_texts(Numbers(), texts, 5), buffer_size=100)
     expected = [block["input_ids"] for block in BlockDataset.from_texts(Numbers(), texts, 5)]
-    options = {"num_workers": workers, "prefetch_factor": 2} if workers else {}
-    batches = DataLoader(dataset, batch_size=8, collate_fn=collate_fn, **options)  # type: ignore[arg-type]
-    found = [row for batch in batches for row in batch["input_ids"].tolist()]
     assert found != expected
     assert sorted(found) == sorted(expected)
 
