@@ -25,6 +25,7 @@ ERROR_PREFIX = "error: "
 """Begins the message of a deliberate error; a parent process finds it by this."""
 
 _USAGE = "[--config FILE.toml] [--section.field VALUE ...]   (--help lists every field)"
+_PATHS = {"--corpus.paths": "paths", "--corpus.validation_paths": "validation_paths"}
 _OF_THE_FILES_CORPUS = ("include", "exclude", "document")
 
 
@@ -42,8 +43,11 @@ def parse(arguments: list[str], program: str, about: str) -> RunConfig:
     ``--corpus.paths`` also puts include, exclude and document back to their defaults, since those of the file
     describe the file's own corpus. Raises ConfigError; exits with help on --help and on an unknown flag.
     """
-    path, arguments = _take_config(arguments)
-    paths, arguments = _take_paths(arguments)
+    taken, arguments = _take(("--config", *_PATHS), arguments)
+    path = Path(taken["--config"][-1]) if "--config" in taken else None
+    paths = {
+        _PATHS[flag]: [path for value in taken[flag] for path in _paths(value)] for flag in _PATHS if flag in taken
+    }
     content = _read_toml(path) if path else {}
     corpus = content.get("corpus", {})
     if paths and isinstance(corpus, dict):
@@ -88,10 +92,7 @@ def main(verb: Callable[[], None]) -> None:
     """Run a command; a deliberate error becomes one line on standard error and exit status 1."""
     try:
         verb()
-    except LMError as error:
-        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
+    except (LMError, OSError) as error:
         print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -99,46 +100,28 @@ def main(verb: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def _take_paths(arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Paths of the corpus, taken as they stand, and the other arguments.
-
-    pydantic-settings would split a path at its commas and stumble over its quotes. A JSON list is several paths.
-    """
-    flags = {f"--corpus.{name}": name for name in ("paths", "validation_paths")}
+def _take(flags: tuple[str, ...], arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The values of some flags, as they stand and in their order, and the other arguments."""
     found: dict[str, list[str]] = {}
     rest = []
     waiting = iter(arguments)
     for argument in waiting:
         name, equals, value = argument.partition("=")
-        if name not in flags:
+        if name in flags:
+            found.setdefault(name, []).append(value if equals else next(waiting, ""))
+        else:
             rest.append(argument)
-            continue
-        value = value if equals else next(waiting, "")
-        found.setdefault(flags[name], []).extend(_paths(value))
     return found, rest
 
 
 def _paths(value: str) -> list[str]:
+    """pydantic-settings would split a path at its commas and stumble over its quotes. A JSON list is several paths."""
     if not value.startswith("[") or Path(value).exists():
         return [value]
     try:
         return [str(path) for path in json.loads(value)]
     except ValueError:
         return [value]
-
-
-def _take_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    path, rest = None, []
-    waiting = iter(arguments)
-    for argument in waiting:
-        name, equals, value = argument.partition("=")
-        if name != "--config":
-            rest.append(argument)
-        elif equals:
-            path = Path(value)
-        else:
-            path = Path(next(waiting, ""))
-    return path, rest
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ sentencepiece_model.py says why.
 
 import heapq
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
-_log = logging.getLogger(__name__)
 
 
 class TokenizerInfo(Output):
