@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,24 @@ def free_port() -> int:
 
 
 class Api:
-    """The REST API of the served server."""
+    """The REST API of the served server, asked as Prefect's own clients ask it."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/api"
 
-    def call(self, path: str, body: object = None) -> Any:
+    def call(self, path: str, body: object = None, tries: int = 10) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=90) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            # 503: another writer was in SQLite's way and nothing was done; Prefect's clients ask again too.
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE or tries == 1:
+                raise
+            error.close()
+        time.sleep(1)
+        return self.call(path, body, tries - 1)
 
     def wait(self, what: Callable[[], Any]) -> Any:
         """The first true answer of ``what``."""
