@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import Task, flow
+from prefect.runtime import deployment
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
 from lmcore.config import RunConfig
 from lmcore.dataset import Blocks
+from lmcore.errors import ConfigError
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
@@ -62,6 +64,8 @@ class PreparedData(BaseModel):
 def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, Blocks, Path]:
     """The stages that both flows share: dataset, tokenizer, blocks, and the store they are in."""
     quiet_prefect()
+    if config.corpus.filter and deployment.id:
+        raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")
     corpus, store = stages.run(look_at_corpus, config)
     trained = stages.run(tokenizer, config, corpus, store)
     dataset = stages.run(tokenization, config, corpus, trained, store)

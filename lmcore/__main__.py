@@ -1,8 +1,14 @@
 """python -m lmcore VERB: the pipeline without Prefect.
 
-    prepare_data [flags]     corpus -> tokenizer -> shards
+    tokenize [flags]         corpus -> tokenizer -> shards
     pretrain [flags]         the same, then train, evaluate, export and report
     train RUN_FOLDER         start or continue the training of one run (what the pipeline calls for every training)
+    ledger DATASET           where every byte of its corpus went, and the pieces that were left out
+    verify DATASET           read every byte of it again; exit status 1 if anything is wrong
+    repair DATASET           encode its damaged chunks again
+    seen-by DOCUMENT         the datasets and runs that hold a document (a hash of 16 digits, or a file with its text)
+
+DATASET is an id; --store says where (default: LM_STORE, else ./store).
 
 The last line on standard output is one JSON object.
 """
@@ -19,7 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from lmcore import cli
-from lmcore.config import RunConfig
+from lmcore.config import RunConfig, default_store
 from lmcore.errors import StoppedError
 
 _log = logging.getLogger("lmcore")
@@ -27,7 +33,15 @@ _log = logging.getLogger("lmcore")
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    verbs = {"prepare_data": _prepare_data, "pretrain": _pretrain, "train": _train}
+    verbs = {
+        "tokenize": _tokenize,
+        "pretrain": _pretrain,
+        "train": _train,
+        "ledger": _ledger,
+        "verify": _verify,
+        "repair": _repair,
+        "seen-by": _seen_by,
+    }
     verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     if verb not in verbs:
         print(__doc__, file=sys.stdout if verb in ("-h", "--help") else sys.stderr)
@@ -35,8 +49,8 @@ def main() -> None:
     cli.main(lambda: verbs[verb](arguments))
 
 
-def _prepare_data(arguments: list[str]) -> None:
-    config = cli.parse(arguments, "python -m lmcore prepare_data", "Corpus to shards.")
+def _tokenize(arguments: list[str]) -> None:
+    config = cli.parse(arguments, "python -m lmcore tokenize", "Corpus to shards.")
     dataset, tokenizer, _ = _prepare(config)
     print(json.dumps({"dataset_id": dataset.id, "tokenizer_id": tokenizer.id}))
 
@@ -75,18 +89,71 @@ def _pretrain(arguments: list[str]) -> None:
 
 
 def _prepare(config: RunConfig) -> Any:
-    from lmcore.corpus import describe, scan
+    from lmcore.corpus import open_corpus
     from lmcore.progress import shown
-    from lmcore.store import prepare_store
     from lmcore.tokenization import tokenize
     from lmcore.tokenizer import make_tokenizer
 
-    corpus = describe(scan(config.corpus), config.corpus)
-    store = prepare_store(config.store)
+    corpus, store = open_corpus(config)
     tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store)
     with shown("tokenizing", "bytes", Console(stderr=True), _log) as update:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, lambda done, total: update(done, total, ""))
     return dataset, tokenizer, store
+
+
+def _named(verb: str, thing: str, arguments: list[str]) -> tuple[str, Path]:
+    parser = argparse.ArgumentParser(prog=f"python -m lmcore {verb}")
+    parser.add_argument(thing)
+    parser.add_argument("--store", type=Path, default=default_store())
+    options = vars(parser.parse_args(arguments))
+    return options[thing], options["store"].expanduser()
+
+
+def _ledger(arguments: list[str]) -> None:
+    name, store = _named("ledger", "dataset", arguments)
+    from lmcore.audit import find_dataset, ledger_by_file, skipped_pieces
+    from lmcore.store import read_manifest
+
+    dataset = find_dataset(store, name)
+    print("   documents  in documents      between       skipped        bytes  file")
+    for row in ledger_by_file(dataset):
+        print(" ".join(f"{value:>12,}" for value in row.values() if isinstance(value, int)), row["path"])
+    for path, offset, length, reason, piece in skipped_pieces(dataset):
+        print(f"{reason}: {length:,} bytes at {offset:,} of {path}: {piece[:60]!r}")
+    account = read_manifest(dataset)["ledger"]
+    print(json.dumps({name: value for name, value in account.items() if name != "skips"}, ensure_ascii=False))
+
+
+def _verify(arguments: list[str]) -> None:
+    name, store = _named("verify", "dataset", arguments)
+    from lmcore.audit import find_dataset, problems
+
+    dataset = find_dataset(store, name)
+    found = list(problems(dataset))
+    for chunk, problem in found:
+        print(f"{chunk or 'manifest'}: {problem}")
+    print(json.dumps({"dataset_id": dataset.name, "problems": len(found)}))
+    sys.exit(1 if found else 0)
+
+
+def _repair(arguments: list[str]) -> None:
+    name, store = _named("repair", "dataset", arguments)
+    from lmcore.audit import find_dataset, repair
+
+    chunks, dataset = repair(find_dataset(store, name))
+    print(json.dumps({"dataset_id": dataset.id, "repaired": chunks, "chunks_made": dataset.chunks_made}))
+
+
+def _seen_by(arguments: list[str]) -> None:
+    name, store = _named("seen-by", "document", arguments)
+    from lmcore.audit import document_hash, seen_by
+
+    document = document_hash(name)
+    found = list(seen_by(store, document))
+    for kind, holder, split in found:
+        print(f"{kind} {holder} ({split})")
+    names = {kind: [holder for other, holder, _ in found if other == kind] for kind in ("dataset", "run")}
+    print(json.dumps({"document": f"{document:016x}", "datasets": names["dataset"], "runs": names["run"]}))
 
 
 def _train(arguments: list[str]) -> None:

@@ -23,7 +23,9 @@ Role = Literal["result", "speed", "view"]
 STANDARD_LIBRARY = "stdlib:"
 """Stands in ``corpus.paths`` for the folder of the running Python's standard library."""
 
-TEXT_PATTERNS = ["*.txt", "*.md", "*.py", "*.jsonl", "*.txt.gz", "*.md.gz", "*.py.gz", "*.jsonl.gz"]
+_COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
+TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in ("txt", "md", "py", "jsonl") for suffix in _COMPRESSIONS]
+TEXT_PATTERNS += ["*.parquet", "*.arrow", "*.feather"]
 
 
 def speed(default: Any, **constraints: Any) -> Any:
@@ -48,18 +50,37 @@ class CorpusConfig(Section):
     model_config = ConfigDict(title="Corpus")
 
     paths: list[str] = []
-    """Files, folders (read recursively) and globs. `stdlib:` is the running Python's standard library."""
+    """Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). `stdlib:` is the
+    running Python's standard library."""
+    sources: dict[str, list[str]] = {}
+    """More paths, by the name of their source, so that dataset.weights can mix them (wiki = ["wiki/"])."""
     include: list[str] = TEXT_PATTERNS
-    """File-name patterns that are read. Names that end in .jsonl are JSON lines, all others plain text;
-    .gz is unpacked. Setting paths on the command line resets include, exclude and document."""
+    """File-name patterns that are read. .jsonl is JSON lines, .parquet, .arrow and .feather are tables, all
+    others plain text; .gz, .bz2, .xz and .zst are unpacked. Setting paths on the command line resets
+    include, exclude and document."""
     exclude: list[str] = []
     """Names of files and folders to leave out, as patterns (site-packages, test*)."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
     """What one document of a plain text is. auto: a line in .txt, the whole file in everything else."""
     text_field: str = Field("text", min_length=1)
-    """The key that holds the text in a JSON line."""
+    """The key of a JSON line, or the column of a table, that holds the text."""
     max_document_bytes: int = Field(16 * 2**20, ge=1, le=2**30)
     """Bytes. A longer document is streamed past and ledgered as too_long."""
+    max_expansion: float = Field(500, ge=2, le=1e9)
+    """Bytes of text from a stored byte. A compressed file beyond it is cut there, as decompression_bomb."""
+    on_bad_input: Literal["quarantine", "fail"] = view("quarantine")
+    """quarantine: what cannot be read is left out, kept aside and ledgered. fail: the first such piece ends the run."""
+    normalize: Literal["", "NFC", "NFKC"] = ""
+    """Unicode normalization of every text before it is tokenized (UAX #15). Empty: text stays as it is."""
+    filter: str = Field("", pattern=r"^([A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+)?$")
+    """Dotted name of a Python function text -> bool; only documents it says yes to are kept. For Python and
+    config files: deployments refuse it, since a form must never choose code."""
+    min_bytes: int = Field(0, ge=0, le=2**30)
+    """Bytes of text. Shorter documents are left out."""
+    max_bytes: int = Field(2**30, ge=1, le=2**30)
+    """Bytes of text. Longer documents are left out."""
+    deduplicate: bool = False
+    """Leave out all but one of the documents with the same text, across the whole corpus."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of documents held out, chosen by each document's own hash. Unused with validation_paths."""
     validation_paths: list[str] = []
@@ -237,6 +258,8 @@ class RunConfig(Section):
     """Folder of everything that is made. Default: the environment variable LM_STORE, else ./store."""
     run: str = view("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")
     """Name of the run. Empty: made from the settings and the dataset, so equal runs share a folder."""
+    rehash: bool = view(False)
+    """Read every file again, even where size and time say that it is unchanged."""
     fresh: bool = view(False)
     """Train again from the beginning, even where a checkpoint or a finished run is there."""
     when_locked: Literal["wait", "refuse"] = view("wait")

@@ -6,16 +6,30 @@ paths. A rename changes the second only, so nothing that was made from the conte
 
 import fnmatch
 import glob
+import importlib.util
+import logging
 import os
 import stat
 import sysconfig
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lmcore.config import STANDARD_LIBRARY, CorpusConfig, fingerprint
-from lmcore.errors import CorpusError
-from lmcore.store import FORMAT_VERSION, Output, hash_file
+from lmcore.compression import compression_of
+from lmcore.config import STANDARD_LIBRARY, CorpusConfig, RunConfig, fingerprint
+from lmcore.errors import ConfigError, CorpusError
+from lmcore.index import Index
+from lmcore.ledger import Skip
+from lmcore.remote import hash_stored, is_url, remote_files, stored_size
+from lmcore.store import FORMAT_VERSION, Output, hash_file, prepare_store
+
+DEFAULT_SOURCE = "corpus"
+"""The name of the source that corpus.paths is."""
+
+_KINDS = {"jsonl": "jsonl", "parquet": "parquet", "arrow": "arrow", "feather": "arrow", "txt": "txt"}
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +39,21 @@ class SourceFile:
     path: str
     stored_bytes: int
     blake2b: str
+    source: str = "corpus"
 
     @property
-    def is_jsonl(self) -> bool:
-        return self.path.removesuffix(".gz").endswith(".jsonl")
-
-    @property
-    def is_gzip(self) -> bool:
-        return self.path.endswith(".gz")
+    def compression(self) -> str:
+        return compression_of(self.path)
 
     @property
     def kind(self) -> str:
-        """What decides how the bytes are read, so that a rename which changes it is noticed."""
-        name = self.path.removesuffix(".gz")
-        kind = "jsonl" if self.is_jsonl else "txt" if name.endswith(".txt") else "text"
-        return kind + (".gz" if self.is_gzip else "")
+        """How the unpacked bytes are read: jsonl, parquet, arrow, txt or text."""
+        suffix = self.path.removesuffix(f".{self.compression}").rpartition(".")[2]
+        return _KINDS.get(suffix, "text")
+
+    @property
+    def is_table(self) -> bool:
+        return self.kind in ("parquet", "arrow")
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,8 @@ class Scan:
     files: list[SourceFile]
     validation_files: list[SourceFile]
     ignored_files: int
+    skipped: list[Skip]
+    """Files and folders that could not be read."""
 
 
 class Corpus(Output):
@@ -66,40 +82,61 @@ class Corpus(Output):
         """The corpus belongs to its owner; nothing of it is kept in the store."""
 
 
-def scan(config: CorpusConfig) -> Scan:
+def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored) -> Scan:
     """Find and hash the files of a corpus.
 
-    Raises CorpusError when a path is missing, unreadable or of a kind nobody asked for, or nothing
-    is found.
+    Raises CorpusError when a path is missing or of a kind nobody asked for, or nothing is found; what cannot be read
+    is in ``skipped``, or raised if ``config.on_bad_input`` is "fail".
     """
-    if not config.paths:
+    if not config.paths and not config.sources:
         raise CorpusError("corpus.paths is empty: give files, folders or globs, for example --corpus.paths my_texts/")
-    files, ignored = _find(config.paths, config, "corpus.paths")
-    held_out, validation_ignored = _find(config.validation_paths, config, "corpus.validation_paths")
-    return Scan(
-        files=[_source_file(path) for real, path in files.items() if real not in held_out],
-        validation_files=[_source_file(path) for path in held_out.values()],
-        ignored_files=ignored + validation_ignored,
-    )
+    finder = _Finder(config)
+    held_out = finder.find(config.validation_paths, "corpus.validation_paths")
+    files = {name: finder.find(paths, f"corpus.sources.{name}") for name, paths in config.sources.items()}
+    files = {DEFAULT_SOURCE: finder.find(config.paths, "corpus.paths"), **files}
+    seen = set(held_out)
+    skipped = finder.skipped
+
+    def hashed(found: dict[str, str], source: str) -> Iterator[SourceFile]:
+        for path in found.values():
+            try:
+                yield SourceFile(path, stored_size(path), hash_of(path), source)
+            except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+                skipped.append(Skip(path, 0, 0, "unreadable"))
+                _log.warning("%s cannot be read: %s", path, error.strerror)
+            except OSError as error:
+                raise OSError(error.errno, f"cannot be read: {error.strerror}", path) from error
+
+    scanned: list[SourceFile] = []
+    for source, found in files.items():
+        scanned += hashed({real: path for real, path in found.items() if real not in seen}, source)
+        seen |= found.keys()
+    result = Scan(scanned, list(hashed(held_out, DEFAULT_SOURCE)), finder.ignored, skipped)
+    if skipped and config.on_bad_input == "fail":
+        raise CorpusError(f"{skipped[0].path}: {skipped[0].reason}. Mend it or leave it out with corpus.exclude")
+    return result
+
+
+def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
+    """The corpus in figures, and the opened store; where no corpus is found, no store is made."""
+    with Index(config.store.expanduser(), config.rehash) as index:
+        corpus = describe(scan(config.corpus, index.hash_of), config.corpus)
+        return corpus, prepare_store(config.store)
 
 
 def describe(found: Scan, config: CorpusConfig) -> Corpus:
     """Name a scanned corpus by its content and by the settings that decide how it is read."""
-    reading = {
-        "document": config.document,
-        "text_field": config.text_field,
-        "max_document_bytes": config.max_document_bytes,
-        "validation": "files" if config.validation_paths else config.validation_fraction,
-    }
+    settings = {**reading(config), "validation": "files" if config.validation_paths else config.validation_fraction}
 
     def content(files: list[SourceFile]) -> list[list[str]]:
-        return sorted([file.kind, file.blake2b] for file in files)
+        return sorted([file.kind, file.compression, file.blake2b] for file in files)
 
-    corpus_id = fingerprint(FORMAT_VERSION, reading, content(found.files), content(found.validation_files))
+    corpus_id = fingerprint(FORMAT_VERSION, settings, content(found.files), content(found.validation_files))
     everything = found.files + found.validation_files
+    skipped = [[skip.path, skip.reason] for skip in found.skipped]
     return Corpus(
         id=corpus_id,
-        listing=fingerprint(corpus_id, sorted([file.path, file.blake2b] for file in everything)),
+        listing=fingerprint(corpus_id, sorted([file.path, file.source, file.blake2b] for file in everything), skipped),
         files=len(found.files),
         validation_files=len(found.validation_files),
         ignored_files=found.ignored_files,
@@ -107,9 +144,31 @@ def describe(found: Scan, config: CorpusConfig) -> Corpus:
     )
 
 
-def scan_again(config: CorpusConfig, expected: Corpus) -> Scan:
+def reading(config: CorpusConfig) -> dict[str, Any]:
+    """Everything but the files themselves that decides which documents a file holds."""
+    names = ("document", "text_field", "max_document_bytes", "max_expansion", "normalize", "filter")
+    settings = {name: getattr(config, name) for name in names}
+    if config.normalize:
+        settings["unicode"] = unicodedata.unidata_version
+    if config.filter:
+        settings["filter_source"] = _source_of(config.filter)
+    return settings
+
+
+def _source_of(function: str) -> str:
+    """Hash of the module that a dotted name is in: another version of it is another filter."""
+    try:
+        module = importlib.util.find_spec(function.rpartition(".")[0])
+    except ImportError:
+        module = None
+    if module is None or not module.origin:
+        raise ConfigError(f"corpus.filter: there is no {function}; give package.module.function")
+    return hash_file(Path(module.origin))
+
+
+def scan_again(config: CorpusConfig, expected: Corpus, hash_of: Callable[[str], str] = hash_stored) -> Scan:
     """``scan``, and raise CorpusError if the corpus is no longer the expected one."""
-    found = scan(config)
+    found = scan(config, hash_of)
     now = describe(found, config)
     if now.listing != expected.listing:
         raise CorpusError(
@@ -119,34 +178,86 @@ def scan_again(config: CorpusConfig, expected: Corpus) -> Scan:
     return found
 
 
-def _find(paths: list[str], config: CorpusConfig, setting: str) -> tuple[dict[str, str], int]:
-    """The files to read (real path -> path as found), and how many others lay beside them.
+class _Finder:
+    """Finds the files to read; counts those that lay beside them, and keeps what could not be looked at."""
 
-    A file reached by two ways is read once; a link keeps its own name, which says what it holds.
-    """
-    found: dict[str, str] = {}
-    ignored = 0
-    for entry in paths:
-        for path in _expand(entry, setting):
-            if path.is_dir():
-                inside, passed_over = _walk(path, config)
-                ignored += passed_over
-                found.update((os.path.realpath(file), file) for file in inside)
-            elif not stat.S_ISREG(path.stat().st_mode):
-                raise CorpusError(f"{setting}: {path} is neither a file nor a folder")
-            elif not _matches(path.name, config.include):
-                raise CorpusError(
-                    f"{setting}: {path.name} matches none of corpus.include {config.include}: "
-                    f"if it is plain text, add --corpus.include '*{path.suffix or path.name}'"
-                )
+    def __init__(self, config: CorpusConfig) -> None:
+        self._config = config
+        self.ignored = 0
+        self.skipped: list[Skip] = []
+
+    def find(self, paths: list[str], setting: str) -> dict[str, str]:
+        """Real path -> path as found: a file reached by two ways is read once, and a link keeps its own name."""
+        found: dict[str, str] = {}
+        ignored = self.ignored
+        for entry in paths:
+            if is_url(entry):
+                found.update((url, url) for url in self._remote(entry, setting))
+                continue
+            for path in _expand(entry, setting):
+                if path.is_dir():
+                    found.update((os.path.realpath(file), file) for file in self._walk(path))
+                elif not stat.S_ISREG(path.stat().st_mode):
+                    raise CorpusError(f"{setting}: {path} is neither a file nor a folder")
+                elif not _matches(path.name, self._config.include):
+                    raise CorpusError(
+                        f"{setting}: {path.name} matches none of corpus.include {self._config.include}: "
+                        f"if it is plain text, add --corpus.include '*{path.suffix or path.name}'"
+                    )
+                else:
+                    found[os.path.realpath(path)] = os.path.abspath(path)
+        if paths and not found and not self.skipped:
+            raise CorpusError(
+                f"{setting}: no file in {', '.join(paths)} matches corpus.include {self._config.include} "
+                f"({self.ignored - ignored} other files there)"
+            )
+        return dict(sorted(found.items()))
+
+    def _remote(self, entry: str, setting: str) -> Iterator[str]:
+        for url in remote_files(entry, setting):
+            if url == entry or not (_is_hidden(url, entry) or self._passes_over(url.rpartition("/")[2])):
+                yield url
             else:
-                found[os.path.realpath(path)] = os.path.abspath(path)
-    if paths and not found:
-        raise CorpusError(
-            f"{setting}: no file in {', '.join(paths)} matches corpus.include {config.include} "
-            f"({ignored} other files there)"
-        )
-    return dict(sorted(found.items())), ignored
+                self.ignored += 1
+
+    def _walk(self, folder: Path) -> Iterator[str]:
+        """Files below ``folder``: hidden and excluded names left out, links followed, each folder once."""
+        visited = set()
+        for root, folders, names in os.walk(folder.absolute(), followlinks=True, onerror=self._unreadable):
+            identity = os.stat(root)
+            if (identity.st_dev, identity.st_ino) in visited:
+                folders.clear()
+                continue
+            visited.add((identity.st_dev, identity.st_ino))
+            folders[:] = sorted(name for name in folders if not _left_out(name, self._config.exclude))
+            for name in names:
+                path = os.path.join(root, name)
+                if self._passes_over(name):
+                    self.ignored += 1
+                elif not os.path.isfile(path):
+                    self.skipped.append(Skip(path, 0, 0, "not_a_file"))
+                elif _is_text(path):
+                    yield path
+                else:
+                    self.skipped.append(Skip(repr(os.fsencode(path)), 0, 0, "name_is_no_utf8"))
+
+    def _passes_over(self, name: str) -> bool:
+        return _left_out(name, self._config.exclude) or not _matches(name, self._config.include)
+
+    def _unreadable(self, error: OSError) -> None:
+        self.skipped.append(Skip(str(error.filename), 0, 0, "unreadable"))
+
+
+def _is_hidden(url: str, folder: str) -> bool:
+    return any(part.startswith(".") for part in url.removeprefix(folder).split("/"))
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _expand(entry: str, setting: str) -> list[Path]:
@@ -163,47 +274,9 @@ def _expand(entry: str, setting: str) -> list[Path]:
     return [Path(match) for match in matches]
 
 
-def _walk(folder: Path, config: CorpusConfig) -> tuple[list[str], int]:
-    """Files below ``folder``: hidden and excluded names left out, links followed, each folder once."""
-    files, ignored, visited = [], 0, set()
-    for root, folders, names in os.walk(folder.absolute(), followlinks=True, onerror=_unreadable):
-        identity = os.stat(root)
-        if (identity.st_dev, identity.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((identity.st_dev, identity.st_ino))
-        folders[:] = sorted(name for name in folders if not _left_out(name, config.exclude))
-        for name in names:
-            path = os.path.join(root, name)
-            if _left_out(name, config.exclude) or not _matches(name, config.include) or not os.path.isfile(path):
-                ignored += 1
-            else:
-                files.append(path)
-    return files, ignored
-
-
-def _unreadable(error: OSError) -> None:
-    raise CorpusError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-
 def _left_out(name: str, exclude: list[str]) -> bool:
     return name.startswith(".") or _matches(name, exclude)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _source_file(path: str) -> SourceFile:
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise CorpusError(
-            f"the name {os.fsencode(path)!r} is no UTF-8: rename it or leave it out with corpus.exclude"
-        ) from error
-    try:
-        return SourceFile(path, os.path.getsize(path), hash_file(Path(path)))
-    except OSError as error:
-        raise CorpusError(
-            f"{path} cannot be read: {error.strerror}. Mend its permissions or leave it out with corpus.exclude"
-        ) from error

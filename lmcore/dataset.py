@@ -26,8 +26,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lmcore.config import CorpusConfig
 from lmcore.corpus import scan
-from lmcore.documents import Ledger, read_documents
+from lmcore.documents import read_documents
 from lmcore.errors import CorpusError
+from lmcore.ledger import Ledger
 from lmcore.shards import Shard, shard_path
 from lmcore.shuffle import shuffled
 from lmcore.store import Output, read_manifest
@@ -203,8 +204,7 @@ class TokenStream:
         for chunk in manifest["chunks"]:
             shard = Shard(shard_path(shards_folder / chunk["key"], split), manifest["tokenizer_id"])
             kept = np.ones(len(shard), dtype=np.bool_)
-            if split == "train":
-                kept[chunk["dropped"]] = False
+            kept[chunk[split]["dropped"]] = False
             self._shards.append((shard, kept))
             self.segments += list(_kept_runs(shard, kept))
         lengths = [len(segment) for segment in self.segments]

@@ -3,6 +3,7 @@
     LMError
     +-- ConfigError        a setting is wrong, or two settings do not fit together
     +-- CorpusError        no text, unreadable text, too little text
+    |   +-- FileChangedError   a file is not the one that was scanned, or can no longer be read
     +-- TokenizerError     no tokenizer there, or one that cannot be used
     +-- StoreError         something in the store is missing, damaged or of a newer format
     |   +-- NoSpaceError   the disk under the store is full
@@ -31,6 +32,18 @@ class ConfigError(LMError):
 
 class CorpusError(LMError):
     """No text, unreadable text, or too little of it."""
+
+
+class FileChangedError(CorpusError):
+    """A file is no longer the one that was scanned, or cannot be read. ``reason`` is for the ledger."""
+
+    def __init__(self, path: str, reason: str = "changed_while_read") -> None:
+        super().__init__(
+            f"{path}: {reason.replace('_', ' ')}: start again when nobody writes to it, mend its "
+            "permissions, or leave it out with corpus.exclude"
+        )
+        self.path = path
+        self.reason = reason
 
 
 class TokenizerError(LMError):

@@ -214,15 +214,16 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
         ),
         ("**unaccounted**", f"**{ledger['unaccounted_bytes']:,}**"),
     ]
-    dropped = sum(len(chunk["dropped"]) for chunk in manifest["chunks"])
     sections = [
         _table(("split", "documents", "tokens", "bytes of text"), counts),
         f"Longest document {longest:,} bytes; {len(manifest['chunks'])} chunks; "
         f"{ledger['stored_bytes']:,} bytes on disk.",
         _table(("bytes", ""), account),
     ]
-    if dropped:
-        sections.append(f"{dropped:,} training documents were left out because they stand in the validation files.")
+    for reason, row in ledger["dropped"].items():
+        sections.append(f"{row['documents']:,} documents ({row['bytes']:,} bytes) were left out: {reason}.")
+    if ledger["normalized_documents"]:
+        sections.append(f"{ledger['normalized_documents']:,} documents were changed by Unicode normalization.")
     if ledger["undecodable_stored_bytes"]:
         sections.append(f"{ledger['undecodable_stored_bytes']:,} compressed bytes could not be unpacked.")
     if blocks is not None:

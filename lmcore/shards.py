@@ -13,7 +13,7 @@ checksum of ids and offsets. pyarrow, polars, duckdb and datasets open the file 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,18 @@ def shard_path(chunk_folder: Path, split: str) -> Path:
 
 def write_shard(
     path: Path,
-    ids: Sequence[npt.NDArray[Any]],
-    text_bytes: Sequence[int],
-    positions: Sequence[int],
-    hashes: Sequence[int],
+    tokens: npt.NDArray[Any],
+    lengths: npt.NDArray[np.int64],
+    text_bytes: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64],
+    hashes: npt.NDArray[np.uint64],
     *,
     tokenizer_id: str,
     eos_id: int,
-    dtype: npt.DTypeLike,
 ) -> None:
-    """Write documents, one array of ids each, to ``path``; an EOS is appended to every one."""
-    eos = np.array([eos_id], dtype=dtype)
-    tokens = np.concatenate([part for array in ids for part in (array, eos)] or [eos[:0]]).astype(dtype, copy=False)
-    offsets = np.zeros(len(ids) + 1, dtype=np.int64)
-    np.cumsum([len(array) + 1 for array in ids], out=offsets[1:])
+    """Write documents to ``path``: their ids one after another in ``tokens``, each with its EOS, and their lengths."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
     columns = {
         "input_ids": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens)),
         "text_bytes": pa.array(text_bytes, pa.int64()),
@@ -59,7 +57,7 @@ def write_shard(
         "format_version": str(FORMAT_VERSION),
         "tokenizer_id": tokenizer_id,
         "eos_id": str(eos_id),
-        "documents": str(len(ids)),
+        "documents": str(len(lengths)),
         "tokens": str(len(tokens)),
         "checksum": _checksum(tokens, offsets),
     }

@@ -1,26 +1,26 @@
-"""Documents x tokenizer -> a dataset: chunks of documents become shards, the manifest comes last.
+"""Text to a dataset: what is not in the store yet is encoded, and the manifest comes last.
 
-A chunk is cut where the documents themselves say so (a document's hash, weighed by its length),
-so an insertion or deletion changes the chunks it touches and no others. Its key names its documents, the
-tokenizer and the split; nothing else, so a chunk that is in the store is never encoded again.
-Small files share chunks, in the order of their content; large files have chunks of their own.
+A corpus is read in groups of files (chunks.py), a group in chunks; a chunk that is in the store is not encoded
+again, and a group whose outline is known and whose chunks are all there is not even read.
 """
 
-import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lmcore.chunks import Group, Outline, Places, chunk_key, groups, read_chunks
 from lmcore.config import CorpusConfig, fingerprint
-from lmcore.corpus import Corpus, Scan, SourceFile, scan_again
-from lmcore.documents import Document, Ledger, read_documents
-from lmcore.errors import CorpusError, StoreError
-from lmcore.shards import SPLITS, Shard, shard_path, write_shard
+from lmcore.corpus import Corpus, scan_again
+from lmcore.drops import drop_documents, hashes
+from lmcore.encoding import Encoders, Job
+from lmcore.errors import CorpusError, FileChangedError, StoreError
+from lmcore.index import Index
+from lmcore.ledger import Ledger, Skip
+from lmcore.shards import SPLITS
 from lmcore.store import (
     FORMAT_VERSION,
     MANIFEST,
@@ -30,17 +30,12 @@ from lmcore.store import (
     manifest_bytes,
     open_sealed,
     read_manifest,
-    sealed_folder,
     write_file,
 )
-from lmcore.tokenizer import Tokenizer, TokenizerInfo
+from lmcore.tokenizer import TokenizerInfo
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all); bytes of the files as they are stored."""
-
-_ENCODERS = 2
-"""Chunks encoded at once. SentencePiece and tokenizers use every core for one chunk already; the second
-one fills the gaps that hashing and writing leave."""
 
 
 class Dataset(Output):
@@ -56,7 +51,7 @@ class Dataset(Output):
     validation_tokens: int
     validation_text_bytes: int
     dropped_documents: int
-    """Training documents left out because they stand in corpus.validation_paths."""
+    """Documents left out by a filter, or because they stand in corpus.validation_paths."""
     duplicate_documents: int
     longest_document_bytes: int
     chunks: int
@@ -69,6 +64,8 @@ class Dataset(Output):
 
     skipped: dict[str, int]
     """Pieces by reason."""
+    dropped: dict[str, int]
+    """Documents by reason."""
     manifest_hash: str
     """Of manifest.json: another corpus may have the same chunks and another ledger."""
 
@@ -76,54 +73,33 @@ class Dataset(Output):
         """What became of the bytes, in a line."""
         reasons = ", ".join(f"{pieces:,} {reason}" for reason, pieces in self.skipped.items())
         skipped = f", {self.skipped_bytes:,} skipped ({reasons})" if self.skipped else ""
-        return f"{self.source_bytes:,} bytes read{skipped}, {self.unaccounted_bytes} unaccounted"
+        dropped = "".join(f", {count:,} documents left out as {reason}" for reason, count in self.dropped.items())
+        return f"{self.source_bytes:,} bytes read{skipped}{dropped}, {self.unaccounted_bytes} unaccounted"
 
     def verify(self) -> None:
+        """As ``Output.verify``; a file of which size, time and inode are unchanged is not read again."""
         manifest = read_manifest(self.folder)
         if hash_file(self.folder / MANIFEST) != self.manifest_hash:
             raise StoreError(f"{self.folder / MANIFEST} now tells of another reading of the corpus")
         store = self.folder.parent.parent
-        for key in {chunk["key"] for chunk in manifest["chunks"]}:
-            open_sealed(store / "shards" / key)
+        with Index(store) as index:
+            for key in {chunk["key"] for chunk in manifest["chunks"]}:
+                open_sealed(store / "shards" / key, index.hash_of)
 
 
-@dataclass
-class Chunk:
-    """Documents that are encoded together, and where they came from."""
+@dataclass(frozen=True)
+class _Plan:
+    """A chunk that is in the store or will be when the encoders are done."""
 
-    split: str
-    """"train" or "validation" for all of it, or "hash:FRACTION" for each document by its hash."""
-    documents: list[Document] = field(default_factory=list)
-    text_bytes: int = 0
-    stored_bytes: int = 0
-    sources: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, document: Document, path: str) -> None:
-        self.documents.append(document)
-        self.text_bytes += len(document.utf8)
-        if not self.sources or self.sources[-1]["path"] != path:
-            self.sources.append({"path": path, "start": document.offset, "documents": 0})
-        self.sources[-1]["stop"] = document.offset + document.length
-        self.sources[-1]["documents"] += 1
-
-    def key(self, tokenizer_id: str) -> str:
-        """Names the texts in their order, the tokenizer and the split."""
-        digest = hashlib.blake2b(digest_size=16)
-        for document in self.documents:
-            digest.update(document.digest)
-        return fingerprint(FORMAT_VERSION, tokenizer_id, self.split, digest.hexdigest())
-
-    def splits(self) -> list[str]:
-        """The split of every document."""
-        if self.split in SPLITS:
-            return [self.split] * len(self.documents)
-        fraction = float(self.split.removeprefix("hash:"))
-        return [SPLITS[document.is_validation(fraction)] for document in self.documents]
+    key: str
+    group: Group
+    places: Places
 
 
 def dataset_key(config: CorpusConfig, corpus: Corpus, tokenizer: TokenizerInfo) -> str:
     """Names everything that ``tokenize`` depends on, paths included (they stand in the manifest)."""
-    return fingerprint(FORMAT_VERSION, corpus.listing, tokenizer.id, config.chunk_bytes)
+    filters = [config.min_bytes, config.max_bytes, config.deduplicate, config.on_bad_input]
+    return fingerprint(FORMAT_VERSION, corpus.listing, tokenizer.id, config.chunk_bytes, filters)
 
 
 def tokenize(
@@ -132,173 +108,117 @@ def tokenize(
     tokenizer: TokenizerInfo,
     store: Path,
     progress: Progress = lambda done, total: None,
+    executor: Executor | None = None,
 ) -> Dataset:
     """Encode what is not in the store yet, and write the dataset's manifest.
 
-    Memory: about ``_ENCODERS`` + 2 chunks. Raises CorpusError when no text, or no validation text, is found.
+    ``executor`` is anything with the interface of ``concurrent.futures`` whose workers see the store at the same
+    path (processes, dask's ``client.get_executor()``); without one, config.workers threads encode.
+    Memory: about three chunks a worker. Raises CorpusError when no text, or no validation text, is found.
     """
-    found = scan_again(config, corpus)
-    ledger = Ledger()
-    encoder = _Encoder(Tokenizer(tokenizer.folder), store, config.workers or -1)
-    entries = []
     done = 0
-    for entry, stored_bytes in _encode_all(_chunks(found, config, ledger), encoder):
-        entries.append(entry)
+
+    def advance(stored_bytes: int) -> None:
+        nonlocal done
         done += stored_bytes
-        progress(done, corpus.stored_bytes)
+        progress(min(done, corpus.stored_bytes), corpus.stored_bytes)
+
+    ledger = Ledger()
+    with Index(store) as index:
+        found = scan_again(config, corpus, index.hash_of)
+        ledger.skipped += found.skipped
+        with Encoders(config.workers, executor, advance) as encoders:
+            work = _Work(config, tokenizer, store, index, encoders, ledger)
+            plans = [plan for group in groups(found, config) for plan in work.plan(group)]
+        entries = [_entry(plan, store, ledger) for plan in plans]
     progress(corpus.stored_bytes, corpus.stored_bytes)
-    if config.validation_paths:
-        _drop_validation_texts(entries, store)
-    entries.sort(key=lambda entry: (entry["key"], entry["sources"][0]["path"]))
+    if ledger.skipped and config.on_bad_input == "fail":
+        bad = ledger.skipped[0]
+        raise CorpusError(
+            f"{bad.path} at {bad.offset}: {bad.reason} ({bad.length:,} bytes), and corpus.on_bad_input is fail"
+        )
+    entries.sort(key=lambda entry: (entry["key"], entry["source"], entry["spans"][0]["path"]))
+    left_out = drop_documents(entries, config, store)
     _check_not_empty(entries, ledger, config)
-    return _write_manifest(entries, ledger, tokenizer, store, len(encoder.made))
+    return _write_manifest(entries, ledger, left_out, config, tokenizer, store, encoders.jobs)
 
 
-# --- chunks ---
+@dataclass(frozen=True)
+class _Work:
+    """Reads groups and starts the jobs that are needed."""
 
+    config: CorpusConfig
+    tokenizer: TokenizerInfo
+    store: Path
+    index: Index
+    encoders: Encoders
+    ledger: Ledger
 
-def _chunks(found: Scan, config: CorpusConfig, ledger: Ledger) -> Iterator[Chunk]:
-    if found.validation_files:
-        yield from _cut(found.validation_files, "validation", config, ledger)
-        yield from _cut(found.files, "train", config, ledger)
-    else:
-        yield from _cut(found.files, f"hash:{config.validation_fraction}", config, ledger)
-
-
-def _cut(files: list[SourceFile], split: str, config: CorpusConfig, ledger: Ledger) -> Iterator[Chunk]:
-    shortest, longest = config.chunk_bytes // 4, config.chunk_bytes * 4
-    small = [file for file in files if file.stored_bytes < shortest]
-    groups = [sorted(small, key=lambda file: (file.blake2b, file.path))]
-    groups += [[file] for file in files if file.stored_bytes >= shortest]
-    for group in groups:
-        chunk = Chunk(split)
-        for file, document, stored_bytes in _read(group, config, ledger):
-            chunk.stored_bytes += stored_bytes
-            if document is None:
-                continue
-            chunk.add(document, file.path)
-            if chunk.text_bytes >= longest or (
-                chunk.text_bytes >= shortest and _ends_chunk(document, config.chunk_bytes)
-            ):
-                yield chunk
-                chunk = Chunk(split)
-        if chunk.documents:
-            yield chunk
-
-
-def _ends_chunk(document: Document, chunk_bytes: int) -> bool:
-    """True with probability length / chunk_bytes: the same for the same text, wherever it stands.
-
-    The upper half of the digest, so that boundaries and the validation split are independent.
-    """
-    return int.from_bytes(document.digest[8:]) < len(document.utf8) / chunk_bytes * 2**64
-
-
-def _read(
-    files: list[SourceFile], config: CorpusConfig, ledger: Ledger
-) -> Iterator[tuple[SourceFile, Document | None, int]]:
-    """Documents with the stored bytes read for each; None with those read after a file's last one."""
-    for file in files:
-        account = Ledger()
-        counted = 0
-        for document in read_documents(file, config, account):
-            yield file, document, account.stored_bytes - counted
-            counted = account.stored_bytes
-        yield file, None, account.stored_bytes - counted
-        if account.unaccounted_bytes:
-            raise CorpusError(
-                f"the ledger of {file.path} does not add up: {account.unaccounted_bytes} bytes "
-                "unaccounted. This is a bug: please report the file"
-            )
-        ledger.add(account)
-
-
-# --- encoding ---
-
-
-class _Encoder:
-    """Turns chunks into sealed folders shards/<key>/; safe to call from several threads."""
-
-    def __init__(self, tokenizer: Tokenizer, store: Path, threads: int) -> None:
-        self.tokenizer = tokenizer
-        self.store = store
-        self.threads = threads
-        self.made: set[str] = set()
-
-    def __call__(self, chunk: Chunk) -> dict[str, Any]:
-        """The manifest entry of a chunk whose shards are in the store."""
-        key = chunk.key(self.tokenizer.id)
-        folder = self.store / "shards" / key
-        if not is_whole(folder):
-            self._encode(chunk, folder)
-            self.made.add(key)
-        return {"key": key, "source": "corpus", "sources": chunk.sources, "dropped": [], **read_manifest(folder)["splits"]}
-
-    def _encode(self, chunk: Chunk, folder: Path) -> None:
-        ids = self.tokenizer.encode_batch([d.text for d in chunk.documents], self.threads)
-        of_document = chunk.splits()
-        counts: dict[str, Any] = {}
-        with sealed_folder(folder, lambda: {"kind": "chunk", "splits": counts}) as temporary:
-            for split in SPLITS:
-                rows = [row for row, name in enumerate(of_document) if name == split]
-                documents = [chunk.documents[row] for row in rows]
-                text_bytes = [len(document.utf8) for document in documents]
-                write_shard(
-                    shard_path(temporary, split),
-                    [ids[row] for row in rows],
-                    text_bytes,
-                    rows,
-                    [document.hash for document in documents],
-                    tokenizer_id=self.tokenizer.id,
-                    eos_id=self.tokenizer.eos_id,
-                    dtype=self.tokenizer.dtype,
+    def plan(self, group: Group) -> list[_Plan]:
+        """The group's chunks, encoded or about to be."""
+        key = group.key(self.config)
+        known = self.index.outline(key)
+        outline = Outline.from_json(known) if known else None
+        if outline is not None and all(self._is_there(places, group) for places in outline.chunks):
+            self.encoders.pass_over(group.stored_bytes)
+        else:
+            group, outline = self._read(group)
+            if outline.unaccounted_bytes():
+                raise CorpusError(
+                    f"the ledger of {group.files[0].path} and the files beside it does not add up: "
+                    f"{outline.unaccounted_bytes()} bytes unaccounted. This is a bug: please report the files"
                 )
-                counts[split] = {
-                    "documents": len(rows),
-                    "tokens": sum(len(ids[row]) + 1 for row in rows),
-                    "text_bytes": sum(text_bytes),
-                    "longest_bytes": max(text_bytes, default=0),
-                }
+            self.index.remember(group.key(self.config), outline.to_json())
+        for file, account in zip(group.files, outline.files, strict=True):
+            account.skipped = [Skip(file.path, s.offset, s.length, s.reason) for s in account.skipped]
+            self.ledger.add(account)
+        return [_Plan(self._key(places.digest, group), group, places) for places in outline.chunks]
 
+    def _read(self, group: Group) -> tuple[Group, Outline]:
+        """Read and encode a group; a file that cannot be read, or changes meanwhile, costs only itself."""
+        while True:
+            outline, counted = Outline(), 0
+            try:
+                for chunk in read_chunks(group, self.config, outline):
+                    stored = sum(file.stored_bytes for file in outline.files) - counted
+                    counted += stored
+                    if self._is_there(outline.chunks[-1], group):
+                        self.encoders.pass_over(stored)
+                        continue
+                    key = self._key(outline.chunks[-1].digest, group)
+                    job = Job(key, chunk.spans, group.split, self.config, self.tokenizer.folder, self.store)
+                    self.encoders.submit(job, stored)
+            except FileChangedError as error:
+                if self.config.on_bad_input == "fail":
+                    raise
+                self.ledger.skipped.append(Skip(error.path, 0, 0, error.reason))
+                group = group.without(error.path)
+                continue
+            return group, outline
 
-def _encode_all(chunks: Iterator[Chunk], encoder: _Encoder) -> Iterator[tuple[dict[str, Any], int]]:
-    """Manifest entries in the order of the chunks; at most ``_ENCODERS`` + 1 chunks wait or run."""
-    pending: deque[tuple[Future[dict[str, Any]], int]] = deque()
-    pool = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode")
-    try:
-        for chunk in chunks:
-            pending.append((pool.submit(encoder, chunk), chunk.stored_bytes))
-            if len(pending) > _ENCODERS:
-                future, stored_bytes = pending.popleft()
-                yield future.result(), stored_bytes
-        while pending:
-            future, stored_bytes = pending.popleft()
-            yield future.result(), stored_bytes
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    def _key(self, digest: str, group: Group) -> str:
+        return chunk_key(digest, group.split, self.tokenizer.id, self.config)
+
+    def _is_there(self, places: Places, group: Group) -> bool:
+        return is_whole(self.store / "shards" / self._key(places.digest, group), self.index.hash_of)
 
 
 # --- the manifest ---
 
 
-def _drop_validation_texts(entries: list[dict[str, Any]], store: Path) -> None:
-    """List, for every chunk, the training rows whose text also stands in the validation files."""
-    held_out = _hashes(entries, store, "validation")
-    for entry in entries:
-        shard = Shard(shard_path(store / "shards" / entry["key"], "train"))
-        rows = np.flatnonzero(np.isin(shard.hashes, held_out))
-        entry["dropped"] = rows.tolist()
-        entry["train"] = {
-            **entry["train"],
-            "documents": len(shard) - len(rows),
-            "tokens": len(shard.tokens) - int(np.diff(shard.offsets)[rows].sum()),
-            "text_bytes": int(shard.text_bytes.sum() - shard.text_bytes[rows].sum()),
-        }
-
-
-def _hashes(entries: list[dict[str, Any]], store: Path, *splits: str) -> Any:
-    shards = [Shard(shard_path(store / "shards" / entry["key"], split)) for entry in entries for split in splits]
-    return np.concatenate([np.empty(0, np.uint64), *(shard.hashes for shard in shards)])
+def _entry(plan: _Plan, store: Path, ledger: Ledger) -> dict[str, Any]:
+    """The manifest's entry of a chunk in the store; its account is added to the corpus's ledger."""
+    manifest = read_manifest(store / "shards" / plan.key)
+    spans = []
+    for (number, start, stop, _), account in zip(plan.places.spans, manifest["ledger"], strict=True):
+        path = plan.group.files[number].path
+        skips = account.pop("skips")
+        # The job counted offsets from where the span stood when it was encoded; rows and bytes alike.
+        moved = start - account.pop("start")
+        skipped = [Skip(path, offset + moved, length, reason) for offset, length, reason in skips]
+        spans.append({"path": path, "start": start, "stop": stop, **account, "skipped_pieces": len(skips)})
+        ledger.add(Ledger(**{**account, "source_bytes": 0}, skipped=skipped))
+    return {"key": plan.key, "source": plan.group.source, "spans": spans, **manifest["splits"]}
 
 
 def _check_not_empty(entries: list[dict[str, Any]], ledger: Ledger, config: CorpusConfig) -> None:
@@ -316,23 +236,35 @@ def _check_not_empty(entries: list[dict[str, Any]], ledger: Ledger, config: Corp
         )
 
 
+def dataset_id(entries: list[dict[str, Any]], tokenizer_id: str) -> str:
+    """Names the documents, not where they came from."""
+    content = [[entry["key"], entry["source"], *(entry[split]["dropped"] for split in SPLITS)] for entry in entries]
+    return fingerprint(FORMAT_VERSION, tokenizer_id, content)
+
+
 def _write_manifest(
-    entries: list[dict[str, Any]], ledger: Ledger, tokenizer: TokenizerInfo, store: Path, made: int
+    entries: list[dict[str, Any]],
+    ledger: Ledger,
+    left_out: dict[str, dict[str, int]],
+    config: CorpusConfig,
+    tokenizer: TokenizerInfo,
+    store: Path,
+    made: int,
 ) -> Dataset:
-    content = [[entry["key"], entry["dropped"]] for entry in entries]
-    dataset_id = fingerprint(FORMAT_VERSION, tokenizer.id, content)
-    folder = store / "datasets" / dataset_id
+    name = dataset_id(entries, tokenizer.id)
+    folder = store / "datasets" / name
     totals = {
         split: {name: sum(entry[split][name] for entry in entries) for name in ("documents", "tokens", "text_bytes")}
         for split in SPLITS
     }
     manifest = {
         "kind": "dataset",
-        "id": dataset_id,
+        "id": name,
         "tokenizer_id": tokenizer.id,
         "splits": totals,
         "chunks": entries,
-        "ledger": ledger.to_json(),
+        "ledger": ledger.to_json() | {"dropped": left_out},
+        "corpus": config.model_dump(mode="json"),
         "files": {},
     }
     encoded = manifest_bytes(manifest)
@@ -341,15 +273,15 @@ def _write_manifest(
     # dataset gets a manifest with the new paths, and its readers see the old one or the new.
     if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != encoded:
         write_file(folder / MANIFEST, encoded)
-    hashes = _hashes(entries, store, *SPLITS)
+    texts = hashes(entries, store, *SPLITS)
     return Dataset(
-        id=dataset_id,
+        id=name,
         folder=folder,
         tokenizer_id=tokenizer.id,
         **totals["train"],
         **{f"validation_{name}": value for name, value in totals["validation"].items()},
-        dropped_documents=sum(len(entry["dropped"]) for entry in entries),
-        duplicate_documents=len(hashes) - len(np.unique(hashes)),
+        dropped_documents=sum(row["documents"] for row in left_out.values()),
+        duplicate_documents=len(texts) - len(np.unique(texts)),
         longest_document_bytes=max(e[split]["longest_bytes"] for e in entries for split in SPLITS),
         chunks=len(entries),
         chunks_made=made,
@@ -358,5 +290,6 @@ def _write_manifest(
         skipped_pieces=len(ledger.skipped),
         unaccounted_bytes=ledger.unaccounted_bytes,
         skipped={reason: row["pieces"] for reason, row in ledger.by_reason().items()},
+        dropped={reason: row["documents"] for reason, row in left_out.items()},
         manifest_hash=hash_file(folder / MANIFEST),
     )

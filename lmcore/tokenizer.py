@@ -7,7 +7,7 @@ sentencepiece_model.py says why.
 import heapq
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,10 @@ import sentencepiece
 
 from lmcore.config import CorpusConfig, TokenizerConfig, fingerprint, result_fields
 from lmcore.corpus import Corpus, scan_again
-from lmcore.documents import Document, Ledger, read_documents
+from lmcore.documents import Document, read_documents
 from lmcore.errors import CorpusError, TokenizerError
+from lmcore.index import Index
+from lmcore.ledger import Ledger
 from lmcore.sentencepiece_model import (
     MODEL_FILE,
     has_exact_json,
@@ -63,6 +65,13 @@ class TokenizerInfo(Output):
     transformers_exact: bool
     """transformers gave the same ids, and decoded them to the text, on every text tried."""
 
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """The tokenizer in a folder of the store. Raises StoreError when there is none."""
+        manifest = read_manifest(folder)
+        fields = {name: manifest[name] for name in cls.model_fields if name != "folder"}
+        return cls(folder=folder, **fields)
+
     def verify(self) -> None:
         open_sealed(self.folder)
 
@@ -93,9 +102,7 @@ def make_tokenizer(config: TokenizerConfig, corpus_config: CorpusConfig, corpus:
                 about |= _train(config, corpus_config, corpus, temporary)
             else:
                 about |= _load(_locate(config.source), temporary)
-    manifest = read_manifest(folder)
-    fields = {name: manifest[name] for name in TokenizerInfo.model_fields if name != "folder"}
-    return TokenizerInfo(folder=folder, **fields)
+    return TokenizerInfo.open(folder)
 
 
 class Tokenizer:
@@ -127,6 +134,14 @@ class Tokenizer:
         encodings = self._fast.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
+    def encode_flat(self, texts: list[str], threads: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """The ids of all texts one after another, an EOS after each, and their lengths with it."""
+        eos = np.array([self.eos_id], self.dtype)
+        arrays = self.encode_batch(texts, threads)
+        lengths = np.fromiter((len(array) + 1 for array in arrays), np.int64, len(arrays))
+        parts = [part for array in arrays for part in (array, eos)]
+        return np.concatenate(parts or [eos[:0]], dtype=self.dtype, casting="unsafe"), lengths
+
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special ids."""
         ids: list[int] = self.encode_batch([text])[0].tolist()
@@ -143,7 +158,7 @@ class Tokenizer:
 
 
 def _train(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, folder: Path) -> dict[str, Any]:
-    texts, corpus_bytes = _training_texts(config, corpus_config, corpus)
+    texts, corpus_bytes = _training_texts(config, corpus_config, corpus, folder.parent.parent)
     proto, seen_bytes = train_model(config, texts)
     return {
         **save_model(proto, folder, texts[:256]),
@@ -152,12 +167,15 @@ def _train(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus,
     }
 
 
-def _training_texts(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus) -> tuple[list[str], int]:
+def _training_texts(
+    config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, store: Path
+) -> tuple[list[str], int]:
     """Training documents in the order of their hashes, and the bytes of all there are.
 
     Above max_train_bytes the ones with the lowest hashes: the same whatever the order of files.
     """
-    found = scan_again(corpus_config, corpus)
+    with Index(store) as index:
+        found = scan_again(corpus_config, corpus, index.hash_of)
     fraction = 0.0 if corpus_config.validation_paths else corpus_config.validation_fraction
     heap: list[tuple[int, int, str]] = []
     total = kept = 0
@@ -165,8 +183,8 @@ def _training_texts(config: TokenizerConfig, corpus_config: CorpusConfig, corpus
         for document in read_documents(file, corpus_config, Ledger()):
             if document.is_validation(fraction):
                 continue
-            total += len(document.utf8)
-            kept += len(document.utf8)
+            total += document.text_bytes
+            kept += document.text_bytes
             heapq.heappush(heap, _by_highest_hash(document))
             while kept > config.max_train_bytes and len(heap) > 1:
                 kept -= heapq.heappop(heap)[1]
@@ -181,7 +199,7 @@ def _training_texts(config: TokenizerConfig, corpus_config: CorpusConfig, corpus
 
 
 def _by_highest_hash(document: Document) -> tuple[int, int, str]:
-    return -document.hash, len(document.utf8), document.text
+    return -document.hash, document.text_bytes, document.text
 
 
 # --- loading ---

@@ -6,8 +6,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from lmcore.config import RunConfig
-from lmcore.corpus import Corpus, describe, scan
-from lmcore.store import prepare_store
+from lmcore.corpus import Corpus, open_corpus
 from tasks.policies import worth_a_retry
 
 
@@ -23,5 +22,4 @@ from tasks.policies import worth_a_retry
 )
 def look_at_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     """The corpus in figures, and the opened store. Never cached: noticing what is new is its purpose."""
-    corpus = describe(scan(config.corpus), config.corpus)
-    return corpus, prepare_store(config.store)
+    return open_corpus(config)

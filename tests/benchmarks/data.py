@@ -18,7 +18,8 @@ import sentencepiece
 from lmcore.config import CorpusConfig, TokenizerConfig
 from lmcore.corpus import describe, scan
 from lmcore.dataset import TokenStream, loader
-from lmcore.documents import Ledger, read_documents
+from lmcore.documents import read_documents
+from lmcore.ledger import Ledger
 from lmcore.sentencepiece_model import MODEL_FILE
 from lmcore.store import prepare_store, remove
 from lmcore.tokenization import tokenize

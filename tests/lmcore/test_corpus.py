@@ -8,7 +8,8 @@ import pytest
 
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan, scan_again
-from lmcore.errors import CorpusError
+from lmcore.errors import CorpusError, is_transient
+from lmcore.remote import hash_stored
 
 
 def names(*paths: Path, **settings: object) -> list[str]:
@@ -86,10 +87,26 @@ def test_an_empty_path_is_not_the_current_folder(tree: Path, monkeypatch: pytest
         scan(CorpusConfig(paths=[""]))
 
 
-def test_an_unreadable_file_is_an_error_that_names_it(tree: Path) -> None:
+def test_a_read_error_that_may_pass_is_an_error_that_names_the_file(tree: Path) -> None:
     (tree / "mem.txt").symlink_to("/proc/self/mem")  # permissions do not stop root; this read fails for everybody
-    with pytest.raises(CorpusError, match=r"mem.txt cannot be read"):
+    with pytest.raises(OSError, match=r"cannot be read: .*mem.txt") as raised:
         scan(CorpusConfig(paths=[str(tree)]))
+    assert is_transient(raised.value)
+
+
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError, IsADirectoryError])
+def test_an_unreadable_file_costs_itself(tree: Path, error: type[OSError]) -> None:
+    def hash_of(path: str) -> str:
+        if path.endswith("a.txt"):
+            raise error(1, "no")
+        return hash_stored(path)
+
+    config = CorpusConfig(paths=[str(tree)])
+    found = scan(config, hash_of)
+    assert [(skip.path, skip.reason) for skip in found.skipped] == [(str(tree / "a.txt"), "unreadable")]
+    assert describe(found, config).listing != describe(scan(config), config).listing
+    with pytest.raises(CorpusError, match=r"a.txt: unreadable"):
+        scan(config.model_copy(update={"on_bad_input": "fail"}), hash_of)
 
 
 def test_a_rename_changes_the_listing_and_not_the_id(tree: Path) -> None:
@@ -128,15 +145,18 @@ def test_a_corpus_that_changes_while_it_is_prepared_is_an_error(tree: Path) -> N
         scan_again(config, corpus)
 
 
-def test_a_name_that_is_no_utf8_is_an_error_that_shows_it(tree: Path) -> None:
+def test_a_name_that_is_no_utf8_costs_its_file(tree: Path) -> None:
     (tree / os.fsdecode("日本.txt".encode("shift_jis"))).write_text("text")
-    with pytest.raises(CorpusError, match=r"the name b'.*\\x93\\xfa\\x96{.txt' is no UTF-8: rename it"):
-        scan(CorpusConfig(paths=[str(tree)]))
+    [skip] = scan(CorpusConfig(paths=[str(tree)])).skipped
+    assert skip.reason == "name_is_no_utf8"
+    assert r"\x93\xfa\x96{.txt" in skip.path
 
 
-def test_a_pipe_in_a_folder_is_passed_over(tree: Path) -> None:
+def test_a_pipe_in_a_folder_is_passed_over_and_ledgered(tree: Path) -> None:
     os.mkfifo(tree / "pipe.txt")
     assert "pipe.txt" not in names(tree)
+    [skip] = scan(CorpusConfig(paths=[str(tree)])).skipped
+    assert (skip.path, skip.reason) == (str(tree / "pipe.txt"), "not_a_file")
 
 
 def test_a_name_that_looks_like_a_glob_is_a_name(tree: Path) -> None:

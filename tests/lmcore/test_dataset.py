@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
 from lmcore.dataset import BlockDataset, BufferedShuffleDataset, TokenStream, build_dataset, collate_fn, loader
-from lmcore.documents import Ledger, read_documents
+from lmcore.documents import read_documents
 from lmcore.errors import CorpusError
+from lmcore.ledger import Ledger
 from lmcore.shards import Shard, shard_path
 from lmcore.shuffle import shuffled
 from lmcore.store import manifest_bytes, prepare_store, read_manifest
@@ -162,8 +163,8 @@ def test_dropped_documents_are_as_if_they_were_not_there(
     kept: list[list[int]] = []
     for chunk in manifest["chunks"]:
         shard = Shard(shard_path(many_chunks.folder.parent.parent / "shards" / chunk["key"], "train"))
-        chunk["dropped"] = [row for row in range(len(shard)) if draw.random() < share]
-        rows = [row for row in range(len(shard)) if row not in chunk["dropped"]]
+        chunk["train"]["dropped"] = [row for row in range(len(shard)) if draw.random() < share]
+        rows = [row for row in range(len(shard)) if row not in chunk["train"]["dropped"]]
         kept += [shard.tokens[shard.offsets[row] : shard.offsets[row + 1]].tolist() for row in rows]
     folder = many_chunks.folder.with_name("with_drops")
     folder.mkdir(exist_ok=True)

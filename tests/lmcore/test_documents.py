@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from lmcore.config import CorpusConfig
 from lmcore.corpus import scan
-from lmcore.documents import Document, Ledger, read_documents
+from lmcore.documents import Document, read_documents
 from lmcore.errors import CorpusError
+from lmcore.ledger import Ledger
 
 PIECES = [
     b"a",
@@ -145,7 +146,7 @@ def test_a_document_of_exactly_the_limit_is_kept(tmp_path: Path, unit: str, endi
 
 @every_document
 @given(members=st.lists(hostile, min_size=1, max_size=4), data=st.data())
-def test_a_truncated_gzip_gives_a_beginning_and_says_so(
+def test_a_truncated_archive_gives_a_beginning_and_says_so(
     tmp_path: Path, members: list[bytes], data: st.DataObject
 ) -> None:
     parts = [gzip.compress(member) for member in members]
@@ -155,7 +156,7 @@ def test_a_truncated_gzip_gives_a_beginning_and_says_so(
     whole = read(written(tmp_path, "x.txt.gz", stored))[0]
     documents, ledger = read(written(tmp_path, "x.txt.gz", stored[:cut]))
     assert documents == whole[: len(documents)]
-    assert ledger.skipped[-1].reason == "truncated_gzip"
+    assert ledger.skipped[-1].reason == "truncated_archive"
 
 
 @every_document
@@ -166,7 +167,7 @@ def test_garbage_after_a_gzip_costs_no_text(tmp_path: Path, content: bytes, garb
     documents, ledger = read(written(tmp_path, "x.txt.gz", gzip.compress(content) + garbage))
     assert documents == plain
     assert ledger.skipped_bytes == plain_ledger.skipped_bytes
-    assert ledger.skipped[-1].reason == "garbage_after_gzip"
+    assert ledger.skipped[-1].reason == "garbage_after_archive"
     assert ledger.undecodable_stored_bytes == len(garbage.lstrip(b"\0"))
 
 
@@ -178,7 +179,7 @@ def test_a_changed_byte_of_a_gzip_is_noticed_or_harmless(tmp_path: Path, content
     documents, ledger = read(written(tmp_path, "x.txt.gz", bytes(stored)))
     assert ledger.unaccounted_bytes == 0
     assert ledger.stored_bytes == len(stored) >= ledger.undecodable_stored_bytes
-    if not {"damaged_gzip", "truncated_gzip", "garbage_after_gzip"} & ledger.by_reason().keys():
+    if not {"damaged_archive", "truncated_archive", "garbage_after_archive"} & ledger.by_reason().keys():
         assert documents == read(written(tmp_path, "x.txt", content))[0]  # it was the header's time, say
 
 
@@ -236,11 +237,11 @@ BIG = b"".join(b"%d \xe8\xa1\x8c\n" % number for number in range(50_000))
 @pytest.mark.parametrize(
     ("damage", "reason", "least"),
     [
-        (lambda stored: stored[:-20], "truncated_gzip", 0.9),
-        (lambda stored: stored[: len(stored) // 2], "truncated_gzip", 0.4),
-        (lambda stored: stored[:-1000] + bytes(byte ^ 255 for byte in stored[-1000:]), "damaged_gzip", 0.8),
-        (lambda stored: stored + b"garbage", "garbage_after_gzip", 1.0),
-        (lambda stored: b"no gzip at all", "damaged_gzip", 0.0),
+        (lambda stored: stored[:-20], "truncated_archive", 0.9),
+        (lambda stored: stored[: len(stored) // 2], "truncated_archive", 0.4),
+        (lambda stored: stored[:-1000] + bytes(byte ^ 255 for byte in stored[-1000:]), "damaged_archive", 0.8),
+        (lambda stored: stored + b"garbage", "garbage_after_archive", 1.0),
+        (lambda stored: b"no gzip at all", "damaged_archive", 0.0),
     ],
 )
 def test_of_a_damaged_gzip_all_that_can_be_unpacked_is_kept(
@@ -266,7 +267,7 @@ def test_a_file_that_changes_between_scan_and_read_is_an_error(tmp_path: Path) -
     config = CorpusConfig(paths=[str(path)])
     [file] = scan(config).files
     path.write_bytes(b"two\n")
-    with pytest.raises(CorpusError, match="changed while it was read"):
+    with pytest.raises(CorpusError, match="changed while read: start again"):
         list(read_documents(file, config, Ledger()))
 
 
@@ -274,7 +275,8 @@ _READ_HUGE_LINE = """
 import resource, sys
 from lmcore.config import CorpusConfig
 from lmcore.corpus import scan
-from lmcore.documents import Ledger, read_documents
+from lmcore.documents import read_documents
+from lmcore.ledger import Ledger
 config, ledger = CorpusConfig(paths=[sys.argv[1]], document=sys.argv[2]), Ledger()
 [file] = scan(config).files
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -284,7 +286,7 @@ print(texts, ledger.unaccounted_bytes, [(s.length, s.reason) for s in ledger.ski
 """
 
 
-@pytest.mark.parametrize(("unit", "skipped"), [("line", 200_000_001), ("paragraph", 200_000_001)])
+@pytest.mark.parametrize(("unit", "skipped"), [("line", 200_000_001), ("paragraph", 200_000_002)])
 def test_a_line_of_200_mb_is_streamed_past(tmp_path: Path, unit: str, skipped: int) -> None:
     with open(tmp_path / "x.txt", "wb") as file:
         file.write(b"before\n\n")

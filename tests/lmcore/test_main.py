@@ -77,7 +77,7 @@ def test_pretrain_makes_everything_and_a_second_call_finds_it(settings: Path, tm
 
 
 def test_prepare_data_prints_the_ids(settings: Path, tmp_path: Path) -> None:
-    status, output, errors = call("prepare_data", "--config", settings, f"--store={tmp_path / 'store'}")
+    status, output, errors = call("tokenize", "--config", settings, f"--store={tmp_path / 'store'}")
     assert status == 0, errors
     ids = json.loads(output[-1])
     assert (tmp_path / "store" / "datasets" / ids["dataset_id"] / "manifest.json").exists()
@@ -127,7 +127,7 @@ def test_a_corpus_smaller_than_a_block_is_one_line(settings: Path, tmp_path: Pat
 
 
 def test_a_missing_corpus_is_one_line(tmp_path: Path) -> None:
-    command = ("prepare_data", "--corpus.paths", tmp_path / "nowhere", "--store", tmp_path / "store")
+    command = ("tokenize", "--corpus.paths", tmp_path / "nowhere", "--store", tmp_path / "store")
     assert_fails(1, "nowhere does not exist", *command)
     assert not (tmp_path / "store").exists()
 

@@ -164,8 +164,8 @@ MANIFEST = {
         "validation": {"documents": 60, "tokens": 17000, "text_bytes": 61000},
     },
     "chunks": [
-        {"train": {"longest_bytes": 9000}, "validation": {"longest_bytes": 100}, "dropped": []},
-        {"train": {"longest_bytes": 20}, "validation": {"longest_bytes": 12345}, "dropped": [3, 5]},
+        {"train": {"longest_bytes": 9000}, "validation": {"longest_bytes": 100}},
+        {"train": {"longest_bytes": 20}, "validation": {"longest_bytes": 12345}},
     ],
     "ledger": {
         "source_bytes": 1300000,
@@ -175,6 +175,8 @@ MANIFEST = {
         "unaccounted_bytes": 0,
         "stored_bytes": 400000,
         "undecodable_stored_bytes": 77,
+        "normalized_documents": 12,
+        "dropped": {"duplicate": {"documents": 2, "bytes": 45}},
     },
 }
 

@@ -17,10 +17,12 @@ IDS = [np.array(ids) for ids in ([7, 8, 9], [], [65_000])]
 
 
 def write(path: Path, ids: list[np.ndarray] | None = None, dtype: object = np.uint16) -> Path:
-    ids = IDS if ids is None else ids
-    numbers = list(range(len(ids)))
-    hashes = [2**64 - 1 - number for number in numbers]
-    write_shard(path, ids, numbers, numbers, hashes, tokenizer_id="tok", eos_id=3, dtype=dtype)  # type: ignore[arg-type]
+    ids = [np.append(array, 3) for array in (IDS if ids is None else ids)]
+    numbers = np.arange(len(ids))
+    tokens = np.concatenate([*ids, np.empty(0)]).astype(dtype)
+    lengths = np.array([len(array) for array in ids], np.int64)
+    hashes = np.uint64(2**64 - 1) - numbers.astype(np.uint64)
+    write_shard(path, tokens, lengths, numbers, numbers, hashes, tokenizer_id="tok", eos_id=3)
     return path
 
 

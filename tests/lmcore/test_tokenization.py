@@ -9,8 +9,9 @@ import pytest
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
 from lmcore.dataset import TokenStream
-from lmcore.documents import Ledger, read_documents
+from lmcore.documents import read_documents
 from lmcore.errors import CorpusError
+from lmcore.ledger import Ledger
 from lmcore.store import prepare_store
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import Tokenizer, TokenizerInfo
@@ -48,7 +49,7 @@ def test_shards_hold_sentencepieces_ids_and_the_eos(
     for split in ("train", "validation"):
         for ids, text_bytes, digest in TokenStream(dataset.folder, split).documents():
             assert ids.tolist() == [*own.encode(documents[digest].text), own.eos_id]
-            assert text_bytes == len(documents[digest].utf8)
+            assert text_bytes == documents[digest].text_bytes
             count += 1
     assert count == dataset.documents + dataset.validation_documents == 2000
     manifest = json.loads((dataset.folder / "manifest.json").read_text())

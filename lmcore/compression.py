@@ -1,0 +1,99 @@
+"""Compressed files as streams of what they hold: gz, bz2, xz and zst, one member or several.
+
+Text comes out in pieces of bounded size, whatever the ratio. What cannot be unpacked (a file cut short, damage,
+garbage after the end, a ratio beyond ``max_expansion``) ends the stream, is named in ``problem`` and
+counted in stored bytes; nothing is raised.
+"""
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from backports import zstd
+from isal import igzip_lib
+
+_TEXT_BYTES = 2**16
+_HARMLESS_BYTES = 2**28
+"""A stream is not suspected of being a bomb before it has given this much."""
+
+_ERRORS: Any = (
+    igzip_lib.IsalError,
+    zlib.error,
+    OSError,
+    EOFError,
+    lzma.LZMAError,
+    zstd.ZstdError,
+)
+
+# suffix -> (decompressor, first bytes that a further member may have)
+_FORMATS: dict[str, tuple[Callable[[], Any], bytes]] = {
+    "gz": (lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), b"\x1f"),
+    "bz2": (bz2.BZ2Decompressor, b"B"),
+    "xz": (lzma.LZMADecompressor, b"\xfd"),
+    "zst": (zstd.ZstdDecompressor, b"\x28\x50\x51\x52\x53\x54\x55\x56\x57\x58\x59\x5a\x5b\x5c\x5d\x5e\x5f"),
+}
+
+SUFFIXES = tuple(_FORMATS)
+
+
+def compression_of(name: str) -> str:
+    """The compression that a file name ends in; empty for none."""
+    suffix = name.rpartition(".")[2]
+    return suffix if suffix in _FORMATS else ""
+
+
+class Unpacked:
+    """Iterates over the bytes that ``stored`` (blocks of a compressed file) unpacks to.
+
+    Afterwards ``problem`` names what ended it early (empty: nothing did), and ``undecodable_bytes`` counts
+    the stored bytes from the first block that could not be unpacked.
+    """
+
+    def __init__(self, stored: Iterator[bytes], suffix: str, max_expansion: float) -> None:
+        self._stored = stored
+        self._new_member, self._magic = _FORMATS[suffix]
+        self._max_expansion = max_expansion
+        self.problem = ""
+        self.undecodable_bytes = 0
+
+    @property
+    def is_cut_off(self) -> bool:
+        """True when the last bytes given were not the end of the text."""
+        return self.problem in ("truncated_archive", "damaged_archive", "decompression_bomb")
+
+    def __iter__(self) -> Iterator[bytes]:
+        member, is_garbage_possible = self._new_member(), False
+        read = given = 0
+        for block in self._stored:
+            read += len(block)
+            rest = block
+            while rest or not (member.needs_input or member.eof):
+                if member.eof:
+                    rest = rest.lstrip(b"\0")  # padding, as tape archives have it
+                    if not rest:
+                        break
+                    if rest[0] not in self._magic:
+                        return self._give_up("garbage_after_archive", len(rest))
+                    member, is_garbage_possible = self._new_member(), True
+                try:
+                    text = member.decompress(rest, _TEXT_BYTES)
+                except _ERRORS:
+                    problem = "garbage_after_archive" if is_garbage_possible else "damaged_archive"
+                    return self._give_up(problem, len(rest or block))
+                rest = member.unused_data if member.eof else b""
+                if text:
+                    is_garbage_possible = False
+                    given += len(text)
+                    yield text
+                if given > max(_HARMLESS_BYTES, self._max_expansion * read):
+                    return self._give_up("decompression_bomb", len(block))
+        if not member.eof:
+            self.problem = "truncated_archive"
+        return None
+
+    def _give_up(self, problem: str, undecodable: int) -> None:
+        """Read the rest without unpacking it."""
+        self.problem = problem
+        self.undecodable_bytes = undecodable + sum(map(len, self._stored))

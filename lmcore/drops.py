@@ -1,0 +1,81 @@
+"""Which documents of a dataset are left out, and why: lists of rows in the manifest, so that shards never depend
+on each other or on a filter, and changing a filter encodes nothing.
+
+Every document is left out for one reason, the first of: validation_text, too_short, too_long_for_max_bytes,
+duplicate.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lmcore.config import CorpusConfig
+from lmcore.shards import SPLITS, Shard, shard_path
+
+Rows = npt.NDArray[Any]
+
+
+def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: Path) -> dict[str, dict[str, int]]:
+    """Put ``dropped`` rows and the figures without them into the manifest's entries, which are in their final order.
+
+    Of documents with the same text the first in that order stays. Returns documents and text bytes by reason.
+    """
+    left_out: dict[str, dict[str, int]] = {}
+    held_out = hashes(entries, store, "validation") if config.validation_paths else np.empty(0, np.uint64)
+    for split in SPLITS:
+        first = _firsts(entries, store, split) if config.deduplicate else None
+        for number, entry in enumerate(entries):
+            shard = _shard(entry, store, split)
+            reasons = {
+                "validation_text": np.isin(shard.hashes, held_out) if split == "train" else None,
+                "too_short": shard.text_bytes < config.min_bytes,
+                "too_long_for_max_bytes": shard.text_bytes > config.max_bytes,
+                "duplicate": None if first is None else ~first[number],
+            }
+            _drop(entry[split], shard, reasons, left_out)
+    return left_out
+
+
+def hashes(entries: list[dict[str, Any]], store: Path, *splits: str) -> npt.NDArray[np.uint64]:
+    """Of the documents that are not dropped."""
+    parts = []
+    for entry in entries:
+        for split in splits:
+            found = _shard(entry, store, split).hashes
+            parts.append(np.delete(found, entry[split].get("dropped", [])))
+    return np.concatenate([np.empty(0, np.uint64), *parts])
+
+
+def _shard(entry: dict[str, Any], store: Path, split: str) -> Shard:
+    return Shard(shard_path(store / "shards" / entry["key"], split))
+
+
+def _firsts(entries: list[dict[str, Any]], store: Path, split: str) -> list[npt.NDArray[np.bool_]]:
+    """Per entry, which of its documents are the first with their text. Memory: 16 bytes a document."""
+    per_entry = [_shard(entry, store, split).hashes for entry in entries]
+    everything = np.concatenate([np.empty(0, np.uint64), *per_entry])
+    is_first = np.zeros(len(everything), np.bool_)
+    is_first[np.unique(everything, return_index=True)[1]] = True
+    return np.split(is_first, np.cumsum([len(part) for part in per_entry]))[:-1]
+
+
+def _drop(
+    figures: dict[str, Any], shard: Shard, reasons: dict[str, Rows | None], left_out: dict[str, dict[str, int]]
+) -> None:
+    dropped = np.zeros(len(shard), np.bool_)
+    for reason, rows in reasons.items():
+        new = np.zeros_like(dropped) if rows is None else rows & ~dropped
+        if new.any():
+            row = left_out.setdefault(reason, {"documents": 0, "bytes": 0})
+            row["documents"] += int(new.sum())
+            row["bytes"] += int(shard.text_bytes[new].sum())
+            dropped |= new
+    kept = ~dropped
+    figures["dropped"] = np.flatnonzero(dropped).tolist()
+    if dropped.any():
+        figures["documents"] = int(kept.sum())
+        figures["tokens"] = int(np.diff(shard.offsets)[kept].sum())
+        figures["text_bytes"] = int(shard.text_bytes[kept].sum())
+        figures["longest_bytes"] = int(shard.text_bytes[kept].max(initial=0))

@@ -1,0 +1,165 @@
+"""Chunks to shards: one job a chunk, on threads, processes, or anything with the interface of concurrent.futures.
+
+A job parses a chunk's spans, encodes the documents and writes shards/<key>/: a shard a split, and quarantine.arrow
+with every piece that became no document and its place. Its result is on disk, named by content, so a job that
+dies is simply done again, by anybody.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from lmcore.config import CorpusConfig
+from lmcore.documents import parse
+from lmcore.ledger import Ledger
+from lmcore.shards import SPLITS, shard_path, write_shard
+from lmcore.spans import Span
+from lmcore.store import sealed_folder
+from lmcore.tokenizer import Tokenizer
+
+QUARANTINE = "quarantine.arrow"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chunk to encode; everything in it can be sent to another process or machine."""
+
+    key: str
+    spans: list[Span]
+    split: str
+    config: CorpusConfig
+    tokenizer: Path
+    store: Path
+
+
+def encode(job: Job) -> None:
+    """Write the chunk's sealed folder. Raises CorpusError when a span's ledger does not add up."""
+    tokenizer = _tokenizer(job.tokenizer)
+    ledgers = [Ledger() for _ in job.spans]
+    documents = [d for span, ledger in zip(job.spans, ledgers, strict=True) for d in parse(span, job.config, ledger)]
+    tokens, lengths = tokenizer.encode_flat([d.text for d in documents], 1)
+    hashes = np.array([d.hash for d in documents], np.uint64)
+    text_bytes = np.array([d.text_bytes for d in documents], np.int64)
+    counts: dict[str, Any] = {}
+    about = {
+        "kind": "chunk",
+        "splits": counts,
+        "ledger": [_account(*pair) for pair in zip(job.spans, ledgers, strict=True)],
+    }
+    with sealed_folder(job.store / "shards" / job.key, lambda: about) as folder:
+        for split, kept in zip(SPLITS, _split(hashes, job.split), strict=True):
+            write_shard(
+                shard_path(folder, split),
+                tokens if kept.all() else tokens[np.repeat(kept, lengths)],
+                lengths[kept],
+                text_bytes[kept],
+                np.flatnonzero(kept),
+                hashes[kept],
+                tokenizer_id=tokenizer.id,
+                eos_id=tokenizer.eos_id,
+            )
+            counts[split] = {
+                "documents": int(kept.sum()),
+                "tokens": int(lengths[kept].sum()),
+                "text_bytes": int(text_bytes[kept].sum()),
+                "longest_bytes": int(text_bytes[kept].max(initial=0)),
+            }
+        _write_quarantine(folder / QUARANTINE, ledgers)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer(folder)
+
+
+def _split(hashes: Any, split: str) -> tuple[Any, Any]:
+    """Which documents are trained on, and which validated on: as Document.is_validation has it."""
+    if split in SPLITS:
+        held_out = np.full(len(hashes), split == "validation")
+    else:
+        fraction = float(split.removeprefix("hash:"))
+        held_out = np.array([value < fraction * 2**64 for value in hashes.tolist()], np.bool_)
+    return ~held_out, held_out
+
+
+def _account(span: Span, ledger: Ledger) -> dict[str, Any]:
+    return {
+        "start": span.start,
+        "documents": ledger.documents,
+        "source_bytes": ledger.source_bytes,
+        "document_bytes": ledger.document_bytes,
+        "separator_bytes": ledger.separator_bytes,
+        "normalized_documents": ledger.normalized_documents,
+        "skips": [[skip.offset, skip.length, skip.reason] for skip in ledger.skipped],
+    }
+
+
+def _write_quarantine(path: Path, ledgers: list[Ledger]) -> None:
+    """The pieces themselves; of one that is too long, the beginning."""
+    pieces = [(number, skip) for number, ledger in enumerate(ledgers) for skip in ledger.skipped]
+    table = pa.record_batch(
+        {
+            "span": pa.array([number for number, _ in pieces], pa.int32()),
+            "offset": pa.array([skip.offset for _, skip in pieces], pa.int64()),
+            "length": pa.array([skip.length for _, skip in pieces], pa.int64()),
+            "reason": pa.array([skip.reason for _, skip in pieces], pa.string()),
+            "content": pa.array([skip.content for _, skip in pieces], pa.large_binary()),
+        }
+    )
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_batch(table)
+
+
+class Encoders:
+    """Jobs in flight: as many as there are workers and a few waiting, so memory is bounded."""
+
+    def __init__(self, workers: int, executor: Executor | None, progress: Callable[[int], None]) -> None:
+        self.jobs = 0
+        self._progress = progress
+        self._pending: deque[tuple[Future[None] | None, int]] = deque()
+        self._stack = ExitStack()
+        count = workers or os.cpu_count() or 1
+        self._executor = executor or self._stack.enter_context(ThreadPoolExecutor(count, "encode"))
+        self._waiting = 2 * count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            while kind is None and self._pending:
+                self._finish_one()
+        finally:
+            for future, _ in self._pending:
+                future.cancel() if future is not None else None
+            self._stack.close()
+
+    def submit(self, job: Job, stored_bytes: int) -> None:
+        """Start a job; waits while too many are in flight, and raises what an earlier one raised."""
+        self.jobs += 1
+        self._add(self._executor.submit(encode, job), stored_bytes)
+
+    def pass_over(self, stored_bytes: int) -> None:
+        """Count bytes that need no job."""
+        self._add(None, stored_bytes)
+
+    def _add(self, future: Future[None] | None, stored_bytes: int) -> None:
+        self._pending.append((future, stored_bytes))
+        while len(self._pending) > self._waiting or (self._pending and self._pending[0][0] is None):
+            self._finish_one()
+
+    def _finish_one(self) -> None:
+        future, stored_bytes = self._pending.popleft()
+        if future is not None:
+            future.result()
+        self._progress(stored_bytes)

@@ -1,0 +1,80 @@
+"""Where every byte of a corpus went: into documents, between them, or into a skip with its place and reason.
+
+Bytes are those of the decompressed text unless named stored; of Parquet and Arrow files, those of the text column,
+and offsets count rows there.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A piece of a file that became no document. ``content``: its bytes, where they were still at hand."""
+
+    path: str
+    offset: int
+    length: int
+    reason: str
+    content: bytes = field(default=b"", compare=False, repr=False)
+
+
+@dataclass
+class Ledger:
+    """The account of some files, or of a part of one."""
+
+    documents: int = 0
+    source_bytes: int = 0
+    document_bytes: int = 0
+    separator_bytes: int = 0
+    normalized_documents: int = 0
+    """Documents whose text corpus.normalize changed."""
+    stored_bytes: int = 0
+    undecodable_stored_bytes: int = 0
+    """Stored bytes from the first block that could not be unpacked."""
+    skipped: list[Skip] = field(default_factory=list)
+
+    @property
+    def skipped_bytes(self) -> int:
+        return sum(skip.length for skip in self.skipped)
+
+    @property
+    def unaccounted_bytes(self) -> int:
+        """Zero, unless this program has lost text."""
+        return self.source_bytes - self.document_bytes - self.separator_bytes - self.skipped_bytes
+
+    def add(self, other: "Ledger") -> None:
+        self.documents += other.documents
+        self.source_bytes += other.source_bytes
+        self.document_bytes += other.document_bytes
+        self.separator_bytes += other.separator_bytes
+        self.normalized_documents += other.normalized_documents
+        self.stored_bytes += other.stored_bytes
+        self.undecodable_stored_bytes += other.undecodable_stored_bytes
+        self.skipped += other.skipped
+
+    def by_reason(self) -> dict[str, dict[str, int]]:
+        reasons: dict[str, dict[str, int]] = {}
+        for skip in self.skipped:
+            row = reasons.setdefault(skip.reason, {"pieces": 0, "bytes": 0})
+            row["pieces"] += 1
+            row["bytes"] += skip.length
+        return dict(sorted(reasons.items()))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "documents": self.documents,
+            "source_bytes": self.source_bytes,
+            "document_bytes": self.document_bytes,
+            "separator_bytes": self.separator_bytes,
+            "skipped_bytes": self.skipped_bytes,
+            "unaccounted_bytes": self.unaccounted_bytes,
+            "normalized_documents": self.normalized_documents,
+            "stored_bytes": self.stored_bytes,
+            "undecodable_stored_bytes": self.undecodable_stored_bytes,
+            "skipped": self.by_reason(),
+            "skips": [
+                {"path": s.path, "offset": s.offset, "length": s.length, "reason": s.reason}
+                for s in sorted(self.skipped, key=lambda s: (s.path, s.offset))
+            ],
+        }

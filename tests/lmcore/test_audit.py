@@ -1,0 +1,152 @@
+"""A dataset is examined to the last byte, and exactly what is damaged is made again."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lmcore.audit import (
+    document_hash,
+    find_dataset,
+    ledger_by_file,
+    problems,
+    repair,
+    seen_by,
+    skipped_pieces,
+)
+from lmcore.config import CorpusConfig
+from lmcore.corpus import describe, scan
+from lmcore.errors import CorpusError, StoreError
+from lmcore.store import prepare_store
+from lmcore.tokenization import Dataset, tokenize
+from tests.conftest import Prepared, Trained, write_corpus
+
+Build = Callable[..., Dataset]
+
+
+@pytest.fixture
+def build(prepared: Prepared, tmp_path: Path) -> Build:
+    """A dataset of many chunks and two bad lines, in a store that has the tokenizer."""
+    store = prepare_store(tmp_path / "store")
+    shutil.copytree(prepared.tokenizer.folder, store / "tokenizers" / prepared.tokenizer.id)
+    corpus = write_corpus(tmp_path / "corpus", documents=500)
+    with open(corpus / "text.txt", "ab") as file:
+        file.write(b"bad \xff line\nlast bad \xfe line\n")
+
+    def make(**settings: object) -> Dataset:
+        config = CorpusConfig.model_validate({"paths": [str(corpus)], "chunk_bytes": 2000, **settings})
+        return tokenize(config, describe(scan(config), config), prepared.tokenizer, store)
+
+    return make
+
+
+def test_a_whole_dataset_has_no_problems(build: Build) -> None:
+    assert list(problems(build().folder)) == []
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_flipped_byte_is_found_and_repaired(build: Build, seed: int) -> None:
+    dataset = build()
+    draw = random.Random(seed)
+    files = sorted((dataset.folder.parent.parent / "shards").glob("*/*"))
+    path = draw.choice(files)
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= draw.randrange(1, 256)
+    path.write_bytes(content)
+    [(chunk, problem)] = problems(dataset.folder)
+    assert chunk == path.parent.name
+    assert problem
+    repaired, again = repair(dataset.folder)
+    assert (repaired, again.id, again.chunks_made) == ([chunk], dataset.id, 1)
+    assert list(problems(dataset.folder)) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flipped_byte_in_the_manifest_is_found(build: Build, seed: int) -> None:
+    dataset = build()
+    path = dataset.folder / "manifest.json"
+    content = bytearray(path.read_bytes())
+    content[random.Random(seed).randrange(len(content))] ^= 1
+    path.write_bytes(content)
+    assert [chunk for chunk, _ in problems(dataset.folder)] == [""]
+    with pytest.raises(StoreError, match="Run the pipeline again"):
+        repair(dataset.folder)
+
+
+def test_what_the_corpus_no_longer_holds_cannot_be_repaired(build: Build, tmp_path: Path) -> None:
+    dataset = build()
+    next((tmp_path / "store" / "shards").glob("*/train.arrow")).unlink()
+    (tmp_path / "corpus" / "text.txt").write_text("別の文\n" * 500)
+    with pytest.raises(CorpusError, match=r"validation split is empty|the corpus changed since"):
+        repair(dataset.folder)
+
+
+def test_the_pieces_that_were_left_out_are_kept_with_their_places(build: Build, tmp_path: Path) -> None:
+    dataset = build()
+    path = tmp_path / "corpus" / "text.txt"
+    content = path.read_bytes()
+    rows = list(skipped_pieces(dataset.folder))
+    assert [row[3:] for row in rows] == [("invalid_utf8", b"bad \xff line"), ("invalid_utf8", b"last bad \xfe line")]
+    assert all(content[offset : offset + length] == piece for _, offset, length, _, piece in rows)
+    [row] = ledger_by_file(dataset.folder)
+    assert (row["path"], row["documents"], row["skipped_pieces"]) == (str(path), 500, 2)
+    assert row["document_bytes"] + row["separator_bytes"] + row["skipped_bytes"] == len(content)
+
+
+def test_pieces_move_with_the_text_around_them(build: Build, tmp_path: Path) -> None:
+    build()
+    path = tmp_path / "corpus" / "text.txt"
+    path.write_bytes("新しい始まり\n".encode() + path.read_bytes())
+    dataset = build()
+    content = path.read_bytes()
+    assert dataset.chunks_made <= 3
+    assert [content[o : o + n] for _, o, n, _, piece in skipped_pieces(dataset.folder)] == [
+        b"bad \xff line",
+        b"last bad \xfe line",
+    ]
+
+
+def test_who_has_seen_a_document(trained: Trained, corpus: Path, tmp_path: Path) -> None:
+    store = trained.run.store
+    text = next(corpus.glob("*.txt")).read_text().splitlines()[0]
+    (tmp_path / "document").write_text(text)
+    found = list(seen_by(store, document_hash(str(tmp_path / "document"))))
+    assert ("dataset", trained.run.dataset_folder.name) in [row[:2] for row in found]
+    assert ("run", trained.run.folder.name) in [row[:2] for row in found]
+    assert list(seen_by(store, 1)) == []
+    assert document_hash(f"{0xABC:016x}") == 0xABC
+    with pytest.raises(CorpusError, match="neither a document hash"):
+        document_hash("no hash")
+
+
+def test_a_deleted_document_makes_another_dataset_and_stays_seen_by_the_old(build: Build, tmp_path: Path) -> None:
+    before = build()
+    path = tmp_path / "corpus" / "text.txt"
+    lines = path.read_bytes().splitlines(keepends=True)
+    (tmp_path / "document").write_bytes(lines[3].rstrip())
+    path.write_bytes(b"".join(line for line in lines if line != lines[3]))
+    after = build()
+    assert after.id != before.id
+    found = list(seen_by(tmp_path / "store", document_hash(str(tmp_path / "document"))))
+    assert [row[1] for row in found] == [before.id]
+
+
+def test_a_dataset_is_found_by_id_or_folder(build: Build, tmp_path: Path) -> None:
+    dataset = build()
+    assert find_dataset(tmp_path / "store", dataset.id) == dataset.folder
+    assert find_dataset(tmp_path, str(dataset.folder)) == dataset.folder
+    with pytest.raises(StoreError, match="there is no dataset nothing"):
+        find_dataset(tmp_path / "store", "nothing")
+
+
+def test_a_wrong_count_in_a_manifest_is_found(build: Build) -> None:
+    from lmcore.store import manifest_bytes, read_manifest
+
+    dataset = build()
+    manifest = read_manifest(dataset.folder)
+    manifest["chunks"][0]["train"]["tokens"] += 1
+    (dataset.folder / "manifest.json").write_bytes(manifest_bytes(json.loads(json.dumps(manifest))))
+    assert any("the manifest says" in problem for _, problem in problems(dataset.folder))
