@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmcore.config import CorpusConfig, TokenizerConfig
+from lmcore.config import SPECIAL_PIECES, CorpusConfig, TokenizerConfig
 from lmcore.corpus import Corpus, describe, scan
 from lmcore.errors import CorpusError, TokenizerError
-from lmcore.sentencepiece_model import MODEL_FILE, SPECIAL_PIECES
+from lmcore.sentencepiece_model import MODEL_FILE
 from lmcore.store import open_sealed, prepare_store
 from lmcore.tokenizer import Tokenizer, TokenizerInfo, identify, make_tokenizer
 
