@@ -131,13 +131,14 @@ def read_chunks(group: Group, config: CorpusConfig, outline: Outline) -> Iterato
         places.clear()
         return made
 
+    is_pack = group.files[0].stored_bytes < config.chunk_bytes // 4
     for number, file in enumerate(group.files):
         ledger = Ledger()
         outline.files.append(ledger)
         for span in read_spans(file, config, ledger):
             waiting.append(span)
             places.append([number, span.start, span.stop, len(span.content)])
-            if len(group.files) == 1 or sum(len(span.content) for span in waiting) >= config.chunk_bytes * 4:
+            if not is_pack or sum(len(span.content) for span in waiting) >= config.chunk_bytes * 4:
                 yield chunk()
     if waiting:
         yield chunk()

@@ -13,12 +13,16 @@ Every field has a role, by what it may change:
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["result", "speed", "view"]
+
+SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
+"""Ids 0 to 5 of a trained tokenizer."""
 
 STANDARD_LIBRARY = "stdlib:"
 """Stands in ``corpus.paths`` for the folder of the running Python's standard library."""
@@ -92,22 +96,37 @@ class CorpusConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """Train a SentencePiece tokenizer, or load one."""
+    """Train a tokenizer, or load one."""
 
     model_config = ConfigDict(title="Tokenizer")
 
     source: str = Field("train", min_length=1)
     """train: on the corpus. Otherwise a SentencePiece .model file, a transformers folder or a hub name."""
-    model_type: Literal["bpe", "unigram"] = "bpe"
-    """bpe is exact in plain transformers in both directions; unigram decodes exactly only here."""
+    model_type: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
+    """bpe and unigram are SentencePiece's, byte_bpe is byte-level BPE as in GPT-2. bpe and byte_bpe are exact in plain
+    transformers in both directions; unigram decodes exactly only here."""
     vocab_size: int = Field(8_000, ge=300, le=1_000_000)
     """Pieces to train, the 256 byte pieces and 6 special ones included. A small corpus may give fewer."""
     character_coverage: float = Field(0.9995, ge=0.9, le=1)
-    """Share of characters that get a piece of their own; the rest are spelt in bytes."""
+    """Share of characters that get a piece of their own; the rest are spelt in bytes. Unused by byte_bpe."""
+    special_tokens: list[str] = []
+    """Control tokens of your own, such as <|user|>: ids from 6 on, in this order. Text never becomes one."""
     max_train_bytes: int = Field(100_000_000, ge=1_000, le=10_000_000_000)
     """Bytes of text to train on; of a larger corpus, the documents with the lowest hashes."""
     threads: int = Field(2, ge=1, le=256)
     """Training threads. Part of the result: SentencePiece is deterministic for a given number only."""
+
+    @model_validator(mode="after")
+    def _special_tokens_fit(self) -> Self:
+        for index, token in enumerate(self.special_tokens):
+            if token.split() != [token]:
+                raise ValueError(f"special_tokens: {token!r} is empty or holds white space")
+            if token in (*SPECIAL_PIECES, *self.special_tokens[:index]) or re.fullmatch("<0x[0-9A-F]{2}>", token):
+                raise ValueError(f"special_tokens: {token} stands for something else already, or is there twice")
+        least = 256 + len(SPECIAL_PIECES) + len(self.special_tokens)
+        if self.vocab_size < least:
+            raise ValueError(f"vocab_size {self.vocab_size} is less than the {least} bytes and special tokens")
+        return self
 
 
 class DatasetConfig(Section):

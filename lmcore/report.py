@@ -20,6 +20,7 @@ from lmcore.metrics import Row, read_metrics
 from lmcore.run import Run
 from lmcore.store import Record, hash_file, read_manifest, write_file
 from lmcore.tokenization import Dataset
+from lmcore.tokenizer_report import dataset_report
 from lmcore.train import TrainingResult
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache otherwise
@@ -195,6 +196,7 @@ def data_page(dataset: Dataset) -> str:
         f"{dataset.chunks_made} of {dataset.chunks} chunks were new; "
         f"{dataset.duplicate_documents:,} documents stand in it more than once; tokenizer {dataset.tokenizer_id}."
     )
+    parts.append(dataset_report(dataset.folder, dataset.tokenizer_id).markdown())
     return "\n\n".join(parts) + "\n"
 
 

@@ -176,7 +176,7 @@ class _Work:
 
     def _read(self, group: Group) -> tuple[Group, Outline]:
         """Read and encode a group; a file that cannot be read, or changes meanwhile, costs only itself."""
-        while True:
+        while group.files:
             outline, counted = Outline(), 0
             try:
                 for chunk in read_chunks(group, self.config, outline):
@@ -193,8 +193,9 @@ class _Work:
                     raise
                 self.ledger.skipped.append(Skip(error.path, 0, 0, error.reason))
                 group = group.without(error.path)
-                continue
-            return group, outline
+            else:
+                return group, outline
+        return group, Outline()
 
     def _key(self, digest: str, group: Group) -> str:
         return chunk_key(digest, group.split, self.tokenizer.id, self.config)

@@ -1,11 +1,13 @@
 """Text to ids and back: train a tokenizer, or load one; either way a sealed folder that transformers opens.
 
 The default family is BPE, because for it alone plain transformers is exact in both directions;
-sentencepiece_model.py says why.
+sentencepiece_model.py says why. byte_bpe.py is another family that is.
 """
 
 import heapq
 import json
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
+from lmcore.byte_bpe import spelt_in_bytes, train_byte_bpe
 from lmcore.config import CorpusConfig, TokenizerConfig, fingerprint, result_fields
 from lmcore.corpus import Corpus, scan_again
 from lmcore.documents import Document, read_documents
@@ -21,8 +24,9 @@ from lmcore.index import Index
 from lmcore.ledger import Ledger
 from lmcore.sentencepiece_model import (
     MODEL_FILE,
+    cut,
     has_exact_json,
-    open_in_transformers,
+    neighbours,
     read_model,
     save_model,
     tokenizers_bpe,
@@ -37,6 +41,7 @@ from lmcore.store import (
     read_manifest,
     sealed_folder,
 )
+from lmcore.transformers_view import check_in_transformers, open_in_transformers, save_loaded
 
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -79,7 +84,7 @@ class TokenizerInfo(Output):
 def identify(config: TokenizerConfig, corpus: Corpus) -> str:
     """The id that ``make_tokenizer`` will give, found without making anything.
 
-    Raises TokenizerError when config.source leads to no tokenizer.
+    Raises TokenizerError when config.source leads to no tokenizer, ConnectionError when the hub does not answer.
     """
     if config.source == "train":
         return fingerprint(FORMAT_VERSION, result_fields(config), corpus.id)
@@ -91,7 +96,8 @@ def identify(config: TokenizerConfig, corpus: Corpus) -> str:
 def make_tokenizer(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, store: Path) -> TokenizerInfo:
     """Train or load the tokenizer into ``store``, or return the one that is there already.
 
-    Raises TokenizerError (no tokenizer there, or none that fits the settings) and CorpusError.
+    Raises TokenizerError (no tokenizer there, or none that fits the settings), CorpusError, and ConnectionError
+    when the hub does not answer.
     """
     tokenizer_id = identify(config, corpus)
     folder = store / "tokenizers" / tokenizer_id
@@ -102,6 +108,8 @@ def make_tokenizer(config: TokenizerConfig, corpus_config: CorpusConfig, corpus:
                 about |= _train(config, corpus_config, corpus, temporary)
             else:
                 about |= _load(_locate(config.source), temporary)
+    if config.source != "train":
+        _require_special_tokens(config, folder)
     return TokenizerInfo.open(folder)
 
 
@@ -115,8 +123,10 @@ class Tokenizer:
         self.eos_id: int = manifest["eos_id"]
         self.pad_id: int = manifest["pad_id"]
         self._sentencepiece = None
+        self._joined: frozenset[str] = frozenset()
         if (folder / MODEL_FILE).exists():
             self._sentencepiece = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
+            self._joined = neighbours(read_model(folder / MODEL_FILE))
         else:
             self._fast = open_in_transformers(folder).backend_tokenizer
             self._fast.encode_special_tokens = True
@@ -126,21 +136,28 @@ class Tokenizer:
         """uint16 where the ids fit, else uint32."""
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
-    def encode_batch(self, texts: list[str], threads: int = -1) -> list[npt.NDArray[Any]]:
-        """One array of ids a text, without special ids. ``threads`` -1: one for each core."""
+    def encode_flat(self, texts: list[str], threads: int = -1) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """The ids of all texts in one array, an EOS after every text, and the number of ids of each, EOS included.
+
+        ``threads`` -1: one for each core. A tokenizer.json always takes them all (RAYON_NUM_THREADS limits it).
+        """
+        parts = [cut(text, self._joined) for text in texts]
+        arrays = self._encode([part for text in parts for part in text], threads)
+        ends = np.cumsum([0, *map(len, arrays)])[np.cumsum([0, *map(len, parts)])]
+        flat = np.concatenate([np.empty(0, self.dtype), *arrays], dtype=self.dtype, casting="unsafe")
+        return np.insert(flat, ends[1:], self.eos_id), np.diff(ends) + 1
+
+    def _encode(self, texts: list[str], threads: int) -> list[npt.NDArray[Any]]:
         if self._sentencepiece is not None:
             arrays: list[npt.NDArray[Any]] = self._sentencepiece.encode(texts, return_type="numpy", num_threads=threads)
             return arrays
         encodings = self._fast.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
-    def encode_flat(self, texts: list[str], threads: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """The ids of all texts one after another, an EOS after each, and their lengths with it."""
-        eos = np.array([self.eos_id], self.dtype)
-        arrays = self.encode_batch(texts, threads)
-        lengths = np.fromiter((len(array) + 1 for array in arrays), np.int64, len(arrays))
-        parts = [part for array in arrays for part in (array, eos)]
-        return np.concatenate(parts or [eos[:0]], dtype=self.dtype, casting="unsafe"), lengths
+    def encode_batch(self, texts: list[str], threads: int = -1) -> list[npt.NDArray[Any]]:
+        """One array of ids a text, without special ids. ``threads`` -1: one for each core."""
+        ids, lengths = self.encode_flat(texts, threads)
+        return [part[:-1] for part in np.split(ids, np.cumsum(lengths)[:-1])] if texts else []
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special ids."""
@@ -153,12 +170,45 @@ class Tokenizer:
             return str(self._sentencepiece.decode(ids))
         return str(self._fast.decode(ids, skip_special_tokens=True))
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of text that no piece can spell; none where there is no such text."""
+        if self._sentencepiece is not None:
+            return int(self._sentencepiece.unk_id())
+        name = getattr(self._fast.model, "unk_token", None)
+        return None if name is None else self._fast.token_to_id(name)
+
+    def pieces(self) -> list[bytes]:
+        """The UTF-8 bytes that each id stands for: part of a character for a byte piece, none for a control id."""
+        if self._sentencepiece is not None:
+            control, names = (
+                self._sentencepiece.is_control,
+                self._sentencepiece.id_to_piece(list(range(self.vocab_size))),
+            )
+            return [b"" if control(i) or i == self.unknown_id else _spelt(name) for i, name in enumerate(names)]
+        found = [b""] * self.vocab_size
+        added = self._fast.get_added_tokens_decoder()
+        byte_level = "ByteLevel" in json.dumps(json.loads(self._fast.to_str())["decoder"])
+        spell = spelt_in_bytes if byte_level else _spelt
+        for name, i in self._fast.get_vocab().items():
+            if i != self.unknown_id and not (i in added and added[i].special):
+                found[i] = name.encode() if i in added else spell(name)
+        return found
+
+
+def _spelt(piece: str) -> bytes:
+    """The bytes of a SentencePiece piece, or of one in its manner."""
+    is_byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+    return bytes.fromhex(is_byte[1]) if is_byte else piece.replace("\u2581", " ").encode()
+
 
 # --- training ---
 
 
 def _train(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, folder: Path) -> dict[str, Any]:
     texts, corpus_bytes = _training_texts(config, corpus_config, corpus, folder.parent.parent)
+    if config.model_type == "byte_bpe":
+        return {**train_byte_bpe(config, texts, folder), "corpus_bytes": corpus_bytes}
     proto, seen_bytes = train_model(config, texts)
     return {
         **save_model(proto, folder, texts[:256]),
@@ -213,15 +263,37 @@ def _locate(source: str) -> Path:
     looks_like_path = source.count("/") > 1 or source.startswith((".", "/", "~"))
     if looks_like_path or source.endswith(".model"):
         raise TokenizerError(f"tokenizer.source: {source} does not exist (looked in {Path.cwd()})")
-    try:
-        from huggingface_hub import snapshot_download
+    return _from_hub(source)
 
-        return Path(snapshot_download(source, allow_patterns=[*_TOKENIZER_FILES, "config.json"]))
-    except Exception as error:
+
+@cache  # the stages of a run ask more than once, and are to find the same
+def _from_hub(name: str) -> Path:
+    """The hub's folder of that name. Its "no" is final; no answer at all is a ConnectionError, to be tried again."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*_TOKENIZER_FILES, "config.json"]))
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, errors.HTTPError) as error:
+        if _is_no_answer(error):
+            raise ConnectionError(f"tokenizer.source: the hub did not answer for {name}: {error}") from error
         raise TokenizerError(
-            f"tokenizer.source: {source} is no file or folder here, and no tokenizer of that name came "
+            f"tokenizer.source: {name} is no file or folder here, and no tokenizer of that name came "
             f"from the hub ({type(error).__name__}). Give train, a .model file, a folder or a hub name"
         ) from error
+
+
+def _is_no_answer(error: BaseException) -> bool:
+    """True for a broken connection and a server in trouble; False for "no", and where the hub is switched off."""
+    from huggingface_hub import errors
+
+    if isinstance(
+        error, errors.LocalEntryNotFoundError
+    ):  # not in the cache either; its cause says why the hub gave none
+        cause = error.__cause__
+        return cause is not None and not isinstance(cause, errors.OfflineModeIsEnabled) and _is_no_answer(cause)
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code in (408, 429) or error.response.status_code >= 500
+    return not isinstance(error, errors.HFValidationError)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
@@ -245,16 +317,27 @@ def _load(source: Path, folder: Path) -> dict[str, Any]:
         )
     if tokenizer.eos_token_id is None:
         raise TokenizerError(f"tokenizer.source: {source} has no end-of-text token (eos_token)")
-    tokenizer.save_pretrained(folder)
-    pad_id = tokenizer.pad_token_id
+    theirs, pad_id = tokenizer.backend_tokenizer, tokenizer.pad_token_id
+    save_loaded(tokenizer, folder)
+    theirs.encode_special_tokens = True
     return {
         "model_type": "tokenizers",
         "vocab_size": len(tokenizer),
         "eos_id": tokenizer.eos_token_id,
         "pad_id": tokenizer.eos_token_id if pad_id is None else pad_id,
-        "transformers_exact": True,
+        "transformers_exact": check_in_transformers(folder, lambda text: theirs.encode(text).ids, []),
         **loaded,
     }
+
+
+def _require_special_tokens(config: TokenizerConfig, folder: Path) -> None:
+    if config.special_tokens:
+        missing = set(config.special_tokens) - set(open_in_transformers(folder).all_special_tokens)
+        if missing:
+            raise TokenizerError(
+                f"tokenizer.special_tokens: {', '.join(sorted(missing))} is no control token of {config.source}, and "
+                "a tokenizer that is loaded gets none. Train one, or leave special_tokens empty"
+            )
 
 
 def _is_sentencepiece_folder(folder: Path) -> bool:

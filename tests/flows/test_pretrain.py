@@ -157,16 +157,16 @@ def test_the_ledger_of_another_reading_is_never_shown_as_this_one(tmp_path: Path
     tokenizer = next((finished[0].store / "tokenizers").iterdir())  # type: ignore[index]
     config = config.model_copy(update={"tokenizer": config.tokenizer.model_copy(update={"source": str(tokenizer)})})
     first = pretrain(config)
-    (corpus / "bad.txt").write_bytes(b"bad \xff\n")
+    (corpus / "bad.parquet").write_bytes(b"no table")
     second = pretrain(config)
     assert second.dataset_id == first.dataset_id
     assert second.cached["training"]
     assert not second.cached["report"]
-    assert "invalid_utf8" in second.report.read_text()
-    assert "1 invalid_utf8" in second.summary()
-    (corpus / "bad.txt").unlink()
+    assert "damaged_table" in second.report.read_text()
+    assert "1 damaged_table" in second.summary()
+    (corpus / "bad.parquet").unlink()
     third = pretrain(config)
-    assert "invalid_utf8" not in third.report.read_text()
+    assert "damaged_table" not in third.report.read_text()
 
 
 def test_a_lost_or_damaged_run_record_heals(again: RunConfig) -> None:

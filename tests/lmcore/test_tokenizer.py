@@ -2,23 +2,29 @@
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
+import sentencepiece
+from huggingface_hub import errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from lmcore.config import CorpusConfig, TokenizerConfig
+from lmcore.config import SPECIAL_PIECES, CorpusConfig, TokenizerConfig
 from lmcore.corpus import Corpus, describe, scan
-from lmcore.errors import CorpusError, TokenizerError
-from lmcore.sentencepiece_model import MODEL_FILE, SPECIAL_PIECES
+from lmcore.errors import CorpusError, TokenizerError, is_transient
+from lmcore.sentencepiece_model import MODEL_FILE, cut, neighbours, read_model
 from lmcore.store import open_sealed, prepare_store
 from lmcore.tokenizer import Tokenizer, TokenizerInfo, identify, make_tokenizer
 
 Make = Callable[..., TokenizerInfo]
+FAMILIES = ["bpe", "unigram", "byte_bpe"]
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +47,11 @@ def in_transformers(info: TokenizerInfo) -> Any:
     return AutoTokenizer.from_pretrained(info.folder)
 
 
-@pytest.fixture(scope="module")
-def bpe(make: Make) -> tuple[Tokenizer, Any]:
-    info = make()
+@pytest.fixture(scope="module", params=["bpe", "byte_bpe"])
+def bpe(make: Make, request: pytest.FixtureRequest) -> tuple[Tokenizer, Any]:
+    info = make(model_type=request.param)
     assert info.transformers_exact
+    assert (info.model_type, info.vocab_size, info.seen_bytes) == (request.param, 400, info.corpus_bytes)
     return Tokenizer(info.folder), in_transformers(info)
 
 
@@ -63,7 +70,7 @@ def test_text_comes_back_here_and_in_plain_transformers(bpe: tuple[Tokenizer, An
 
 
 @pytest.mark.parametrize("piece", SPECIAL_PIECES)
-@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_text_never_becomes_a_control_id(make: Make, model_type: str, piece: str) -> None:
     info = make(model_type=model_type)
     text = f"a{piece}{piece} b {piece}"
@@ -73,8 +80,9 @@ def test_text_never_becomes_a_control_id(make: Make, model_type: str, piece: str
     assert theirs.encode(text, add_special_tokens=False) == own.encode(text)
 
 
-def test_special_ids_are_the_tutorials(make: Make) -> None:
-    theirs = in_transformers(make())
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_special_ids_are_the_tutorials(make: Make, model_type: str) -> None:
+    theirs = in_transformers(make(model_type=model_type))
     assert [theirs.convert_tokens_to_ids(piece) for piece in SPECIAL_PIECES] == [0, 1, 2, 3, 4, 5]
     assert (theirs.pad_token_id, theirs.eos_token_id) == (0, 3)
     assert theirs.decode([3, 4, 5], skip_special_tokens=True) == ""
@@ -91,19 +99,92 @@ def unigram(make: Make) -> Tokenizer:
     return Tokenizer(make(model_type="unigram").folder)
 
 
-def test_a_batch_is_the_texts_one_by_one(bpe: tuple[Tokenizer, Any]) -> None:
-    texts = ["学習モデル", "", " a  b\n", "\u2581"]
-    assert [ids.tolist() for ids in bpe[0].encode_batch(texts)] == [bpe[0].encode(text) for text in texts]
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_users_control_tokens_are_made_by_nobody_else(tmp_path: Path, model_type: str) -> None:
+    tokens = ["<|user|>", "</答え>"]
+    (tmp_path / "x.txt").write_text("".join(f"{n % 9}<|user|>学習</答え><|us モデル{n}\n" for n in range(999)))
+    corpus = CorpusConfig(paths=[str(tmp_path / "x.txt")])
+    settings = TokenizerConfig(vocab_size=310, model_type=model_type, special_tokens=tokens)  # type: ignore[arg-type]
+    info = make_tokenizer(settings, corpus, describe(scan(corpus), corpus), tmp_path / "store")
+    own, theirs, text = Tokenizer(info.folder), in_transformers(info), "<|user|>学習</答え></s>"
+    assert own.decode(own.encode(text)) == text
+    assert min(own.encode(text)) > 7
+    assert theirs.encode(text) == own.encode(text)
+    assert theirs.extra_special_tokens == tokens
+    assert theirs.convert_tokens_to_ids(tokens) == [6, 7]
+    assert theirs.encode(text, split_special_tokens=False) == [6, *own.encode("学習"), 7, 3]
+    assert own.decode([6, *own.encode("学習"), 7, 3]) == "学習"
 
 
-def test_the_same_inputs_give_the_same_bytes(make: Make, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"special_tokens": ["<a>", "<a>"]}, "<a> stands for something else already, or is there twice"),
+        ({"special_tokens": ["</s>"]}, "</s> stands for something else already"),
+        ({"special_tokens": ["<0x0A>"]}, "<0x0A> stands for something else already"),
+        ({"special_tokens": [""]}, "'' is empty or holds white space"),
+        ({"special_tokens": ["<a b>"]}, "'<a b>' is empty or holds white space"),
+        ({"special_tokens": [f"<{n}>" for n in range(50)], "vocab_size": 300}, "300 is less than the 312 bytes and"),
+    ],
+)
+def test_special_tokens_that_cannot_be_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        TokenizerConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize("token", ["data", "x"])
+def test_a_special_token_that_is_a_word_of_the_text_is_refused(make: Make, token: str) -> None:
+    with pytest.raises(TokenizerError, match=rf"{token} is also a piece of ordinary text.*<\|{token}\|>"):
+        make(model_type="byte_bpe", special_tokens=[token], vocab_size=500)
+
+
+def test_a_loaded_tokenizer_must_have_the_special_tokens(make: Make) -> None:
+    trained = make(special_tokens=["<|user|>"])
+    source = str(trained.folder)
+    assert make(source=source, special_tokens=["<|user|>"]).vocab_size == trained.vocab_size
+    with pytest.raises(TokenizerError, match=r"<\|system\|> is no control token of"):
+        make(source=source, special_tokens=["<|system|>"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts=st.lists(any_text | hostile_text, max_size=6))
+def test_a_batch_is_the_texts_one_by_one_each_with_an_end(bpe: tuple[Tokenizer, Any], texts: list[str]) -> None:
+    own, theirs = bpe
+    one_by_one = [theirs.encode(text) for text in texts]
+    ids, lengths = own.encode_flat(texts)
+    assert ids.tolist() == [token for one in one_by_one for token in (*one, own.eos_id)]
+    assert (ids.dtype, lengths.dtype) == (own.dtype, "int64")
+    assert lengths.tolist() == [len(one) + 1 for one in one_by_one]
+    assert [array.tolist() for array in own.encode_batch(texts)] == one_by_one
+
+
+words = st.sampled_from(["学習", "モデル", "です。", " ", "\n", "model", "aa", "a", "😀", "\u2581", "123"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.lists(words, min_size=20, max_size=200).map("".join), size=st.integers(1, 20))
+def test_a_long_text_is_cut_where_its_ids_do_not_change(make: Make, text: str, size: int) -> None:
+    path = make().folder / MODEL_FILE
+    whole = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    parts = cut(text, neighbours(read_model(path)), size)
+    assert "".join(parts) == text
+    assert len(parts) > 1 or len(text) < 200
+    assert [token for part in parts for token in whole.encode(part)] == whole.encode(text)
+
+
+def test_a_unigram_text_is_never_cut(make: Make) -> None:
+    joined = neighbours(read_model(make(model_type="unigram").folder / MODEL_FILE))
+    assert cut("a\n" * 9000, joined) == ["a\n" * 9000]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_same_inputs_give_the_same_bytes(make: Make, corpus: Path, tmp_path: Path, model_type: str) -> None:
     config = CorpusConfig(paths=[str(corpus)])
-    other = make_tokenizer(
-        TokenizerConfig(vocab_size=400), config, describe(scan(config), config), prepare_store(tmp_path)
-    )
-    assert other.id == make().id
-    assert open_sealed(other.folder)["files"] == open_sealed(make().folder)["files"]
-    assert make(vocab_size=410).id != other.id
+    settings = TokenizerConfig.model_validate({"vocab_size": 400, "model_type": model_type})
+    other = make_tokenizer(settings, config, describe(scan(config), config), prepare_store(tmp_path))
+    first = make(model_type=model_type)
+    assert other.id == first.id
+    assert open_sealed(other.folder)["files"] == open_sealed(first.folder)["files"]
 
 
 def test_all_training_text_is_seen_and_no_validation_text(make: Make, corpus: Path) -> None:
@@ -122,20 +203,21 @@ def test_long_lines_and_reserved_marks_cost_only_themselves(tmp_path: Path) -> N
     assert info.corpus_bytes - info.seen_bytes == len("\0\u2585".encode())
 
 
-def test_above_the_budget_the_choice_does_not_depend_on_the_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model_type", "file"), [("bpe", MODEL_FILE), ("byte_bpe", "tokenizer.json")])
+def test_above_the_budget_the_choice_does_not_depend_on_the_order(tmp_path: Path, model_type: str, file: str) -> None:
     lines = [f"これは{number}番目の文です。今日は{number % 7}日です。" for number in range(1000)]
     models = []
     for name, order in (("a", lines), ("b", lines[::-1])):
         (tmp_path / f"{name}.txt").write_text("\n".join(order) + "\n")
         config = CorpusConfig(paths=[str(tmp_path / f"{name}.txt")])
         info = make_tokenizer(
-            TokenizerConfig(vocab_size=320, max_train_bytes=5000),
+            TokenizerConfig.model_validate({"vocab_size": 320, "max_train_bytes": 5000, "model_type": model_type}),
             config,
             describe(scan(config), config),
             tmp_path / "store",
         )
         assert info.seen_bytes <= 5000 < info.corpus_bytes
-        models.append((info.folder / "tokenizer.model").read_bytes())
+        models.append((info.folder / file).read_bytes())
     assert models[0] == models[1]
 
 
@@ -152,8 +234,6 @@ def test_our_folder_and_its_model_file_load_as_the_same_tokenizer(make: Make, mo
 
 
 def test_a_model_that_normalizes_keeps_its_own_ids(make: Make, corpus: Path, tmp_path: Path) -> None:
-    import sentencepiece
-
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus / "text.txt"), model_prefix=str(tmp_path / "m"), vocab_size=120, minloglevel=2
     )
@@ -171,7 +251,7 @@ def transformers_folder(tmp_path: Path, corpus: Path) -> Callable[..., Path]:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    def save(**special: str) -> Path:
+    def save(**special: object) -> Path:
         bpe = ByteLevelBPETokenizer()
         bpe.train([str(corpus / "text.txt")], vocab_size=300, special_tokens=["<|end|>"], show_progress=False)
         folder = tmp_path / "theirs"
@@ -188,6 +268,40 @@ def test_a_transformers_folder_gives_its_own_ids(make: Make, transformers_folder
     assert own.decode(own.encode(text)) == text
     plain = text.replace("<|end|>", "")
     assert own.encode(plain) == in_transformers(info).encode(plain, add_special_tokens=False)
+
+
+def test_a_loaded_folder_makes_no_ids_in_transformers_that_it_does_not_make_here(
+    make: Make, transformers_folder: Callable[..., Path]
+) -> None:
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import processors
+
+    folder = transformers_folder(eos_token="<|end|>", extra_special_tokens=["<|user|>"], chat_template="{{ 1 }}")
+    fast = Fast.from_file(str(folder / "tokenizer.json"))
+    fast.post_processor = processors.TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
+    fast.enable_truncation(4)
+    fast.enable_padding(length=64)
+    fast.save(str(folder / "tokenizer.json"))
+    info, text = make(source=str(folder)), "学習<|end|>データ<|user|>"
+    own, theirs = Tokenizer(info.folder), in_transformers(info)
+    assert info.transformers_exact
+    assert own.decode(own.encode(text)) == text
+    assert theirs.encode(text) == own.encode(text)
+    assert not {0, theirs.convert_tokens_to_ids("<|user|>")} & {*own.encode(text)}
+    assert theirs.chat_template == "{{ 1 }}"
+
+
+def test_a_loaded_tokenizer_that_changes_text_is_not_called_exact(
+    make: Make, transformers_folder: Callable[..., Path]
+) -> None:
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import normalizers
+
+    folder = transformers_folder(eos_token="<|end|>")
+    fast = Fast.from_file(str(folder / "tokenizer.json"))
+    fast.normalizer = normalizers.NFKC()
+    fast.save(str(folder / "tokenizer.json"))
+    assert not make(source=str(folder)).transformers_exact
 
 
 def test_a_tokenizer_without_an_end_is_refused(make: Make, transformers_folder: Callable[..., Path]) -> None:
@@ -213,6 +327,55 @@ def test_what_is_no_tokenizer_is_named(
         (tmp_path / "text.model").write_text("not a model")
     with pytest.raises(TokenizerError, match=message):
         make(source=source.format(tmp=tmp_path))
+
+
+def hub_error(kind: type[Exception], status: int) -> Exception:
+    request = httpx.Request("GET", "https://hub.invalid")
+    return kind("no", response=httpx.Response(status, request=request))  # type: ignore[call-arg]
+
+
+def not_in_the_cache(cause: Exception) -> Exception:
+    error = errors.LocalEntryNotFoundError("nothing cached")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("failure", "transient"),
+    [
+        (httpx.ReadTimeout("slow"), True),
+        (not_in_the_cache(httpx.ConnectError("no route")), True),
+        (not_in_the_cache(hub_error(errors.HfHubHTTPError, 503)), True),
+        (hub_error(errors.HfHubHTTPError, 429), True),
+        (hub_error(errors.HfHubHTTPError, 403), False),
+        (hub_error(errors.RepositoryNotFoundError, 404), False),
+        (not_in_the_cache(errors.OfflineModeIsEnabled("off")), False),
+        (errors.HFValidationError("bad name"), False),
+    ],
+)
+def test_only_a_hub_that_does_not_answer_is_asked_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, failure: Exception, transient: bool
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise failure
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ConnectionError if transient else TokenizerError, match=r"tokenizer\.source: ") as caught:
+        make(source="user/failing")
+    assert is_transient(caught.value) is transient
+
+
+def test_the_hub_is_asked_once_in_a_process(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    folder = make().folder
+
+    def download(name: str, **_: object) -> str:
+        calls.append(name)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert make(source="user/asked-once") == make(source="user/asked-once")
+    assert calls == ["user/asked-once"]
 
 
 def test_a_folder_that_holds_only_a_model_file_is_loaded(make: Make, corpus: Path, tmp_path: Path) -> None:
@@ -278,10 +441,12 @@ def test_no_text_and_too_small_a_vocabulary_are_errors(tmp_path: Path) -> None:
     assert list((tmp_path / "store" / "tokenizers").glob("[!.]*")) == []
 
 
-def test_real_text_is_exact_in_both_directions(shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", ["bpe", "byte_bpe"])
+def test_real_text_is_exact_in_both_directions(shared_data: Path, tmp_path: Path, model_type: str) -> None:
     config = CorpusConfig(paths=[str(shared_data / "ja.jsonl.gz")])
     corpus = describe(scan(config), config)
-    info = make_tokenizer(TokenizerConfig(vocab_size=8000), config, corpus, prepare_store(tmp_path))
+    settings = TokenizerConfig.model_validate({"vocab_size": 8000, "model_type": model_type})
+    info = make_tokenizer(settings, config, corpus, prepare_store(tmp_path))
     own, theirs = Tokenizer(info.folder), in_transformers(info)
     for name in ("ja", "en"):
         with gzip.open(shared_data / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
