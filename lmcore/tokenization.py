@@ -232,7 +232,13 @@ class _Encoder:
         if not is_whole(folder):
             self._encode(chunk, folder)
             self.made.add(key)
-        return {"key": key, "source": "corpus", "sources": chunk.sources, "dropped": [], **read_manifest(folder)["splits"]}
+        return {
+            "key": key,
+            "source": "corpus",
+            "sources": chunk.sources,
+            "dropped": [],
+            **read_manifest(folder)["splits"],
+        }
 
     def _encode(self, chunk: Chunk, folder: Path) -> None:
         ids = self.tokenizer.encode_batch([d.text for d in chunk.documents], self.threads)
