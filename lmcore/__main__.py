@@ -66,7 +66,7 @@ def _pretrain(arguments: list[str]) -> None:
     from lmcore.train import train
 
     dataset, tokenizer, store = _prepare(config)
-    blocks = build_dataset(dataset, config.dataset.block_size)
+    blocks = build_dataset(dataset, config.dataset)
     run = prepare_run(config, dataset, tokenizer, store, config.fresh)
     training = train(run)
     evaluation = evaluate(run, training.checkpoint)

@@ -15,7 +15,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -138,6 +138,29 @@ class DatasetConfig(Section):
     """Tokens in a block; also the longest context of the model."""
     shuffle: bool = True
     """Visit the blocks of every epoch in a new random order."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Share of an epoch's blocks by source (web 0.7, wiki 0.3); the sum need not be 1. Empty: as the text is."""
+    epochs: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Instead of weights: passes over each source in one epoch."""
+    packing: Literal["stream", "best_fit"] = "stream"
+    """stream: one block goes on where the last ended. best_fit: no document that fits a block is cut, at the price of
+    padding (arXiv 2404.10830)."""
+    document_masking: bool = False
+    """Attention and positions begin anew with every document in a block, as they do in evaluation."""
+
+    @property
+    def is_mixture(self) -> bool:
+        return bool(self.weights or self.epochs)
+
+    @model_validator(mode="after")
+    def _mixture_fits(self) -> Self:
+        if self.weights and self.epochs:
+            raise ValueError("weights and epochs are both given: a mixture has one of them")
+        if self.is_mixture and not any((self.weights or self.epochs).values()):
+            raise ValueError("weights or epochs are all 0: no source would be read")
+        if self.is_mixture and not self.shuffle:
+            raise ValueError("weights and epochs need shuffle: without it sources would not mix")
+        return self
 
 
 class ModelConfig(Section):

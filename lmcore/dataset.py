@@ -7,7 +7,7 @@ A block is ``block_size`` input ids with ``labels`` one ahead, so neighbouring b
 
 Two ways lead to blocks. On the fly from texts, as an iterable for torch's DataLoader. Or from a
 tokenized dataset, whose ids are one memory-mapped stream: there block i starts at token i * block_size, any
-batch is reached in O(1), and ``loader`` gathers whole batches without a Python list.
+batch is reached in O(1), and ``lmcore.loader`` gathers whole batches without a Python list.
 
 Shapes: B blocks in a batch, T tokens in a block.
 """
@@ -19,23 +19,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from pydantic import Field
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lmcore.config import CorpusConfig
+from lmcore.config import CorpusConfig, DatasetConfig
 from lmcore.corpus import scan
 from lmcore.documents import read_documents
-from lmcore.errors import CorpusError
 from lmcore.ledger import Ledger
-from lmcore.shards import Shard, shard_path
-from lmcore.shuffle import shuffled
-from lmcore.store import Output, read_manifest
+from lmcore.mixture import open_blocks
+from lmcore.store import Output
+from lmcore.stream import IGNORED_LABEL, TokenStream, source_names
 from lmcore.tokenization import Dataset
-
-IGNORED_LABEL = -100
-"""torch.nn.functional.cross_entropy leaves such labels out."""
 
 Block = dict[str, list[int]]
 _log = logging.getLogger(__name__)
@@ -190,63 +185,14 @@ def collate_fn(blocks: Sequence[Block]) -> dict[str, torch.Tensor]:
     return {key: torch.tensor([block[key] for block in blocks]) for key in ("input_ids", "labels")}
 
 
-class TokenStream:
-    """The ids of one split of a dataset as one flat stream, chunk after chunk, memory-mapped.
+class SourceCounts(Output):
+    """One source's part of the training text."""
 
-    Dropped documents are not part of it. Raises StoreError when a shard is missing or does not fit.
-    """
-
-    def __init__(self, dataset: Path, split: str) -> None:
-        manifest = read_manifest(dataset)
-        shards_folder = dataset.parent.parent / "shards"
-        self._shards: list[tuple[Shard, npt.NDArray[np.bool_]]] = []
-        self.segments: list[npt.NDArray[Any]] = []
-        for chunk in manifest["chunks"]:
-            shard = Shard(shard_path(shards_folder / chunk["key"], split), manifest["tokenizer_id"])
-            kept = np.ones(len(shard), dtype=np.bool_)
-            kept[chunk[split]["dropped"]] = False
-            self._shards.append((shard, kept))
-            self.segments += list(_kept_runs(shard, kept))
-        lengths = [len(segment) for segment in self.segments]
-        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        self._dtype = self.segments[0].dtype if self.segments else np.dtype(np.uint16)
-
-    def __len__(self) -> int:
-        """Tokens."""
-        return int(self._starts[-1])
-
-    def block_count(self, block_size: int) -> int:
-        """Whole blocks; the tail that fills none is not counted."""
-        return max(0, (len(self) - 1) // block_size)
-
-    def documents(self) -> Iterator[tuple[npt.NDArray[Any], int, int]]:
-        """(ids with the EOS at the end, UTF-8 bytes of the text, hash) of every document."""
-        for shard, kept in self._shards:
-            for row in np.flatnonzero(kept).tolist():
-                ids = shard.tokens[shard.offsets[row] : shard.offsets[row + 1]]
-                yield ids, int(shard.text_bytes[row]), int(shard.hashes[row])
-
-    def gather(self, indices: npt.NDArray[np.int64], block_size: int) -> npt.NDArray[Any]:
-        """Blocks by their numbers: (B, T + 1) ids; block i is tokens i * T to (i + 1) * T inclusive."""
-        out = np.empty((len(indices), block_size + 1), self._dtype)
-        starts = indices * block_size
-        numbers = np.searchsorted(self._starts, starts, side="right") - 1
-        offsets = starts - self._starts[numbers]
-        for row, number, offset in zip(out, numbers.tolist(), offsets.tolist(), strict=True):
-            filled = 0
-            while filled < len(row):
-                part = self.segments[number][offset : offset + len(row) - filled]
-                row[filled : filled + len(part)] = part
-                filled += len(part)
-                number, offset = number + 1, 0
-        return out
-
-
-def _kept_runs(shard: Shard, kept: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[Any]]:
-    """The tokens of a shard without its dropped documents, as few views as possible."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]])))
-    for first, stop in edges.reshape(-1, 2).tolist():
-        yield shard.tokens[shard.offsets[first] : shard.offsets[stop]]
+    documents: int
+    tokens: int
+    text_bytes: int
+    share: float
+    """Of an epoch's blocks; where sources are not weighted, of the tokens."""
 
 
 class Blocks(Output):
@@ -255,64 +201,46 @@ class Blocks(Output):
     dataset_id: str
     block_size: int
     train_blocks: int
+    """In an epoch."""
     tail_tokens: int
     """Training tokens at the end of the stream that fill no block; never trained on."""
     validation_tokens: int
+    padding: float = 0.0
+    """Share of an epoch's places that best-fit packing leaves empty."""
+    sources: dict[str, SourceCounts] = Field({})
 
     def verify(self) -> None:
         """The shards belong to the dataset, whose own record is verified."""
 
 
-def build_dataset(dataset: Dataset, block_size: int) -> Blocks:
+def build_dataset(dataset: Dataset, config: DatasetConfig) -> Blocks:
     """Open the shards of both splits and count their blocks.
 
-    Raises CorpusError when the training text is shorter than one block, StoreError when shards do not fit.
+    Raises CorpusError when a source's training text is shorter than one block, ConfigError when the settings name
+    other sources than the dataset has, StoreError when shards do not fit.
     """
-    train, validation = TokenStream(dataset.folder, "train"), TokenStream(dataset.folder, "validation")
-    blocks = train.block_count(block_size)
-    if not blocks:
-        raise CorpusError(
-            f"the corpus is smaller than one block: {len(train)} training tokens, a block needs "
-            f"{block_size + 1}. Give more text, or lower dataset.block_size (now {block_size})"
-        )
+    blocks = open_blocks(dataset.folder, config)
+    parts = list(blocks.sources.values())
     return Blocks(
         dataset_id=dataset.id,
-        block_size=block_size,
-        train_blocks=blocks,
-        tail_tokens=len(train) - 1 - blocks * block_size,
-        validation_tokens=len(validation),
+        block_size=config.block_size,
+        train_blocks=len(blocks),
+        tail_tokens=0 if config.packing == "best_fit" else sum(len(p.stream) - 1 - p.tokens for p in parts),
+        validation_tokens=len(TokenStream(dataset.folder, "validation")),
+        padding=blocks.padding,
+        sources=_source_counts(dataset.folder, blocks.draws if config.is_mixture else {}),
     )
 
 
-_ORDER_WINDOW = 16_384
-"""Positions shuffled at once: the cost of numpy's calls is spread over many."""
-
-
-def loader(
-    stream: TokenStream,
-    block_size: int,
-    batch_size: int,
-    *,
-    first_block: int,
-    last_block: int,
-    seed: int,
-    shuffle: bool,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of the blocks at positions ``first_block`` to ``last_block`` (exclusive) of training.
-
-    Position p is place p % n of epoch p // n, for n blocks in the stream, so the batches after any
-    position are reached without reading those before it. Yields ``input_ids`` and ``labels``, int64 (B, T);
-    the last batch may be short.
-    """
-    n = stream.block_count(block_size)
-    window = max(batch_size, _ORDER_WINDOW // batch_size * batch_size)
-    for start in range(first_block, last_block, window):
-        positions = np.arange(start, min(start + window, last_block))
-        order = positions % n
-        if shuffle:
-            for epoch in np.unique(positions // n).tolist():
-                inside = positions // n == epoch
-                order[inside] = shuffled(order[inside], n, seed, epoch)
-        for offset in range(0, len(order), batch_size):
-            rows = torch.from_numpy(stream.gather(order[offset : offset + batch_size], block_size).astype(np.int64))
-            yield {"input_ids": rows[:, :-1], "labels": rows[:, 1:]}
+def _source_counts(dataset: Path, draws: dict[str, int]) -> dict[str, SourceCounts]:
+    streams = {name: TokenStream(dataset, "train", name) for name in source_names(dataset, "train")}
+    parts = draws or {name: len(stream) for name, stream in streams.items()}
+    return {
+        name: SourceCounts(
+            documents=len(stream.document_lengths()),
+            tokens=len(stream),
+            text_bytes=stream.text_bytes,
+            share=parts.get(name, 0) / sum(parts.values()),
+        )
+        for name, stream in streams.items()
+    }

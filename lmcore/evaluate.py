@@ -7,7 +7,7 @@ different tokenizers compare.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,10 +17,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lmcore.checkpoint import trained_model, weights_hash
-from lmcore.dataset import IGNORED_LABEL, TokenStream
 from lmcore.device import autocast, choose_device, choose_precision
 from lmcore.run import Run
 from lmcore.store import Record
+from lmcore.stream import IGNORED_LABEL, TokenStream, source_names
 
 _SORTED_BATCHES = 64
 """Windows of this many batches are sorted by length together, so that little padding is computed."""
@@ -32,11 +32,14 @@ Window = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 class Score:
     """The outcome of scoring some documents."""
 
-    documents: int
-    tokens: int
+    documents: int = 0
+    tokens: int = 0
     """Ids that were predicted: those of the documents and an EOS for each."""
-    text_bytes: int
-    nats: float
+    text_bytes: int = 0
+    nats: float = 0.0
+
+    def __add__(self, other: "Score") -> "Score":
+        return Score(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def nats_per_token(self) -> float:
@@ -66,6 +69,8 @@ class Evaluation(Record):
     nats_per_token: float
     perplexity: float
     bits_per_byte: float
+    sources: dict[str, Score]
+    """By source, where there are several."""
 
 
 def evaluate(run: Run, checkpoint: Path) -> Evaluation:
@@ -75,13 +80,18 @@ def evaluate(run: Run, checkpoint: Path) -> Evaluation:
         return found
     score_documents = Scorer.of_run(run, trained_model(run, checkpoint))
     score_documents.model.to(score_documents.device)
-    score = score_documents(TokenStream(run.dataset_folder, "validation").documents())
+    scores = {
+        name: score_documents(TokenStream(run.dataset_folder, "validation", name).documents())
+        for name in source_names(run.dataset_folder, "validation")
+    }
+    score = sum(scores.values(), Score())
     return Evaluation(
         folder=run.folder,
         weights=weights,
         nats_per_token=score.nats_per_token,
         perplexity=score.perplexity,
         bits_per_byte=score.bits_per_byte,
+        sources=scores if len(scores) > 1 else {},
         **asdict(score),
     ).save()
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from lmcore.checkpoint import trained_model
 from lmcore.config import SampleConfig, fingerprint
-from lmcore.dataset import Blocks
+from lmcore.dataset import Blocks, SourceCounts
 from lmcore.device import choose_device
 from lmcore.errors import StoreError
-from lmcore.evaluate import Evaluation
+from lmcore.evaluate import Evaluation, Score
 from lmcore.generate import generate
 from lmcore.metrics import Row, read_metrics
 from lmcore.run import Run
@@ -160,7 +160,6 @@ def _page(
     model, settings = run.config.model, run.config.train
     drawn, text = sample
     manifest = read_manifest(run.dataset_folder)
-    epochs = training.tokens / blocks.block_size / blocks.train_blocks
     summary = {
         "validation loss": f"{evaluation.nats_per_token:.4f} nats per token",
         "perplexity": f"{evaluation.perplexity:.2f}",
@@ -169,7 +168,7 @@ def _page(
         "model": f"{model.architecture}, {model.layers} layers, {model.width} wide, {model.heads} heads",
         "parameters": f"{training.parameters:,} ({training.trainable_parameters:,} trained)",
         "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens",
-        "tokens trained on": f"{training.tokens:,} ({epochs:.2f} epochs)",
+        "tokens trained on": f"{training.tokens:,} ({rows[-1]['epoch']:.2f} epochs)",
         "throughput": f"{training.tokens_per_second:,.0f} tokens/s on {training.device} in {training.precision}",
     }
     parts = [
@@ -181,12 +180,22 @@ def _page(
         f"Prompt {drawn.prompt!r}, temperature {drawn.temperature:g}, top-k {drawn.top_k}, seed {drawn.seed}.",
         "## Losses",
         _table(("step", "tokens", "train", "validation"), (row.values() for row in loss_table(rows, 12))),
+        *_source_losses(evaluation.sources),
         "## Data",
         *data_sections(manifest, blocks),
         "## Made with",
         _table(("", ""), _ids_and_versions(run).items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _source_losses(scores: dict[str, Score]) -> list[str]:
+    head = ("validation of", "documents", "tokens", "nats per token", "bits per byte")
+    figures = [
+        (name, f"{score.documents:,}", f"{score.tokens:,}", f"{score.nats_per_token:.4f}", f"{score.bits_per_byte:.4f}")
+        for name, score in scores.items()
+    ]
+    return [_table(head, figures)] if figures else []
 
 
 def data_page(dataset: Dataset) -> str:
@@ -229,11 +238,20 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
     if ledger["undecodable_stored_bytes"]:
         sections.append(f"{ledger['undecodable_stored_bytes']:,} compressed bytes could not be unpacked.")
     if blocks is not None:
-        sections.append(
-            f"{blocks.train_blocks:,} training blocks of {blocks.block_size} tokens; "
-            f"{blocks.tail_tokens} tokens at the end fill none."
+        rest = (
+            f"{blocks.padding:.2%} are padding."
+            if blocks.padding
+            else f"{blocks.tail_tokens} tokens at the end fill none."
         )
+        sections.append(f"{blocks.train_blocks:,} training blocks of {blocks.block_size} tokens; {rest}")
+        if len(blocks.sources) > 1:
+            head = ("source", "documents", "tokens", "bytes of text", "share of training")
+            sections.append(_table(head, (_source_row(name, row) for name, row in blocks.sources.items())))
     return sections
+
+
+def _source_row(name: str, source: SourceCounts) -> tuple[str, ...]:
+    return (name, f"{source.documents:,}", f"{source.tokens:,}", f"{source.text_bytes:,}", f"{source.share:.1%}")
 
 
 def _ids_and_versions(run: Run) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Output(BaseModel):
 
     def rows(self) -> list[dict[str, str]]:
         """Name and value of every figure, for tables."""
-        return [{"figure": name, "value": str(value)} for name, value in self.model_dump().items()]
+        return [{"figure": name, "value": str(value)} for name, value in self.model_dump().items() if value != {}]
 
     def verify(self) -> None:
         """Raise ``StoreError`` unless everything this speaks of is on disk, whole and unchanged."""

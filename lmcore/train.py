@@ -12,7 +12,7 @@ Shapes: B blocks in a batch, T tokens in a block, V pieces in the vocabulary.
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,17 @@ from torch.nn.functional import cross_entropy
 
 from lmcore.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, weights_hash
 from lmcore.config import TrainConfig
-from lmcore.dataset import TokenStream, loader
 from lmcore.device import autocast, choose_device, choose_precision
 from lmcore.errors import StoppedError, TrainingError
 from lmcore.evaluate import Scorer
+from lmcore.loader import Batch, loader, prefetched, to_device
 from lmcore.metrics import MetricsWriter, Row
+from lmcore.mixture import open_blocks
 from lmcore.model import freeze_all_but, new_model, parameter_count
 from lmcore.optim import build_optimizer, learning_rate
 from lmcore.run import Run
 from lmcore.store import Record, locked, open_sealed
+from lmcore.stream import IGNORED_LABEL, TokenStream
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ class _Training:
         self.config: TrainConfig = run.config.train
         self.device = choose_device(self.config.device)
         self.precision = choose_precision(self.config.precision, self.device)
-        self.stream = TokenStream(run.dataset_folder, "train")
+        self.blocks = open_blocks(run.dataset_folder, run.config.dataset)
         self.model = new_model(run).to(self.device)
         freeze_all_but(self.model, self.config.trainable)
         self.optimizer = build_optimizer(self.model, self.config)
@@ -116,8 +118,7 @@ class _Training:
         self.metrics = MetricsWriter(run.metrics, self.state.step)
         self.score = Scorer.of_run(run, self.model)
         self.validation = _first_documents(run, self.config.validation_tokens)
-        self.blocks = self.stream.block_count(run.config.dataset.block_size)
-        self.total_steps = planned_steps(self.config, self.blocks)
+        self.total_steps = planned_steps(self.config, len(self.blocks))
         _log.info(
             "%s: %s parameters on %s in %s, step %d of %d, %d blocks an epoch",
             run.folder.name,
@@ -126,7 +127,7 @@ class _Training:
             self.precision,
             self.state.step,
             self.total_steps,
-            self.blocks,
+            len(self.blocks),
         )
 
     def finish(self, should_stop: Callable[[], bool]) -> TrainingResult:
@@ -136,7 +137,7 @@ class _Training:
         loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.device)
         self.clock = _Clock()
         self.logged = (state.tokens, state.seconds)
-        for batch in self._batches():
+        for batch, tokens in self._batches():
             rate = learning_rate(state.step, self.total_steps, config)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -147,7 +148,7 @@ class _Training:
             self.optimizer.zero_grad(set_to_none=True)
 
             state.step += 1
-            state.tokens += batch["labels"].numel()
+            state.tokens += tokens
             state.loss_steps += 1
             loss_sum += loss.detach()
             is_last = state.step == self.total_steps
@@ -167,36 +168,42 @@ class _Training:
                 )
         return self._result()
 
-    def _batches(self) -> Any:
-        size = self.config.batch_size
-        return loader(
-            self.stream,
-            self.run.config.dataset.block_size,
+    def _batches(self) -> Iterator[tuple[Batch, int]]:
+        """Batches on the device and the tokens that are learnt from each.
+
+        On a GPU they are made in a thread while it computes. On a CPU a batch costs 0.1 ms of a step of 200, and
+        training with the thread was as fast as without (measured on two cores).
+        """
+        size, dataset = self.config.batch_size, self.run.config.dataset
+        batches = loader(
+            self.blocks,
             size,
             first_block=self.state.step * size,
             last_block=self._last_block(),
             seed=self.config.seed,
-            shuffle=self.run.config.dataset.shuffle,
+            shuffle=dataset.shuffle,
+            document_ids=dataset.document_masking,
         )
+        ready = ((to_device(batch, self.device), int((batch["labels"] != IGNORED_LABEL).sum())) for batch in batches)
+        return prefetched(ready) if self.device.type == "cuda" else ready
 
     def _last_block(self) -> int:
         if self.config.max_steps:
             return self.total_steps * self.config.batch_size
-        return math.ceil(self.config.epochs * self.blocks)
+        return math.ceil(self.config.epochs * len(self.blocks))
 
-    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean cross-entropy in nats per token, computed in fp32."""
-        inputs_BT = batch["input_ids"].to(self.device, non_blocking=True)
-        labels_BT = batch["labels"].to(self.device, non_blocking=True)
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """Mean cross-entropy in nats per token that is no padding, computed in fp32."""
+        positions_BT = batch.get("position_ids")
         with autocast(self.precision, self.device):
-            logits_BTV = self.model(input_ids=inputs_BT, use_cache=False).logits
-        return cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten())
+            logits_BTV = self.model(input_ids=batch["input_ids"], position_ids=positions_BT, use_cache=False).logits
+        return cross_entropy(logits_BTV.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED_LABEL)
 
     def _is_validation_step(self) -> bool:
         """Every validate_every steps, at the end of each epoch, and at the last step."""
-        step, size = self.state.step, self.config.batch_size
+        step, size, blocks = self.state.step, self.config.batch_size, len(self.blocks)
         every = self.config.validate_every or max(1, self.total_steps // 10)
-        ends_epoch = step * size // self.blocks > (step - 1) * size // self.blocks
+        ends_epoch = step * size // blocks > (step - 1) * size // blocks
         return step % every == 0 or ends_epoch or step == self.total_steps
 
     def _log(self, loss_sum: float, rate: float, norm: float) -> None:
@@ -238,7 +245,7 @@ class _Training:
             "step": self.state.step,
             "total_steps": self.total_steps,
             "tokens": self.state.tokens,
-            "epoch": self.state.tokens / self.run.config.dataset.block_size / self.blocks,
+            "epoch": min(self.state.step * self.config.batch_size, self._last_block()) / len(self.blocks),
         }
         self.metrics.write({**row, **figures})
 

@@ -2,17 +2,17 @@
 
 from prefect import task
 
-from lmcore.config import RunConfig
+from lmcore.config import RunConfig, fingerprint, result_fields
 from lmcore.dataset import Blocks, build_dataset
 from lmcore.tokenization import Dataset
 from tasks.policies import stage
 
 
 def _content(config: RunConfig, dataset: Dataset) -> str:
-    return f"{dataset.folder}-{config.dataset.block_size}"
+    return f"{dataset.folder}-{fingerprint(result_fields(config.dataset))}"
 
 
 @task(name="dataset", task_run_name="blocks of {config.dataset.block_size}", **stage(_content))
 def blocks(config: RunConfig, dataset: Dataset) -> Blocks:
     """Count the blocks that training will draw; a corpus smaller than one block ends here."""
-    return build_dataset(dataset, config.dataset.block_size)
+    return build_dataset(dataset, config.dataset)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Before torch is loaded, here and in every process that tests start: its threads only wait for each other on models
@@ -22,7 +23,8 @@ from lmcore.dataset import Blocks, build_dataset
 from lmcore.evaluate import Evaluation, evaluate
 from lmcore.metrics import read_metrics
 from lmcore.run import Run, prepare_run
-from lmcore.store import prepare_store
+from lmcore.shards import shard_path, write_shard
+from lmcore.store import manifest_bytes, prepare_store, read_manifest
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import TokenizerInfo, make_tokenizer
 from lmcore.train import TrainingResult, train
@@ -128,9 +130,60 @@ def prepare(config: RunConfig) -> Prepared:
 
 
 @pytest.fixture(scope="session")
+def many_chunks(corpus: Path, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A dataset of many small chunks, in a store of its own."""
+    config = CorpusConfig(paths=[str(corpus)], chunk_bytes=2000)
+    store = prepare_store(tmp_path_factory.mktemp("many_chunks"))
+    return tokenize(config, describe(scan(config), config), prepared.tokenizer, store)
+
+
+EOS = 3
+WriteDataset = Callable[[list[tuple[str, list[list[int]]]]], Path]
+
+
+@pytest.fixture(scope="session")
+def write_dataset(tmp_path_factory: pytest.TempPathFactory) -> WriteDataset:
+    """Makes a dataset's folder of chunks given as (source, ids of documents without EOS); a text has a byte an id."""
+    store, numbers = tmp_path_factory.mktemp("written"), count()
+
+    def write(chunks: list[tuple[str, list[list[int]]]]) -> Path:
+        folder = store / "datasets" / str(next(numbers))
+        folder.mkdir(parents=True)
+        entries = []
+        for number, (source, documents) in enumerate(chunks):
+            key = f"{folder.name}-{number}"
+            (store / "shards" / key).mkdir(parents=True)
+            for split, kept in (("train", documents), ("validation", [])):
+                ids = [np.array(document, np.uint16) for document in kept]
+                rows = range(len(ids))
+                about = {"tokenizer_id": "numbers", "eos_id": EOS, "dtype": np.uint16}
+                write_shard(shard_path(store / "shards" / key, split), ids, [len(i) for i in ids], rows, rows, **about)
+            counts = {"train": {"documents": len(documents)}, "validation": {"documents": 0}}
+            entries.append({"key": key, "source": source, "dropped": [], **counts})
+        manifest = {"kind": "dataset", "id": folder.name, "tokenizer_id": "numbers", "chunks": entries}
+        (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """A prepared store; tests add runs of their own to it and change nothing else."""
     return prepare(tiny_config(corpus, tmp_path_factory.mktemp("prepared") / "store"))
+
+
+@pytest.fixture(scope="session")
+def mixed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """A prepared store whose chunks are of the sources web and wiki."""
+    config = tiny_config(corpus, tmp_path_factory.mktemp("mixed") / "store")
+    small = config.corpus.model_copy(update={"chunk_bytes": 2000})
+    prepared = prepare(config.model_copy(update={"corpus": small}))
+    manifest = read_manifest(prepared.dataset.folder)
+    for number, chunk in enumerate(manifest["chunks"]):
+        chunk["source"] = "web" if number % 3 else "wiki"
+    (prepared.dataset.folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+    return prepared
 
 
 @dataclass(frozen=True)
@@ -145,7 +198,7 @@ class Trained:
 
 def train_and_evaluate(prepared: Prepared, run: Run) -> Trained:
     training = train(run)
-    blocks = build_dataset(prepared.dataset, run.config.dataset.block_size)
+    blocks = build_dataset(prepared.dataset, run.config.dataset)
     return Trained(run, training, evaluate(run, training.checkpoint), blocks)
 
 

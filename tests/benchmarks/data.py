@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from lmcore.config import CorpusConfig, TokenizerConfig
+from lmcore.config import CorpusConfig, DatasetConfig, TokenizerConfig
 from lmcore.corpus import describe, scan
-from lmcore.dataset import TokenStream, loader
 from lmcore.documents import read_documents
 from lmcore.ledger import Ledger
+from lmcore.loader import loader
+from lmcore.mixture import Mixture, open_blocks
 from lmcore.sentencepiece_model import MODEL_FILE
 from lmcore.store import prepare_store, remove
 from lmcore.tokenization import tokenize
@@ -64,14 +65,16 @@ def main(path: str) -> None:
                 f"{size / ours:7.1f} MB/s   ratio {peer / ours:.2f}"
             )
         dataset = tokenize(config, corpus, info, store)
-        feed(TokenStream(dataset.folder, "train"))
+        for packing in ("stream", "best_fit"):
+            print(packing)
+            feed(open_blocks(dataset.folder, DatasetConfig(block_size=BLOCK, packing=packing)))
 
 
-def feed(stream: TokenStream) -> None:
+def feed(source: Mixture) -> None:
     blocks = 3_000 * BATCH
 
     def all_batches() -> None:
-        batches = loader(stream, BLOCK, BATCH, first_block=0, last_block=blocks, seed=0, shuffle=True)
+        batches = loader(source, BATCH, first_block=0, last_block=blocks, seed=0)
         for batch in batches:
             assert batch["input_ids"].dtype.is_signed
 

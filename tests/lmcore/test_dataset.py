@@ -2,26 +2,21 @@
 
 import json
 import pickle
-import random
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcore.config import CorpusConfig
-from lmcore.corpus import describe, scan
-from lmcore.dataset import BlockDataset, BufferedShuffleDataset, TokenStream, build_dataset, collate_fn, loader
+from lmcore.config import DatasetConfig
+from lmcore.corpus import scan
+from lmcore.dataset import BlockDataset, BufferedShuffleDataset, build_dataset, collate_fn
 from lmcore.documents import read_documents
 from lmcore.errors import CorpusError
 from lmcore.ledger import Ledger
-from lmcore.shards import Shard, shard_path
-from lmcore.shuffle import shuffled
-from lmcore.store import manifest_bytes, prepare_store, read_manifest
-from lmcore.tokenization import Dataset, tokenize
+from lmcore.stream import TokenStream
 from lmcore.tokenizer import Tokenizer
 from tests.conftest import REPOSITORY, Prepared
 
@@ -131,105 +126,31 @@ def test_shards_hold_what_from_texts_yields_chunk_by_chunk(prepared: Prepared) -
     assert list(on_the_fly) == list(BlockDataset.from_shards(prepared.dataset.folder, 16))
 
 
-def test_gather_is_the_flat_stream_across_segments(prepared: Prepared) -> None:
-    stream = TokenStream(prepared.dataset.folder, "train")
-    assert len(stream.segments) >= 1
-    flat = np.concatenate(stream.segments)
-    # The same ids in many small pieces: blocks then cross several boundaries.
-    stream.segments = np.split(flat, np.sort(np.random.default_rng(0).choice(len(flat), 200, replace=False)))
-    stream._starts = np.concatenate([[0], np.cumsum([len(segment) for segment in stream.segments])])
-    for size in (2, 7, 16):
-        blocks = stream.gather(np.arange(stream.block_count(size)), size)
-        assert np.array_equal(blocks[:, :-1].ravel(), flat[: blocks[:, :-1].size])
-        assert np.array_equal(blocks[:, 1:].ravel(), flat[1 : blocks[:, 1:].size + 1])
-
-
-@pytest.fixture(scope="module")
-def many_chunks(corpus: Path, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A dataset of many small chunks, in a store of its own."""
-    config = CorpusConfig(paths=[str(corpus)], chunk_bytes=2000)
-    store = prepare_store(tmp_path_factory.mktemp("many_chunks"))
-    return tokenize(config, describe(scan(config), config), prepared.tokenizer, store)
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), share=st.sampled_from([0, 0.1, 0.5, 0.9, 1]), size=st.integers(1, 40))
-def test_dropped_documents_are_as_if_they_were_not_there(
-    many_chunks: Dataset, seed: int, share: float, size: int
-) -> None:
-    draw = random.Random(seed)
-    manifest = read_manifest(many_chunks.folder)
-    assert len(manifest["chunks"]) > 3
-    kept: list[list[int]] = []
-    for chunk in manifest["chunks"]:
-        shard = Shard(shard_path(many_chunks.folder.parent.parent / "shards" / chunk["key"], "train"))
-        chunk["train"]["dropped"] = [row for row in range(len(shard)) if draw.random() < share]
-        rows = [row for row in range(len(shard)) if row not in chunk["train"]["dropped"]]
-        kept += [shard.tokens[shard.offsets[row] : shard.offsets[row + 1]].tolist() for row in rows]
-    folder = many_chunks.folder.with_name("with_drops")
-    folder.mkdir(exist_ok=True)
-    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
-    stream = TokenStream(folder, "train")
-    flat = [number for ids in kept for number in ids]
-    assert [ids.tolist() for ids, *_ in stream.documents()] == kept
-    assert len(stream) == len(flat)
-    numbers = np.array(
-        draw.choices(range(stream.block_count(size)), k=50) if stream.block_count(size) else [], np.int64
-    )
-    blocks = stream.gather(numbers, size)
-    assert blocks.tolist() == [flat[number * size : (number + 1) * size + 1] for number in numbers.tolist()]
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(step=st.integers(0, 40), batch=st.integers(1, 9), shuffle=st.booleans())
-def test_any_position_is_reached_at_once(prepared: Prepared, step: int, batch: int, shuffle: bool) -> None:
-    stream = TokenStream(prepared.dataset.folder, "train")
-
-    def batches(first_block: int) -> list[list[list[int]]]:
-        found = loader(stream, 16, batch, first_block=first_block, last_block=41 * batch, seed=1, shuffle=shuffle)
-        return [one["input_ids"].tolist() for one in found]
-
-    assert batches(step * batch) == batches(0)[step:]
-
-
-@settings(max_examples=30, deadline=None)
-@given(first=st.integers(0, 10_000), count=st.integers(1, 700), batch=st.integers(1, 9), window=st.integers(1, 50))
-def test_batches_are_those_of_one_long_sequence_wherever_they_start(
-    many_chunks: Dataset, first: int, count: int, batch: int, window: int
-) -> None:
-    stream = TokenStream(many_chunks.folder, "train")
-    n = stream.block_count(16)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lmcore.dataset._ORDER_WINDOW", window)
-        rows = [
-            row
-            for one in loader(stream, 16, batch, first_block=first, last_block=first + count, seed=3, shuffle=True)
-            for row in one["input_ids"].tolist()
-        ]
-    order = [int(shuffled(np.array([place % n]), n, 3, place // n)[0]) for place in range(first, first + count)]
-    assert rows == stream.gather(np.array(order), 16)[:, :-1].tolist()
-
-
-def test_an_epoch_is_every_block_once_and_the_next_has_another_order(prepared: Prepared) -> None:
-    stream = TokenStream(prepared.dataset.folder, "train")
-    n = stream.block_count(16)
-    rows = [
-        tuple(row)
-        for batch in loader(stream, 16, 7, first_block=0, last_block=2 * n, seed=0, shuffle=True)
-        for row in batch["input_ids"].tolist()
-    ]
-    everything = sorted(map(tuple, stream.gather(np.arange(n), 16)[:, :-1].tolist()))
-    assert sorted(rows[:n]) == sorted(rows[n:]) == everything
-    assert rows[:n] != rows[n:]
-
-
 def test_a_corpus_smaller_than_one_block_is_refused(prepared: Prepared) -> None:
     tokens = prepared.dataset.tokens
-    assert build_dataset(prepared.dataset, tokens - 1).train_blocks == 1
+    assert build_dataset(prepared.dataset, DatasetConfig(block_size=tokens - 1)).train_blocks == 1
     with pytest.raises(
         CorpusError, match=rf"smaller than one block: {tokens} training tokens, a block needs {tokens + 1}"
     ):
-        build_dataset(prepared.dataset, tokens)
+        build_dataset(prepared.dataset, DatasetConfig(block_size=tokens))
+
+
+def test_sources_are_counted_and_shared_out(mixed: Prepared) -> None:
+    plain = build_dataset(mixed.dataset, DatasetConfig(block_size=16))
+    assert {name: source.share for name, source in plain.sources.items()} == {
+        name: source.tokens / mixed.dataset.tokens for name, source in plain.sources.items()
+    }
+    for name in ("documents", "tokens", "text_bytes"):
+        assert sum(getattr(source, name) for source in plain.sources.values()) == getattr(mixed.dataset, name)
+    wiki_alone = build_dataset(mixed.dataset, DatasetConfig(block_size=16, epochs={"web": 0, "wiki": 2}))
+    assert [source.share for source in wiki_alone.sources.values()] == [0, 1]
+    assert wiki_alone.train_blocks == 2 * ((plain.sources["wiki"].tokens - 1) // 16)
+
+
+def test_packing_leaves_no_tail(prepared: Prepared) -> None:
+    packed = build_dataset(prepared.dataset, DatasetConfig(block_size=16, packing="best_fit"))
+    assert packed.tail_tokens == 0
+    assert packed.train_blocks * 16 * (1 - packed.padding) == pytest.approx(prepared.dataset.tokens)
 
 
 @pytest.mark.parametrize("size", [0, -1])

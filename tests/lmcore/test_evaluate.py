@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lmcore.checkpoint import trained_model
-from lmcore.dataset import TokenStream
 from lmcore.evaluate import Evaluation, Score, Scorer, evaluate
 from lmcore.model import new_model
+from lmcore.stream import TokenStream
 from lmcore.train import train
 from tests.conftest import Prepared, Trained
 
@@ -84,6 +84,24 @@ def test_bits_per_byte_divide_by_the_bytes_of_the_original_text(trained: Trained
     assert evaluation.bits_per_byte == pytest.approx(evaluation.nats / math.log(2) / text)
     assert evaluation.nats_per_token == evaluation.nats / evaluation.tokens
     assert evaluation.perplexity == pytest.approx(math.exp(evaluation.nats_per_token))
+
+
+def test_every_source_has_a_score_of_its_own(mixed: Prepared) -> None:
+    run = mixed.run(max_steps=2, dataset={"weights": {"web": 1, "wiki": 1}})
+    evaluation = evaluate(run, train(run).checkpoint)
+    scorer = Scorer.of_run(run, trained_model(run, train(run).checkpoint))
+    assert list(evaluation.sources) == ["web", "wiki"]
+    for name, score in evaluation.sources.items():
+        assert score == scorer(TokenStream(run.dataset_folder, "validation", name).documents())
+    assert Evaluation.load(run.folder) == evaluation
+    for count in ("documents", "tokens", "text_bytes", "nats"):
+        assert sum(getattr(score, count) for score in evaluation.sources.values()) == pytest.approx(
+            getattr(evaluation, count)
+        )
+
+
+def test_one_source_is_not_listed(trained: Trained) -> None:
+    assert trained.evaluation.sources == {}
 
 
 def test_a_perplexity_beyond_floats_is_infinite() -> None:

@@ -48,6 +48,19 @@ def test_the_page_has_the_figures_of_the_run(trained: Trained, page: Report) -> 
     assert "![loss](report.png)" in text
 
 
+def test_sources_have_their_counts_and_losses_on_the_page(mixed: Prepared) -> None:
+    found = train_and_evaluate(mixed, mixed.run(dataset={"weights": {"web": 1, "wiki": 3}, "packing": "best_fit"}))
+    text = report(found.training, found.evaluation, found.blocks, SAMPLE).markdown()
+    assert "% are padding." in text
+    for name, share in (("web", "25."), ("wiki", "75.")):
+        source, score = found.blocks.sources[name], found.evaluation.sources[name]
+        counts = f"| {name} | {source.documents:,} | {source.tokens:,} | {source.text_bytes:,} | "
+        share_in_page = text.split(counts)[1].split("%")[0]
+        assert float(share_in_page) == pytest.approx(float(share), abs=0.2)
+        losses = f"{score.nats_per_token:.4f} | {score.bits_per_byte:.4f} |"
+        assert f"| {name} | {score.documents} | {score.tokens:,} | {losses}" in text
+
+
 def test_the_picture_is_a_png_and_can_stand_in_the_page(page: Report) -> None:
     image = matplotlib.image.imread(BytesIO(page.picture.read_bytes()), format="png")
     assert image.shape[:2] == (495, 880)

@@ -25,6 +25,19 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len(orders) == 25
 
 
+def test_orders_stay_what_they_were() -> None:
+    # A run that resumes under a newer version of this project still sees its own batches.
+    assert shuffled(np.arange(12), 1000, 3, 5).tolist() == [264, 765, 794, 546, 985, 180, 566, 192, 428, 605, 618, 22]
+
+
+@settings(deadline=None)
+@given(epochs=st.lists(st.integers(0, 5), min_size=1, max_size=50))
+def test_every_place_may_be_of_an_epoch_of_its_own(epochs: list[int]) -> None:
+    places = np.arange(len(epochs))
+    expected = [int(shuffled(np.array([place]), 77, 1, epoch)[0]) for place, epoch in enumerate(epochs)]
+    assert shuffled(places, 77, 1, np.array(epochs)).tolist() == expected
+
+
 def test_a_thousand_million_need_no_list() -> None:
     n = 10**9
     items = shuffled(np.arange(n - 1000, n), n, 0, 0)

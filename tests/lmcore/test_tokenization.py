@@ -8,11 +8,11 @@ import pytest
 
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
-from lmcore.dataset import TokenStream
 from lmcore.documents import read_documents
 from lmcore.errors import CorpusError
 from lmcore.ledger import Ledger
 from lmcore.store import prepare_store
+from lmcore.stream import TokenStream
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import Tokenizer, TokenizerInfo
 from tests.conftest import Prepared, write_corpus

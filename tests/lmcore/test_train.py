@@ -19,7 +19,9 @@ import lmcore.train
 from lmcore.checkpoint import newest_checkpoint
 from lmcore.config import TrainConfig
 from lmcore.errors import ConfigError, RunError, StoppedError, TrainingError
+from lmcore.loader import loader
 from lmcore.metrics import read_metrics
+from lmcore.mixture import open_blocks
 from lmcore.model import new_model
 from lmcore.run import Run
 from lmcore.store import locked
@@ -228,6 +230,8 @@ def test_watching_does_not_change_the_weights(prepared: Prepared, whole: Run, ch
         {"beta1": 0.5},
         {"model": {"dropout": 0.0}},
         {"dataset": {"shuffle": False}},
+        {"dataset": {"packing": "best_fit"}},
+        {"dataset": {"document_masking": True}},
     ],
     ids=str,
 )
@@ -333,6 +337,37 @@ def test_steps_may_go_through_many_epochs(prepared: Prepared, trained: Trained, 
 )
 def test_planned_steps(settings: dict[str, Any], blocks: int, steps: int) -> None:
     assert planned_steps(TrainConfig(batch_size=16, **settings), blocks) == steps
+
+
+# --- packed blocks and several sources ---
+
+
+def test_padding_is_not_learnt_and_not_counted(prepared: Prepared) -> None:
+    packed = {"packing": "best_fit", "document_masking": True}
+    run = prepared.run(dataset=packed, model={"dropout": 0.0}, max_steps=0, epochs=1, batch_size=7, log_every=1)
+    result = train(run)
+    assert result.tokens == prepared.dataset.tokens
+    rows = read_metrics(run.metrics)
+    assert rows[-1]["epoch"] == 1
+    blocks = open_blocks(run.dataset_folder, run.config.dataset)
+    batch = next(loader(blocks, 7, first_block=0, last_block=7, seed=0, document_ids=True))
+    model, nats, tokens = new_model(run), 0.0, 0
+    for row, labels in enumerate(batch["labels"]):
+        for number in batch["document_ids"][row][labels != -100].unique():
+            ours = (batch["document_ids"][row] == number) & (labels != -100)
+            scores = model(batch["input_ids"][row, ours][None]).logits[0].log_softmax(-1)
+            nats -= scores[range(len(scores)), labels[ours]].sum().item()
+            tokens += len(scores)
+    assert rows[0]["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+
+
+def test_a_mixture_resumes_to_the_last_bit(mixed: Prepared) -> None:
+    settings: dict[str, Any] = {"dataset": {"weights": {"web": 1, "wiki": 2}, "packing": "best_fit"}, **SETTINGS}
+    whole, stopped = mixed.run(**settings), mixed.run(**settings)
+    train(whole)
+    stop_after(stopped, 7)
+    train(stopped)
+    assert_same_training(whole, stopped)
 
 
 # --- a broken loss ---
