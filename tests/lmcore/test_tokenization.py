@@ -2,20 +2,26 @@
 
 import json
 import os
+import random
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+from lmcore import spans
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
 from lmcore.documents import read_documents
-from lmcore.errors import CorpusError
+from lmcore.errors import ConfigError, CorpusError, FileChangedError
 from lmcore.ledger import Ledger
 from lmcore.store import prepare_store
 from lmcore.stream import TokenStream
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import Tokenizer, TokenizerInfo
-from tests.conftest import Prepared, write_corpus
+from tests.conftest import REPOSITORY, Prepared, wait_until, write_corpus
 
 
 @pytest.fixture
@@ -193,3 +199,135 @@ def test_progress_ends_at_all_bytes(corpus_folder: Path, tokenizer: TokenizerInf
     )
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (corpus.stored_bytes, corpus.stored_bytes)
+
+
+def test_a_file_that_changes_while_it_is_read_costs_only_itself(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (corpus_folder / "other.txt").write_text("別の文書\n" * 3000)
+    whole = build(corpus_folder, tokenizer, tmp_path / "store")
+    real = spans.open_stored
+
+    def growing(path: str) -> object:
+        if path.endswith("other.txt"):
+            Path(path).write_text("変わった\n" * 3000)
+        return real(path)
+
+    monkeypatch.setattr(spans, "open_stored", growing)
+    (corpus_folder / "other.txt").write_text("別の文書 \n" * 3000)
+    dataset = build(corpus_folder, tokenizer, tmp_path / "store")
+    assert dataset.skipped == {"changed_while_read": 1}
+    assert dataset.unaccounted_bytes == 0
+    assert dataset.documents + dataset.validation_documents == 2000 < whole.documents
+    (corpus_folder / "other.txt").write_text("別の文書  \n" * 3000)
+    with pytest.raises(FileChangedError, match=r"other.txt: changed while read"):
+        build(corpus_folder, tokenizer, tmp_path / "store", on_bad_input="fail")
+
+
+def test_bad_input_may_end_the_run(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    with open(corpus_folder / "text.txt", "ab") as file:
+        file.write(b"bad \xff line\n")
+    with pytest.raises(CorpusError, match=r"text.txt at \d+: invalid_utf8 \(10 bytes\)"):
+        build(corpus_folder, tokenizer, tmp_path / "store", on_bad_input="fail")
+    assert not (tmp_path / "store" / "datasets").exists()
+
+
+def test_duplicates_and_lengths_are_left_out_and_counted(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path
+) -> None:
+    plain = build(corpus_folder, tokenizer, tmp_path / "store")
+    lines = (corpus_folder / "text.txt").read_text().splitlines()
+    (corpus_folder / "again.txt").write_text("\n".join([*lines[::2], "短い"]) + "\n")
+    once = build(corpus_folder, tokenizer, tmp_path / "store", deduplicate=True, min_bytes=10)
+    short = sum(len(line.encode()) < 10 for line in [*lines, *lines[::2], "短い"])
+    assert once.dropped["too_short"] == short >= 1
+    assert once.dropped["duplicate"] == 3001 - short - len({line for line in lines if len(line.encode()) >= 10})
+    assert once.duplicate_documents == 0
+    assert hashes(once, "train") <= hashes(plain, "train")
+    both = build(corpus_folder, tokenizer, tmp_path / "store")
+    assert both.chunks_made == 0, "changing a filter encodes nothing"
+    assert both.id != once.id
+    stream = TokenStream(once.folder, "train")
+    assert len(stream) == once.tokens
+
+
+def is_wanted(text: str) -> bool:
+    """The predicate of the test below."""
+    return "1" not in text
+
+
+def test_a_predicate_decides_by_the_text(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    lines = [f"文書 {number}" for number in range(1000)]
+    (corpus_folder / "text.txt").write_text("\n".join(lines) + "\n")
+    dataset = build(corpus_folder, tokenizer, tmp_path / "store", filter=f"{__name__}.is_wanted")
+    wanted = sum(map(is_wanted, lines))
+    assert dataset.documents + dataset.validation_documents == wanted
+    assert dataset.skipped == {"filter": 1000 - wanted}
+    with pytest.raises(ConfigError, match=r"there is no nothing\.here"):
+        build(corpus_folder, tokenizer, tmp_path / "store", filter="nothing.here")
+
+
+def test_normalized_text_keeps_its_name_and_side(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    (corpus_folder / "text.txt").write_text("".join(f"ｶﾞ１{number}\n" for number in range(500)))
+    plain = build(corpus_folder, tokenizer, tmp_path / "store")
+    folded = build(corpus_folder, tokenizer, tmp_path / "store", normalize="NFKC")
+    assert hashes(plain, "validation") == hashes(folded, "validation")
+    assert folded.text_bytes == plain.text_bytes
+    own = Tokenizer(tokenizer.folder)
+    ids = next(iter(TokenStream(folded.folder, "train").documents()))[0].tolist()
+    assert own.decode(ids).startswith("ガ1")
+    manifest = json.loads((folded.folder / "manifest.json").read_text())
+    assert manifest["ledger"]["normalized_documents"] == 500
+
+
+def test_an_unchanged_corpus_is_not_read(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = build(corpus_folder, tokenizer, tmp_path / "store")
+    monkeypatch.setattr(spans, "open_stored", lambda path: pytest.fail(f"{path} was read"))
+    assert build(corpus_folder, tokenizer, tmp_path / "store").id == before.id
+
+
+def test_processes_give_the_same_as_threads(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    expected = build(corpus_folder, tokenizer, tmp_path / "store")
+    config = CorpusConfig(paths=[str(corpus_folder)], chunk_bytes=2000)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        store = prepare_store(tmp_path / "other")
+        found = tokenize(config, describe(scan(config), config), tokenizer, store, executor=pool)
+    assert found.id == expected.id
+
+
+def test_sources_have_names_in_the_manifest(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    wiki = write_corpus(tmp_path / "wiki", documents=300, seed=5)
+    dataset = build(corpus_folder, tokenizer, tmp_path / "store", sources={"wiki": [str(wiki)]})
+    manifest = json.loads((dataset.folder / "manifest.json").read_text())
+    documents = {"corpus": 0, "wiki": 0}
+    for chunk in manifest["chunks"]:
+        documents[chunk["source"]] += sum(chunk[split]["documents"] for split in ("train", "validation"))
+    assert documents == {"corpus": 2000, "wiki": 300}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_while_tokenizing_it_ends_with_the_same_dataset(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, seed: int
+) -> None:
+    expected = build(corpus_folder, tokenizer, tmp_path / "at_once")
+    store = tmp_path / "store"
+    code = (
+        "import sys; from pathlib import Path; from tests.lmcore.test_tokenization import build; "
+        "from lmcore.tokenizer import TokenizerInfo; "
+        "build(Path(sys.argv[1]), TokenizerInfo.open(Path(sys.argv[2])), Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, str(corpus_folder), str(tokenizer.folder), str(store)]
+    draw = random.Random(seed)
+    process = subprocess.Popen(command, cwd=REPOSITORY)
+    chunks = draw.randrange(1, 30)
+    wait_until(lambda: process.poll() is not None or len(list(store.glob("shards/*"))) >= chunks, "chunks")
+    process.kill()
+    process.wait()
+    after = build(corpus_folder, tokenizer, store)
+    assert after.id == expected.id
+    assert sorted(p.name for p in (store / "shards").iterdir()) == sorted(
+        p.name for p in (tmp_path / "at_once" / "shards").iterdir()
+    )
+    assert not list(store.rglob(".tmp-*"))
