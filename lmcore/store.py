@@ -206,7 +206,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     content = _read_json(path)
     check_version(content, path)
     found = content.pop("checksum", None)
-    if found != _checksum(content):
+    # The bytes too: a flipped one may leave the content as it was.
+    if found != _checksum(content) or manifest_bytes(content) != path.read_bytes():
         raise StoreError(f"{path} is damaged: its content does not match its checksum")
     return content
 

@@ -154,12 +154,15 @@ def write_dataset(tmp_path_factory: pytest.TempPathFactory) -> WriteDataset:
             key = f"{folder.name}-{number}"
             (store / "shards" / key).mkdir(parents=True)
             for split, kept in (("train", documents), ("validation", [])):
-                ids = [np.array(document, np.uint16) for document in kept]
-                rows = range(len(ids))
-                about = {"tokenizer_id": "numbers", "eos_id": EOS, "dtype": np.uint16}
-                write_shard(shard_path(store / "shards" / key, split), ids, [len(i) for i in ids], rows, rows, **about)
-            counts = {"train": {"documents": len(documents)}, "validation": {"documents": 0}}
-            entries.append({"key": key, "source": source, "dropped": [], **counts})
+                tokens = np.array([i for document in kept for i in [*document, EOS]], np.uint16)
+                lengths = np.array([len(document) + 1 for document in kept], np.int64)
+                rows = np.arange(len(kept))
+                path = shard_path(store / "shards" / key, split)
+                hashes = rows.astype(np.uint64)
+                write_shard(path, tokens, lengths, lengths - 1, rows, hashes, tokenizer_id="numbers", eos_id=EOS)
+            counts = {"train": {"documents": len(documents), "dropped": []}}
+            counts["validation"] = {"documents": 0, "dropped": []}
+            entries.append({"key": key, "source": source, **counts})
         manifest = {"kind": "dataset", "id": folder.name, "tokenizer_id": "numbers", "chunks": entries}
         (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
         return folder
