@@ -81,7 +81,7 @@ def trained_model(run: Run, checkpoint: Path) -> PreTrainedModel:
 
 def weights_hash(checkpoint: Path) -> str:
     """Hash of the weights in a checkpoint folder, by its manifest."""
-    return str(read_manifest(checkpoint)["files"]["model.safetensors"]["blake2b"])
+    return str(read_manifest(checkpoint)["files"]["model.safetensors"]["blake3"])
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> None:

@@ -5,16 +5,17 @@ together, and where a large file is cut, is said by their content alone. A ``Gro
 together; its ``Outline`` says into which chunks, so that an unchanged group is not read again.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from blake3 import blake3
 
 from lmcore.config import CorpusConfig, fingerprint
 from lmcore.corpus import Scan, SourceFile, reading
 from lmcore.ledger import Ledger, Skip
 from lmcore.spans import Span, read_spans
-from lmcore.store import FORMAT_VERSION
+from lmcore.store import DIGEST_BYTES, FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Group:
 
     def key(self, config: CorpusConfig) -> str:
         """Names the content and the way it is read; not the paths."""
-        files = [[file.kind, file.compression, file.blake2b] for file in self.files]
+        files = [[file.kind, file.compression, file.digest] for file in self.files]
         return fingerprint(FORMAT_VERSION, reading(config), config.chunk_bytes, files)
 
     @property
@@ -76,10 +77,10 @@ class Chunk:
     spans: list[Span]
 
     def digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
+        digest = blake3()
         for span in self.spans:
             digest.update(span.digest())
-        return digest.hexdigest()
+        return digest.hexdigest(DIGEST_BYTES)
 
 
 def chunk_key(digest: str, split: str, tokenizer_id: str, config: CorpusConfig) -> str:
@@ -98,7 +99,7 @@ def groups(found: Scan, config: CorpusConfig) -> Iterator[Group]:
 def _groups(files: list[SourceFile], source: str, split: str, target: int) -> Iterator[Group]:
     pack: list[SourceFile] = []
     size = 0
-    for file in sorted(files, key=lambda file: (file.blake2b, file.path)):
+    for file in sorted(files, key=lambda file: (file.digest, file.path)):
         if file.stored_bytes >= target // 4:
             yield Group(source, split, [file])
             continue
@@ -113,7 +114,7 @@ def _groups(files: list[SourceFile], source: str, split: str, target: int) -> It
 
 def _ends_pack(file: SourceFile, target: int) -> bool:
     """True with probability bytes / target, the same for the same content."""
-    return int(file.blake2b[16:], 16) < file.stored_bytes / target * 2**64
+    return int(file.digest[16:], 16) < file.stored_bytes / target * 2**64
 
 
 def read_chunks(group: Group, config: CorpusConfig, outline: Outline) -> Iterator[Chunk]:

@@ -10,13 +10,13 @@ Every field has a role, by what it may change:
     view     what is shown and where it is kept; likewise
 """
 
-import hashlib
 import json
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["result", "speed", "view"]
@@ -327,4 +327,4 @@ def _json(section: BaseModel, name: str) -> Any:
 def fingerprint(*parts: Any) -> str:
     """16 hexadecimal digits that name JSON values; equal values, equal name, whatever the key order."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return blake3(text.encode()).hexdigest(8)

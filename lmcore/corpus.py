@@ -38,7 +38,7 @@ class SourceFile:
 
     path: str
     stored_bytes: int
-    blake2b: str
+    digest: str
     source: str = "corpus"
 
     @property
@@ -129,14 +129,14 @@ def describe(found: Scan, config: CorpusConfig) -> Corpus:
     settings = {**reading(config), "validation": "files" if config.validation_paths else config.validation_fraction}
 
     def content(files: list[SourceFile]) -> list[list[str]]:
-        return sorted([file.kind, file.compression, file.blake2b] for file in files)
+        return sorted([file.kind, file.compression, file.digest] for file in files)
 
     corpus_id = fingerprint(FORMAT_VERSION, settings, content(found.files), content(found.validation_files))
     everything = found.files + found.validation_files
     skipped = [[skip.path, skip.reason] for skip in found.skipped]
     return Corpus(
         id=corpus_id,
-        listing=fingerprint(corpus_id, sorted([file.path, file.source, file.blake2b] for file in everything), skipped),
+        listing=fingerprint(corpus_id, sorted([file.path, file.source, file.digest] for file in everything), skipped),
         files=len(found.files),
         validation_files=len(found.validation_files),
         ignored_files=found.ignored_files,

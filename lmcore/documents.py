@@ -5,12 +5,13 @@ row in the ledger: bytes of a span = bytes in documents + separators + skipped, 
 """
 
 import importlib
-import io
 import json
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any
+
+import orjson
 
 from lmcore.config import CorpusConfig
 from lmcore.corpus import SourceFile
@@ -19,7 +20,6 @@ from lmcore.ledger import Ledger, Skip
 from lmcore.spans import Span, read_spans, unit_of
 from lmcore.store import hash_text
 
-_READ_BYTES = 2**20
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -34,7 +34,7 @@ class Document:
     offset: int
     length: int
     hash: int
-    """64 bits that name the text as it stands in the file: the beginning of its BLAKE2b digest."""
+    """64 bits that name the text as it stands in the file: the beginning of its BLAKE3 digest."""
 
     def is_validation(self, fraction: float) -> bool:
         """True for the same texts in every corpus: those whose hash is in the lowest ``fraction``."""
@@ -73,7 +73,7 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
         elif piece.is_too_long:
             _skip(ledger, span, offset, piece, "too_long")
         else:
-            text, reason = _text(piece.content, span.kind, config)
+            text, utf8, reason = _text(piece.content, span.kind, config)
             if text is not None and keep is not None and not keep(text):
                 text, reason = None, "filter"
             if text is None:
@@ -82,7 +82,7 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
             ledger.documents += 1
             ledger.document_bytes += len(piece.content)
             ledger.separator_bytes += piece.length - len(piece.content)
-            yield _document(text, piece, span.kind, offset, config, ledger)
+            yield _document(text, utf8, piece, offset, config, ledger)
         offset += piece.length if span.ends is None else 1
     if ledger.unaccounted_bytes:
         raise CorpusError(
@@ -91,8 +91,7 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
         )
 
 
-def _document(text: str, piece: "_Piece", kind: str, offset: int, config: CorpusConfig, ledger: Ledger) -> Document:
-    utf8 = text.encode() if kind == "jsonl" else piece.content
+def _document(text: str, utf8: bytes, piece: "_Piece", offset: int, config: CorpusConfig, ledger: Ledger) -> Document:
     hashed = hash_text(utf8)
     if config.normalize:
         normalized = unicodedata.normalize(config.normalize, text)
@@ -135,10 +134,9 @@ def _pieces(span: Span, content: bytes, config: CorpusConfig) -> Iterator[_Piece
     if span.ends is not None:
         return _rows(content, span.ends.tolist(), limit)
     unit = unit_of(span.kind, config)
-    stream = io.BytesIO(content)
     if unit == "file":
-        return _whole(stream, limit)
-    lines = _lines(stream, limit)
+        return _whole(content, limit)
+    lines = _lines(content, limit)
     return lines if unit == "line" else _paragraphs(lines, limit)
 
 
@@ -147,31 +145,26 @@ def _rows(content: bytes, ends: list[int], limit: int) -> Iterator[_Piece]:
         yield _Piece(content[start:end], end - start, is_too_long=end - start > limit)
 
 
-def _whole(stream: BinaryIO, limit: int) -> Iterator[_Piece]:
-    content = stream.read(limit + 1)
-    length = len(content)
-    while block := stream.read(_READ_BYTES):
-        length += len(block)
-    if length:
-        yield _Piece(content, length, reaches_end=True, is_too_long=length > limit)
+def _whole(content: bytes, limit: int) -> Iterator[_Piece]:
+    if content:
+        yield _Piece(content[: limit + 1], len(content), reaches_end=True, is_too_long=len(content) > limit)
 
 
-def _lines(stream: BinaryIO, limit: int) -> Iterator[_Piece]:
+def _lines(content: bytes, limit: int) -> Iterator[_Piece]:
     """Lines; the content of a blank one is empty, and a line end is LF or CR LF."""
-    while line := stream.readline(limit + 2):
-        length = len(line)
-        if not line.endswith(b"\n") and length > limit:
-            while more := stream.readline(_READ_BYTES):
-                length += len(more)
-                line = more
-                if more.endswith(b"\n"):
-                    break
-            yield _Piece(line, length, not line.endswith(b"\n"), is_too_long=True)
-            continue
-        content = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
-        if content.isspace():
-            content = b""
-        yield _Piece(content, length, content is line, is_too_long=len(content) > limit)
+    start = 0
+    while start < len(content):
+        end = content.find(b"\n", start)
+        stop = end + 1 if end >= 0 else len(content)
+        if end < 0:
+            end = stop
+        elif content.endswith(b"\r", start, end):
+            end -= 1
+        line = content[start : min(end, start + limit + 1)]
+        if line.isspace() and len(line) <= limit:
+            line = b""
+        yield _Piece(line, stop - start, bool(line) and end == stop, is_too_long=len(line) > limit)
+        start = stop
 
 
 def _paragraphs(lines: Iterator[_Piece], limit: int) -> Iterator[_Piece]:
@@ -203,29 +196,32 @@ def _joined(parts: list[bytes], length: int, reaches_end: bool) -> _Piece:
     return _Piece(content or b"too long", length, reaches_end, is_too_long=not content)
 
 
-def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, str]:
-    """The text of a piece, or None and the reason why there is none."""
+def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, bytes, str]:
+    """The text of a piece and its UTF-8 bytes, or None and the reason why there is none."""
     try:
-        text = content.decode()
+        if kind == "jsonl":
+            row = _json(content)
+            if not isinstance(row, dict):
+                return None, b"", "not_an_object"
+            if config.text_field not in row:
+                return None, b"", "no_text_field"
+            text = row[config.text_field]
+            if not isinstance(text, str):
+                return None, b"", "text_is_no_string"
+            content = text.encode()
+        else:
+            text = content.decode()
     except UnicodeDecodeError:
-        return None, "invalid_utf8"
-    if kind != "jsonl":
-        return (text, "") if text.strip() else (None, "empty_text")
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        return None, "invalid_json"
-    if not isinstance(row, dict):
-        return None, "not_an_object"
-    if config.text_field not in row:
-        return None, "no_text_field"
-    value = row[config.text_field]
-    if not isinstance(value, str):
-        return None, "text_is_no_string"
-    if not value.strip():
-        return None, "empty_text"
-    try:
-        value.encode()
+        return None, b"", "invalid_utf8"
     except UnicodeEncodeError:
-        return None, "lone_surrogate"
-    return value, ""
+        return None, b"", "lone_surrogate"
+    except (ValueError, RecursionError):
+        return None, b"", "invalid_json"
+    return (text, content, "") if text.strip() else (None, b"", "empty_text")
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(line.decode())  # which takes what people write (NaN), or says what is wrong

@@ -7,11 +7,12 @@ dies is simply done again, by anybody.
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from lmcore.config import CorpusConfig
-from lmcore.documents import parse
+from lmcore.documents import Document, parse
 from lmcore.ledger import Ledger
 from lmcore.shards import SPLITS, shard_path, write_shard
 from lmcore.spans import Span
@@ -28,6 +29,7 @@ from lmcore.store import sealed_folder
 from lmcore.tokenizer import Tokenizer
 
 QUARANTINE = "quarantine.arrow"
+_BATCH_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,19 @@ class Job:
     config: CorpusConfig
     tokenizer: Path
     store: Path
+    threads: int = 1
+    """That encode this chunk."""
 
 
 def encode(job: Job) -> None:
     """Write the chunk's sealed folder. Raises CorpusError when a span's ledger does not add up."""
     tokenizer = _tokenizer(job.tokenizer)
     ledgers = [Ledger() for _ in job.spans]
-    documents = [d for span, ledger in zip(job.spans, ledgers, strict=True) for d in parse(span, job.config, ledger)]
-    tokens, lengths = tokenizer.encode_flat([d.text for d in documents], 1)
-    hashes = np.array([d.hash for d in documents], np.uint64)
-    text_bytes = np.array([d.text_bytes for d in documents], np.int64)
+    spans = zip(job.spans, ledgers, strict=True)
+    documents = chain.from_iterable(parse(span, job.config, ledger) for span, ledger in spans)
+    encoded = [_encoded(batch, tokenizer, job.threads) for batch in _batches(documents)]
+    nothing = _encoded([], tokenizer, 1)
+    tokens, lengths, text_bytes, hashes = (np.concatenate(parts) for parts in zip(nothing, *encoded, strict=True))
     counts: dict[str, Any] = {}
     about = {
         "kind": "chunk",
@@ -75,6 +80,27 @@ def encode(job: Job) -> None:
                 "longest_bytes": int(text_bytes[kept].max(initial=0)),
             }
         _write_quarantine(folder / QUARANTINE, ledgers)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Of about a megabyte: few enough to stay in the processor's cache, and for memory to be used again."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += document.text_bytes
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encoded(documents: list[Document], tokenizer: Tokenizer, threads: int) -> tuple[Any, ...]:
+    """Ids of all documents with their EOS, and per document: number of ids, bytes of text, hash."""
+    tokens, lengths = tokenizer.encode_flat([document.text for document in documents], threads)
+    text_bytes = np.array([document.text_bytes for document in documents], np.int64)
+    return tokens, lengths, text_bytes, np.array([document.hash for document in documents], np.uint64)
 
 
 @lru_cache(maxsize=2)
@@ -129,6 +155,8 @@ class Encoders:
         self._pending: deque[tuple[Future[None] | None, int]] = deque()
         self._stack = ExitStack()
         count = workers or os.cpu_count() or 1
+        # Beside a job that parses, or at the end the last one, another may use every core.
+        self._threads_each = 1 if executor else count
         self._executor = executor or self._stack.enter_context(ThreadPoolExecutor(count, "encode"))
         self._waiting = 2 * count
 
@@ -147,7 +175,7 @@ class Encoders:
     def submit(self, job: Job, stored_bytes: int) -> None:
         """Start a job; waits while too many are in flight, and raises what an earlier one raised."""
         self.jobs += 1
-        self._add(self._executor.submit(encode, job), stored_bytes)
+        self._add(self._executor.submit(encode, replace(job, threads=self._threads_each)), stored_bytes)
 
     def pass_over(self, stored_bytes: int) -> None:
         """Count bytes that need no job."""

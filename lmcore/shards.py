@@ -5,14 +5,13 @@ A file holds one record batch, one row a document:
     input_ids   large_list<uint16>   ids of the document, EOS last (uint32 above 65,536 ids)
     text_bytes  int64                UTF-8 bytes of its text
     position    int64                its place in the chunk, counted over all splits
-    hash        uint64               the lowest 64 bits of the BLAKE2b digest of its text
+    hash        uint64               the first 64 bits of the BLAKE3 digest of its text
 
 The list's values are the flat token stream and its offsets the document boundaries; numpy views both
 without a copy. The schema's metadata says format version, tokenizer, special ids, counts and a
 checksum of ids and offsets. pyarrow, polars, duckdb and datasets open the file as it is.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from blake3 import blake3
 
 from lmcore.errors import StoreError
-from lmcore.store import FORMAT_VERSION, check_version
+from lmcore.store import DIGEST_BYTES, FORMAT_VERSION, check_version
 
 SPLITS = ("train", "validation")
 
@@ -67,9 +67,9 @@ def write_shard(
 
 
 def _checksum(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> str:
-    digest = hashlib.blake2b(tokens.view(np.uint8).data, digest_size=16)
+    digest = blake3(tokens.view(np.uint8).data)
     digest.update(offsets.view(np.uint8).data)
-    return digest.hexdigest()
+    return digest.hexdigest(DIGEST_BYTES)
 
 
 @contextmanager

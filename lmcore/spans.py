@@ -6,7 +6,6 @@ encoders busy. A document beyond ``max_document_bytes`` is streamed past, so mem
 ``chunk_bytes`` whatever the file holds.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from blake3 import blake3
 
 from lmcore.compression import Unpacked
 from lmcore.config import CorpusConfig
@@ -25,6 +25,7 @@ from lmcore.errors import FileChangedError
 from lmcore.ledger import Ledger, Skip
 from lmcore.remote import open_stored
 from lmcore.shuffle import mix
+from lmcore.store import DIGEST_BYTES
 
 _READ_BYTES = 2**20
 _ROWS = 4096
@@ -53,11 +54,11 @@ class Span:
 
     def digest(self) -> bytes:
         """Names what is in it, not where it stands."""
-        digest = hashlib.blake2b(f"{self.kind} {self.start == 0} {self.is_cut_off}".encode(), digest_size=16)
+        digest = blake3(f"{self.kind} {self.start == 0} {self.is_cut_off}".encode())
         digest.update(self.content)
         if self.ends is not None:
             digest.update(self.ends.tobytes())
-        return digest.digest()
+        return digest.digest(DIGEST_BYTES)
 
 
 def read_spans(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> Iterator[Span]:
@@ -66,14 +67,14 @@ def read_spans(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> Iterat
     Raises FileChangedError, after the last span, when the file is not the one that was scanned, and
     before the first one when it cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    digest = blake3()
     if file.is_table:
         yield from _table_spans(file, config, ledger)
         for _ in _stored(file, ledger, digest):
             pass
     else:
         yield from _text_spans(file, config, ledger, _stored(file, ledger, digest))
-    if digest.hexdigest() != file.blake2b:
+    if digest.hexdigest(DIGEST_BYTES) != file.digest:
         raise FileChangedError(file.path, "changed_while_read")
 
 
@@ -216,7 +217,8 @@ class _Cutter:
     def _take(self, documents: int, is_cut_off: bool) -> Span:
         ends = self._ends[:documents]
         stop = int(ends[-1])
-        content = bytes(self._content[:stop])
+        with memoryview(self._content) as view:
+            content = bytes(view[:stop])
         is_cut_off = is_cut_off and stop == len(self._content)
         is_table = self._find_ends is None
         start, length = (self._row, documents) if is_table else (self._offset, stop)

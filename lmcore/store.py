@@ -10,7 +10,6 @@ those of dead owners are swept. Locks are flock(2) locks: they die with the proc
 
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, Self
 
+from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
 
 from lmcore.errors import RunError, StoppedError, StoreError, no_space_named
@@ -31,6 +31,9 @@ FORMAT_VERSION = 1
 """Of everything in the store. It is part of every fingerprint: a new version never meets old work."""
 
 MANIFEST = "manifest.json"
+DIGEST_BYTES = 16
+"""Of a BLAKE3 digest, where it names content."""
+
 _TEMPORARY = ".tmp-"
 _SECONDS_BETWEEN_TRIES = 0.1
 _log = logging.getLogger(__name__)
@@ -178,7 +181,7 @@ def _seal(folder: Path, about: dict[str, Any]) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         files[file.relative_to(folder).as_posix()] = {
             "bytes": file.stat().st_size,
-            "blake2b": hash_file(file),
+            "blake3": hash_file(file),
         }
         _sync_file(file)
     for inner in [path for path in folder.rglob("*") if path.is_dir()]:
@@ -194,7 +197,7 @@ def manifest_bytes(content: dict[str, Any]) -> bytes:
 
 def _checksum(content: dict[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return blake3(text.encode()).hexdigest(DIGEST_BYTES)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -226,7 +229,7 @@ def open_sealed(folder: Path, hash_of: Callable[[Path], str] | None = None) -> d
             raise StoreError(f"{file} is missing") from None
         if size != expected["bytes"]:
             raise StoreError(f"{file} has {size:,} bytes, written were {expected['bytes']:,}")
-        if (hash_of or hash_file)(file) != expected["blake2b"]:
+        if (hash_of or hash_file)(file) != expected["blake3"]:
             raise StoreError(f"{file} is damaged: its bytes are not those that were written")
     return manifest
 
@@ -260,22 +263,22 @@ def remove(folder: Path) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """Hash of the bytes of a file, 32 hexadecimal digits (BLAKE2b, 128 bits)."""
+    """Hash of the bytes of a file, 32 hexadecimal digits (BLAKE3, 128 bits)."""
     with open(path, "rb") as file:
         return hash_stream(file)
 
 
 def hash_text(utf8: bytes) -> int:
-    """64 bits that name a text: the beginning of its BLAKE2b-128 digest, lowest byte first."""
-    return int.from_bytes(hashlib.blake2b(utf8, digest_size=16).digest()[:8], "little")
+    """64 bits that name a text: the beginning of its BLAKE3 digest, lowest byte first."""
+    return int.from_bytes(blake3(utf8).digest(8), "little")
 
 
 def hash_stream(stream: IO[bytes]) -> str:
     """``hash_file`` of what is left of an open file."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = blake3()
     while block := stream.read(2**20):
         digest.update(block)
-    return digest.hexdigest()
+    return digest.hexdigest(DIGEST_BYTES)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -311,7 +314,7 @@ def _boot_id() -> str:
 
 
 def _owner_prefix() -> str:
-    host = hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
+    host = blake3(socket.gethostname().encode()).hexdigest(4)
     return f"{_TEMPORARY}{host}-{_boot_id()[:8]}-{os.getpid()}-"
 
 

@@ -8,6 +8,7 @@ import heapq
 import json
 import re
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -144,8 +145,12 @@ class Tokenizer:
         parts = [cut(text, self._joined) for text in texts]
         arrays = self._encode([part for text in parts for part in text], threads)
         ends = np.cumsum([0, *map(len, arrays)])[np.cumsum([0, *map(len, parts)])]
-        flat = np.concatenate([np.empty(0, self.dtype), *arrays], dtype=self.dtype, casting="unsafe")
-        return np.insert(flat, ends[1:], self.eos_id), np.diff(ends) + 1
+        eos = np.array([self.eos_id], self.dtype)
+        pieces = [np.empty(0, self.dtype)]
+        remaining = iter(arrays)
+        for part in parts:
+            pieces += [*islice(remaining, len(part)), eos]
+        return np.concatenate(pieces, dtype=self.dtype, casting="unsafe"), np.diff(ends) + 1
 
     def _encode(self, texts: list[str], threads: int) -> list[npt.NDArray[Any]]:
         if self._sentencepiece is not None:
