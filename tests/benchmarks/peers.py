@@ -1,6 +1,6 @@
 """What others make of the same text and the same ids; run by data.py in an environment of its own.
 
-    python peers.py PEER ARGUMENTS...    prints one JSON object: seconds, and what was measured
+python peers.py PEER ARGUMENTS...    prints one JSON object: seconds, and what was measured
 """
 
 import json
@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -155,7 +156,7 @@ def encode_batch_fast(corpus: str, tokenizer: str) -> dict[str, Any]:
 # --- feeding: flat ids to shuffled batches of int64 ---
 
 
-def _per_second(batches: Callable[[], Iterator[Any]]) -> dict[str, Any]:
+def _per_second(batches: Callable[[], Iterator[Any]]) -> float:
     """Tokens a second of the first batches, the median of several rounds after one to warm up."""
 
     def consume() -> None:
@@ -165,7 +166,7 @@ def _per_second(batches: Callable[[], Iterator[Any]]) -> dict[str, Any]:
 
     consume()
     seconds = statistics.median(timed(consume) for _ in range(ROUNDS))
-    return {"tokens_per_second": FEED_BATCHES * BATCH * BLOCK / seconds}
+    return FEED_BATCHES * BATCH * BLOCK / seconds
 
 
 def litdata_feed(ids: str) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def litdata_feed(ids: str) -> dict[str, Any]:
                     if number < count:
                         yield batch.long()
 
-        return _per_second(batches)
+        return {"litdata": _per_second(batches)}
 
 
 class _Slices:
@@ -219,15 +220,16 @@ def nanogpt_feed(ids: str) -> dict[str, Any]:
             torch.stack([torch.from_numpy(data[i + 1 : i + 1 + BLOCK].astype(np.int64)) for i in starts])
             yield x
 
-    return _per_second(batches)
+    return {"nanoGPT get_batch": _per_second(batches)}
 
 
 def mosaicml_feed(ids: str) -> dict[str, Any]:
     # Its pictures need a torchvision built for this very torch; here are none.
-    vision = {name: ModuleType(name) for name in ("torchvision", "torchvision.datasets", "torchvision.transforms")}
-    sys.modules |= vision
-    vision["torchvision.datasets"].VisionDataset = object  # type: ignore[attr-defined]
-    vision["torchvision.transforms"].functional = None  # type: ignore[attr-defined]
+    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms"):
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].__spec__ = ModuleSpec(name, None)
+    sys.modules["torchvision.datasets"].VisionDataset = object  # type: ignore[attr-defined]
+    sys.modules["torchvision.transforms"].functional = None  # type: ignore[attr-defined]
 
     import numpy as np
     from streaming import MDSWriter, StreamingDataset
@@ -246,10 +248,10 @@ def mosaicml_feed(ids: str) -> dict[str, Any]:
                 for batch in loader:
                     yield batch["ids"].long()
 
-        return _per_second(batches)
+        return {"mosaicml-streaming": _per_second(batches)}
 
 
-def torch_copies(ids: str) -> dict[str, Any]:
+def bounds(ids: str) -> dict[str, Any]:
     """The bounds: copying int64 batches, and converting uint16 ones; one after another, no shuffle."""
     import numpy as np
 
@@ -265,8 +267,8 @@ def torch_copies(ids: str) -> dict[str, Any]:
             yield flat.astype(np.int64).reshape(BATCH, -1)
 
     return {
-        "copy": _per_second(copies)["tokens_per_second"],
-        "conversion": _per_second(conversions)["tokens_per_second"],
+        "copying int64": _per_second(copies),
+        "uint16 to int64": _per_second(conversions),
     }
 
 
@@ -281,7 +283,7 @@ if __name__ == "__main__":
             litdata_feed,
             nanogpt_feed,
             mosaicml_feed,
-            torch_copies,
+            bounds,
         )
     }
     print(json.dumps(peers[sys.argv[1]](*sys.argv[2:])))
