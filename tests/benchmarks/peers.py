@@ -225,11 +225,16 @@ def nanogpt_feed(ids: str) -> dict[str, Any]:
 
 def mosaicml_feed(ids: str) -> dict[str, Any]:
     # Its pictures need a torchvision built for this very torch; here are none.
-    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms"):
-        sys.modules[name] = ModuleType(name)
-        sys.modules[name].__spec__ = ModuleSpec(name, None)
-    sys.modules["torchvision.datasets"].VisionDataset = object  # type: ignore[attr-defined]
-    sys.modules["torchvision.transforms"].functional = None  # type: ignore[attr-defined]
+    for name, item in (
+        ("", ""),
+        (".datasets", "VisionDataset"),
+        (".transforms", ""),
+        (".transforms.functional", "to_tensor"),
+    ):
+        module = ModuleType(f"torchvision{name}")
+        module.__spec__ = ModuleSpec(module.__name__, None)
+        setattr(module, item, object)
+        sys.modules[module.__name__] = module
 
     import numpy as np
     from streaming import MDSWriter, StreamingDataset
