@@ -29,6 +29,8 @@ class Document:
 
     text: str
     """As corpus.normalize leaves it."""
+    utf8: bytes
+    """The same text in UTF-8."""
     text_bytes: int
     """UTF-8 bytes of the text as it stands in the file."""
     offset: int
@@ -92,12 +94,12 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
 
 
 def _document(text: str, utf8: bytes, piece: "_Piece", offset: int, config: CorpusConfig, ledger: Ledger) -> Document:
-    hashed = hash_text(utf8)
+    hashed, text_bytes = hash_text(utf8), len(utf8)
     if config.normalize:
         normalized = unicodedata.normalize(config.normalize, text)
         ledger.normalized_documents += normalized != text
-        text = normalized
-    return Document(text, len(utf8), offset, len(piece.content), hashed)
+        text, utf8 = normalized, normalized.encode()
+    return Document(text, utf8, text_bytes, offset, len(piece.content), hashed)
 
 
 def _predicate(name: str) -> Callable[[str], bool] | None:

@@ -98,7 +98,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 def _encoded(documents: list[Document], tokenizer: Tokenizer, threads: int) -> tuple[Any, ...]:
     """Ids of all documents with their EOS, and per document: number of ids, bytes of text, hash."""
-    tokens, lengths = tokenizer.encode_flat([document.text for document in documents], threads)
+    tokens, lengths = tokenizer.encode_flat([document.utf8 for document in documents], threads)
     text_bytes = np.array([document.text_bytes for document in documents], np.int64)
     return tokens, lengths, text_bytes, np.array([document.hash for document in documents], np.uint64)
 

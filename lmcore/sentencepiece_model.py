@@ -216,17 +216,19 @@ def neighbours(proto: Any) -> frozenset[str]:
     return frozenset(piece[at : at + 2] for piece in pieces for at in range(len(piece) - 1))
 
 
-def cut(text: str, joined: frozenset[str], size: int = 4096) -> list[str]:
-    """``text`` in parts of about ``size`` characters whose ids are together those of the whole.
+def cut(text: bytes, joined: frozenset[str], size: int = 2048) -> list[bytes]:
+    """``text`` (UTF-8) in parts of about ``size`` characters whose ids are together those of the whole.
 
-    SentencePiece takes four times as long for one text of 6 MB as for its parts, and one core.
+    SentencePiece takes four times as long for one text of 6 MB as for its parts, and one core; parts of this size
+    take 0.9 of the time of whole articles.
     """
-    if not joined:
+    if not joined or len(text) <= size:
         return [text]
+    characters = text.decode()
     ends = [0]
-    while len(text) - ends[-1] > size:
+    while len(characters) - ends[-1] > size:
         end = ends[-1] + size
-        while end < len(text) and text[end - 1 : end + 1] in joined:
+        while end < len(characters) and characters[end - 1 : end + 1] in joined:
             end += 1
         ends.append(end)
-    return [text[start:end] for start, end in pairwise([*ends, len(text)])]
+    return [characters[start:end].encode() for start, end in pairwise([*ends, len(characters)])]

@@ -137,8 +137,8 @@ class Tokenizer:
         """uint16 where the ids fit, else uint32."""
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
-    def encode_flat(self, texts: list[str], threads: int = -1) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """The ids of all texts in one array, an EOS after every text, and the number of ids of each, EOS included.
+    def encode_flat(self, texts: list[bytes], threads: int = -1) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """The ids of all texts (UTF-8) in one array, an EOS after every one, and the number of ids of each, EOS included.
 
         ``threads`` -1: one for each core. A tokenizer.json always takes them all (RAYON_NUM_THREADS limits it).
         """
@@ -152,16 +152,16 @@ class Tokenizer:
             pieces += [*islice(remaining, len(part)), eos]
         return np.concatenate(pieces, dtype=self.dtype, casting="unsafe"), np.diff(ends) + 1
 
-    def _encode(self, texts: list[str], threads: int) -> list[npt.NDArray[Any]]:
+    def _encode(self, texts: list[bytes], threads: int) -> list[npt.NDArray[Any]]:
         if self._sentencepiece is not None:
             arrays: list[npt.NDArray[Any]] = self._sentencepiece.encode(texts, return_type="numpy", num_threads=threads)
             return arrays
-        encodings = self._fast.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._fast.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def encode_batch(self, texts: list[str], threads: int = -1) -> list[npt.NDArray[Any]]:
         """One array of ids a text, without special ids. ``threads`` -1: one for each core."""
-        ids, lengths = self.encode_flat(texts, threads)
+        ids, lengths = self.encode_flat([text.encode() for text in texts], threads)
         return [part[:-1] for part in np.split(ids, np.cumsum(lengths)[:-1])] if texts else []
 
     def encode(self, text: str) -> list[int]:

@@ -38,7 +38,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def write(tokenizer: Tokenizer, path: Path, texts: list[str]) -> Shard:
-    tokens, lengths = tokenizer.encode_flat(texts)
+    tokens, lengths = tokenizer.encode_flat([text.encode() for text in texts])
     text_bytes = np.array([len(text.encode()) for text in texts])
     nothing = np.zeros(len(texts), np.int64)
     hashes = nothing.astype(np.uint64)
