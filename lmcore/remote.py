@@ -19,6 +19,11 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl, unquote
 
+import fsspec
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.utils import glob_translate
+from pyarrow.fs import FileSelector, FileSystem
+
 from lmcore.errors import CorpusError, FileChangedError
 from lmcore.store import hash_file, hash_stream
 
@@ -55,8 +60,14 @@ def open_stored(path: str) -> IO[bytes]:
 
 
 def stored_size(path: str) -> int:
-    """Bytes."""
-    return os.path.getsize(path) if not is_url(path) else _look_up(path)[0]
+    """Bytes. Reads the file when its server does not say."""
+    if not is_url(path):
+        return os.path.getsize(path)
+    size = _look_up(path)[0]
+    if size is None:
+        with open_stored(path) as stream:
+            size = sum(map(len, iter(lambda: stream.read(2**20), b"")))
+    return size
 
 
 def version(path: str) -> str:
@@ -104,31 +115,37 @@ def remote_files(url: str, setting: str) -> dict[str, str]:
 
 
 def _listed(scheme: str, system: Any, inside: str) -> dict[str, str]:
-    from fsspec.implementations.arrow import ArrowFSWrapper
-
     is_web = scheme in _WEB_SCHEMES
-    strictly = (
-        {} if scheme == "hf" else {"on_error": "raise"}
-    )  # fsspec leaves out what it cannot list, the hub's does not
+    wildcard = re.search(r"[*\[]" if is_web else r"[*?\[]", inside)  # a web address has its query behind a ?
     system.invalidate_cache()
-    wildcard = re.search(r"[*\[]" if is_web else r"[*?\[]", inside)
     if wildcard:
         folder = inside[: wildcard.start()].rpartition("/")[0]
-        found = [
-            path for path, about in system.glob(inside, detail=True, **strictly).items() if about["type"] == "file"
-        ]
+        depth = None if "**" in inside else inside.removeprefix(folder).strip("/").count("/") + 1
+        matches = re.compile(glob_translate(inside)).match
+        found = [path for path in _below(system, folder + "/" * is_web, depth) if matches(path)]
+    elif not (is_web and inside.endswith("/")) and system.info(inside)["type"] == "file":
+        return {inside: ""}
     else:
         folder = inside.rstrip("/")
-        if not (is_web and inside.endswith("/")) and system.info(inside)["type"] == "file":
-            return {inside: ""}
-        if isinstance(system, ArrowFSWrapper):
-            from pyarrow.fs import FileSelector
-
-            everything = system.fs.get_file_info(FileSelector(folder, recursive=True))
-            found = [about.path for about in everything if about.is_file]
-        else:
-            found = system.find(inside, **strictly)
+        found = list(_below(system, inside, None))
     return {path: path.removeprefix(folder).lstrip("/") for path in sorted(found)}
+
+
+def _below(system: Any, folder: str, depth: int | None) -> Iterator[str]:
+    """The files below a folder, ``depth`` names down at most.
+
+    ``find`` of fsspec passes over folders that it could not list; here nothing goes missing unheard.
+    """
+    if isinstance(system, ArrowFSWrapper):
+        everything = system.fs.get_file_info(FileSelector(folder, recursive=depth != 1))
+        yield from (about.path for about in everything if about.is_file)
+        return
+    for about in system.ls(folder, detail=True):
+        path = about["name"]
+        if about["type"] != "directory":
+            yield path
+        elif depth != 1 and not path.rstrip("/").rpartition("/")[2].startswith("."):
+            yield from _below(system, path, depth and depth - 1)
 
 
 def _bucket_missing(url: str) -> str:
@@ -185,7 +202,7 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
-def _look_up(url: str) -> tuple[int, str]:
+def _look_up(url: str) -> tuple[int | None, str]:
     """Size and version, by one question to the server."""
     scheme, _, _ = _split(url)
     with _failures_named(url):
@@ -195,10 +212,10 @@ def _look_up(url: str) -> tuple[int, str]:
             stream.close()
             return size, found
         about = system.info(inside)
-    return int(about["size"] or 0), _version(about["size"], about)
+    return about["size"], _version(about["size"], about)
 
 
-def _opened(url: str) -> tuple[Any, int, str]:
+def _opened(url: str) -> tuple[Any, int | None, str]:
     """The stream, the size and the version of a remote file."""
     scheme, _, _ = _split(url)
     system, inside = _system(url)
@@ -211,7 +228,7 @@ def _opened(url: str) -> tuple[Any, int, str]:
     options = {"block_size": 0} if scheme in (*_WEB_SCHEMES, "hf") else {}  # one request, read as it comes
     if scheme in _WEB_SCHEMES:
         options["size"] = size
-    return system.open(inside, "rb", **options), int(size or 0), _version(size, about)
+    return system.open(inside, "rb", **options), size, _version(size, about)
 
 
 def _version(size: int | None, about: Mapping[str, Any]) -> str:
@@ -249,8 +266,6 @@ def _system(url: str) -> tuple[Any, str]:
             return _arrow_system(scheme, inside.partition("/")[0], options), inside.rstrip("/")
         if scheme in _WEB_SCHEMES:
             return _web_system(scheme), url
-        import fsspec
-
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise CorpusError(f"{url}: nothing installed here opens it ({error}): check the address") from error
@@ -259,9 +274,6 @@ def _system(url: str) -> tuple[Any, str]:
 
 @lru_cache
 def _arrow_system(scheme: str, bucket: str, options: str) -> Any:
-    from fsspec.implementations.arrow import ArrowFSWrapper
-    from pyarrow.fs import FileSystem
-
     system, _ = FileSystem.from_uri(f"{scheme}://{bucket}{options}")
     return ArrowFSWrapper(system)
 
@@ -270,7 +282,6 @@ def _arrow_system(scheme: str, bucket: str, options: str) -> Any:
 def _web_system(scheme: str) -> Any:
     """The bytes as they are stored, however long a file takes; proxies and ~/.netrc count."""
     import aiohttp
-    import fsspec
 
     wait = aiohttp.ClientTimeout(total=None, sock_connect=_SECONDS_WITHOUT_A_BYTE, sock_read=_SECONDS_WITHOUT_A_BYTE)
     headers = {"Accept-Encoding": "identity"}

@@ -113,7 +113,7 @@ def s3() -> Iterator[tuple[S3, int]]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = S3()
     listening = make_server("127.0.0.1", 0, server, threaded=True, request_handler=MotoRequestHandler)
-    thread = threading.Thread(target=listening.serve_forever)
+    thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
     thread.start()
     yield server, listening.port
     listening.shutdown()
@@ -143,7 +143,7 @@ def test_a_bucket_gives_the_dataset_that_the_same_files_give_here(
     contents = {
         "a.txt": LINES,
         "b/c.jsonl.gz": gzip.compress(b'{"text": "one"}\n{"text": "two"}\n' * 40),
-        "b/日本 語 ?#%20.txt.zst": zstd.compress(LINES[:3000]),
+        "b/日本 語 ?#%20.txt.zst": zstd.compress(LINES[:2000]),
         "d.parquet": parquet(text=["table"] * 300, other=["never"] * 300),
         "e.feather": feather(text=["arrow"] * 300),
     }
@@ -181,9 +181,9 @@ def test_a_listing_leaves_out_what_a_folder_leaves_out(bucket: Bucket) -> None:
 
 
 def test_a_table_gives_the_column_that_is_asked_for(bucket: Bucket, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
-    url = bucket.put("x.parquet", parquet(text=["no"] * 200, body=["これ"] * 200))
+    url = bucket.put("x.parquet", parquet(text=["no"] * 200, body=[f"これは{n:03}" for n in range(200)]))
     dataset = build(tokenizer, tmp_path / "store", url, text_field="body", validation_fraction=0.5, chunk_bytes=1000)
-    assert dataset.text_bytes + dataset.validation_text_bytes == 200 * len("これ".encode())
+    assert dataset.text_bytes + dataset.validation_text_bytes == 200 * len("これは000".encode())
     other = build(tokenizer, tmp_path / "store", url, bucket.put("y.txt", LINES), text_field="absent")
     assert other.skipped == {"no_text_field": 1}
 
@@ -210,7 +210,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket: Bucket) -> None:
 
 
 def test_an_unknown_option_or_scheme_is_named(bucket: Bucket) -> None:
-    with pytest.raises(CorpusError, match=r"s3://texts/x\?speed=high: nothing .* Unexpected query parameter .*speed"):
+    with pytest.raises(CorpusError, match=r"s3://texts/x\?speed=high: nothing .*Unexpected query parameter .*speed"):
         names("s3://texts/x?speed=high")
     with pytest.raises(CorpusError, match=r"nowhere://x: nothing installed here opens it"):
         names("nowhere://x")
@@ -292,7 +292,7 @@ def test_an_unchanged_bucket_is_not_downloaded_again(bucket: Bucket, tokenizer: 
     again = build(tokenizer, tmp_path / "store", bucket.url())
     assert bucket.reads() == []
     assert again == first.model_copy(update={"chunks_made": 0})
-    bucket.put("a.txt", LINES[::-1].replace(b"\n", b" ")[:-1] + b"\n")  # as long, and in the same second
+    bucket.put("a.txt", LINES.replace("学習".encode(), "練習".encode()))  # as long, and in the same second
     bucket.reads()
     build(tokenizer, tmp_path / "store", bucket.url())
     assert set(bucket.reads()) == {"a.txt"}
@@ -359,13 +359,13 @@ def web() -> Iterator[Web]:
             except ConnectionError:
                 self.close_connection = True
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield Web(f"http://127.0.0.1:{server.server_port}", pages, requests, sent)
         server.shutdown()
@@ -377,13 +377,11 @@ def test_files_of_a_web_server_are_read_by_one_request_each(web: Web, tokenizer:
         "/a.txt": LINES,
         "/b.jsonl.gz": gzip.compress(b'{"text": "one"}\n' * 300),
         "/c.parquet": parquet(text=["table"] * 300),
-        "/d.txt.zst?download=1": zstd.compress(LINES[:500]),
+        "/d.txt.zst?download=1": zstd.compress(LINES[:2000]),
     }
     for path, content in contents.items():
         web.pages[path] = Page(content, headers={"ETag": f'"{path}"'})
         (tmp_path / path[1:].partition("?")[0]).write_bytes(content)
-    # Some servers say of an archive that it is a text, packed for the way.
-    web.pages["/b.jsonl.gz"].headers["Content-Encoding"] = "gzip"
     there = build(tokenizer, tmp_path / "store", *(f"{web.url}{path}" for path in contents))
     assert there.id == build(tokenizer, tmp_path / "here", *sorted(tmp_path.glob("?.*"))).id
     assert (there.skipped, there.unaccounted_bytes) == ({}, 0)
@@ -392,6 +390,14 @@ def test_files_of_a_web_server_are_read_by_one_request_each(web: Web, tokenizer:
     web.requests.clear()
     build(tokenizer, tmp_path / "store", *(f"{web.url}{path}" for path in contents))
     assert {method for method, *_ in web.requests} == {"HEAD"}
+
+
+def test_an_archive_that_is_called_a_packed_text_stays_an_archive(web: Web) -> None:
+    content = gzip.compress(LINES)
+    web.pages["/x.txt.gz"] = Page(content, headers={"Content-Encoding": "gzip", "ETag": "1"})
+    [file] = scan(CorpusConfig(paths=[f"{web.url}/x.txt.gz"])).files
+    assert (file.compression, file.digest) == ("gz", hash_stream(io.BytesIO(content)))
+    assert file.stored_bytes == len(content)  # counted: what Content-Length means here is not sure
 
 
 @pytest.mark.parametrize("refuses_ranges", [True, False])
@@ -442,7 +448,7 @@ def test_a_web_server_that_is_not_there_is_worth_a_retry() -> None:
 def test_a_connection_that_breaks_is_worth_a_retry_and_no_damage(
     web: Web, tokenizer: TokenizerInfo, tmp_path: Path, kind: str
 ) -> None:
-    content = {"txt": LINES, "txt.gz": gzip.compress(LINES), "parquet": parquet(text=["一"] * 300)}[kind]
+    content = {"txt": LINES, "txt.gz": gzip.compress(LINES), "parquet": parquet(text=LINES.decode().split())}[kind]
     web.pages[f"/x.{kind}"] = page = Page(content, headers={"ETag": "1"})
     url = f"{web.url}/x.{kind}"
     config = CorpusConfig(paths=[url])
