@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ from lmcore.store import hash_file, hash_stream, read_manifest
 from lmcore.stream import TokenStream
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import TokenizerInfo
-from tests.conftest import Prepared
+from tests.conftest import Prepared, start
 
 LINES = "".join(f"{number} 学習と言語\n" for number in range(400)).encode()
 
@@ -492,6 +494,51 @@ def test_versions_of_a_page_are_told_apart_or_not_trusted(web: Web, tmp_path: Pa
         look(content)
         with Index(tmp_path) as index:
             assert index.hash_of(url) == hash_stream(io.BytesIO(content))
+
+
+HUB_SCRIPT = """
+import json, sys
+from lmcore.config import CorpusConfig
+from lmcore.corpus import scan
+from lmcore.remote import version
+files = scan(CorpusConfig(paths=sys.argv[1:])).files
+print(json.dumps([[file.path, file.stored_bytes, file.digest, version(file.path)] for file in files]))
+"""
+
+
+def hub_files(endpoint: str, *urls: str) -> Any:
+    """What a process whose hub is at ``endpoint`` finds; its complaint if there is one."""
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": "hush", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    process = start("-c", HUB_SCRIPT, *urls, env=environment)
+    output, errors = process.communicate(timeout=60)
+    return json.loads(output) if process.returncode == 0 else errors.splitlines()[-1]
+
+
+def test_files_of_a_hub_are_listed_named_and_read(web: Web) -> None:
+    rows = {
+        "": [{"type": "directory", "oid": "d", "path": "data", "size": 0}],
+        "/data": [
+            {"type": "file", "oid": "b" * 40, "path": "data/x.txt", "size": len(LINES)},
+            {"type": "file", "oid": "c" * 40, "path": "data/y.bin", "size": 1},
+        ],
+    }
+    web.pages["/api/datasets/me/texts"] = Page(b'{"id": "me/texts", "sha": "5", "siblings": []}')
+    for folder, entries in rows.items():
+        path = f"/api/datasets/me/texts/tree/main{folder}?recursive=false&expand=false"
+        web.pages[path] = Page(json.dumps(entries).encode())
+    web.pages["/datasets/me/texts/resolve/main/data/x.txt"] = Page(LINES)
+    url = "hf://datasets/me/texts/data/x.txt"
+    expected = [[url, len(LINES), hash_stream(io.BytesIO(LINES)), f"{len(LINES)} {'b' * 40}"]]
+    for given in ("hf://datasets/me/texts", "hf://datasets/me/texts/data/*.txt", url):
+        assert hub_files(web.url, given) == expected
+    assert [path for _, path, _ in web.requests if "resolve" in path] == [
+        "/datasets/me/texts/resolve/main/data/x.txt"
+    ] * 3
+    missing = hub_files(web.url, "hf://datasets/me/texts/data/none.txt")
+    assert missing.endswith("corpus.paths: hf://datasets/me/texts/data/none.txt does not exist: check the address")
+    assert "ConnectionError: hf://datasets/me/texts cannot be read:" in hub_files(
+        "http://127.0.0.1:1", "hf://datasets/me/texts"
+    )
 
 
 def test_a_url_of_a_file_here_is_that_file(tmp_path: Path) -> None:
