@@ -190,7 +190,7 @@ class _RemoteFile(io.RawIOBase):
             with _failures_named(self._url):
                 block = self._stream.read(len(buffer))
         except OSError as error:
-            if version(self._url) != self._version:
+            if self._version and version(self._url) != self._version:
                 raise FileChangedError(self._url) from error
             raise
         buffer[: len(block)] = block

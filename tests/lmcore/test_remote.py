@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -64,6 +65,15 @@ def feather(**columns: list[str]) -> bytes:
     written = io.BytesIO()
     write_feather(pa.table(columns), written, compression="zstd")
     return written.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy between a test and its servers, and no settings of the person who runs it."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
 
 
 # --- S3 ---
@@ -333,6 +343,7 @@ class Web:
     requests: list[tuple[str, str, str]]
     """Method, path with query, Range."""
     sent: list[int]
+    authorizations: list[str]
 
 
 @pytest.fixture
@@ -340,12 +351,14 @@ def web() -> Iterator[Web]:
     pages: dict[str, Page] = {}
     requests: list[tuple[str, str, str]] = []
     sent: list[int] = []
+    authorizations: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             requests.append((self.command, self.path, self.headers.get("Range", "")))
+            authorizations.append(self.headers.get("Authorization", ""))
             page = pages.get(self.path, Page(status=404))
             self.send_response(page.status)
             for name, value in {"Content-Length": str(len(page.content)), **page.headers}.items():
@@ -369,7 +382,7 @@ def web() -> Iterator[Web]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield Web(f"http://127.0.0.1:{server.server_port}", pages, requests, sent)
+        yield Web(f"http://127.0.0.1:{server.server_port}", pages, requests, sent, authorizations)
         server.shutdown()
         thread.join()
 
@@ -400,6 +413,14 @@ def test_an_archive_that_is_called_a_packed_text_stays_an_archive(web: Web) -> N
     [file] = scan(CorpusConfig(paths=[f"{web.url}/x.txt.gz"])).files
     assert (file.compression, file.digest) == ("gz", hash_stream(io.BytesIO(content)))
     assert file.stored_bytes == len(content)  # counted: what Content-Length means here is not sure
+
+
+def test_a_web_servers_password_comes_from_netrc(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password hush")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    web.pages["/x.txt"] = Page(LINES)
+    assert hash_stored(f"{web.url}/x.txt") == hash_stream(io.BytesIO(LINES))
+    assert set(web.authorizations) == {f"Basic {b64encode(b'someone:hush').decode()}"}
 
 
 @pytest.mark.parametrize("refuses_ranges", [True, False])
@@ -468,6 +489,11 @@ def test_a_page_that_is_replaced_while_its_connection_breaks_has_changed(web: We
     with open_stored(f"{web.url}/x.txt") as stream:
         web.pages["/x.txt"] = Page(LINES, headers={"ETag": "2"})
         with pytest.raises(FileChangedError, match="changed while read"):
+            stream.read()
+    web.pages["/x.txt"] = Page(LINES, sent_bytes=100)  # nothing to compare with
+    with open_stored(f"{web.url}/x.txt") as stream:
+        web.pages["/x.txt"] = Page(LINES, headers={"ETag": "2"})
+        with pytest.raises(ConnectionError, match="cannot be read"):
             stream.read()
 
 
