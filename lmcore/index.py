@@ -44,7 +44,7 @@ class Index:
         path = str(path)
         now = version(path)
         found = None if self._rehash else self._get("select version, hash from hashes where path = ?", path)
-        if now and found is not None and found[0] == now:
+        if found is not None and found[0] == now:
             return str(found[1])
         digest = hash_stored(path)
         is_settled = is_url(path) or os.stat(path).st_mtime < time.time() - SECONDS_OF_DOUBT

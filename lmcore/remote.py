@@ -238,7 +238,10 @@ def _version(size: int | None, about: Mapping[str, Any]) -> str:
         return f"{size} {tag}"
     changed = names.get("last-modified") or names.get("lastmodified") or names.get("mtime")
     if isinstance(changed, str):
-        changed = parsedate_to_datetime(changed)
+        try:
+            changed = parsedate_to_datetime(changed)
+        except ValueError:
+            return ""
     if isinstance(changed, datetime):
         changed = changed.timestamp()
     return f"{size} {changed}" if changed and changed < time.time() - SECONDS_OF_DOUBT else ""

@@ -460,6 +460,15 @@ def test_a_web_servers_no_is_final_and_its_trouble_is_not(
     assert is_transient(error.value) == (status == 503)
 
 
+def test_a_signed_address_that_a_server_leads_to_is_not_told(web: Web) -> None:
+    web.pages["/x.txt"] = Page(status=302, headers={"Location": "/elsewhere/x.txt?X-Amz-Signature=hush"})
+    web.pages["/elsewhere/x.txt?X-Amz-Signature=hush"] = Page(status=403)
+    with pytest.raises(CorpusError, match="access is denied") as error:
+        names(f"{web.url}/x.txt")
+    assert "elsewhere" in str(error.value)
+    assert "hush" not in str(error.value)
+
+
 def test_a_web_server_that_is_not_there_is_worth_a_retry() -> None:
     for path in ("x.txt", "folder/", "*.txt"):
         with pytest.raises(ConnectionError, match=r"http://127.0.0.1:1/\S+ cannot be read: .*Check the net") as error:
@@ -475,6 +484,10 @@ def test_a_connection_that_breaks_is_worth_a_retry_and_no_damage(
     web.pages[f"/x.{kind}"] = page = Page(content, headers={"ETag": "1"})
     url = f"{web.url}/x.{kind}"
     config = CorpusConfig(paths=[url])
+    page.sent_bytes = len(content) // 2
+    with pytest.raises(ConnectionError, match=rf"x.{kind} cannot be read: .*run the same command again"):
+        scan(config)
+    page.sent_bytes = None
     corpus, store = open_corpus(RunConfig(store=tmp_path / "store", corpus=config))
     page.sent_bytes = len(content) // 2
     with pytest.raises(ConnectionError, match=rf"x.{kind} cannot be read: .*run the same command again") as error:
@@ -516,6 +529,7 @@ def test_versions_of_a_page_are_told_apart_or_not_trusted(web: Web, tmp_path: Pa
     old = [look(b"one", Last_Modified=formatdate(seconds, usegmt=True)) for seconds in (10, 20)]
     assert len({*old, ""}) == 3
     assert look(b"one", Last_Modified=formatdate(usegmt=True)) == look(b"one") == ""
+    assert look(b"one", Last_Modified="yesterday") == ""
     for content in (b"one", b"two"):
         look(content)
         with Index(tmp_path) as index:
