@@ -22,7 +22,7 @@ from lmcore.config import STANDARD_LIBRARY, CorpusConfig, RunConfig, fingerprint
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.index import Index
 from lmcore.ledger import Skip
-from lmcore.remote import hash_stored, is_url, remote_files, stored_size
+from lmcore.remote import file_name, hash_stored, is_url, remote_files, stored_size
 from lmcore.store import FORMAT_VERSION, Output, hash_file, prepare_store
 
 DEFAULT_SOURCE = "corpus"
@@ -43,12 +43,12 @@ class SourceFile:
 
     @property
     def compression(self) -> str:
-        return compression_of(self.path)
+        return compression_of(file_name(self.path))
 
     @property
     def kind(self) -> str:
         """How the unpacked bytes are read: jsonl, parquet, arrow, txt or text."""
-        suffix = self.path.removesuffix(f".{self.compression}").rpartition(".")[2]
+        suffix = file_name(self.path).removesuffix(f".{self.compression}").rpartition(".")[2]
         return _KINDS.get(suffix, "text")
 
     @property
@@ -104,6 +104,8 @@ def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored) -> S
             except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
                 skipped.append(Skip(path, 0, 0, "unreadable"))
                 _log.warning("%s cannot be read: %s", path, error.strerror)
+            except ConnectionError:
+                raise
             except OSError as error:
                 raise OSError(error.errno, f"cannot be read: {error.strerror}", path) from error
 
@@ -199,12 +201,8 @@ class _Finder:
                     found.update((os.path.realpath(file), file) for file in self._walk(path))
                 elif not stat.S_ISREG(path.stat().st_mode):
                     raise CorpusError(f"{setting}: {path} is neither a file nor a folder")
-                elif not _matches(path.name, self._config.include):
-                    raise CorpusError(
-                        f"{setting}: {path.name} matches none of corpus.include {self._config.include}: "
-                        f"if it is plain text, add --corpus.include '*{path.suffix or path.name}'"
-                    )
                 else:
+                    self._check_included(path.name, setting)
                     found[os.path.realpath(path)] = os.path.abspath(path)
         if paths and not found and not self.skipped:
             raise CorpusError(
@@ -214,11 +212,21 @@ class _Finder:
         return dict(sorted(found.items()))
 
     def _remote(self, entry: str, setting: str) -> Iterator[str]:
-        for url in remote_files(entry, setting):
-            if url == entry or not (_is_hidden(url, entry) or self._passes_over(url.rpartition("/")[2])):
-                yield url
-            else:
+        for url, below in remote_files(entry, setting).items():
+            if not below:
+                self._check_included(file_name(url), setting)
+            folders = below.split("/")[:-1]
+            if below and (self._passes_over(file_name(url)) or any(map(self._leaves_out, folders))):
                 self.ignored += 1
+            else:
+                yield url
+
+    def _check_included(self, name: str, setting: str) -> None:
+        if not _matches(name, self._config.include):
+            raise CorpusError(
+                f"{setting}: {name} matches none of corpus.include {self._config.include}: "
+                f"if it is plain text, add --corpus.include '*{Path(name).suffix or name}'"
+            )
 
     def _walk(self, folder: Path) -> Iterator[str]:
         """Files below ``folder``: hidden and excluded names left out, links followed, each folder once."""
@@ -229,7 +237,7 @@ class _Finder:
                 folders.clear()
                 continue
             visited.add((identity.st_dev, identity.st_ino))
-            folders[:] = sorted(name for name in folders if not _left_out(name, self._config.exclude))
+            folders[:] = sorted(name for name in folders if not self._leaves_out(name))
             for name in names:
                 path = os.path.join(root, name)
                 if self._passes_over(name):
@@ -242,14 +250,13 @@ class _Finder:
                     self.skipped.append(Skip(repr(os.fsencode(path)), 0, 0, "name_is_no_utf8"))
 
     def _passes_over(self, name: str) -> bool:
-        return _left_out(name, self._config.exclude) or not _matches(name, self._config.include)
+        return self._leaves_out(name) or not _matches(name, self._config.include)
+
+    def _leaves_out(self, name: str) -> bool:
+        return name.startswith(".") or _matches(name, self._config.exclude)
 
     def _unreadable(self, error: OSError) -> None:
         self.skipped.append(Skip(str(error.filename), 0, 0, "unreadable"))
-
-
-def _is_hidden(url: str, folder: str) -> bool:
-    return any(part.startswith(".") for part in url.removeprefix(folder).split("/"))
 
 
 def _is_text(path: str) -> bool:
@@ -272,10 +279,6 @@ def _expand(entry: str, setting: str) -> list[Path]:
     if not matches:
         raise CorpusError(f"{setting}: {entry} does not exist (looked in {Path.cwd()})")
     return [Path(match) for match in matches]
-
-
-def _left_out(name: str, exclude: list[str]) -> bool:
-    return name.startswith(".") or _matches(name, exclude)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -12,10 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from lmcore.remote import hash_stored, is_url, version
-
-_SECONDS_OF_DOUBT = 2.0
-"""A file written this shortly ago may change again without a new time stamp; its hash is not kept."""
+from lmcore.remote import SECONDS_OF_DOUBT, hash_stored, is_url, version
 
 _TABLES = """
 create table if not exists hashes (path text primary key, version text, hash text);
@@ -50,8 +47,8 @@ class Index:
         if found is not None and found[0] == now:
             return str(found[1])
         digest = hash_stored(path)
-        is_settled = is_url(path) or os.stat(path).st_mtime < time.time() - _SECONDS_OF_DOUBT
-        if is_settled and version(path) == now:
+        is_settled = is_url(path) or os.stat(path).st_mtime < time.time() - SECONDS_OF_DOUBT
+        if now and is_settled and version(path) == now:
             self._hashes[path] = (now, digest)
         return digest
 

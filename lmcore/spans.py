@@ -8,8 +8,11 @@ encoders busy. A document beyond ``max_document_bytes`` is streamed past, so mem
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +24,9 @@ from blake3 import blake3
 from lmcore.compression import Unpacked
 from lmcore.config import CorpusConfig
 from lmcore.corpus import SourceFile
-from lmcore.errors import FileChangedError
+from lmcore.errors import FileChangedError, no_space_named
 from lmcore.ledger import Ledger, Skip
-from lmcore.remote import open_stored
+from lmcore.remote import is_url, open_stored
 from lmcore.shuffle import mix
 from lmcore.store import DIGEST_BYTES
 
@@ -68,12 +71,19 @@ def read_spans(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> Iterat
     before the first one when it cannot be read.
     """
     digest = blake3()
-    if file.is_table:
-        yield from _table_spans(file, config, ledger)
-        for _ in _stored(file, ledger, digest):
+    stored = _stored(file, ledger, digest)
+    if file.is_table and is_url(file.path):
+        with no_space_named(Path(gettempdir())), TemporaryFile() as copy:  # once through the network, and seekable
+            copy.writelines(stored)
+            copy.seek(0)
+            yield from _table_spans(file, copy, config, ledger)
+    elif file.is_table:
+        with _opened(file) as stream:
+            yield from _table_spans(file, stream, config, ledger)
+        for _ in stored:
             pass
     else:
-        yield from _text_spans(file, config, ledger, _stored(file, ledger, digest))
+        yield from _text_spans(file, config, ledger, stored)
     if digest.hexdigest(DIGEST_BYTES) != file.digest:
         raise FileChangedError(file.path, "changed_while_read")
 
@@ -90,12 +100,18 @@ def unit_of(file_kind: str, config: CorpusConfig) -> str:
 
 
 def _stored(file: SourceFile, ledger: Ledger, digest: Any) -> Iterator[bytes]:
+    with _opened(file) as stream:
+        while block := stream.read(_READ_BYTES):
+            digest.update(block)
+            ledger.stored_bytes += len(block)
+            yield block
+
+
+@contextmanager
+def _opened(file: SourceFile) -> Iterator[IO[bytes]]:
     try:
         with open_stored(file.path) as stream:
-            while block := stream.read(_READ_BYTES):
-                digest.update(block)
-                ledger.stored_bytes += len(block)
-                yield block
+            yield stream
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise FileChangedError(file.path, "unreadable") from error
 
@@ -274,18 +290,15 @@ def _ends_span(content: bytearray, starts: Ends, ends: Ends, target: int) -> npt
 # --- tables ---
 
 
-def _table_spans(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> Iterator[Span]:
+def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledger: Ledger) -> Iterator[Span]:
     cutter = _Cutter(file, config, ledger)
     problem = ""
     try:
-        with open_stored(file.path) as stream:
-            for column in _columns(stream, file.kind, config.text_field):
-                ends = np.cumsum(pc.fill_null(pc.binary_length(column), 0).to_numpy(), dtype=np.int64)
-                content = b"".join(column.drop_null().to_pylist())
-                ledger.source_bytes += len(content)
-                yield from cutter.feed(content, ends)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise FileChangedError(file.path, "unreadable") from error
+        for column in _columns(stream, file.kind, config.text_field):
+            ends = np.cumsum(pc.fill_null(pc.binary_length(column), 0).to_numpy(), dtype=np.int64)
+            content = b"".join(column.drop_null().to_pylist())
+            ledger.source_bytes += len(content)
+            yield from cutter.feed(content, ends)
     except KeyError:
         problem = "no_text_field"
     except pa.ArrowTypeError:
