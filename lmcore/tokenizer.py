@@ -138,7 +138,7 @@ class Tokenizer:
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
     def encode_flat(self, texts: list[bytes], threads: int = -1) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """The ids of all texts (UTF-8) in one array, an EOS after every one, and the number of ids of each, EOS included.
+        """The ids of all texts (UTF-8) in one array, an EOS after every one, and the number of ids of each with it.
 
         ``threads`` -1: one for each core. A tokenizer.json always takes them all (RAYON_NUM_THREADS limits it).
         """
