@@ -11,9 +11,10 @@ from typing import Any
 
 from blake3 import blake3
 
-from lmcore.config import CorpusConfig, fingerprint
+from lmcore.config import CorpusConfig
 from lmcore.corpus import Scan, SourceFile, reading
 from lmcore.ledger import Ledger, Skip
+from lmcore.section import fingerprint
 from lmcore.spans import Span, read_spans
 from lmcore.store import DIGEST_BYTES, FORMAT_VERSION
 

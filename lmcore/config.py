@@ -2,24 +2,18 @@
 
 One definition serves Python, TOML files, command-line flags and the form in the Prefect UI: a
 field's docstring is its help text everywhere, and its bounds are enforced everywhere. Unknown keys
-are refused, so a misspelt setting never trains with the default.
-
-Every field has a role, by what it may change:
-    result   what is trained; these fields (with the dataset id) name a run
-    speed    how fast; may differ between two starts of one run
-    view     what is shown and where it is kept; likewise
+are refused, so a misspelt setting never trains with the default. section.py says which roles fields have.
 """
 
-import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-Role = Literal["result", "speed", "view"]
+from lmcore.section import Section, speed, view
+from lmcore.training_config import TrainConfig as TrainConfig
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
 """Ids 0 to 5 of a trained tokenizer."""
@@ -30,22 +24,6 @@ STANDARD_LIBRARY = "stdlib:"
 _COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in ("txt", "md", "py", "jsonl") for suffix in _COMPRESSIONS]
 TEXT_PATTERNS += ["*.parquet", "*.arrow", "*.feather"]
-
-
-def speed(default: Any, **constraints: Any) -> Any:
-    """A field that changes how fast a run is, never what it computes."""
-    return Field(default, json_schema_extra={"role": "speed"}, **constraints)
-
-
-def view(default: Any, **constraints: Any) -> Any:
-    """A field that changes what is shown or where it is kept."""
-    return Field(default, json_schema_extra={"role": "view"}, **constraints)
-
-
-class Section(BaseModel):
-    """Base of all settings: frozen, no unknown keys, docstrings as descriptions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
 class CorpusConfig(Section):
@@ -199,69 +177,15 @@ class ModelConfig(Section):
         return self
 
 
-class TrainConfig(Section):
-    """The training loop."""
-
-    model_config = ConfigDict(title="Training")
-
-    max_steps: int = Field(0, ge=0, le=1_000_000_000)
-    """Optimizer steps. 0: as many as epochs asks for."""
-    epochs: float = Field(1.0, gt=0, le=10_000)
-    """Passes over the training blocks, when max_steps is 0."""
-    batch_size: int = Field(16, ge=1, le=1_000_000)
-    """Blocks in one optimizer step."""
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    """adamw decays weights apart from the gradient (arXiv 1711.05101); adam adds the decay to it (arXiv 1412.6980)."""
-    learning_rate: float = Field(1e-3, gt=0, le=10)
-    """Peak learning rate."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: a cosine down to min_learning_rate (arXiv 1608.03983), or no change."""
-    min_learning_rate: float = Field(1e-4, ge=0, le=10)
-    """Learning rate at the last step of the cosine."""
-    warmup_steps: int = Field(100, ge=0, le=1_000_000)
-    """Steps of linear rise to the peak."""
-    weight_decay: float = Field(0.1, ge=0, le=10)
-    """On matrices only, never on biases, norms and other vectors."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of Adam's first moment, a step."""
-    beta2: float = Field(0.95, ge=0, lt=1)
-    """Decay of Adam's second moment, a step."""
-    grad_clip: float = Field(1.0, ge=0, le=1e6)
-    """Longest gradient, as L2 norm over all parameters. 0: no clipping."""
-    trainable: list[str] = ["*"]
-    """Patterns of parameter names to update; all others stay frozen (`transformer.h.*`, `*bias`)."""
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    """Of the initial weights, the order of blocks and dropout."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on GPUs that have it, fp32 elsewhere (a CPU without bf16 units is slower with it)."""
-    device: Literal["auto", "cuda", "mps", "cpu"] = speed("auto")
-    """auto: cuda, then mps, then cpu, the first one there."""
-    validate_every: int = view(0, ge=0, le=1_000_000_000)
-    """Steps between validations. 0: about ten a run. Every epoch ends with one in any case."""
-    validation_tokens: int = view(500_000, ge=1_000, le=1_000_000_000)
-    """Tokens scored by a validation while training, whole documents in the order of their hashes.
-    The evaluation after training scores every document."""
-    log_every: int = view(10, ge=1, le=1_000_000)
-    """Steps between two lines of metrics.jsonl."""
-    checkpoint_every: int = speed(500, ge=1, le=1_000_000_000)
-    """Steps between checkpoints; the last step always has one."""
-    keep_checkpoints: int = view(2, ge=1, le=1_000)
-    """Newest checkpoints to keep."""
-
-    @model_validator(mode="after")
-    def _rates_fit(self) -> Self:
-        if self.schedule == "cosine" and self.min_learning_rate > self.learning_rate:
-            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        return self
-
-
 class SampleConfig(Section):
-    """The text that the trained model writes into the report."""
+    """The texts that the model writes, for the report and while it is trained."""
 
     model_config = ConfigDict(title="Sample")
 
-    prompt: str = view("")
-    """What the model continues. Empty: it begins a document."""
+    prompts: list[str] = view([""])
+    """What the model continues, one sample each. Empty: it begins a document."""
+    every: int = view(0, ge=0, le=1_000_000_000)
+    """Steps between samples while training. 0: only after it."""
     tokens: int = view(200, ge=1, le=100_000)
     """Tokens to write at most."""
     temperature: float = view(0.8, ge=0, le=10)
@@ -306,25 +230,3 @@ class RunConfig(Section):
     """Train again from the beginning, even where a checkpoint or a finished run is there."""
     when_locked: Literal["wait", "refuse"] = view("wait")
     """What a second start of a running run does: wait for the first to end, or fail at once."""
-
-
-def result_fields(section: BaseModel) -> dict[str, Any]:
-    """The fields (nested, JSON values) that decide what is computed: role result."""
-    fields: dict[str, Any] = {}
-    for name, info in type(section).model_fields.items():
-        extra = info.json_schema_extra
-        if isinstance(extra, dict) and extra.get("role", "result") != "result":
-            continue
-        value = getattr(section, name)
-        fields[name] = result_fields(value) if isinstance(value, BaseModel) else _json(section, name)
-    return fields
-
-
-def _json(section: BaseModel, name: str) -> Any:
-    return section.model_dump(mode="json", include={name})[name]
-
-
-def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits that name JSON values; equal values, equal name, whatever the key order."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return blake3(text.encode()).hexdigest(8)

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.compression import compression_of
-from lmcore.config import STANDARD_LIBRARY, CorpusConfig, RunConfig, fingerprint
+from lmcore.config import STANDARD_LIBRARY, CorpusConfig, RunConfig
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.index import Index
 from lmcore.ledger import Skip
 from lmcore.remote import file_name, hash_stored, is_url, remote_files, stored_size
+from lmcore.section import fingerprint
 from lmcore.store import FORMAT_VERSION, Output, hash_file, prepare_store
 
 DEFAULT_SOURCE = "corpus"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.checkpoint import trained_model
-from lmcore.config import SampleConfig, fingerprint
+from lmcore.config import SampleConfig
 from lmcore.dataset import Blocks, SourceCounts
 from lmcore.device import choose_device
 from lmcore.errors import StoreError
@@ -18,6 +18,7 @@ from lmcore.evaluate import Evaluation, Score
 from lmcore.generate import generate
 from lmcore.metrics import Row, read_metrics
 from lmcore.run import Run
+from lmcore.section import fingerprint
 from lmcore.store import Record, hash_file, read_manifest, write_file
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer_report import dataset_report

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from lmcore.config import RunConfig, fingerprint, result_fields
+from lmcore.config import RunConfig
 from lmcore.errors import RunError, StoreError
+from lmcore.section import fingerprint, result_fields
 from lmcore.store import FORMAT_VERSION, check_version, json_bytes, locked, remove, sweep, write_file
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import Tokenizer, TokenizerInfo

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from lmcore.chunks import Group, Outline, Places, chunk_key, groups, read_chunks
-from lmcore.config import CorpusConfig, fingerprint
+from lmcore.config import CorpusConfig
 from lmcore.corpus import Corpus, scan_again
 from lmcore.drops import drop_documents, hashes
 from lmcore.encoding import Encoders, Job
 from lmcore.errors import CorpusError, FileChangedError, StoreError
 from lmcore.index import Index
 from lmcore.ledger import Ledger, Skip
+from lmcore.section import fingerprint
 from lmcore.shards import SPLITS
 from lmcore.store import (
     FORMAT_VERSION,

@@ -17,12 +17,13 @@ import numpy.typing as npt
 import sentencepiece
 
 from lmcore.byte_bpe import spelt_in_bytes, train_byte_bpe
-from lmcore.config import CorpusConfig, TokenizerConfig, fingerprint, result_fields
+from lmcore.config import CorpusConfig, TokenizerConfig
 from lmcore.corpus import Corpus, scan_again
 from lmcore.documents import Document, read_documents
 from lmcore.errors import CorpusError, TokenizerError
 from lmcore.index import Index
 from lmcore.ledger import Ledger
+from lmcore.section import fingerprint, result_fields
 from lmcore.sentencepiece_model import (
     MODEL_FILE,
     cut,

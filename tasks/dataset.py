@@ -2,8 +2,9 @@
 
 from prefect import task
 
-from lmcore.config import RunConfig, fingerprint, result_fields
+from lmcore.config import RunConfig
 from lmcore.dataset import Blocks, build_dataset
+from lmcore.section import fingerprint, result_fields
 from lmcore.tokenization import Dataset
 from tasks.policies import stage
 

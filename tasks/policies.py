@@ -17,8 +17,8 @@ from prefect.context import TaskRunContext
 from prefect.results import ResultStore, get_result_store
 from prefect.tasks import exponential_backoff
 
-from lmcore.config import fingerprint
 from lmcore.errors import LMError, is_transient
+from lmcore.section import fingerprint
 from lmcore.store import FORMAT_VERSION, Output
 
 

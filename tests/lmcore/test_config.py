@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from lmcore.config import ModelConfig, RunConfig, TrainConfig, fingerprint, result_fields
+from lmcore.config import ModelConfig, RunConfig, TrainConfig
+from lmcore.section import fingerprint, result_fields
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, object]]:

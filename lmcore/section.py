@@ -1,0 +1,53 @@
+"""What all settings have in common: frozen, no unknown keys, and fields that say what they may change.
+
+Every field has a role, by what it may change:
+    result   what is trained; these fields (with the dataset id) name a run
+    speed    how fast, and rounding in the last bits; may differ between two starts of one run
+    view     what is shown and where it is kept; likewise
+"""
+
+import json
+from typing import Any, Literal
+
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict, Field
+
+Role = Literal["result", "speed", "view"]
+
+
+def speed(default: Any, **constraints: Any) -> Any:
+    """A field that changes how fast a run is, never what it computes."""
+    return Field(default, json_schema_extra={"role": "speed"}, **constraints)
+
+
+def view(default: Any, **constraints: Any) -> Any:
+    """A field that changes what is shown or where it is kept."""
+    return Field(default, json_schema_extra={"role": "view"}, **constraints)
+
+
+class Section(BaseModel):
+    """Base of all settings: frozen, no unknown keys, docstrings as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+def result_fields(section: BaseModel) -> dict[str, Any]:
+    """The fields (nested, JSON values) that decide what is computed: role result."""
+    fields: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("role", "result") != "result":
+            continue
+        value = getattr(section, name)
+        fields[name] = result_fields(value) if isinstance(value, BaseModel) else _json(section, name)
+    return fields
+
+
+def _json(section: BaseModel, name: str) -> Any:
+    return section.model_dump(mode="json", include={name})[name]
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hexadecimal digits that name JSON values; equal values, equal name, whatever the key order."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return blake3(text.encode()).hexdigest(8)
