@@ -16,6 +16,7 @@ The last line on standard output is one JSON object.
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -171,18 +172,35 @@ def _train(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, request_stop)
 
-    from lmcore.launch import STOPPED_STATUS, end_with_parent
+    from lmcore.distributed import Ranks
+    from lmcore.errors import LMError
+    from lmcore.launch import STOPPED_STATUS, end_with_parent, is_worker, run_workers
     from lmcore.run import Run
-    from lmcore.train import train
+    from lmcore.train import TrainingResult, train
 
-    if options.parent is not None:
-        end_with_parent(options.parent)
+    is_first = Ranks.of_environment().is_first
+    if not is_first:
+        logging.getLogger().setLevel(logging.ERROR)
+    parent = os.getppid() if is_worker() else options.parent
+    if parent is not None:
+        end_with_parent(parent)
+    run = Run.open(options.run_folder)
     try:
-        result = train(Run.open(options.run_folder), should_stop=lambda: stop_requested)
+        if run.config.train.nproc > 1 and not is_worker():
+            if status := run_workers(run.folder, run.config.train.nproc):
+                sys.exit(status)
+        else:
+            train(run, should_stop=lambda: stop_requested)
     except StoppedError as error:
-        print(error)
+        if is_first:
+            print(error)
         sys.exit(STOPPED_STATUS)
-    if options.parent is None:
+    except LMError:
+        if is_first:
+            raise
+        sys.exit(1)  # the first rank says why
+    result = TrainingResult.load(run.folder)
+    if options.parent is None and not is_worker() and result is not None:
         print(result.model_dump_json())
 
 

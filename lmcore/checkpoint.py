@@ -2,13 +2,17 @@
 
     checkpoints/step-00000500/  model.safetensors  optimizer.safetensors  random.safetensors  state.json  manifest.json
 
-Each is a sealed folder (see store.py). Nothing is pickled. Loading goes from the newest to the oldest; one that
-does not prove whole is set aside as bad-step-... and the next older one is used.
+Each is a sealed folder (see store.py). Nothing is pickled. They hold whole tensors, however many ranks
+made them, so any number of ranks reads them. Loading goes from the newest to the oldest; one that does not prove
+whole is set aside as bad-step-... and the next older one is used.
 """
 
 import json
 import logging
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +20,107 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from lmcore.distributed import Ranks, like, whole
 from lmcore.errors import StoreError
 from lmcore.model import new_model
+from lmcore.optim import Optimizers
 from lmcore.run import Run
 from lmcore.store import json_bytes, open_sealed, read_manifest, remove, sealed_folder
 
 State = dict[str, Any]
+Tensors = dict[str, torch.Tensor]
 _log = logging.getLogger(__name__)
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    keep: int,
-) -> None:
-    """Write the checkpoint of ``step`` under ``folder`` and remove all but the newest ``keep``."""
-    with sealed_folder(folder / f"step-{step:08d}", lambda: {"kind": "checkpoint", "step": step}) as new:
-        save_file(_model_tensors(model), new / "model.safetensors")
-        save_file(_optimizer_tensors(model, optimizer), new / "optimizer.safetensors")
-        save_file(_random_state(), new / "random.safetensors")
-        (new / "state.json").write_bytes(json_bytes({**state, "step": step}))
-    for old in _newest_first(folder)[keep:]:
-        remove(old)
+class CheckpointWriter:
+    """Writes checkpoints of a training in a thread, from copies in memory, one at a time.
+
+    So the loop waits for a copy and not for the disk, and what is written is the state at ``save``. After each, all
+    checkpoints go but the newest ``keep`` and those for whose step ``is_kept`` says yes. In a group of ranks all take
+    part, and the first one writes.
+    """
+
+    def __init__(self, folder: Path, keep: int, is_kept: Callable[[int], bool], ranks: Ranks) -> None:
+        self._folder, self._keep, self._is_kept, self._ranks = folder, keep, is_kept, ranks
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """While the body runs, ``save`` works; in the end all is on disk, also where the body raised."""
+        with ThreadPoolExecutor(1, "checkpoint") as self._thread:
+            yield
+            self.wait()
+
+    def save(self, step: int, model: torch.nn.Module, optimizers: Optimizers, state: State) -> None:
+        """Copy all that makes up the checkpoint of ``step``, and begin to write it.
+
+        Raises what the writing of the one before raised.
+        """
+        parts = {
+            "model": _copied(_model_tensors(model)),
+            "optimizer": _copied(optimizers.tensors(model)),
+            "random": _random_state(self._ranks),
+        }
+        self.wait()
+        if self._ranks.is_first and self._thread is not None:
+            self._writing = self._thread.submit(self._write, step, parts, {**state, "step": step})
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more. Raises what the writing raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, parts: dict[str, Tensors], state: State) -> None:
+        path = self._folder / f"step-{step:08d}"
+        with sealed_folder(path, lambda: {"kind": "checkpoint", "step": step}) as new:
+            for name, tensors in parts.items():
+                save_file(tensors, new / f"{name}.safetensors")
+            (new / "state.json").write_bytes(json_bytes(state))
+        for old in _newest_first(self._folder)[self._keep :]:
+            if not self._is_kept(step_of(old)):
+                remove(old)
 
 
-def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State | None:
-    """Restore the newest whole checkpoint under ``folder`` and return its state; None if there is none."""
-    path = newest_checkpoint(folder)
-    if path is None:
-        return None
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, ranks: Ranks) -> State:
+    """Restore model, optimizers and random state from a checkpoint folder, and return the rest of the state."""
     load_weights(path, model)
-    _load_optimizer(load_file(path / "optimizer.safetensors"), model, optimizer)
-    _set_random_state(load_file(path / "random.safetensors"))
+    load_optimizers(path, model, optimizers)
+    _set_random_state(load_file(path / "random.safetensors"), ranks)
     state: State = json.loads((path / "state.json").read_bytes())
     return state
 
 
+def load_optimizers(path: Path, model: torch.nn.Module, optimizers: Optimizers) -> None:
+    """Restore the optimizers' state from a checkpoint folder. Raises StoreError when it is of others."""
+    optimizers.load(load_file(path / "optimizer.safetensors"), model)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that proves whole; damaged newer ones are set aside with a warning."""
-    for path in _newest_first(folder):
-        try:
-            open_sealed(path)
-        except StoreError as error:
-            if "format version" in str(error):
-                raise
+    return next((path for path in _newest_first(folder) if is_sound(path)), None)
+
+
+def is_sound(path: Path) -> bool:
+    """True if the checkpoint is there and proves whole; a damaged one is set aside with a warning."""
+    try:
+        open_sealed(path)
+    except StoreError as error:
+        if "format version" in str(error):
+            raise
+        if path.exists():
             aside = path.with_name(f"bad-{path.name}")
             remove(aside)
             os.rename(path, aside)
             _log.warning("checkpoint %s set aside as %s: %s", path.name, aside.name, error)
-        else:
-            return path
-    return None
+        return False
+    return True
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named by."""
+    return int(path.name.rpartition("-")[2])
 
 
 def trained_model(run: Run, checkpoint: Path) -> PreTrainedModel:
@@ -96,44 +147,33 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(saved[name])
+            tensor.copy_(like(saved[name], tensor))
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name), reverse=True)
+    return sorted(folder.glob("step-*"), key=step_of, reverse=True)
 
 
-def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _model_tensors(model: torch.nn.Module) -> Tensors:
     """Parameters, tied ones once. transformers' models keep no other state that training changes."""
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}/{key}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def _copied(tensors: Tensors) -> Tensors:
+    """Whole tensors in memory of their own, on the CPU."""
+    return {name: whole(tensor).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def _load_optimizer(tensors: dict[str, torch.Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    parameters = dict(model.named_parameters())
-    for entry, tensor in tensors.items():
-        name, key = entry.rsplit("/", 1)
-        parameter = parameters[name]
-        # Adam keeps its step count on the CPU unless it is fused, in which case the loaded moments say where.
-        on_cpu = key == "step" and not any(group.get("fused") for group in optimizer.param_groups)
-        optimizer.state[parameter][key] = tensor if on_cpu else tensor.to(parameter.device)
-
-
-def _random_state() -> dict[str, torch.Tensor]:
+def _random_state(ranks: Ranks) -> Tensors:
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
-    return states
+    return {f"{name}-{rank}": each for name, state in states.items() for rank, each in enumerate(ranks.gather(state))}
 
 
-def _set_random_state(states: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+def _set_random_state(states: Tensors, ranks: Ranks) -> None:
+    """Of this rank; one that was not there keeps what its seed gave it."""
+    if (cpu := states.get(f"cpu-{ranks.rank}")) is not None:
+        torch.set_rng_state(cpu)
+    if (cuda := states.get(f"cuda-{ranks.rank}")) is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from lmcore.checkpoint import trained_model, weights_hash
 from lmcore.device import autocast, choose_device, choose_precision
+from lmcore.distributed import Ranks
 from lmcore.run import Run
 from lmcore.store import Record
 from lmcore.stream import IGNORED_LABEL, TokenStream, source_names
@@ -40,6 +41,12 @@ class Score:
 
     def __add__(self, other: "Score") -> "Score":
         return Score(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    @classmethod
+    def of(cls, figures: torch.Tensor) -> "Score":
+        """From its fields as numbers."""
+        documents, tokens, text_bytes, nats = figures.tolist()
+        return cls(int(documents), int(tokens), int(text_bytes), nats)
 
     @property
     def nats_per_token(self) -> float:
@@ -178,3 +185,49 @@ class Scorer:
                 inputs[row, : len(window_inputs)] = window_inputs
                 labels[row, : len(window_labels)] = window_labels
             yield torch.from_numpy(inputs), torch.from_numpy(labels)
+
+
+class Validation:
+    """Scores a model while it is trained, on the validation documents with the lowest hashes.
+
+    Ranks share them, but with fsdp, where every rank takes part in every forward pass, all score all of them.
+    """
+
+    def __init__(self, scorer: Scorer, documents: dict[str, list[Any]], ranks: Ranks, is_shared: bool) -> None:
+        self._scorer, self._ranks, self._is_shared = scorer, ranks, is_shared
+        step = ranks.world if is_shared else 1
+        self._documents = {name: mine[ranks.rank % step :: step] for name, mine in documents.items()}
+
+    @classmethod
+    def of_run(cls, run: Run, model: torch.nn.Module, ranks: Ranks) -> Self:
+        """By source, together up to train.validation_tokens."""
+        train = run.config.train
+        documents = _first_documents(run.dataset_folder, train.validation_tokens)
+        return cls(Scorer.of_run(run, model), documents, ranks, is_shared=train.parallel == "ddp")
+
+    def __call__(self) -> dict[str, Score]:
+        """The score of every source that has documents, the same on all ranks."""
+        scores = {name: self._scorer(mine) for name, mine in self._documents.items()}
+        if not self._is_shared:
+            return scores
+        return {
+            name: Score.of(self._ranks.sum(torch.tensor(astuple(score)).double())) for name, score in scores.items()
+        }
+
+
+def _first_documents(dataset: Path, tokens: int) -> dict[str, list[Any]]:
+    """Validation documents by source: those with the lowest hashes, until they hold ``tokens`` tokens."""
+    everything = [
+        (document, source)
+        for source in source_names(dataset, "validation")
+        for document in TokenStream(dataset, "validation", source).documents()
+    ]
+    everything.sort(key=lambda row: row[0][2])
+    chosen: dict[str, list[Any]] = {}
+    count = 0
+    for document, source in everything:
+        if count >= tokens:
+            break
+        chosen.setdefault(source, []).append(document)
+        count += len(document[0])
+    return chosen

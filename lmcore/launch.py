@@ -3,9 +3,13 @@
 The child (``python -m lmcore train RUN_FOLDER``) leads its own process group. When the caller is interrupted in
 any way, the group gets SIGTERM: the child saves a checkpoint and ends. When the caller dies without a
 word, the kernel tells the child the same (Linux; elsewhere the child outlives it and finishes).
+
+With ``train.nproc`` above 1 the child becomes torchrun's agent, whose workers are the same command again; it hands
+signals on to them, and ends all when one dies.
 """
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +25,9 @@ from lmcore.train import TrainingResult, finished_training
 
 STOPPED_STATUS = 75
 """Exit status of a child that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
+
+_SIGNALLED = 128
+"""And the number of the signal: exit status of torchrun's agent when one ended a worker, as in shells."""
 
 _SECONDS_TO_SAVE = 25
 _PR_SET_PDEATHSIG = 1
@@ -63,9 +70,10 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
         end_group(child)
         raise
     text = "\n".join(message).removeprefix(ERROR_PREFIX).strip()
-    if status < 0:
+    if status < 0 or status > _SIGNALLED:
+        number = -status if status < 0 else status - _SIGNALLED
         raise TrainingKilledError(
-            f"the training process was killed by {signal.Signals(-status).name}; "
+            f"the training process was killed by {signal.Signals(number).name}; "
             "starting again continues from its last checkpoint"
         )
     if status == STOPPED_STATUS:
@@ -97,3 +105,34 @@ def end_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_worker() -> bool:
+    """True in a process that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def run_workers(folder: Path, nproc: int) -> int:
+    """Be torchrun's agent for ``nproc`` workers that train the run, until all have ended; their exit status.
+
+    A stop asked of one is a stop of all. A worker that dies ends the others, and the status says by which signal.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    for name in ("elastic", "run"):
+        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the workers say what happened
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    arguments = ["--standalone", f"--nproc-per-node={nproc}", "-m", "lmcore", "train", str(folder)]
+    try:
+        run(get_args_parser().parse_args(arguments))
+    except SignalException:
+        return STOPPED_STATUS
+    except ChildFailedError as error:
+        statuses = {failure.exitcode for failure in error.failures.values()}
+        killed = [-status for status in statuses if status < 0]
+        if killed:
+            return _SIGNALLED + killed[0]
+        return STOPPED_STATUS if statuses == {STOPPED_STATUS} else max(statuses)
+    return 0

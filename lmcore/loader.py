@@ -42,7 +42,8 @@ def loader(
 
     Yields ``input_ids`` and ``labels``, int64 (B, T), and with ``document_ids`` what ``document_boundaries`` gives. The
     last batch may be short. Of ``world`` ranks, rank r gets rows r, r + world ... of every batch of
-    ``batch_size`` blocks, perhaps none of a short one. In worker w of k of a DataLoader: batches w, w + k ...
+    ``batch_size`` blocks; one that would have a row less than another gets a row of ignored labels. In worker w of k
+    of a DataLoader: batches w, w + k ...
     """
     worker = get_worker_info()
     mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
@@ -53,6 +54,9 @@ def loader(
             if (start - first_block + offset) // batch_size % workers == mine:
                 rows = slice(offset + rank, offset + batch_size, world)
                 inputs, labels = blocks.read(sources[rows], numbers[rows])
+                if missing := -(-len(numbers[offset : offset + batch_size]) // world) - len(inputs):
+                    inputs = np.pad(inputs, ((0, missing), (0, 0)), constant_values=blocks.eos_id)
+                    labels = np.pad(labels, ((0, missing), (0, 0)), constant_values=IGNORED_LABEL)
                 batch = {"input_ids": inputs, "labels": labels}
                 if document_ids:
                     batch |= document_boundaries(inputs, labels, blocks.eos_id)

@@ -54,6 +54,12 @@ class Mixture:
             numbers[mine] = shuffled(places, len(blocks), seed, passes) if shuffle else places
         return sources, numbers
 
+    def document_hashes(self, positions: Ids, seed: int, shuffle: bool) -> list[int]:
+        """The documents that are learnt from in the blocks at ``positions``, each once, by their 64-bit hashes."""
+        sources, numbers = self.order(positions, seed, shuffle)
+        parts = enumerate(self.sources.values())
+        return sorted({name for source, part in parts for name in part.document_hashes(numbers[sources == source])})
+
     def read(self, sources: Ids, numbers: Ids) -> tuple[Ids, Ids]:
         """Inputs and labels (B, T) of the blocks that ``order`` named."""
         parts = list(self.sources.values())

@@ -34,6 +34,11 @@ class PackedBlocks:
     def __len__(self) -> int:
         return len(self._edges) - 1
 
+    def document_hashes(self, indices: Ids) -> list[int]:
+        """The documents that are learnt from in blocks, by their numbers."""
+        pieces = _ranges(self._edges[indices], self._edges[indices + 1] - self._edges[indices])
+        return self.stream.hashes_in(self._starts[pieces], self._starts[pieces] + self._lengths[pieces])
+
     def read(self, indices: Ids) -> tuple[Ids, Ids]:
         """Inputs and labels (B, T) of blocks by their numbers; padding is EOS, with labels that are ignored."""
         counts = self._edges[indices + 1] - self._edges[indices]

@@ -345,27 +345,33 @@ def _alive(pid: int) -> bool:
 
 @contextmanager
 def locked(
-    path: Path, when_locked: Literal["wait", "refuse"], should_stop: Callable[[], bool] = lambda: False
+    path: Path,
+    when_locked: Literal["wait", "refuse"],
+    should_stop: Callable[[], bool] = lambda: False,
+    what: str = "",
 ) -> Iterator[None]:
     """Hold the lock file ``path``; it says who holds it. ``should_stop`` is asked while waiting.
+
+    ``what`` is what it stands for, if not the folder it is in.
 
     Raises RunError when another process holds it and ``when_locked`` is "refuse", StoppedError when
     ``should_stop`` said so.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    what = what or str(path.parent)
     with open(path, "a+") as file:
         if not _lock(file):
             file.seek(0)
             owner = file.read().strip() or "another process"
             if when_locked == "refuse":
                 raise RunError(
-                    f"{path.parent} is in use by {owner}: wait for it to end, or start with --when_locked wait"
+                    f"{what} is in use by {owner}: wait for it to end, or start with --when_locked wait"
                 )
-            _log.info("waiting: %s is in use by %s", path.parent, owner)
+            _log.info("waiting: %s is in use by %s", what, owner)
             # A blocking flock would begin again after every signal whose handler only takes a note.
             while not _lock(file):
                 if should_stop():
-                    raise StoppedError(f"stopped on request while {path.parent} was in use by {owner}")
+                    raise StoppedError(f"stopped on request while {what} was in use by {owner}")
                 time.sleep(_SECONDS_BETWEEN_TRIES)
         file.seek(0)
         file.truncate()

@@ -82,6 +82,13 @@ class TokenStream:
                 ids = shard.tokens[shard.offsets[row] : shard.offsets[row + 1]]
                 yield ids, int(shard.text_bytes[row]), int(shard.hashes[row])
 
+    def hashes_in(self, starts: Ids, stops: Ids) -> list[int]:
+        """The hashes of the documents that the tokens from each start to its stop (exclusive) belong to."""
+        ends = np.cumsum(self.document_lengths())
+        hashes = np.concatenate([shard.hashes[kept] for shard, kept in self._shards])
+        firsts, lasts = np.searchsorted(ends, starts, "right"), np.searchsorted(ends, stops - 1, "right")
+        return [int(hash_) for first, last in zip(firsts, lasts, strict=True) for hash_ in hashes[first : last + 1]]
+
     def gather(self, indices: Ids, block_size: int) -> npt.NDArray[Any]:
         """Blocks by their numbers: (B, T + 1) ids; block i is tokens i * T to (i + 1) * T inclusive."""
         out = np.empty((len(indices), block_size + 1), self._dtype)
@@ -123,6 +130,11 @@ class StreamBlocks:
 
     def __len__(self) -> int:
         return self.stream.block_count(self.block_size)
+
+    def document_hashes(self, indices: Ids) -> list[int]:
+        """The documents that are learnt from in blocks, by their numbers."""
+        starts = indices * self.block_size + 1
+        return self.stream.hashes_in(starts, starts + self.block_size)
 
     def read(self, indices: Ids) -> tuple[Ids, Ids]:
         """Inputs and labels (B, T) of blocks by their numbers."""

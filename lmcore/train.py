@@ -4,35 +4,47 @@
 batches, the learning rate and the moments of validation are pure functions of the step, so on a CPU a run that was
 interrupted anywhere ends with the same weights, to the last bit, as one that was not.
 
-The CPU waits for the GPU at three places only: logging, validation and checkpoints.
+The CPU waits for the GPU at four places only: logging, validation, checkpoints and samples.
 
-Shapes: B blocks in a batch, T tokens in a block, V pieces in the vocabulary.
+Shapes: B blocks in a batch, T tokens in a block.
 """
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
-from lmcore.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, weights_hash
-from lmcore.config import TrainConfig
-from lmcore.device import autocast, choose_device, choose_precision
-from lmcore.errors import StoppedError, TrainingError
-from lmcore.evaluate import Scorer
+from lmcore.checkpoint import (
+    CheckpointWriter,
+    is_sound,
+    load_checkpoint,
+    load_optimizers,
+    newest_checkpoint,
+    step_of,
+    weights_hash,
+)
+from lmcore.clock import Clock
+from lmcore.device import choose_device, device_locked, peak_memory
+from lmcore.distributed import Ranks, joined
+from lmcore.errors import RunError, StoppedError, TrainingError
+from lmcore.evaluate import Score, Validation
+from lmcore.generate import write_samples
+from lmcore.guard import EarlyStopping
+from lmcore.learner import Learner
 from lmcore.loader import Batch, loader, prefetched, to_device
-from lmcore.metrics import MetricsWriter, Row
+from lmcore.metrics import MetricsWriter
 from lmcore.mixture import open_blocks
-from lmcore.model import freeze_all_but, new_model, parameter_count
-from lmcore.optim import build_optimizer, learning_rate
+from lmcore.model import flops_per_token, init_checkpoint, parameter_count
 from lmcore.run import Run
+from lmcore.schedule import Schedule, planned_steps
 from lmcore.store import Record, locked, open_sealed
-from lmcore.stream import IGNORED_LABEL, TokenStream
+from lmcore.stream import IGNORED_LABEL
 
 _log = logging.getLogger(__name__)
 
@@ -43,20 +55,27 @@ class TrainingResult(Record):
     file_name = "training.json"
     run: str
     step: int
+    """The step of the checkpoint that counts: the last, or after early stopping the best."""
+    last_step: int
     tokens: int
     """Tokens trained on, counted each time they were."""
     train_loss: float
     """Nats per token, mean over the last log interval."""
     validation_loss: float
-    """Nats per token on the documents that were scored while training."""
+    """Nats per token of the checkpoint that counts, on the documents that were scored while training."""
     tokens_per_second: float
     """Over all training steps, validation and checkpoints left out."""
+    skipped_steps: int
+    """By the guard."""
     weights: str
     """Hash of the checkpoint's weights: two trainings with the same one have the same model."""
     parameters: int
     trainable_parameters: int
+    flops_per_token: float
     device: str
     precision: str
+    trunk: Path | None
+    """The checkpoint before the decay of a wsd schedule, from which training can go on."""
 
     @property
     def checkpoint(self) -> Path:
@@ -70,134 +89,162 @@ class TrainingResult(Record):
 
 @dataclass
 class State:
-    """What a checkpoint says besides tensors."""
+    """What a checkpoint says besides tensors and what the learner says."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    loss_sum: float = 0.0
-    """Over the ``loss_steps`` steps since the last log row."""
-    loss_steps: int = 0
+    """In training steps."""
     train_loss: float = math.nan
     validation_loss: float = math.nan
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    passed_over: int = 0
+    """Blocks that a rollback left out."""
 
 
 def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult:
     """Train ``run`` to its end. ``should_stop`` is asked after every step, and while
-    another process trains the run.
+    another process trains the run or uses the GPU.
 
-    Raises StoppedError after saving a checkpoint when ``should_stop`` said so, TrainingError when the loss is no
-    longer a number, RunError when the run is in use.
+    Raises StoppedError after saving a checkpoint when ``should_stop`` said so or the time is up, TrainingError when
+    more steps were bad than train.max_skipped, RunError when the run or its GPU is in use.
     """
-    with locked(run.lock, run.config.when_locked, should_stop):
-        return finished_training(run) or _Training(run).finish(should_stop)
+    ranks, when_locked = Ranks.of_environment(), run.config.when_locked
+    device = choose_device(run.config.train.device, ranks.local_rank)
+    run_lock = locked(run.lock, when_locked, should_stop) if ranks.is_first else nullcontext()
+    with run_lock, device_locked(device, when_locked, should_stop), joined(ranks):
+        finished = finished_training(run) if ranks.is_first else None
+        if not ranks.any(finished is not None):
+            _Training(run, ranks, device).run_to_end(should_stop)
+            ranks.any(False)  # until the first one has written the result
+        result = finished or TrainingResult.load(run.folder)
+        if result is None:
+            raise RunError(f"{run.folder / TrainingResult.file_name} is gone right after it was written")
+        return result
 
 
 def finished_training(run: Run) -> TrainingResult | None:
-    """The result of a training that has ended and whose last checkpoint proves whole; else None."""
+    """The result of a training that has ended and whose checkpoint proves whole; else None."""
     result = TrainingResult.load(run.folder)
-    if result is None or newest_checkpoint(run.checkpoints) != result.checkpoint:
+    if result is None or not is_sound(result.checkpoint):
         return None
     return result if weights_hash(result.checkpoint) == result.weights else None
 
 
-class _Training:
-    """The parts of one training, put together; ``finish`` is the loop."""
+class _OneTooManyError(TrainingError):
+    """More steps were bad than are allowed."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.config: TrainConfig = run.config.train
-        self.device = choose_device(self.config.device)
-        self.precision = choose_precision(self.config.precision, self.device)
+
+class _Training:
+    """The parts of one training, put together; ``_train`` is the loop."""
+
+    def __init__(self, run: Run, ranks: Ranks, device: torch.device) -> None:
+        self.run, self.ranks, self.config = run, ranks, run.config.train
         self.blocks = open_blocks(run.dataset_folder, run.config.dataset)
-        self.model = new_model(run).to(self.device)
-        freeze_all_but(self.model, self.config.trainable)
-        self.optimizer = build_optimizer(self.model, self.config)
-        saved = load_checkpoint(run.checkpoints, self.model, self.optimizer)
-        self.state = State(**saved) if saved else State()
-        self.metrics = MetricsWriter(run.metrics, self.state.step)
-        self.score = Scorer.of_run(run, self.model)
-        self.validation = _first_documents(run, self.config.validation_tokens)
-        self.total_steps = planned_steps(self.config, len(self.blocks))
+        shape = (len(self.blocks), run.config.dataset.block_size)
+        self.total_steps = planned_steps(self.config, *shape)
+        self.schedule = Schedule.of(self.config, self.total_steps, *shape)
+        self.learner = Learner(run, ranks, device)
+        self.flops_per_token = flops_per_token(self.learner.model, run.config.dataset.block_size)
+        self.validation = Validation.of_run(run, self.learner.model, ranks)
+        self.checkpoints = CheckpointWriter(run.checkpoints, self.config.keep_checkpoints, self._is_kept, ranks)
+        self.state = self._resume()
+        events = run.folder / "tensorboard" if self.config.tensorboard else None
+        self.metrics = MetricsWriter(run.metrics, self.state.step, events) if ranks.is_first else None
+        self.told = self.learner.guard.standing().bad
+        self.clock = Clock()
         _log.info(
             "%s: %s parameters on %s in %s, step %d of %d, %d blocks an epoch",
             run.folder.name,
-            f"{parameter_count(self.model):,}",
-            self.device,
-            self.precision,
+            f"{parameter_count(self.learner.model):,}",
+            self.learner.device,
+            self.learner.precision,
             self.state.step,
             self.total_steps,
             len(self.blocks),
         )
 
-    def finish(self, should_stop: Callable[[], bool]) -> TrainingResult:
-        state, config = self.state, self.config
-        self.model.train()
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.device)
-        self.clock = _Clock()
-        self.logged = (state.tokens, state.seconds)
-        for batch, tokens in self._batches():
-            rate = learning_rate(state.step, self.total_steps, config)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            loss = self._loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+    def _resume(self) -> State:
+        """Put everything where the newest checkpoint says, or at the beginning."""
+        newest = newest_checkpoint(self.run.checkpoints) if self.ranks.is_first else None
+        step = int(self.ranks.sum(torch.tensor(step_of(newest) if newest else 0)))
+        if step:
+            path = self.run.checkpoints / f"step-{step:08d}"
+            saved = load_checkpoint(path, self.learner.model, self.learner.optimizers, self.ranks)
+            self.learner.load(saved.pop("learner"))
+            return State(**{**saved, "early_stopping": EarlyStopping(**saved["early_stopping"])})
+        if self.config.init_optimizer:
+            load_optimizers(init_checkpoint(self.config.init_from), self.learner.model, self.learner.optimizers)
+        return State()
 
+    def run_to_end(self, should_stop: Callable[[], bool]) -> None:
+        """Train, with at most one rollback, and write the result."""
+        with self.checkpoints.open():
+            try:
+                self._train(should_stop)
+            except _OneTooManyError as error:
+                self._roll_back(error)
+                self._train(should_stop)
+        if self.ranks.is_first:
+            self._write_result()
+
+    def _train(self, should_stop: Callable[[], bool]) -> None:
+        state, config, learner = self.state, self.config, self.learner
+        for batch in self.clock.waiting_for(self._batches()):
+            rate = self.schedule.rate(state.step)
+            norm = learner.learn(state.step + 1, batch, rate)
             state.step += 1
-            state.tokens += tokens
-            state.loss_steps += 1
-            loss_sum += loss.detach()
-            is_last = state.step == self.total_steps
-            if state.step % config.log_every == 0 or is_last:
-                self._log(loss_sum.item(), rate, norm.item())
-                loss_sum.zero_()
-            if self._is_validation_step():
-                self._validate()
-            stopping = not is_last and should_stop()
-            if state.step % config.checkpoint_every == 0 or is_last or stopping:
-                state.loss_sum = loss_sum.item()
-                self._save()
-            if stopping:
-                raise StoppedError(
-                    f"training stopped on request after step {state.step} of {self.total_steps}, checkpoint "
-                    "saved: the same command continues"
-                )
-        return self._result()
 
-    def _batches(self) -> Iterator[tuple[Batch, int]]:
-        """Batches on the device and the tokens that are learnt from each.
+            is_last = state.step == self.total_steps
+            is_logged = state.step % config.log_every == 0 or is_last
+            is_validated = self._is_validation_step()
+            is_saved = state.step % config.checkpoint_every == 0 or state.step == self.schedule.decay_start
+            if is_logged or is_validated or is_saved or learner.device.type == "cpu":
+                self._check_guard()
+            if is_logged:
+                self._log(rate, norm)
+            if is_validated:
+                is_saved |= self._validate()
+            if self.run.config.sample.every and state.step % self.run.config.sample.every == 0:
+                self._write_samples()
+            if 0 < config.patience <= state.early_stopping.without_gain and not is_last:
+                is_last = True
+                self._log(rate, norm)
+            is_stopping = not is_last and self.ranks.any(should_stop() or self._is_time_up())
+            if is_saved or is_last or is_stopping:
+                self._save()
+            if is_stopping:
+                self._stop()
+            if is_last:
+                return
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches on the device, from the next step on.
 
         On a GPU they are made in a thread while it computes. On a CPU a batch costs 0.1 ms of a step of 200, and
         training with the thread was as fast as without (measured on two cores).
         """
-        size, dataset = self.config.batch_size, self.run.config.dataset
+        size, dataset, device = self.config.batch_size, self.run.config.dataset, self.learner.device
         batches = loader(
             self.blocks,
             size,
-            first_block=self.state.step * size,
-            last_block=self._last_block(),
+            first_block=self.state.step * size + self.state.passed_over,
+            last_block=self._last_block() + self.state.passed_over,
             seed=self.config.seed,
             shuffle=dataset.shuffle,
             document_ids=dataset.document_masking,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
         )
-        ready = ((to_device(batch, self.device), int((batch["labels"] != IGNORED_LABEL).sum())) for batch in batches)
-        return prefetched(ready) if self.device.type == "cuda" else ready
+        counted = ({**batch, "tokens": (batch["labels"] != IGNORED_LABEL).sum()} for batch in batches)
+        ready = (to_device(batch, device) for batch in counted)
+        return prefetched(ready) if device.type == "cuda" else ready
 
     def _last_block(self) -> int:
-        if self.config.max_steps:
+        """Where training ends; a run of whole epochs may end with a short batch."""
+        if self.config.max_steps or self.config.max_tokens:
             return self.total_steps * self.config.batch_size
         return math.ceil(self.config.epochs * len(self.blocks))
-
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy in nats per token that is no padding, computed in fp32."""
-        positions_BT = batch.get("position_ids")
-        with autocast(self.precision, self.device):
-            logits_BTV = self.model(input_ids=batch["input_ids"], position_ids=positions_BT, use_cache=False).logits
-        return cross_entropy(logits_BTV.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED_LABEL)
 
     def _is_validation_step(self) -> bool:
         """Every validate_every steps, at the end of each epoch, and at the last step."""
@@ -206,107 +253,156 @@ class _Training:
         ends_epoch = step * size // blocks > (step - 1) * size // blocks
         return step % every == 0 or ends_epoch or step == self.total_steps
 
-    def _log(self, loss_sum: float, rate: float, norm: float) -> None:
-        state = self.state
-        loss = loss_sum / state.loss_steps
-        state.seconds += self.clock.lap()
-        self._check("loss", loss)
-        self._check("gradient's norm", norm)
-        tokens, seconds = self.logged
-        speed = (state.tokens - tokens) / (state.seconds - seconds)
-        self.logged = (state.tokens, state.seconds)
-        state.train_loss, state.loss_steps = loss, 0
-        self._write(
-            "train",
-            loss=loss,
-            learning_rate=rate,
-            gradient_norm=norm,
-            tokens_per_second=speed,
-        )
-
-    def _validate(self) -> None:
-        self.state.seconds += self.clock.lap()
-        score = self.score(self.validation)
-        self._check("validation loss", score.nats_per_token)
-        self.state.validation_loss = score.nats_per_token
-        self._write("validation", loss=score.nats_per_token, bits_per_byte=score.bits_per_byte)
-        self.clock.lap()
-
-    def _check(self, name: str, figure: float) -> None:
-        if not math.isfinite(figure):
-            raise TrainingError(
-                f"the {name} is {figure} after step {self.state.step}: lower train.learning_rate (now "
-                f"{self.config.learning_rate}) or clip harder (train.grad_clip), then start with --fresh"
+    def _check_guard(self) -> None:
+        """Tell of steps that were skipped; raise _OneTooManyError when they were too many."""
+        standing = self.learner.guard.standing()
+        for step in standing.steps[max(0, len(standing.steps) - standing.bad + self.told) :]:
+            self._tell_of(step)
+        self.told = standing.bad
+        if standing.is_over:
+            raise _OneTooManyError(
+                f"{standing.bad} steps had a loss or gradient that is no number, or a spike, the last of them step "
+                f"{standing.steps[-1]}; train.max_skipped is {self.config.max_skipped}. The checkpoint before it is "
+                f"good. Lower train.learning_rate (now {self.config.learning_rate}) or clip harder "
+                "(train.grad_clip), then start with --fresh"
             )
 
-    def _write(self, kind: str, **figures: float) -> None:
-        row: Row = {
-            "kind": kind,
-            "step": self.state.step,
-            "total_steps": self.total_steps,
-            "tokens": self.state.tokens,
-            "epoch": min(self.state.step * self.config.batch_size, self._last_block()) / len(self.blocks),
-        }
-        self.metrics.write({**row, **figures})
-
-    def _save(self) -> None:
-        self.state.seconds += self.clock.lap()
-        save_checkpoint(
-            self.run.checkpoints,
-            self.state.step,
-            self.model,
-            self.optimizer,
-            asdict(self.state),
-            self.config.keep_checkpoints,
+    def _tell_of(self, step: int) -> None:
+        """Write which documents a bad step was made of."""
+        first = self.state.passed_over + (step - 1) * self.config.batch_size
+        positions = np.arange(first, first + self.config.batch_size)
+        documents = self.blocks.document_hashes(positions, self.config.seed, self.run.config.dataset.shuffle)
+        self._event(
+            f"step {step} was skipped: its loss or gradient is no number, or its loss a spike",
+            documents=[f"{name:016x}" for name in documents],
         )
+
+    def _roll_back(self, error: TrainingError) -> None:
+        """Go back to the newest checkpoint, once, and pass over the blocks since; else raise ``error``."""
+        reached, passed_over = self.state.step, self.state.passed_over
+        self.checkpoints.wait()
+        if not self.config.rollback:
+            raise error
+        self.state = self._resume()
+        self.state.passed_over = passed_over + (reached - self.state.step) * self.config.batch_size
+        self.told = self.learner.guard.standing().bad
+        self.clock = Clock()
+        self._event(f"rolled back from step {reached} to {self.state.step}: {error}")
+
+    def _log(self, rate: float, norm: torch.Tensor) -> None:
+        """Waits for the device."""
+        state, found = self.state, self.learner.found()
+        seconds, waited = self.clock.lap()
+        state.seconds += seconds
+        state.tokens += found.tokens
+        if not found.good_steps:
+            return
+        state.train_loss = found.loss_sum / found.good_steps
+        speed = found.tokens / seconds
+        figures = {
+            "loss": state.train_loss,
+            "learning_rate": rate,
+            "gradient_norm": norm.item(),
+            "tokens_per_second": speed,
+            "memory_bytes": peak_memory(self.learner.device),
+            "data_wait_share": waited / seconds,
+            "skipped": self.told,
+        }
+        if self.config.peak_tflops:
+            figures["mfu"] = speed * self.flops_per_token / (self.config.peak_tflops * 1e12 * self.ranks.world)
+        self._write("train", **figures)
+
+    def _validate(self) -> bool:
+        """Score the validation documents; True if that gave the best loss so far."""
+        state = self.state
+        self._pause()
+        scores = self.validation()
+        score = sum(scores.values(), Score())
+        if not math.isfinite(score.nats_per_token):
+            raise TrainingError(
+                f"the validation loss is {score.nats_per_token} after step {state.step}: lower train.learning_rate "
+                f"(now {self.config.learning_rate}) or clip harder (train.grad_clip), then start with --fresh"
+            )
+        state.validation_loss = score.nats_per_token
+        figures: dict[str, Any] = {"loss": score.nats_per_token, "bits_per_byte": score.bits_per_byte}
+        if len(scores) > 1:
+            figures["sources"] = {name: each.nats_per_token for name, each in scores.items()}
+        self._write("validation", **figures)
+        self.clock.lap()
+        return state.early_stopping.gains(state.step, score.nats_per_token, self.config.min_gain)
+
+    def _write_samples(self) -> None:
+        self._pause()
+        write_samples(self.run, self.learner.model, self.state.step)
         self.clock.lap()
 
-    def _result(self) -> TrainingResult:
-        state = self.state
-        return TrainingResult(
+    def _save(self) -> None:
+        self._pause()
+        state = {**asdict(self.state), "learner": self.learner.state()}
+        self.checkpoints.save(self.state.step, self.learner.model, self.learner.optimizers, state)
+        self.clock.lap()
+
+    def _pause(self) -> None:
+        """Count the time until now as training; what follows is something else, up to the next lap."""
+        self.state.seconds += self.clock.lap()[0]
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether the checkpoint of a step stays, however old."""
+        every = self.config.keep_every
+        return step in (self.state.early_stopping.best_step, self.schedule.decay_start) or bool(
+            every and not step % every
+        )
+
+    def _is_time_up(self) -> bool:
+        return 0 < self.config.max_minutes <= self.clock.minutes()
+
+    def _stop(self) -> None:
+        self.checkpoints.wait()
+        why = f"after {self.config.max_minutes:g} minutes" if self._is_time_up() else "on request"
+        raise StoppedError(
+            f"training stopped {why} after step {self.state.step} of {self.total_steps}, checkpoint "
+            "saved: the same command continues"
+        )
+
+    def _write(self, kind: str, **figures: Any) -> None:
+        step, size = self.state.step, self.config.batch_size
+        row = {
+            "kind": kind,
+            "step": step,
+            "total_steps": self.total_steps,
+            "tokens": self.state.tokens,
+            "epoch": min(step * size, self._last_block()) / len(self.blocks),
+        }
+        if self.metrics is not None:
+            self.metrics.write({**row, **figures})
+
+    def _event(self, text: str, **figures: Any) -> None:
+        _log.warning("%s", text)
+        self._write("event", text=text, **figures)
+
+    def _write_result(self) -> None:
+        state, model = self.state, self.learner.model
+        best = state.early_stopping
+        step = best.best_step if self.config.patience and is_sound(self._checkpoint(best.best_step)) else state.step
+        trunk = self._checkpoint(self.schedule.decay_start) if self.schedule.decay_start is not None else None
+        TrainingResult(
             run=self.run.folder.name,
             folder=self.run.folder,
-            step=state.step,
+            step=step,
+            last_step=state.step,
             tokens=state.tokens,
             train_loss=state.train_loss,
-            validation_loss=state.validation_loss,
+            validation_loss=state.validation_loss if step == state.step else best.best_loss,
             tokens_per_second=state.tokens / state.seconds,
-            weights=weights_hash(self.run.checkpoints / f"step-{state.step:08d}"),
-            parameters=parameter_count(self.model),
-            trainable_parameters=parameter_count(self.model, trainable_only=True),
-            device=str(self.device),
-            precision=self.precision,
+            skipped_steps=self.told,
+            weights=weights_hash(self._checkpoint(step)),
+            parameters=parameter_count(model),
+            trainable_parameters=parameter_count(model, trainable_only=True),
+            flops_per_token=self.flops_per_token,
+            device=str(self.learner.device),
+            precision=self.learner.precision,
+            trunk=trunk,
         ).save()
 
-
-def planned_steps(config: TrainConfig, blocks: int) -> int:
-    """Optimizer steps: max_steps, or as many as the epochs have batches (the last may be short)."""
-    if config.max_steps:
-        return config.max_steps
-    return max(1, math.ceil(math.ceil(config.epochs * blocks) / config.batch_size))
-
-
-def _first_documents(run: Run, tokens: int) -> list[Any]:
-    """Validation documents in the order of their hashes, until they hold ``tokens`` tokens."""
-    documents = sorted(TokenStream(run.dataset_folder, "validation").documents(), key=lambda document: document[2])
-    chosen: list[Any] = []
-    count = 0
-    for document in documents:
-        if chosen and count >= tokens:
-            break
-        chosen.append(document)
-        count += len(document[0])
-    return chosen
-
-
-class _Clock:
-    """Splits time into laps."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def lap(self) -> float:
-        """Seconds since the last call."""
-        now = time.perf_counter()
-        seconds, self._start = now - self._start, now
-        return seconds
+    def _checkpoint(self, step: int) -> Path:
+        return self.run.checkpoints / f"step-{step:08d}"

@@ -1,0 +1,138 @@
+"""One optimizer step: a batch in micro-batches and over all ranks, to a gradient, to new weights.
+
+Nothing here waits for the device. What a step found (loss, tokens, whether it was skipped) adds up on the device until
+somebody asks for it.
+
+Shapes: B blocks of a batch in this rank, T tokens in a block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lmcore.device import autocast, choose_precision, out_of_memory, set_up, wide_float
+from lmcore.distributed import Ranks, reduced_at, spread, whole
+from lmcore.errors import ConfigError
+from lmcore.guard import Guard
+from lmcore.loader import Batch
+from lmcore.model import NextTokenLoss, compile_model, freeze_all_but, new_model, transformer_blocks
+from lmcore.optim import Optimizers
+from lmcore.run import Run
+
+
+@dataclass
+class Found:
+    """What the steps found since somebody last asked."""
+
+    loss_sum: float = 0.0
+    """Of the losses of good steps, nats per token."""
+    good_steps: int = 0
+    tokens: int = 0
+    """Learnt from in good steps."""
+
+
+class Learner:
+    """The model of a run, and all that changes it."""
+
+    def __init__(self, run: Run, ranks: Ranks, device: torch.device) -> None:
+        config = run.config.train
+        self._config, self._ranks, self.device = config, ranks, device
+        self.precision = choose_precision(config.precision, device)
+        set_up(device, config)
+        self.model = new_model(run).to(device)
+        freeze_all_but(self.model, config.trainable)
+        loss = NextTokenLoss(self.model, config.loss_chunk_tokens)
+        compile_model(loss, config.compile, device)
+        self._loss = spread(loss, transformer_blocks(self.model), config, ranks)
+        self.optimizers = Optimizers.of(self.model, config)
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._micro_batch_size = config.micro_batch_size or -(-config.batch_size // ranks.world)
+        torch.manual_seed(config.seed + ranks.rank)
+        self.load({})
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` gave; from the beginning if it is empty."""
+        self.guard = Guard(self._config, self.device, state.get("guard"))
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self._scaler.load_state_dict(state.get("scaler", {})) if self._scaler.is_enabled() and state else None
+        self._found = torch.tensor(state.get("found", [0.0] * 3), dtype=wide_float(self.device), device=self.device)
+
+    def state(self) -> dict[str, Any]:
+        """All that is neither weights nor the optimizers' state. Waits for the device."""
+        return {"guard": self.guard.figures(), "scaler": self._scaler.state_dict(), "found": self._found.tolist()}
+
+    def found(self) -> Found:
+        """What the steps since the last call found. Waits for the device."""
+        loss_sum, good_steps, tokens = self._found.tolist()
+        self._found.zero_()
+        return Found(loss_sum, int(good_steps), int(tokens))
+
+    def learn(self, step: int, batch: Batch, rate: float) -> torch.Tensor:
+        """Make optimizer step number ``step`` with learning rate ``rate``, and return the norm of its gradient.
+
+        ``batch`` holds this rank's rows, on the device, and as ``tokens`` the number of their labels. The loss is the
+        mean over the tokens of all ranks, however they fall to micro-batches.
+        """
+        self.optimizers.set_learning_rate(rate)
+        self._loss.train()
+        loss, tokens = self._backward(batch)
+        norm = self._clip_gradients()
+        # An overflow in fp16 is the scaler's to deal with, and nothing bad.
+        overflows = self._scaler.is_enabled() & ~torch.isfinite(norm)
+        skip = self.guard.skips(step, loss, torch.where(overflows, 0, norm)) | overflows
+        self.optimizers.step(skip)
+        if self._scaler.is_enabled():
+            self._scaler.update()
+        self.optimizers.zero_grad()
+        figures = torch.stack([loss.to(self._found.dtype), torch.ones_like(self._found[0]), tokens])
+        self._found += torch.where(skip, 0, figures)
+        return norm
+
+    def _backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean loss in nats per token and number of tokens, over all ranks; gradients are in place."""
+        tokens = self._ranks.sum(batch["tokens"].to(self._found.dtype))
+        # The backward pass averages gradients over ranks; wanted is the sum.
+        weight = self._ranks.world / tokens.clamp(min=1).float()
+        nats = torch.zeros((), device=self.device)
+        parts = list(self._micro_batches(batch))
+        for number, part in enumerate(parts, start=1):
+            with reduced_at(self._loss, is_last=number == len(parts)):
+                with autocast(self.precision, self.device):
+                    part_nats = self._loss(**part)
+                self._scaler.scale(part_nats * weight).backward()
+            nats += part_nats.detach()
+        return self._ranks.sum(nats) / tokens.clamp(min=1), tokens
+
+    def _micro_batches(self, batch: Batch) -> Iterator[dict[str, torch.Tensor]]:
+        columns = {name: column.split(self._micro_batch_size) for name, column in batch.items() if name != "tokens"}
+        for parts in zip(*columns.values(), strict=True):
+            yield {f"{name}_BT": part for name, part in zip(columns, parts, strict=True)}
+
+    def _clip_gradients(self) -> torch.Tensor:
+        """The gradient's L2 norm, before clipping."""
+        if self._scaler.is_enabled():
+            for optimizer in self.optimizers.parts:
+                self._scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip or float("inf"))
+        return whole(norm)
+
+    def find_micro_batch(self, batch: Batch) -> int:
+        """Halve the micro-batch until ``batch`` goes forward and backward within memory, on all ranks.
+
+        Raises ConfigError when not even one block does. Changes neither weights nor random state.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        while True:
+            with torch.random.fork_rng(devices):
+                failed = out_of_memory(lambda: self._backward(dict(batch)))
+            self.optimizers.zero_grad()
+            if not self._ranks.any(failed):
+                return self._micro_batch_size
+            if self._micro_batch_size == 1:
+                raise ConfigError(
+                    "not even one block fits into memory: lower dataset.block_size or the model's size, or set "
+                    "train.gradient_checkpointing"
+                )
+            self._micro_batch_size = -(-self._micro_batch_size // 2)
