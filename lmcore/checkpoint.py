@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from lmcore.errors import StoreError
 from lmcore.model import new_model
+from lmcore.optim import Optimizers
 from lmcore.run import Run
 from lmcore.store import json_bytes, open_sealed, read_manifest, remove, sealed_folder
 
@@ -29,27 +30,27 @@ def save_checkpoint(
     folder: Path,
     step: int,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     state: State,
     keep: int,
 ) -> None:
     """Write the checkpoint of ``step`` under ``folder`` and remove all but the newest ``keep``."""
     with sealed_folder(folder / f"step-{step:08d}", lambda: {"kind": "checkpoint", "step": step}) as new:
         save_file(_model_tensors(model), new / "model.safetensors")
-        save_file(_optimizer_tensors(model, optimizer), new / "optimizer.safetensors")
+        save_file(optimizers.tensors(model), new / "optimizer.safetensors")
         save_file(_random_state(), new / "random.safetensors")
         (new / "state.json").write_bytes(json_bytes({**state, "step": step}))
     for old in _newest_first(folder)[keep:]:
         remove(old)
 
 
-def load_checkpoint(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> State | None:
+def load_checkpoint(folder: Path, model: torch.nn.Module, optimizers: Optimizers) -> State | None:
     """Restore the newest whole checkpoint under ``folder`` and return its state; None if there is none."""
     path = newest_checkpoint(folder)
     if path is None:
         return None
     load_weights(path, model)
-    _load_optimizer(load_file(path / "optimizer.safetensors"), model, optimizer)
+    optimizers.load(load_file(path / "optimizer.safetensors"), model)
     _set_random_state(load_file(path / "random.safetensors"))
     state: State = json.loads((path / "state.json").read_bytes())
     return state
@@ -106,24 +107,6 @@ def _newest_first(folder: Path) -> list[Path]:
 def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Parameters, tied ones once. transformers' models keep no other state that training changes."""
     return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-
-
-def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}/{key}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_optimizer(tensors: dict[str, torch.Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    parameters = dict(model.named_parameters())
-    for entry, tensor in tensors.items():
-        name, key = entry.rsplit("/", 1)
-        parameter = parameters[name]
-        # Adam keeps its step count on the CPU unless it is fused, in which case the loaded moments say where.
-        on_cpu = key == "step" and not any(group.get("fused") for group in optimizer.param_groups)
-        optimizer.state[parameter][key] = tensor if on_cpu else tensor.to(parameter.device)
 
 
 def _random_state() -> dict[str, torch.Tensor]:

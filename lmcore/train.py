@@ -29,8 +29,9 @@ from lmcore.loader import Batch, loader, prefetched, to_device
 from lmcore.metrics import MetricsWriter, Row
 from lmcore.mixture import open_blocks
 from lmcore.model import freeze_all_but, new_model, parameter_count
-from lmcore.optim import build_optimizer, learning_rate
+from lmcore.optim import Optimizers
 from lmcore.run import Run
+from lmcore.schedule import Schedule, planned_steps
 from lmcore.store import Record, locked, open_sealed
 from lmcore.stream import IGNORED_LABEL, TokenStream
 
@@ -112,13 +113,15 @@ class _Training:
         self.blocks = open_blocks(run.dataset_folder, run.config.dataset)
         self.model = new_model(run).to(self.device)
         freeze_all_but(self.model, self.config.trainable)
-        self.optimizer = build_optimizer(self.model, self.config)
-        saved = load_checkpoint(run.checkpoints, self.model, self.optimizer)
+        self.optimizers = Optimizers.of(self.model, self.config)
+        saved = load_checkpoint(run.checkpoints, self.model, self.optimizers)
         self.state = State(**saved) if saved else State()
         self.metrics = MetricsWriter(run.metrics, self.state.step)
         self.score = Scorer.of_run(run, self.model)
         self.validation = _first_documents(run, self.config.validation_tokens)
-        self.total_steps = planned_steps(self.config, len(self.blocks))
+        block_size = run.config.dataset.block_size
+        self.total_steps = planned_steps(self.config, len(self.blocks), block_size)
+        self.schedule = Schedule.of(self.config, self.total_steps, len(self.blocks), block_size)
         _log.info(
             "%s: %s parameters on %s in %s, step %d of %d, %d blocks an epoch",
             run.folder.name,
@@ -135,17 +138,17 @@ class _Training:
         self.model.train()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         loss_sum = torch.tensor(state.loss_sum, dtype=torch.float64, device=self.device)
+        never = torch.tensor(False, device=self.device)
         self.clock = _Clock()
         self.logged = (state.tokens, state.seconds)
         for batch, tokens in self._batches():
-            rate = learning_rate(state.step, self.total_steps, config)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            rate = self.schedule.rate(state.step)
+            self.optimizers.set_learning_rate(rate)
             loss = self._loss(batch)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizers.step(never)
+            self.optimizers.zero_grad()
 
             state.step += 1
             state.tokens += tokens
@@ -188,7 +191,7 @@ class _Training:
         return prefetched(ready) if self.device.type == "cuda" else ready
 
     def _last_block(self) -> int:
-        if self.config.max_steps:
+        if self.config.max_steps or self.config.max_tokens:
             return self.total_steps * self.config.batch_size
         return math.ceil(self.config.epochs * len(self.blocks))
 
@@ -255,7 +258,7 @@ class _Training:
             self.run.checkpoints,
             self.state.step,
             self.model,
-            self.optimizer,
+            self.optimizers,
             asdict(self.state),
             self.config.keep_checkpoints,
         )
@@ -277,13 +280,6 @@ class _Training:
             device=str(self.device),
             precision=self.precision,
         ).save()
-
-
-def planned_steps(config: TrainConfig, blocks: int) -> int:
-    """Optimizer steps: max_steps, or as many as the epochs have batches (the last may be short)."""
-    if config.max_steps:
-        return config.max_steps
-    return max(1, math.ceil(math.ceil(config.epochs * blocks) / config.batch_size))
 
 
 def _first_documents(run: Run, tokens: int) -> list[Any]:
