@@ -47,7 +47,7 @@ def write_corpus(folder: Path, documents: int = 300, seed: int = 0) -> Path:
 
 def tiny_config(corpus: Path, store: Path, **train: object) -> RunConfig:
     """A run that trains a very small model in about a second."""
-    settings: dict[str, object] = {"max_steps": 6, "batch_size": 4, "warmup_steps": 2, "log_every": 2}
+    settings: dict[str, object] = {"max_steps": 6, "batch_size": 4, "warmup": "30 %", "log_every": 2}
     return RunConfig(
         store=store,
         corpus=CorpusConfig(paths=[str(corpus)]),

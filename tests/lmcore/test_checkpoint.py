@@ -13,7 +13,7 @@ import torch
 from lmcore.checkpoint import load_checkpoint, load_weights, newest_checkpoint, save_checkpoint, trained_model
 from lmcore.errors import StoreError
 from lmcore.model import new_model
-from lmcore.optim import build_optimizer
+from lmcore.optim import Optimizers
 from lmcore.store import manifest_bytes, read_manifest
 from tests.conftest import Prepared, Trained
 
@@ -24,18 +24,18 @@ def model() -> torch.nn.Module:
 
 
 @pytest.fixture
-def optimizer(prepared: Prepared, model: torch.nn.Module) -> torch.optim.Optimizer:
-    return build_optimizer(model, prepared.config.train)
+def optimizers(prepared: Prepared, model: torch.nn.Module) -> Optimizers:
+    return Optimizers.of(model, prepared.config.train)
 
 
 @pytest.fixture
-def save(tmp_path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Callable[..., Path]:
+def save(tmp_path: Path, model: torch.nn.Module, optimizers: Optimizers) -> Callable[..., Path]:
     """Make one step of training and save it."""
 
     def save_step(step: int, keep: int = 9) -> Path:
         model(torch.ones(2, 3)).sum().backward()
-        optimizer.step()
-        save_checkpoint(tmp_path, step, model, optimizer, {"loss_sum": 0.1}, keep)
+        optimizers.step(torch.tensor(False))
+        save_checkpoint(tmp_path, step, model, optimizers, {"loss_sum": 0.1}, keep)
         return tmp_path / f"step-{step:08d}"
 
     return save_step
@@ -84,9 +84,9 @@ def test_one_that_is_damaged_again_is_set_aside_again(save: Any, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["bad-step-00000001"]
 
 
-def test_none_is_none(tmp_path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def test_none_is_none(tmp_path: Path, model: torch.nn.Module, optimizers: Optimizers) -> None:
     assert newest_checkpoint(tmp_path / "nowhere") is None
-    assert load_checkpoint(tmp_path, model, optimizer) is None
+    assert load_checkpoint(tmp_path, model, optimizers) is None
 
 
 def test_one_of_a_newer_version_is_refused_and_stays(save: Any, tmp_path: Path) -> None:
@@ -113,20 +113,19 @@ def test_steps_beyond_eight_digits_are_the_newest(save: Any, tmp_path: Path) -> 
 
 
 def test_everything_comes_back(
-    save: Any, tmp_path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, prepared: Prepared
+    save: Any, tmp_path: Path, model: torch.nn.Module, optimizers: Optimizers, prepared: Prepared
 ) -> None:
     save(1)
     save(2)
     drawn = torch.rand(5)
     other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
-    of_other = build_optimizer(other, prepared.config.train)
+    of_other = Optimizers.of(other, prepared.config.train)
     assert load_checkpoint(tmp_path, other, of_other) == {"loss_sum": 0.1, "step": 2}
     assert torch.equal(torch.rand(5), drawn)
-    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-        state, other_state = optimizer.state[mine], of_other.state[theirs]
-        assert state.keys() == other_state.keys() == {"step", "exp_avg", "exp_avg_sq"}
-        assert all(torch.equal(state[key], other_state[key]) for key in state)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), other.parameters(), strict=True))
+    state, other_state = optimizers.tensors(model), of_other.tensors(other)
+    assert state.keys() == other_state.keys()
+    assert all(torch.equal(state[key], other_state[key]) for key in state)
 
 
 def test_nothing_is_pickled(trained: Trained) -> None:

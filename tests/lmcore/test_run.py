@@ -19,7 +19,7 @@ RESULT: list[dict[str, Any]] = [
     {"optimizer": "adam"},
     {"learning_rate": 2e-3},
     {"schedule": "constant"},
-    {"warmup_steps": 3},
+    {"warmup": "3 steps"},
     {"grad_clip": 0.5},
     {"trainable": ["*bias"]},
     {"seed": 1},

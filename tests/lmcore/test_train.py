@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 import lmcore.train
 from lmcore.checkpoint import newest_checkpoint
-from lmcore.config import TrainConfig
 from lmcore.errors import ConfigError, RunError, StoppedError, TrainingError
 from lmcore.loader import loader
 from lmcore.metrics import read_metrics
@@ -25,7 +24,7 @@ from lmcore.mixture import open_blocks
 from lmcore.model import new_model
 from lmcore.run import Run
 from lmcore.store import locked
-from lmcore.train import TrainingResult, planned_steps, train
+from lmcore.train import TrainingResult, train
 from tests.conftest import Prepared, Trained, start, wait_for_step
 
 STEPS = 24
@@ -254,7 +253,7 @@ def test_every_kind_learns(prepared: Prepared, architecture: str, optimizer: str
 
 
 def test_frozen_parameters_stay_and_the_others_change(prepared: Prepared) -> None:
-    run = prepared.run(trainable=["*.ln_1.*", "transformer.wpe*"], max_steps=8, warmup_steps=0)
+    run = prepared.run(trainable=["*.ln_1.*", "transformer.wpe*"], max_steps=8, warmup="0 steps")
     stop = iter([False, False, True])
     with pytest.raises(StoppedError):
         train(run, should_stop=lambda: next(stop))
@@ -324,22 +323,6 @@ def test_steps_may_go_through_many_epochs(prepared: Prepared, trained: Trained, 
     assert validated == sorted(ends | {7})  # an epoch that ends with the last step is validated once
 
 
-@pytest.mark.parametrize(
-    ("settings", "blocks", "steps"),
-    [
-        ({"max_steps": 5}, 1, 5),
-        ({"epochs": 1}, 16, 1),
-        ({"epochs": 1}, 17, 2),
-        ({"epochs": 2}, 17, 3),
-        ({"epochs": 0.5}, 64, 2),
-        ({"epochs": 0.5}, 65, 3),
-        ({"epochs": 0.001}, 1, 1),
-    ],
-)
-def test_planned_steps(settings: dict[str, Any], blocks: int, steps: int) -> None:
-    assert planned_steps(TrainConfig(batch_size=16, **settings), blocks) == steps
-
-
 # --- packed blocks and several sources ---
 
 
@@ -373,7 +356,7 @@ def test_a_mixture_resumes_to_the_last_bit(mixed: Prepared) -> None:
 
 # --- a broken loss ---
 
-EXPLODING = {"learning_rate": 10, "weight_decay": 10, "grad_clip": 0, "warmup_steps": 0, "schedule": "constant"}
+EXPLODING = {"learning_rate": 10, "weight_decay": 10, "grad_clip": 0, "warmup": "0 steps", "schedule": "constant"}
 
 
 def test_a_loss_that_is_no_number_ends_the_training(prepared: Prepared) -> None:
