@@ -63,7 +63,7 @@ class TrainConfig(Section):
     a decay (warm-up, stable, decay: arXiv 2404.06395); or 1 / sqrt(step) (arXiv 1706.03762)."""
     min_learning_rate: float = Field(1e-4, ge=0, le=10)
     """Learning rate at the last step of cosine, linear and wsd."""
-    warmup: Size = "100 steps"
+    warmup: Size = "2 %"
     """Linear rise to the peak: "100 steps", "2M tokens", "0.1 epochs" or "1 %" of the run."""
     warmup_from: float = Field(0.0, ge=0, le=10)
     """Learning rate before the first step. Continued training re-warms from where the last one ended."""
