@@ -256,26 +256,23 @@ class _Training:
     def _check_guard(self) -> None:
         """Tell of steps that were skipped; raise _OneTooManyError when they were too many."""
         standing = self.learner.guard.standing()
-        for step in standing.steps[max(0, len(standing.steps) - standing.bad + self.told) :]:
-            self._tell_of(step)
-        self.told = standing.bad
+        new, self.told = standing.bad - self.told, standing.bad
+        for step in standing.steps[len(standing.steps) - new :]:
+            self._event(f"step {step} was skipped", documents=self._documents_of(step))
         if standing.is_over:
             raise _OneTooManyError(
-                f"{standing.bad} steps had a loss or gradient that is no number, or a spike, the last of them step "
-                f"{standing.steps[-1]}; train.max_skipped is {self.config.max_skipped}. The checkpoint before it is "
-                f"good. Lower train.learning_rate (now {self.config.learning_rate}) or clip harder "
+                f"step {standing.steps[-1]} has loss {standing.loss:.4g} and gradient norm {standing.norm:.4g}, and "
+                f"{self.config.max_skipped} bad steps are allowed (train.max_skipped). Its documents stand in "
+                f"{self.run.metrics}. Lower train.learning_rate (now {self.config.learning_rate}) or clip harder "
                 "(train.grad_clip), then start with --fresh"
             )
 
-    def _tell_of(self, step: int) -> None:
-        """Write which documents a bad step was made of."""
+    def _documents_of(self, step: int) -> list[str]:
+        """Hashes of the documents that a step learns from."""
         first = self.state.passed_over + (step - 1) * self.config.batch_size
         positions = np.arange(first, first + self.config.batch_size)
-        documents = self.blocks.document_hashes(positions, self.config.seed, self.run.config.dataset.shuffle)
-        self._event(
-            f"step {step} was skipped: its loss or gradient is no number, or its loss a spike",
-            documents=[f"{name:016x}" for name in documents],
-        )
+        shuffle = self.run.config.dataset.shuffle
+        return [f"{name:016x}" for name in self.blocks.document_hashes(positions, self.config.seed, shuffle)]
 
     def _roll_back(self, error: TrainingError) -> None:
         """Go back to the newest checkpoint, once, and pass over the blocks since; else raise ``error``."""

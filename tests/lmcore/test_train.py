@@ -53,7 +53,9 @@ def newest_step(run: Run) -> int:
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
-    return [{**row, "tokens_per_second": None} for row in read_metrics(run.metrics)]
+    """Without what a machine measures and a run does not decide."""
+    measured = ("tokens_per_second", "memory_bytes", "data_wait_share")
+    return [{name: value for name, value in row.items() if name not in measured} for row in read_metrics(run.metrics)]
 
 
 def assert_same_training(run: Run, other: Run) -> None:
@@ -362,7 +364,7 @@ EXPLODING = {"learning_rate": 10, "weight_decay": 10, "grad_clip": 0, "warmup": 
 def test_a_loss_that_is_no_number_ends_the_training(prepared: Prepared) -> None:
     run = prepared.run(max_steps=200, log_every=1, validate_every=1000, **EXPLODING)
     for _ in range(2):
-        with pytest.raises(TrainingError, match=r" is (nan|inf) after step \d+: lower train\.learning_rate"):
+        with pytest.raises(TrainingError, match=r"step \d+ has loss (nan|inf) .*Lower train\.learning_rate"):
             train(run)
     assert TrainingResult.load(run.folder) is None
     last = read_metrics(run.metrics)[-1]["step"]
