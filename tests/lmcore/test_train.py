@@ -91,7 +91,7 @@ def test_stopped_and_continued_is_the_same_training(prepared: Prepared, whole: R
 
 
 @pytest.mark.parametrize("model", [{"architecture": "llama", "kv_heads": 1}, {"architecture": "qwen3"}], ids=str)
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
 def test_so_it_is_for_every_architecture_and_optimizer(prepared: Prepared, model: Any, optimizer: str) -> None:
     runs = [prepared.run(model=model, optimizer=optimizer, **SETTINGS) for _ in range(2)]
     stop_after(runs[0], 9)
