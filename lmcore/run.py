@@ -22,13 +22,15 @@ from lmcore.tokenizer import Tokenizer, TokenizerInfo
 
 def run_identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
     """Everything that decides what is trained. Two runs that agree here are one run."""
+    train = config.train
+    early_stopping = {"validate_every": train.validate_every, "validation_tokens": train.validation_tokens}
     return {
         "format_version": FORMAT_VERSION,
         "dataset_id": dataset.id,
         "tokenizer_id": dataset.tokenizer_id,
         "dataset": result_fields(config.dataset),
         "model": result_fields(config.model),
-        "train": result_fields(config.train),
+        "train": result_fields(train) | (early_stopping if train.patience else {}),
     }
 
 

@@ -364,9 +364,7 @@ def locked(
             file.seek(0)
             owner = file.read().strip() or "another process"
             if when_locked == "refuse":
-                raise RunError(
-                    f"{what} is in use by {owner}: wait for it to end, or start with --when_locked wait"
-                )
+                raise RunError(f"{what} is in use by {owner}: wait for it to end, or start with --when_locked wait")
             _log.info("waiting: %s is in use by %s", what, owner)
             # A blocking flock would begin again after every signal whose handler only takes a note.
             while not _lock(file):

@@ -190,6 +190,8 @@ class _Training:
 
     def _train(self, should_stop: Callable[[], bool]) -> None:
         state, config, learner = self.state, self.config, self.learner
+        if config.find_micro_batch and (batch := next(self._batches(), None)) is not None:
+            _log.info("micro-batches of %d blocks", learner.find_micro_batch(batch))
         for batch in self.clock.waiting_for(self._batches()):
             rate = self.schedule.rate(state.step)
             norm = learner.learn(state.step + 1, batch, rate)
@@ -313,7 +315,8 @@ class _Training:
         """Score the validation documents; True if that gave the best loss so far."""
         state = self.state
         self._pause()
-        scores = self.validation()
+        with self.learner.whole_model():
+            scores = self.validation()
         score = sum(scores.values(), Score())
         if not math.isfinite(score.nats_per_token):
             raise TrainingError(
@@ -330,7 +333,8 @@ class _Training:
 
     def _write_samples(self) -> None:
         self._pause()
-        write_samples(self.run, self.learner.model, self.state.step)
+        with self.learner.whole_model():
+            write_samples(self.run, self.learner.model, self.state.step)
         self.clock.lap()
 
     def _save(self) -> None:
