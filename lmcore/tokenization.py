@@ -30,6 +30,7 @@ from lmcore.store import (
     manifest_bytes,
     open_sealed,
     read_manifest,
+    sweep,
     write_file,
 )
 from lmcore.tokenizer import TokenizerInfo
@@ -113,7 +114,8 @@ def tokenize(
     """Encode what is not in the store yet, and write the dataset's manifest.
 
     ``executor`` is anything with the interface of ``concurrent.futures`` whose workers see the store at the same
-    path (processes, dask's ``client.get_executor()``); without one, config.workers threads encode.
+    path (processes, dask's ``client.get_executor()``); without one, config.workers threads encode. With one,
+    twice config.workers chunks are on their way at a time: set it to the number of its workers.
     Memory: about three chunks a worker. Raises CorpusError when no text, or no validation text, is found.
     """
     done = 0
@@ -131,6 +133,8 @@ def tokenize(
             work = _Work(config, tokenizer, store, index, encoders, ledger)
             plans = [plan for group in groups(found, config) for plan in work.plan(group)]
         entries = [_entry(plan, store, ledger) for plan in plans]
+    if executor is not None:
+        sweep(store / "shards")  # of a worker that died amid a chunk, which another worker then made
     progress(corpus.stored_bytes, corpus.stored_bytes)
     if ledger.skipped and config.on_bad_input == "fail":
         bad = ledger.skipped[0]

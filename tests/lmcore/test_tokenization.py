@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from distributed import Client, LocalCluster
 
 from lmcore import spans
 from lmcore.config import CorpusConfig
@@ -22,6 +24,9 @@ from lmcore.stream import TokenStream
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import Tokenizer, TokenizerInfo
 from tests.conftest import REPOSITORY, Prepared, wait_until, write_corpus
+
+NO_DASHBOARD = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
+"""The scheduler's server for its own figures opens a free port all the same."""
 
 
 @pytest.fixture
@@ -295,6 +300,38 @@ def test_processes_give_the_same_as_threads(corpus_folder: Path, tokenizer: Toke
         store = prepare_store(tmp_path / "other")
         found = tokenize(config, describe(scan(config), config), tokenizer, store, executor=pool)
     assert found.id == expected.id
+
+
+def test_a_dask_worker_that_is_killed_amid_a_chunk_costs_nothing(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path
+) -> None:
+    expected = build(corpus_folder, tokenizer, tmp_path / "store")
+    config = CorpusConfig(paths=[str(corpus_folder)], chunk_bytes=2000, workers=2)
+    store = prepare_store(tmp_path / "other")
+    chunks_at_the_kill: list[int] = []
+
+    def kill_once_amid_a_chunk(done: int, total: int) -> None:
+        if done and not chunks_at_the_kill:
+            os.kill(victim, signal.SIGSTOP)  # it stands still while we look
+            if list(store.glob(f"shards/.tmp-*-{victim}-*")):
+                chunks_at_the_kill.append(len(list(store.glob("shards/[!.]*"))))
+                os.kill(victim, signal.SIGKILL)
+            else:
+                os.kill(victim, signal.SIGCONT)
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", **NO_DASHBOARD) as cluster,
+        Client(cluster) as client,
+    ):
+        victim, survivor = client.run(os.getpid).values()
+        assert os.getpid() not in (victim, survivor)
+        corpus = describe(scan(config), config)
+        found = tokenize(config, corpus, tokenizer, store, kill_once_amid_a_chunk, client.get_executor())
+    [there] = chunks_at_the_kill
+    assert 0 < there < found.chunks
+    assert (found.id, found.chunks_made) == (expected.id, expected.chunks_made)
+    assert not list(store.rglob(".tmp-*"))
+    found.verify()
 
 
 def test_sources_have_names_in_the_manifest(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
