@@ -148,7 +148,8 @@ def document_hash(text_or_hash: str) -> int:
 def seen_by(store: Path, document: int) -> Iterator[tuple[str, str, str]]:
     """("dataset", id, split) and ("run", name, split) of everything in the store that holds a document."""
     holders: dict[str, str] = {}
-    for folder in sorted((store / "datasets").glob("*")):
+    # A folder without a manifest is what a killed run left.
+    for folder in sorted(path.parent for path in (store / "datasets").glob("*/manifest.json")):
         for entry in read_manifest(folder)["chunks"]:
             for split in SPLITS:
                 hashes = Shard(shard_path(store / "shards" / entry["key"], split)).hashes

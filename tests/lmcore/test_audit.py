@@ -122,6 +122,15 @@ def test_who_has_seen_a_document(trained: Trained, corpus: Path, tmp_path: Path)
         document_hash("no hash")
 
 
+def test_a_dataset_that_a_kill_left_without_manifest_has_seen_nothing(build: Build, tmp_path: Path) -> None:
+    dataset = build()
+    (dataset.folder.parent / "begun").mkdir()
+    text = (tmp_path / "corpus" / "text.txt").read_bytes().splitlines()[0]
+    (tmp_path / "document").write_bytes(text)
+    found = list(seen_by(tmp_path / "store", document_hash(str(tmp_path / "document"))))
+    assert [row[:2] for row in found] == [("dataset", dataset.id)]
+
+
 def test_a_deleted_document_makes_another_dataset_and_stays_seen_by_the_old(build: Build, tmp_path: Path) -> None:
     before = build()
     path = tmp_path / "corpus" / "text.txt"

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +21,8 @@ from lmcore.store import prepare_store
 from lmcore.stream import TokenStream
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import Tokenizer, TokenizerInfo
-from tests.conftest import REPOSITORY, Prepared, wait_until, write_corpus
+from tests.benchmarks.kills import Tokenize, kills
+from tests.conftest import Prepared, write_corpus
 
 NO_DASHBOARD = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
 """The scheduler's server for its own figures opens a free port all the same."""
@@ -344,27 +343,12 @@ def test_sources_have_names_in_the_manifest(corpus_folder: Path, tokenizer: Toke
     assert documents == {"corpus": 2000, "wiki": 300}
 
 
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Tokenize:
+    return Tokenize(tmp_path_factory.mktemp("kills"))
+
+
 @pytest.mark.parametrize("seed", range(10))
-def test_killed_while_tokenizing_it_ends_with_the_same_dataset(
-    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, seed: int
-) -> None:
-    expected = build(corpus_folder, tokenizer, tmp_path / "at_once")
-    store = tmp_path / "store"
-    code = (
-        "import sys; from pathlib import Path; from tests.lmcore.test_tokenization import build; "
-        "from lmcore.tokenizer import TokenizerInfo; "
-        "build(Path(sys.argv[1]), TokenizerInfo.open(Path(sys.argv[2])), Path(sys.argv[3]))"
-    )
-    command = [sys.executable, "-c", code, str(corpus_folder), str(tokenizer.folder), str(store)]
-    draw = random.Random(seed)
-    process = subprocess.Popen(command, cwd=REPOSITORY)
-    chunks = draw.randrange(1, 30)
-    wait_until(lambda: process.poll() is not None or len(list(store.glob("shards/*"))) >= chunks, "chunks")
-    process.kill()
-    process.wait()
-    after = build(corpus_folder, tokenizer, store)
-    assert after.id == expected.id
-    assert sorted(p.name for p in (store / "shards").iterdir()) == sorted(
-        p.name for p in (tmp_path / "at_once" / "shards").iterdir()
-    )
-    assert not list(store.rglob(".tmp-*"))
+def test_killed_while_tokenizing_it_ends_with_the_same_dataset(campaign: Tokenize, seed: int) -> None:
+    [kill] = kills(campaign, 1, random.Random(seed))
+    assert kill.problems == []
