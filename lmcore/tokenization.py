@@ -79,13 +79,23 @@ class Dataset(Output):
 
     def verify(self) -> None:
         """As ``Output.verify``; a file of which size, time and inode are unchanged is not read again."""
-        manifest = read_manifest(self.folder)
         if hash_file(self.folder / MANIFEST) != self.manifest_hash:
             raise StoreError(f"{self.folder / MANIFEST} now tells of another reading of the corpus")
-        store = self.folder.parent.parent
+        verify_chunks(self.folder)
+
+
+def verify_chunks(dataset: Path) -> None:
+    """Check the sizes of a dataset's shards, and the bytes of those that changed since they were checked last.
+
+    Raises StoreError that names the first file that is missing, truncated or changed.
+    """
+    store = dataset.parent.parent
+    try:
         with Index(store) as index:
-            for key in {chunk["key"] for chunk in manifest["chunks"]}:
+            for key in {chunk["key"] for chunk in read_manifest(dataset)["chunks"]}:
                 open_sealed(store / "shards" / key, index.hash_of)
+    except StoreError as error:
+        raise StoreError(f"{error} (python -m lmcore repair {dataset.name} --store {store} makes it again)") from None
 
 
 @dataclass(frozen=True)

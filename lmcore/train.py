@@ -33,6 +33,7 @@ from lmcore.optim import build_optimizer, learning_rate
 from lmcore.run import Run
 from lmcore.store import Record, locked, open_sealed
 from lmcore.stream import IGNORED_LABEL, TokenStream
+from lmcore.tokenization import verify_chunks
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Training
     another process trains the run.
 
     Raises StoppedError after saving a checkpoint when ``should_stop`` said so, TrainingError when the loss is no
-    longer a number, RunError when the run is in use.
+    longer a number, RunError when the run is in use, StoreError when a shard is damaged (sizes are checked at every
+    start, bytes once).
     """
     with locked(run.lock, run.config.when_locked, should_stop):
         return finished_training(run) or _Training(run).finish(should_stop)
@@ -107,6 +109,7 @@ class _Training:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.config: TrainConfig = run.config.train
+        verify_chunks(run.dataset_folder)
         self.device = choose_device(self.config.device)
         self.precision = choose_precision(self.config.precision, self.device)
         self.blocks = open_blocks(run.dataset_folder, run.config.dataset)
