@@ -1,9 +1,11 @@
 """Chunks, keys and manifests: nothing is encoded twice, nothing depends on who does it."""
 
+import errno
 import json
 import os
 import random
 import signal
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +19,7 @@ from lmcore.corpus import describe, scan
 from lmcore.documents import read_documents
 from lmcore.errors import ConfigError, CorpusError, FileChangedError
 from lmcore.ledger import Ledger
-from lmcore.store import prepare_store
+from lmcore.store import prepare_store, read_manifest
 from lmcore.stream import TokenStream
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import Tokenizer, TokenizerInfo
@@ -226,6 +228,54 @@ def test_a_file_that_changes_while_it_is_read_costs_only_itself(
     (corpus_folder / "other.txt").write_text("別の文書  \n" * 3000)
     with pytest.raises(FileChangedError, match=r"other.txt: changed while read"):
         build(corpus_folder, tokenizer, tmp_path / "store", on_bad_input="fail")
+
+
+def becomes_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def becomes_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def becomes_forbidden(path: Path) -> None:
+    raise PermissionError(errno.EACCES, "no", str(path))  # tests may run as root, whom nothing is forbidden
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (Path.unlink, "unreadable"),
+        (becomes_a_folder, "unreadable"),
+        (becomes_forbidden, "unreadable"),
+        (becomes_a_pipe, "changed_while_read"),
+    ],
+)
+def test_a_file_that_is_one_no_more_when_its_turn_comes_costs_only_itself(
+    corpus_folder: Path,
+    tokenizer: TokenizerInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    reason: str,
+) -> None:
+    whole = build(corpus_folder, tokenizer, tmp_path / "store")
+    other = corpus_folder / "other.txt"
+    other.write_text("別の文書\n" * 3000)
+    real = spans.open_stored
+
+    def open_after_the_change(path: str) -> object:
+        if path == str(other):
+            change(other)
+        return real(path)
+
+    monkeypatch.setattr(spans, "open_stored", open_after_the_change)
+    dataset = build(corpus_folder, tokenizer, tmp_path / "store")
+    assert (dataset.id, dataset.skipped, dataset.unaccounted_bytes) == (whole.id, {reason: 1}, 0)
+    [skip] = read_manifest(dataset.folder)["ledger"]["skips"]
+    assert (skip["path"], skip["reason"]) == (str(other), reason)
 
 
 def test_bad_input_may_end_the_run(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
