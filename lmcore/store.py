@@ -101,8 +101,10 @@ def prepare_store(store: Path) -> Path:
         check_version(_read_json(version_file), version_file)
     else:
         write_file(version_file, json_bytes({"format_version": FORMAT_VERSION}))
-    for folder in ("", "tokenizers", "shards", "datasets", "runs"):
-        sweep(store / folder)
+    sweep(store)
+    for pattern in ("tokenizers", "shards", "datasets", "datasets/*", "runs"):
+        for folder in store.glob(pattern):
+            sweep(folder)
     return store
 
 

@@ -45,6 +45,7 @@ from lmcore.run import Run
 from lmcore.schedule import Schedule, planned_steps
 from lmcore.store import Record, locked, open_sealed
 from lmcore.stream import IGNORED_LABEL
+from lmcore.tokenization import verify_chunks
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Training
     another process trains the run or uses the GPU.
 
     Raises StoppedError after saving a checkpoint when ``should_stop`` said so or the time is up, TrainingError when
-    more steps were bad than train.max_skipped, RunError when the run or its GPU is in use.
+    more steps were bad than train.max_skipped, RunError when the run or its GPU is in use, StoreError when a shard is
+    damaged (sizes are checked at every start, bytes once).
     """
     ranks, when_locked = Ranks.of_environment(), run.config.when_locked
     device = choose_device(run.config.train.device, ranks.local_rank)
@@ -140,6 +142,8 @@ class _Training:
 
     def __init__(self, run: Run, ranks: Ranks, device: torch.device) -> None:
         self.run, self.ranks, self.config = run, ranks, run.config.train
+        if ranks.is_first:
+            verify_chunks(run.dataset_folder)
         self.blocks = open_blocks(run.dataset_folder, run.config.dataset)
         shape = (len(self.blocks), run.config.dataset.block_size)
         self.total_steps = planned_steps(self.config, *shape)

@@ -1,14 +1,17 @@
 """python -m lmcore: one JSON line for programs, one error line for people."""
 
 import json
+import os
 import pkgutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lmcore
-from tests.conftest import start
+from lmcore.store import is_whole
+from tests.conftest import start, wait_until, write_corpus
 
 KEYS = {
     "run_dir",
@@ -82,6 +85,31 @@ def test_prepare_data_prints_the_ids(settings: Path, tmp_path: Path) -> None:
     ids = json.loads(output[-1])
     assert (tmp_path / "store" / "datasets" / ids["dataset_id"] / "manifest.json").exists()
     assert (tmp_path / "store" / "tokenizers" / ids["tokenizer_id"]).exists()
+
+
+def test_ctrl_c_keeps_the_finished_chunks_and_the_same_command_does_the_rest(settings: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    larger = write_corpus(tmp_path / "corpus", documents=3_000)
+    command = ("tokenize", "--config", settings, "--corpus.paths", larger, "--corpus.chunk_bytes", 1000)
+    command += ("--store", store)
+
+    def chunks() -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in store.glob("shards/[!.]*")}
+
+    with start("-m", "lmcore", *command, start_new_session=True) as process:
+        wait_until(lambda: len(chunks()) > 5, "chunks")
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate()
+    assert (process.returncode, output, errors) == (130, "", "interrupted: the same command continues\n")
+    done = chunks()
+    assert all(is_whole(store / "shards" / name) for name in done)
+    assert not list(store.rglob(".tmp-*"))
+    assert not (store / "datasets").exists()
+    status, output_lines, errors_lines = call(*command)
+    assert status == 0, errors_lines
+    manifest = store / "datasets" / json.loads(output_lines[-1])["dataset_id"] / "manifest.json"
+    assert len(json.loads(manifest.read_text())["chunks"]) > 2 * len(done)
+    assert chunks().items() > done.items(), "what was done is not done again"
 
 
 @pytest.mark.parametrize("verb", ["", "pretrian"])

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -16,9 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import lmcore.index
 import lmcore.train
 from lmcore.checkpoint import newest_checkpoint, step_of
-from lmcore.errors import ConfigError, NoSpaceError, RunError, StoppedError, TrainingError
+from lmcore.errors import ConfigError, NoSpaceError, RunError, StoppedError, StoreError, TrainingError
 from lmcore.loader import loader
 from lmcore.metrics import read_metrics
 from lmcore.mixture import open_blocks
@@ -197,6 +199,42 @@ def test_a_finished_run_whose_checkpoint_is_damaged_is_finished_again(prepared: 
     truncate_newest(run)
     assert train(run).weights == first.weights
     assert_same_training(run, whole)
+
+
+@pytest.fixture
+def in_own_store(prepared: Prepared, tmp_path: Path) -> tuple[Run, Path]:
+    """A run in a copy of the store, and a shard of its dataset as it was written minutes ago."""
+    run = prepared.run(max_steps=2)
+    store = tmp_path / "store"
+    for name in ("tokenizers", "shards", "datasets", f"runs/{run.folder.name}"):
+        shutil.copytree(prepared.store / name, store / name)
+    [shard] = store.glob("shards/*/train.arrow")
+    for path in shard.parent.iterdir():
+        os.utime(path, (1e9, 1e9))
+    return Run.open(store / "runs" / run.folder.name), shard
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-8], lambda content: content[:-9] + b"?" + content[-8:]])
+def test_a_damaged_shard_is_never_trained_on(in_own_store: tuple[Run, Path], damage: Callable[[bytes], bytes]) -> None:
+    run, shard = in_own_store
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(
+        StoreError, match=r"train.arrow .* \(python -m lmcore repair \w+ --store .*/store makes it again"
+    ):
+        train(run)
+    assert not run.checkpoints.exists()
+
+
+def test_the_bytes_of_a_dataset_are_checked_once_its_sizes_at_every_start(
+    in_own_store: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, shard = in_own_store
+    stop_after(run, 1)
+    monkeypatch.setattr(lmcore.index, "hash_stored", lambda path: pytest.fail(f"{path} was read again"))
+    train(run)
+    shard.write_bytes(shard.read_bytes() + b"?")
+    with pytest.raises(StoreError, match=r"train.arrow has [\d,]+ bytes, written were"):
+        train(dataclasses.replace(run, folder=run.folder.with_name("next")))
 
 
 # --- what does and does not decide the weights ---
