@@ -44,24 +44,21 @@ def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig,
     return texts
 
 
-def write_samples(
-    run: Run, model: PreTrainedModel, step: int, metrics: MetricsWriter | None = None, is_first: bool = True
-) -> None:
+def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsWriter | None) -> None:
     """Let the model write the run's samples, and keep them in samples.jsonl as those of ``step``.
 
-    Samples of this and later steps, from before a resume, are dropped. ``metrics`` shows the texts in TensorBoard.
-    Ranks but the first compute along, as a model that is spread over them needs, and write nothing.
+    Samples of this and later steps, from before a resume, are dropped. ``metrics`` shows the texts in TensorBoard. It
+    is None on ranks that write nothing; they compute along, as a model that is spread over them needs.
     """
     prompts = run.config.sample.prompts
     texts = generate(model, run.tokenizer(), run.config.sample, run.config.dataset.block_size)
-    if not is_first:
+    if metrics is None:
         return
     rows = [row for row in read_metrics(run.samples) if row["step"] < step]
     rows += [{"step": step, "prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
     write_file(run.samples, b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
-    if metrics is not None:
-        for number, text in enumerate(texts, 1):
-            metrics.write_text(f"samples/{number}", text, step)
+    for number, text in enumerate(texts, 1):
+        metrics.write_text(f"samples/{number}", text, step)
 
 
 @contextmanager

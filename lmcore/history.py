@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcore.metrics import Row
+from lmcore.metrics import Row, by_step
 
 _LEAST_VALIDATIONS = 3
 """Fewer than these in the last third are no trend."""
@@ -15,18 +15,16 @@ _NOISE = 0.02
 
 def loss_table(rows: list[Row], most: int = 50) -> list[dict[str, Any]]:
     """At most ``most`` rows of step, tokens and losses, spread evenly to the last; every validation if they fit."""
-    validations = {row["step"]: row["loss"] for row in rows if row["kind"] == "validation"}
-    trains = {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
+    trains, validations = by_step(rows, "train"), by_step(rows, "validation")
     steps = sorted(trains.keys() | validations.keys())
     if len(steps) > most:
         steps = [step for step in steps if step in validations] or steps
-    tokens = {row["step"]: row["tokens"] for row in rows if row["kind"] in ("train", "validation")}
     return [
         {
             "step": step,
-            "tokens": tokens[step],
-            "train loss": _rounded(trains.get(step)),
-            "validation loss": _rounded(validations.get(step)),
+            "tokens": (trains.get(step) or validations[step])["tokens"],
+            "train loss": _rounded(trains.get(step, {}).get("loss")),
+            "validation loss": _rounded(validations.get(step, {}).get("loss")),
         }
         for step in _spread(steps, most)
     ]
@@ -34,7 +32,7 @@ def loss_table(rows: list[Row], most: int = 50) -> list[dict[str, Any]]:
 
 def source_table(rows: list[Row], most: int = 12) -> list[dict[str, Any]]:
     """At most ``most`` rows of step and the validation loss of every source; none where there is one source."""
-    validations = [row for row in rows if row["kind"] == "validation" and row.get("sources")]
+    validations = [row for row in by_step(rows, "validation").values() if row.get("sources")]
     names = sorted({name for row in validations for name in row["sources"]})
     return [
         {"step": row["step"], **{name: _rounded(row["sources"].get(name)) for name in names}}
@@ -61,14 +59,15 @@ def figures(rows: list[Row]) -> dict[str, str]:
 
 
 def events(rows: list[Row], most: int = 20) -> list[tuple[int, str]]:
-    """(step, message) of the last events."""
-    return [(row["step"], row["message"]) for row in rows if row["kind"] == "event"][-most:]
+    """(step, text) of the last events."""
+    return [(row["step"], row["text"]) for row in rows if row["kind"] == "event"][-most:]
 
 
 def warnings(rows: list[Row]) -> list[str]:
     """What somebody should know about the losses of a run that has ended, in words."""
-    trained = [(row["step"], row["loss"]) for row in rows if row["kind"] == "train"]
-    validated = [(row["step"], row["loss"]) for row in rows if row["kind"] == "validation"]
+    trained, validated = (
+        [(step, row["loss"]) for step, row in by_step(rows, kind).items()] for kind in ("train", "validation")
+    )
     if trained and not validated:
         return ["nothing was validated, so nobody knows how good the model is: train.validate_every is never reached"]
     return _overfit(trained, validated)

@@ -3,7 +3,7 @@
 Rows have a ``kind``:
     train        loss (mean over the steps since the last row), learning_rate, gradient_norm, tokens_per_second, ...
     validation   loss, bits_per_byte, and ``sources`` {name: loss} where there are several
-    event        message: what a guard did, in words
+    event        text: what a guard did, in words
 Losses are in nats per token. Where it is asked for, TensorBoard's event files get the same figures.
 """
 
@@ -38,6 +38,12 @@ def read_last_metrics(path: Path) -> list[Row]:
         if start:
             file.readline()
         return list(_rows(file.read()))
+
+
+def by_step(rows: list[Row], kind: str) -> dict[int, Row]:
+    """Rows of one kind in the order of their steps; of a step that was made again after a rollback, the last row."""
+    found = {row["step"]: row for row in rows if row["kind"] == kind}
+    return {step: found[step] for step in sorted(found)}
 
 
 def last_standing(path: Path) -> tuple[int, int, str] | None:
@@ -90,7 +96,7 @@ class MetricsWriter:
         if self._events is None:
             return
         if row["kind"] == "event":
-            self._events.add_text("events", row["message"], row["step"])
+            self._events.add_text("events", row["text"], row["step"])
         for name, figure in _figures(row):
             self._events.add_scalar(f"{row['kind']}/{name}", figure, row["step"])
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore.errors import StoreError
-from lmcore.metrics import Row, read_metrics
+from lmcore.metrics import Row, by_step, read_metrics
 from lmcore.store import write_file
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache otherwise
@@ -77,7 +77,7 @@ def _axes() -> Iterator[Any]:
 
 
 def _curve(axes: Any, rows: list[Row], kind: str, **style: Any) -> None:
-    points = np.array([(row["tokens"], row["loss"]) for row in rows if row["kind"] == kind], dtype=float)
+    points = np.array([(row["tokens"], row["loss"]) for row in by_step(rows, kind).values()], dtype=float)
     if len(points):
         tokens, losses = _thinned(points).T
         size = style["linewidth"] + 2.6

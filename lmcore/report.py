@@ -150,7 +150,9 @@ def _summary(
         "training loss": f"{training.train_loss:.4f} nats per token (last {settings.log_every} steps)",
         "model": f"{model.architecture}, {model.layers} layers, {model.width} wide, {model.heads} heads",
         "parameters": f"{training.parameters:,} ({training.trainable_parameters:,} trained)",
-        "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens",
+        "FLOPs": f"{training.flops_per_token * training.tokens:.2e} ({training.flops_per_token:.2e} a token)",
+        "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens"
+        + (f" (the best; training ended at {training.last_step:,})" if training.last_step != training.step else ""),
         "tokens trained on": f"{training.tokens:,} ({epochs:.2f} epochs)",
         "throughput": f"{training.tokens_per_second:,.0f} tokens/s on {training.device} in {training.precision}",
         **figures(rows),

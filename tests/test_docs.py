@@ -51,7 +51,7 @@ def training(run: Path) -> list[Callable[[], None]]:
         (run / "training.json").write_text("{}")
 
     return [
-        lambda: write(row(2), row(2, "validation", sources={"web": 1.0}), row(2, "event", message="skipped")),
+        lambda: write(row(2), row(2, "validation", sources={"web": 1.0}), row(2, "event", text="skipped")),
         cut,
         lambda: write(row(2), resumed_at=1),
         lambda: write(row(2, "validation"), row(3)),

@@ -12,6 +12,8 @@ from lmcore.config import SampleConfig
 from lmcore.generate import generate, write_samples
 from lmcore.metrics import MetricsWriter, read_metrics
 from lmcore.model import new_model
+from lmcore.run import prepare_run
+from lmcore.train import train
 from tests.conftest import Prepared, Trained
 
 
@@ -189,9 +191,9 @@ def test_an_attention_path_for_training_is_left_while_sampling(sharp: tuple[Any,
 # --- samples while training ---
 
 
-def samples(run: Any, model: Any, step: int, **options: Any) -> list[tuple[int, str]]:
+def samples(run: Any, model: Any, step: int) -> list[tuple[int, str]]:
     """(step, prompt) of the rows of samples.jsonl after sampling."""
-    write_samples(run, model, step, **options)
+    write_samples(run, model, step, MetricsWriter(run.metrics, step))
     return [(row["step"], row["prompt"]) for row in read_metrics(run.samples)]
 
 
@@ -201,7 +203,8 @@ def test_samples_of_a_resumed_run_are_there_once(prepared: Prepared, model: Any)
     assert samples(run, model, 2) == [(2, "学"), (2, "a")]
     assert samples(run, model, 4)[2:] == [(4, "学"), (4, "a")]
     before = run.samples.read_bytes()
-    assert samples(run, model, 4, is_first=False) == samples(run, model, 4)
+    write_samples(run, model, 6, None)
+    samples(run, model, 4)
     assert run.samples.read_bytes() == before
     assert samples(run, model, 2) == [(2, "学"), (2, "a")]
     assert all(row["text"].startswith(row["prompt"]) for row in read_metrics(run.samples))
@@ -213,3 +216,13 @@ def test_samples_are_shown_in_tensorboard(prepared: Prepared, model: Any, monkey
     monkeypatch.setattr(MetricsWriter, "write_text", lambda _, *what: shown.append(what))
     write_samples(run, model, 7, MetricsWriter(run.metrics, 0))
     assert shown == [("samples/1", read_metrics(run.samples)[0]["text"], 7)]
+
+
+def test_samples_and_tensorboard_leave_the_training_as_it_is(prepared: Prepared) -> None:
+    config = prepared.changed(tensorboard=True)
+    seen = SampleConfig(every=2, prompts=["学習", ""], tokens=20, temperature=1)
+    config = config.model_copy(update={"run": "seen", "sample": seen})
+    run = prepare_run(config, prepared.dataset, prepared.tokenizer, prepared.store)
+    assert train(run).weights == train(prepared.run()).weights
+    assert [row["step"] for row in read_metrics(run.samples)] == [2, 2, 4, 4, 6, 6]
+    assert len(list(run.tensorboard.iterdir())) == 1

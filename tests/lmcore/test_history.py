@@ -16,7 +16,7 @@ from lmcore.metrics import Row
 def metrics(trains: list[int], validations: list[int]) -> list[Row]:
     rows = [{"kind": "train", "step": step, "tokens": step * 64, "loss": 6 - step / 100} for step in trains]
     rows += [{"kind": "validation", "step": step, "tokens": step * 64, "loss": 7 - step / 100} for step in validations]
-    rows += [{"kind": "event", "step": step, "message": "a step was skipped"} for step in trains[:2]]
+    rows += [{"kind": "event", "step": step, "text": "a step was skipped"} for step in trains[:2]]
     return sorted(rows, key=lambda row: int(str(row["step"])))
 
 
@@ -81,7 +81,7 @@ def test_figures_are_those_the_rows_have() -> None:
 
 
 def test_the_last_events_are_told() -> None:
-    rows: list[Row] = [{"kind": "event", "step": step, "message": f"event {step}"} for step in range(30)]
+    rows: list[Row] = [{"kind": "event", "step": step, "text": f"event {step}"} for step in range(30)]
     assert events([*rows, *metrics([1], [2])], 2) == [(29, "event 29"), (1, "a step was skipped")]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcore import errors, metrics
-from lmcore.metrics import MetricsWriter, last_standing, read_last_metrics, read_metrics
+from lmcore.metrics import MetricsWriter, by_step, last_standing, read_last_metrics, read_metrics
 
 
 def row(step: int, kind: str = "train", **figures: float) -> dict[str, object]:
@@ -86,14 +86,14 @@ def test_every_line_is_one_json_object(path: Path) -> None:
 def test_an_event_does_not_hide_how_far_training_is(path: Path) -> None:
     writer = MetricsWriter(path, 0)
     writer.write(row(4, tokens_per_second=100))
-    writer.write({"kind": "event", "step": 5, "total_steps": 9, "message": "step 5 was skipped"})
+    writer.write({"kind": "event", "step": 5, "total_steps": 9, "text": "step 5 was skipped"})
     assert last_standing(path) == (4, 9, "loss 1.500, 100 tokens/s")
 
 
 @given(count=st.integers(0, 60), note=st.text(max_size=40), tail=st.integers(1, 3000))
 def test_the_last_rows_are_those_at_the_end(tmp_path_factory: Any, count: int, note: str, tail: int) -> None:
     path = tmp_path_factory.mktemp("tail") / "metrics.jsonl"
-    rows = [{"kind": "event", "step": step, "message": note} for step in range(count)]
+    rows = [{"kind": "event", "step": step, "text": note} for step in range(count)]
     path.write_bytes(b"".join(json.dumps(each).encode() + b"\n" for each in rows))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "_TAIL_BYTES", tail)
@@ -126,7 +126,7 @@ def test_every_figure_goes_to_tensorboard(path: Path) -> None:
     writer = MetricsWriter(path, 0, path.parent / "tensorboard")
     writer.write(row(1, learning_rate=0.25, gradient_norm=2.0, skipped=1))
     writer.write({**row(1, "validation", bits_per_byte=0.5), "sources": {"web": 1.25, "wiki": 1.75}})
-    writer.write({"kind": "event", "step": 2, "total_steps": 9, "message": "step 2 was skipped"})
+    writer.write({"kind": "event", "step": 2, "total_steps": 9, "text": "step 2 was skipped"})
     writer.write_text("samples/1", "# 学習\n\n*a*", 2)
     found = {name: scalars(path.parent / "tensorboard", name) for name in ("train/learning_rate", "train/skipped")}
     assert found == {"train/learning_rate": [(1, 0.25)], "train/skipped": [(1, 1.0)]}
@@ -160,3 +160,8 @@ def test_without_its_package_the_error_says_what_to_install(path: Path, monkeypa
     with pytest.raises(errors.ConfigError, match=r"lm-pipeline\[tensorboard\]"):
         MetricsWriter(path, 0, path.parent / "tensorboard")
     assert read_metrics(path) == [row(5)]
+
+
+def test_of_a_step_made_again_the_last_row_counts() -> None:
+    rows = [row(1), row(2, lap=1), row(3, lap=1), row(2, "validation"), row(2, lap=2)]
+    assert by_step(rows, "train") == {1: row(1), 2: row(2, lap=2), 3: row(3, lap=1)}

@@ -20,7 +20,7 @@ def rows(count: int, start: float = 6.0) -> list[Row]:
     losses = [(step, 3 + start * math.exp(-step / 20)) for step in range(1, count + 1)]
     found = [{"kind": "train", "step": step, "tokens": step * 64, "loss": loss} for step, loss in losses]
     found += [{**row, "kind": "validation"} for row in found[9::10]]
-    return [*found, {"kind": "event", "step": 1, "message": "a step was skipped"}]
+    return [*found, {"kind": "event", "step": 1, "text": "a step was skipped"}]
 
 
 def pixels(picture: bytes) -> Any:

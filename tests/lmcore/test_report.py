@@ -99,7 +99,7 @@ def test_another_sample_is_another_report(own: Trained) -> None:
 
 def test_the_page_tells_the_course_of_the_training(own: Trained, caplog: pytest.LogCaptureFixture) -> None:
     losses = [(4.0, 4.0), (3.5, 3.8), (3.2, 3.9), (3.0, 4.0), (2.8, 4.1), (2.6, 4.2)]
-    rows: list[Row] = [{**read_metrics(own.run.metrics)[-1], "kind": "event", "step": 3, "message": "a | spike"}]
+    rows: list[Row] = [{**read_metrics(own.run.metrics)[-1], "kind": "event", "step": 3, "text": "a | spike"}]
     for step, (train, validation) in enumerate(losses, 1):
         place = {"step": step, "tokens": step * 64, "epoch": 0.5}
         rows.append({**place, "kind": "train", "loss": train, "mfu": 0.4, "skipped": 1})
