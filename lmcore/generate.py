@@ -20,6 +20,7 @@ from transformers.generation import (
 from lmcore.config import SampleConfig
 from lmcore.metrics import MetricsWriter, read_metrics
 from lmcore.run import Run
+from lmcore.section import fingerprint
 from lmcore.store import write_file
 from lmcore.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig,
     """Every prompt and what the model writes after it, to the end of the document at most.
 
     The model sees the last ``block_size`` tokens, the document's beginning (EOS) among them while it fits. Every
-    prompt has draws of its own from the seed: it gives what it gives alone, but for rounding in the last bits.
+    prompt has draws of its own, so it gives what it gives alone, but for rounding in the last bits.
     """
     prompts = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -87,7 +88,9 @@ def _continue(
     rows = [[eos_id] * count + prompt for count, prompt in zip(padding, prompts, strict=True)]
     ids_PT = torch.tensor(rows, device=model.device)
     next_logits = _NextLogits(model, padding, block_size)
-    draws = [torch.Generator(model.device).manual_seed(config.seed) for _ in prompts]
+    # Of seed and prompt: prompts that shared their draws would be continued alike.
+    seeds = [int(fingerprint(config.seed, prompt), 16) for prompt in prompts]
+    draws = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
     is_over_P = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
     while ids_PT.shape[1] < longest + config.tokens and not is_over_P.all():
         following_P = _draw(next_logits(ids_PT), ids_PT, config, draws)

@@ -124,7 +124,7 @@ def _page(
         "![loss](report.png)",
         "## Samples",
         *_sample_sections(*samples),
-        *_earlier_samples(read_metrics(run.samples)),
+        *_earlier_samples([row for row in read_metrics(run.samples) if row["step"] < training.step]),
         "## Losses",
         _table(("step", "tokens", "train", "validation"), (row.values() for row in loss_table(rows, 12))),
         *_source_losses(evaluation.sources),

@@ -105,7 +105,7 @@ def test_the_page_tells_the_course_of_the_training(own: Trained, caplog: pytest.
         rows.append({**place, "kind": "train", "loss": train, "mfu": 0.4, "skipped": 1})
         rows.append({**place, "kind": "validation", "loss": validation, "sources": {"web": 3.25, "wiki": validation}})
     own.run.metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    samples = [{"step": step, "prompt": prompt, "text": f"{prompt}{step}"} for step in range(1, 6) for prompt in "ab"]
+    samples = [{"step": step, "prompt": prompt, "text": f"{prompt}{step}"} for step in range(1, 7) for prompt in "ab"]
     own.run.samples.write_text("".join(f"{json.dumps(row)}\n" for row in samples))
     text = report(own.training, own.evaluation, own.blocks, SAMPLE).markdown()
     assert "**Warning:** overfitting: from step 4 to 6 the validation loss rose by 0.20" in text
@@ -114,6 +114,7 @@ def test_the_page_tells_the_course_of_the_training(own: Trained, caplog: pytest.
     assert "| step | web | wiki |\n| --- | --- | --- |\n| 1 | 3.25 | 4.0 |" in text
     assert "## Events\n\n| step |  |\n| --- | --- |\n| 3 | a \\| spike |" in text
     assert re.findall(r"Step (\d):\n\n```text\na\1\n```", text) == ["3", "4", "5"]
+    assert own.training.step == 6
 
 
 def test_a_source_that_nobody_validates_is_a_warning(mixed: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
