@@ -77,6 +77,8 @@ def _pretrain(arguments: list[str]) -> None:
     evaluation = evaluate(run, training.checkpoint)
     model_dir = export(training, evaluation).model_dir
     page = report(training, evaluation, blocks, config.sample)
+    for warning in page.warnings:
+        _log.warning("%s", warning)
     print(
         json.dumps(
             {

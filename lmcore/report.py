@@ -1,7 +1,6 @@
 """A finished run as a page for people: report.md and report.png."""
 
 import base64
-import logging
 import platform
 import re
 from importlib.metadata import version
@@ -26,7 +25,6 @@ from lmcore.tokenization import Dataset
 from lmcore.tokenizer_report import dataset_report
 from lmcore.train import TrainingResult
 
-_log = logging.getLogger(__name__)
 _EARLIER_SAMPLES = 3
 _PACKAGES = ("torch", "transformers", "sentencepiece", "pyarrow", "numpy")
 
@@ -38,6 +36,8 @@ class Report(Record):
     about: str
     """Fingerprint of the training, the evaluation and the samples' settings."""
     samples: list[str]
+    warnings: list[str]
+    """For whoever started the run: what the losses say, in words."""
     hashes: dict[str, str]
     """Of report.md and report.png."""
 
@@ -71,8 +71,6 @@ def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, set
         return found
     rows = read_metrics(run.metrics)
     samples = _samples(run, training, settings)
-    for warning in _warnings(rows, run):
-        _log.warning("%s: %s", training.run, warning)
     write_file(run.folder / "report.png", loss_picture(rows, training.run))
     page = _page(run, training, evaluation, blocks, rows, (settings, samples))
     write_file(run.folder / "report.md", page.encode())
@@ -80,6 +78,7 @@ def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, set
         folder=run.folder,
         about=about,
         samples=samples,
+        warnings=_warnings(rows, run),
         hashes=_hashes(run.folder),
     ).save()
 

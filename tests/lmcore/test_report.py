@@ -97,7 +97,7 @@ def test_another_sample_is_another_report(own: Trained) -> None:
     assert "Prompt '東京'" in second.markdown()
 
 
-def test_the_page_tells_the_course_of_the_training(own: Trained, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_page_tells_the_course_of_the_training(own: Trained) -> None:
     losses = [(4.0, 4.0), (3.5, 3.8), (3.2, 3.9), (3.0, 4.0), (2.8, 4.1), (2.6, 4.2)]
     rows: list[Row] = [{**read_metrics(own.run.metrics)[-1], "kind": "event", "step": 3, "text": "a | spike"}]
     for step, (train, validation) in enumerate(losses, 1):
@@ -107,9 +107,10 @@ def test_the_page_tells_the_course_of_the_training(own: Trained, caplog: pytest.
     own.run.metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     samples = [{"step": step, "prompt": prompt, "text": f"{prompt}{step}"} for step in range(1, 7) for prompt in "ab"]
     own.run.samples.write_text("".join(f"{json.dumps(row)}\n" for row in samples))
-    text = report(own.training, own.evaluation, own.blocks, SAMPLE).markdown()
+    page = report(own.training, own.evaluation, own.blocks, SAMPLE)
+    text = page.markdown()
     assert "**Warning:** overfitting: from step 4 to 6 the validation loss rose by 0.20" in text
-    assert "overfitting" in caplog.text
+    assert [f"**Warning:** {warning}." in text for warning in page.warnings] == [True]
     assert "| MFU | 40.0% of the stated peak |" in text
     assert "| step | web | wiki |\n| --- | --- | --- |\n| 1 | 3.25 | 4.0 |" in text
     assert "## Events\n\n| step |  |\n| --- | --- |\n| 3 | a \\| spike |" in text
