@@ -338,7 +338,7 @@ class _Training:
     def _write_samples(self) -> None:
         self._pause()
         with self.learner.whole_model():
-            write_samples(self.run, self.learner.model, self.state.step)
+            write_samples(self.run, self.learner.model, self.state.step, self.metrics)
         self.clock.lap()
 
     def _save(self) -> None:

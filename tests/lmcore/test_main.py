@@ -3,6 +3,7 @@
 import json
 import os
 import pkgutil
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 import lmcore
 from lmcore.store import is_whole
-from tests.conftest import start, wait_until, write_corpus
+from tests.conftest import Trained, start, wait_until, write_corpus
 
 KEYS = {
     "run_dir",
@@ -162,6 +163,44 @@ def test_a_missing_corpus_is_one_line(tmp_path: Path) -> None:
 
 def test_training_what_is_no_run_is_one_line(tmp_path: Path) -> None:
     assert_fails(1, "is no run", "train", tmp_path)
+
+
+def test_generate_continues_every_prompt(trained: Trained, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("東京\ndata\n")
+    run = trained.run.folder
+    command = ("generate", "--prompt", "学習", "--prompt=", "--prompts-file", file, "--tokens", 5, "--temperature", 0)
+    status, output, errors = call(*command, run.name, "--store", run.parents[1])
+    assert status == 0, errors
+    result = json.loads(output[-1])
+    assert [sample["prompt"] for sample in result["samples"]] == ["学習", "", "東京", "data"]
+    assert all(sample["text"].startswith(sample["prompt"]) for sample in result["samples"])
+    assert "\n\n".join(sample["text"] for sample in result["samples"]) == "\n".join(output[:-1])
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        ("holds no model: it is neither", [".", "--tokens", "3"]),
+        ("command line: tokens: Input should be greater than or equal to 1", [".", "--tokens", "0"]),
+        ("command line: top_p: Input should be a valid number", [".", "--top_p", "most"]),
+        ("--prompts-file nowhere.txt: [Errno 2]", [".", "--prompts-file", "nowhere.txt"]),
+    ],
+)
+def test_generating_from_what_is_wrong_is_one_line(error: str, arguments: list[str], tmp_path: Path) -> None:
+    assert_fails(1, error, "generate", *arguments, "--store", tmp_path)
+
+
+def test_plot_draws_runs_by_name_and_by_folder(trained: Trained, tmp_path: Path) -> None:
+    copy = shutil.copytree(trained.run.folder, tmp_path / "学習")
+    command = ("plot", trained.run.folder.name, copy, "--store", trained.run.store, "--out", tmp_path / "losses.png")
+    status, output, errors = call(*command)
+    assert status == 0, errors
+    picture = tmp_path / "losses.png"
+    assert json.loads(output[-1]) == {"picture": str(picture), "runs": [trained.run.folder.name, str(copy)]}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert not any("Warning" in line for line in errors)
+    assert_fails(1, "has no losses to draw", "plot", tmp_path)
 
 
 _IMPORT = "import sys, importlib; [importlib.import_module(name) for name in sys.argv[1:]]; print(*sys.modules)"
