@@ -9,9 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 
+from lmcore.checkpoint import trained_model
+from lmcore.export import export
 from lmcore.metrics import MetricsWriter
+from tests.conftest import Prepared, train_and_evaluate
 
 DOCS = Path(__file__).parents[1] / "docs"
 TO_MLFLOW = {
@@ -22,8 +27,13 @@ TO_MLFLOW = {
 }
 
 
+def program(name: str) -> str:
+    [code] = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
+    return str(code)
+
+
 def follower(to_mlflow: bool) -> str:
-    [code] = re.findall(r"```python\n(.*?)```", (DOCS / "metrics.md").read_text(), re.DOTALL)
+    code = program("metrics.md")
     for pattern, replacement in TO_MLFLOW.items() if to_mlflow else ():
         code, count = re.subn(pattern, replacement, code)
         assert count == 1, pattern
@@ -85,3 +95,28 @@ def test_the_follower_logs_every_row_once(tmp_path: Path, monkeypatch: pytest.Mo
         (4, "train/loss", 4.6),
     ]
     assert ended == [True]
+
+
+@pytest.mark.parametrize(
+    "model", [{}, {"tie_embeddings": False}, {"architecture": "llama", "kv_heads": 1}, {"architecture": "qwen3"}]
+)
+def test_a_gguf_file_holds_the_exported_model(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
+) -> None:
+    made = train_and_evaluate(prepared, prepared.run(model={**model, "layers": 2, "width": 32}))
+    folder = export(made.training, made.evaluation).model_dir
+    monkeypatch.setattr(sys, "argv", ["to_gguf.py", str(folder), str(tmp_path / "model.gguf")])
+    exec(program("gguf.md"), {})
+    file = gguf.GGUFReader(tmp_path / "model.gguf")
+    found = {tensor.name: tensor.data for tensor in file.tensors}
+    weights = {
+        name: weight.detach().numpy()
+        for name, weight in trained_model(made.run, made.training.checkpoint).named_parameters()
+    }
+    assert sum(data.size for data in found.values()) == sum(weight.size for weight in weights.values())
+    [embedding] = [weight for name, weight in weights.items() if "wte" in name or "embed_tokens" in name]
+    assert np.array_equal(found["token_embd.weight"], embedding)
+    assert file.fields["general.architecture"].contents() == model.get("architecture", "gpt2")
+    pieces = file.fields["tokenizer.ggml.tokens"].contents()
+    assert pieces[:6] == ["<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>"]
+    assert len(pieces) == len(embedding)
