@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from lmcore.errors import StoreError
+from lmcore.errors import FormatError, StoreError
 from lmcore.model import new_model
 from lmcore.run import Run
 from lmcore.store import json_bytes, open_sealed, read_manifest, remove, sealed_folder
@@ -60,9 +60,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
     for path in _newest_first(folder):
         try:
             open_sealed(path)
+        except FormatError:
+            raise
         except StoreError as error:
-            if "format version" in str(error):
-                raise
             aside = path.with_name(f"bad-{path.name}")
             remove(aside)
             os.rename(path, aside)
