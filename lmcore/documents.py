@@ -36,7 +36,7 @@ class Document:
     offset: int
     length: int
     hash: int
-    """64 bits that name the text as it stands in the file: the beginning of its BLAKE3 digest."""
+    """64 bits that name the text as corpus.normalize leaves it: the beginning of its BLAKE3 digest."""
 
     def is_validation(self, fraction: float) -> bool:
         """True for the same texts in every corpus: those whose hash is in the lowest ``fraction``."""
@@ -76,10 +76,13 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
             _skip(ledger, span, offset, piece, "too_long")
         else:
             text, utf8, reason = _text(piece.content, span.kind, config)
-            if text is not None and keep is not None and not keep(text):
-                text, reason = None, "filter"
             if text is None:
                 _skip(ledger, span, offset, piece, reason)
+            elif keep is not None and not _keeps(keep, text, f"the document at {offset} of {span.path}"):
+                text = None
+                ledger.filtered_documents += 1
+                ledger.filtered_bytes += len(piece.content)
+                ledger.separator_bytes += piece.length - len(piece.content)
         if text is not None:
             ledger.documents += 1
             ledger.document_bytes += len(piece.content)
@@ -94,12 +97,19 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
 
 
 def _document(text: str, utf8: bytes, piece: "_Piece", offset: int, config: CorpusConfig, ledger: Ledger) -> Document:
-    hashed, text_bytes = hash_text(utf8), len(utf8)
+    text_bytes = len(utf8)
     if config.normalize:
         normalized = unicodedata.normalize(config.normalize, text)
         ledger.normalized_documents += normalized != text
         text, utf8 = normalized, normalized.encode()
-    return Document(text, utf8, text_bytes, offset, len(piece.content), hashed)
+    return Document(text, utf8, text_bytes, offset, len(piece.content), hash_text(utf8))
+
+
+def _keeps(keep: Callable[[str], bool], text: str, where: str) -> bool:
+    try:
+        return keep(text)
+    except Exception as error:
+        raise ConfigError(f"corpus.filter: {type(error).__name__} at {where}: {error}") from error
 
 
 def _predicate(name: str) -> Callable[[str], bool] | None:
