@@ -75,7 +75,7 @@ class CorpusConfig(Section):
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
     """What one document of a plain text is. auto: a line in .txt, the whole file in everything else."""
     text_field: str = Field("text", min_length=1)
-    """The key of a JSON line, or the column of a table, that holds the text."""
+    """The key of a JSON line, or the column of a table, that holds the text; meta.body is body within meta."""
     max_document_bytes: int = Field(16 * 2**20, ge=1, le=2**30)
     """Bytes. A longer document is streamed past and ledgered as too_long."""
     max_expansion: float = Field(500, ge=2, le=1e9)

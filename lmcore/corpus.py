@@ -41,12 +41,12 @@ class SourceFile:
 
     @property
     def compression(self) -> str:
-        return compression_of(file_name(self.path))
+        return compression_of(file_name(self.path).lower())
 
     @property
     def kind(self) -> str:
         """How the unpacked bytes are read: jsonl, parquet, arrow, txt or text."""
-        suffix = file_name(self.path).removesuffix(f".{self.compression}").rpartition(".")[2]
+        suffix = file_name(self.path).lower().removesuffix(f".{self.compression}").rpartition(".")[2]
         return _KINDS.get(suffix, "text")
 
     @property

@@ -6,6 +6,7 @@ row in the ledger: bytes of a span = bytes in documents + separators + skipped, 
 
 import importlib
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from lmcore.spans import Span, read_spans, unit_of
 from lmcore.store import hash_text
 
 _BOM = b"\xef\xbb\xbf"
+_NOTHING = object()
+_BLANK_LINES = re.compile(rb"\s*\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +166,14 @@ def _whole(content: bytes, limit: int) -> Iterator[_Piece]:
 
 
 def _lines(content: bytes, limit: int) -> Iterator[_Piece]:
-    """Lines; the content of a blank one is empty, and a line end is LF or CR LF."""
+    """Lines; those of several blank ones are one piece without content, and a line end is LF or CR LF."""
     start = 0
     while start < len(content):
+        # Bounded, so that no blank line of more than ``limit`` bytes is among them.
+        if content[start] <= 32 and (blank := _BLANK_LINES.match(content, start, start + limit)):
+            yield _Piece(b"", blank.end() - start)
+            start = blank.end()
+            continue
         end = content.find(b"\n", start)
         stop = end + 1 if end >= 0 else len(content)
         if end < 0:
@@ -215,9 +223,9 @@ def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, 
             row = _json(content)
             if not isinstance(row, dict):
                 return None, b"", "not_an_object"
-            if config.text_field not in row:
+            text = _field(row, config.text_field)
+            if text is _NOTHING:
                 return None, b"", "no_text_field"
-            text = row[config.text_field]
             if not isinstance(text, str):
                 return None, b"", "text_is_no_string"
             content = text.encode()
@@ -230,6 +238,16 @@ def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, 
     except (ValueError, RecursionError):
         return None, b"", "invalid_json"
     return (text, content, "") if text.strip() else (None, b"", "empty_text")
+
+
+def _field(row: Any, name: str) -> Any:
+    """What is at a dotted name, the whole name first; _NOTHING when there is nothing."""
+    if not isinstance(row, dict):
+        return _NOTHING
+    if name in row:
+        return row[name]
+    head, dot, rest = name.partition(".")
+    return _field(row.get(head), rest) if dot else _NOTHING
 
 
 def _json(line: bytes) -> Any:

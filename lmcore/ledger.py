@@ -37,7 +37,7 @@ class Ledger:
     """Documents whose text corpus.normalize changed."""
     stored_bytes: int = 0
     undecodable_stored_bytes: int = 0
-    """Stored bytes from the first block that could not be unpacked."""
+    """Stored bytes that gave no text, those behind damage or a cut-off bomb included."""
     skipped: list[Skip] = field(default_factory=list)
 
     @property

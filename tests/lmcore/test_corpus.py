@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from lmcore.config import CorpusConfig, DatasetConfig, RunConfig
-from lmcore.corpus import describe, open_corpus, scan, scan_again
+from lmcore.corpus import SourceFile, describe, open_corpus, scan, scan_again
 from lmcore.errors import ConfigError, CorpusError, is_transient
 from lmcore.remote import hash_stored
 
@@ -214,3 +214,8 @@ def test_a_name_that_looks_like_a_glob_is_a_name(tree: Path) -> None:
 def test_stdlib_is_the_folder_of_the_running_python() -> None:
     config = CorpusConfig(paths=["stdlib:"], include=["this.py"], exclude=["site-packages"])
     assert [file.path for file in scan(config).files] == [os.path.join(sysconfig.get_path("stdlib"), "this.py")]
+
+
+def test_suffixes_may_be_written_in_capitals() -> None:
+    file = SourceFile("/x/O.JSONL.GZ", 1, "")
+    assert (file.kind, file.compression) == ("jsonl", "gz")
