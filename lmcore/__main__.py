@@ -57,7 +57,8 @@ def main() -> None:
 def _tokenize(arguments: list[str]) -> None:
     config = cli.parse(arguments, "python -m lmcore tokenize", "Corpus to shards.")
     dataset, tokenizer, _ = _prepare(config)
-    print(json.dumps({"dataset_id": dataset.id, "tokenizer_id": tokenizer.id}))
+    figures = {"skipped_bytes": dataset.skipped_bytes, "unaccounted_bytes": dataset.unaccounted_bytes}
+    print(json.dumps({"dataset_id": dataset.id, "tokenizer_id": tokenizer.id, **figures}))
 
 
 def _pretrain(arguments: list[str]) -> None:
@@ -105,6 +106,7 @@ def _prepare(config: RunConfig) -> Any:
     tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store)
     with shown("tokenizing", "bytes", Console(stderr=True), _log) as update:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, lambda done, total: update(done, total, ""))
+    _log.log(logging.WARNING if dataset.lost_much else logging.INFO, dataset.account())
     return dataset, tokenizer, store
 
 
@@ -122,13 +124,18 @@ def _ledger(arguments: list[str]) -> None:
     from lmcore.store import read_manifest
 
     dataset = find_dataset(store, name)
-    print("   documents  in documents      between       skipped        bytes  file")
+    names = ("documents", "in documents", "between", "filtered", "skipped", "bytes", "stored", "undecodable")
+    print(*(f"{name:>12}" for name in names), "file")
     for row in ledger_by_file(dataset):
-        print(" ".join(f"{value:>12,}" for value in row.values() if isinstance(value, int)), row["path"])
+        print(*(f"{value:>12,}" for value in row.values() if isinstance(value, int)), _in_a_line(row["path"]))
     for path, offset, length, reason, piece in skipped_pieces(dataset):
-        print(f"{reason}: {length:,} bytes at {offset:,} of {path}: {piece[:60]!r}")
+        print(f"{reason}: {length:,} bytes at {offset:,} of {_in_a_line(path)}: {piece[:60]!r}")
     account = read_manifest(dataset)["ledger"]
     print(json.dumps({name: value for name, value in account.items() if name != "skips"}, ensure_ascii=False))
+
+
+def _in_a_line(path: str) -> str:
+    return path if path.isprintable() else repr(path)
 
 
 def _verify(arguments: list[str]) -> None:
@@ -147,8 +154,8 @@ def _repair(arguments: list[str]) -> None:
     name, store = _named("repair", "dataset", arguments)
     from lmcore.audit import find_dataset, repair
 
-    chunks, dataset = repair(find_dataset(store, name))
-    print(json.dumps({"dataset_id": dataset.id, "repaired": chunks, "chunks_made": dataset.chunks_made}))
+    dataset = find_dataset(store, name)
+    print(json.dumps({"dataset_id": dataset.name, "repaired": repair(dataset)}))
 
 
 def _generate(arguments: list[str]) -> None:
@@ -194,14 +201,15 @@ def _plot(arguments: list[str]) -> None:
 
 def _seen_by(arguments: list[str]) -> None:
     name, store = _named("seen-by", "document", arguments)
-    from lmcore.audit import document_hash, seen_by
+    from lmcore.audit import document_hashes, seen_by
 
-    document = document_hash(name)
-    found = list(seen_by(store, document))
+    hashes = document_hashes(name)
+    found = list(seen_by(store, hashes))
     for kind, holder, split in found:
         print(f"{kind} {holder} ({split})")
-    names = {kind: [holder for other, holder, _ in found if other == kind] for kind in ("dataset", "run")}
-    print(json.dumps({"document": f"{document:016x}", "datasets": names["dataset"], "runs": names["run"]}))
+    names = {kind: [holder for other, holder, _ in found if other == kind] for kind in ("dataset", "run", "unreadable")}
+    figures = {"datasets": names["dataset"], "runs": names["run"], "unreadable": names["unreadable"]}
+    print(json.dumps({"document": f"{hashes[''][0]:016x}", **figures}))
 
 
 def _train(arguments: list[str]) -> None:

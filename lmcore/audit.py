@@ -1,6 +1,8 @@
 """Questions about a finished dataset: is it whole, where did the bytes go, who has seen a document; and its repair."""
 
 import json
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,16 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lmcore.config import CorpusConfig, RunConfig
-from lmcore.corpus import open_corpus
 from lmcore.encoding import QUARANTINE
 from lmcore.errors import CorpusError, LMError, StoreError
-from lmcore.shards import SPLITS, Shard, shard_path
-from lmcore.store import hash_text, is_whole, open_sealed, read_manifest, remove
-from lmcore.tokenization import Dataset, dataset_id, tokenize
+from lmcore.shards import SPLITS, Shard, damage_named, shard_path
+from lmcore.store import hash_text, open_sealed, read_manifest
+from lmcore.tokenization import dataset_id, remake
 from lmcore.tokenizer import TokenizerInfo
 
-_ACCOUNT = ("documents", "document_bytes", "separator_bytes", "skipped_pieces", "skipped_bytes")
+_ACCOUNT = ("documents", "document_bytes", "separator_bytes", "filtered_bytes")
+_SKIPS = ("skipped_pieces", "skipped_bytes", "stored_bytes", "undecodable_stored_bytes")
 
 
 def find_dataset(store: Path, name: str) -> Path:
@@ -30,8 +31,8 @@ def find_dataset(store: Path, name: str) -> Path:
     raise StoreError(f"there is no dataset {name} in {store / 'datasets'}: give another id, or --store")
 
 
-def problems(dataset: Path) -> Iterator[tuple[str, str]]:
-    """(chunk key, what is wrong), reading every byte; the key is empty for what is wrong with the manifest."""
+def problems(dataset: Path, only: set[str] | None = None) -> Iterator[tuple[str, str]]:
+    """(chunk key, what is wrong), reading every byte of all chunks or of some; for the manifest the key is empty."""
     try:
         manifest = read_manifest(dataset)
         tokenizer = TokenizerInfo.open(dataset.parent.parent / "tokenizers" / manifest["tokenizer_id"])
@@ -46,7 +47,7 @@ def problems(dataset: Path) -> Iterator[tuple[str, str]]:
         yield "", "the chunks are not in the order of their keys"
     if manifest["ledger"]["unaccounted_bytes"] or not _adds_up(manifest):
         yield "", "the ledger does not add up"
-    for entry in {entry["key"]: entry for entry in entries}.values():
+    for entry in {entry["key"]: entry for entry in entries if only is None or entry["key"] in only}.values():
         folder = dataset.parent.parent / "shards" / entry["key"]
         try:
             open_sealed(folder)
@@ -62,9 +63,10 @@ def _adds_up(manifest: dict[str, Any]) -> bool:
     spans = [span for entry in entries for span in entry["spans"]]
     skipped = sum(skip["length"] for skip in account["skips"])
     return (
-        all(sum(span[name] for span in spans) == account[name] for name in _ACCOUNT[:3])
+        all(sum(span.get(name, 0) for span in spans) == account.get(name, 0) for name in _ACCOUNT)
         and skipped == account["skipped_bytes"] == sum(row["bytes"] for row in account["skipped"].values())
-        and account["source_bytes"] == account["document_bytes"] + account["separator_bytes"] + skipped
+        and account["source_bytes"]
+        == account["document_bytes"] + account["separator_bytes"] + account.get("filtered_bytes", 0) + skipped
         and all(
             sum(entry[split][name] for entry in entries) == total
             for split in SPLITS
@@ -90,30 +92,19 @@ def _check_shard(shard: Shard, figures: dict[str, Any], tokenizer: TokenizerInfo
         raise StoreError(f"{shard.path} has an end of text elsewhere than at the ends of its documents")
 
 
-def repair(dataset: Path) -> tuple[list[str], Dataset]:
-    """Encode exactly the damaged chunks again from the corpus; their keys, and the dataset.
+def repair(dataset: Path) -> list[str]:
+    """Encode exactly the damaged chunks again from the corpus; their keys. Nothing else of the dataset changes.
 
-    Raises StoreError when the manifest itself is damaged, CorpusError when the corpus no longer holds their text.
+    Raises StoreError when the manifest itself is wrong, CorpusError when the corpus no longer holds their text.
     """
-    found = list(problems(dataset))
-    for key, problem in found:
-        if not key:
-            raise StoreError(f"{problem}. Run the pipeline again to make the dataset anew")
-    store = dataset.parent.parent
-    manifest = read_manifest(dataset)
-    for key, _ in found:
-        folder = store / "shards" / key
-        if is_whole(folder):  # which has removed it if not: then it was wrong when it was sealed
-            remove(folder)
-    config = CorpusConfig.model_validate(manifest["corpus"])
-    corpus, _ = open_corpus(RunConfig(corpus=config, store=store))
-    made = tokenize(config, corpus, TokenizerInfo.open(store / "tokenizers" / manifest["tokenizer_id"]), store)
-    if made.id != manifest["id"]:
-        raise CorpusError(
-            f"the corpus changed since {manifest['id']} was made and now gives dataset {made.id}: "
-            "what is damaged in the old one can no longer be made"
-        )
-    return [key for key, _ in found], made
+    found = dict(problems(dataset))
+    wrong = found.get("")
+    if wrong is None and found:
+        remake(dataset, set(found))
+        wrong = next((problem for _, problem in problems(dataset, set(found))), None)
+    if wrong is not None:
+        raise StoreError(f"{wrong}. Run the pipeline again to make the dataset anew")
+    return list(found)
 
 
 def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
@@ -126,7 +117,9 @@ def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
     for entry in manifest["chunks"]:
         folder = dataset.parent.parent / "shards" / entry["key"]
         starts = [account["start"] for account in read_manifest(folder)["ledger"]]
-        for row in pa.ipc.open_file(pa.memory_map(str(folder / QUARANTINE))).read_all().to_pylist():
+        with damage_named(folder / QUARANTINE):
+            rows = pa.ipc.open_file(pa.memory_map(str(folder / QUARANTINE))).read_all().to_pylist()
+        for row in rows:
             span = entry["spans"][row["span"]]
             place = row["offset"] + span["start"] - starts[row["span"]]
             kept[span["path"], place, row["reason"]] = row["content"]
@@ -136,39 +129,57 @@ def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
 
 
 def ledger_by_file(dataset: Path) -> list[dict[str, Any]]:
-    """A row a file: documents, bytes in them, bytes between them, skipped pieces and bytes."""
+    """A row a file: documents, bytes in them, between them and filtered; skipped pieces and bytes; stored bytes."""
     manifest = read_manifest(dataset)
     files: dict[str, Counter[str]] = {}
-    for entry in manifest["chunks"]:
-        for span in entry["spans"]:
-            account = files.setdefault(span["path"], Counter())
-            account.update({name: span[name] for name in _ACCOUNT[:3]})
+
+    def add(path: str, **figures: int) -> None:
+        files.setdefault(path, Counter()).update(figures)
+
+    for file in manifest.get("inputs", []):
+        add(**file)
+    for span in (span for entry in manifest["chunks"] for span in entry["spans"]):
+        add(span["path"], **{name: span.get(name, 0) for name in _ACCOUNT})
     for skip in manifest["ledger"]["skips"]:
-        files.setdefault(skip["path"], Counter()).update(skipped_pieces=1, skipped_bytes=skip["length"])
-    return [{"path": path, **{name: files[path][name] for name in _ACCOUNT}} for path in sorted(files)]
+        add(skip["path"], skipped_pieces=1, skipped_bytes=skip["length"])
+    return [{"path": path, **{name: files[path][name] for name in (*_ACCOUNT, *_SKIPS)}} for path in sorted(files)]
 
 
-def document_hash(text_or_hash: str) -> int:
-    """16 hexadecimal digits as they are, or the hash of the text in a file of that name."""
+def document_hashes(text_or_hash: str) -> dict[str, list[int]]:
+    """Of 16 hexadecimal digits, or of the text in a file without and with the line end at its end: by the
+    normalization of a corpus, the hashes that the document may have there."""
     path = Path(text_or_hash)
     if path.is_file():
-        return hash_text(path.read_bytes())
-    try:
-        return int(text_or_hash, 16)
-    except ValueError:
-        raise CorpusError(f"{text_or_hash} is neither a document hash (16 hexadecimal digits) nor a file") from None
+        content = path.read_bytes()
+        texts = (content.removesuffix(b"\n").removesuffix(b"\r"), content)
+        return {form: [hash_text(_normalized(text, form)) for text in texts] for form in ("", "NFC", "NFKC")}
+    if not re.fullmatch("[0-9a-fA-F]{16}", text_or_hash):
+        raise CorpusError(f"{text_or_hash} is neither a document hash (16 hexadecimal digits) nor a file")
+    return {form: [int(text_or_hash, 16)] for form in ("", "NFC", "NFKC")}
 
 
-def seen_by(store: Path, document: int) -> Iterator[tuple[str, str, str]]:
-    """("dataset", id, split) and ("run", name, split) of everything in the store that holds a document."""
+def _normalized(utf8: bytes, form: Any) -> bytes:
+    return unicodedata.normalize(form, utf8.decode(errors="replace")).encode() if form else utf8
+
+
+def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, str, str]]:
+    """("dataset", id, split) and ("run", name, split) of everything in the store that holds a document.
+
+    ("unreadable", id, what is wrong) of a dataset that may hold it too, and cannot say.
+    """
     holders: dict[str, str] = {}
     # A folder without a manifest is what a killed run left.
     for folder in sorted(path.parent for path in (store / "datasets").glob("*/manifest.json")):
-        for entry in read_manifest(folder)["chunks"]:
-            for split in SPLITS:
-                hashes = Shard(shard_path(store / "shards" / entry["key"], split)).hashes
-                if np.uint64(document) in np.delete(hashes, entry[split]["dropped"]):
-                    holders[folder.name] = split
+        try:
+            manifest = read_manifest(folder)
+            wanted = np.array(document[manifest["corpus"]["normalize"]], np.uint64)
+            for entry in manifest["chunks"]:
+                for split in SPLITS:
+                    hashes = Shard(shard_path(store / "shards" / entry["key"], split)).hashes
+                    if np.isin(wanted, np.delete(hashes, entry[split]["dropped"])).any():
+                        holders[folder.name] = split
+        except (StoreError, OSError) as error:
+            yield "unreadable", folder.name, str(error)
     yield from (("dataset", name, split) for name, split in holders.items())
     for config in sorted((store / "runs").glob("*/config.json")):
         with suppress(ValueError, LookupError):

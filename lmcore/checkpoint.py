@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from lmcore.distributed import Ranks, like, whole
-from lmcore.errors import StoreError
+from lmcore.errors import FormatError, StoreError
 from lmcore.model import new_model
 from lmcore.optim import Optimizers
 from lmcore.run import Run
@@ -106,9 +106,9 @@ def is_sound(path: Path) -> bool:
     """True if the checkpoint is there and proves whole; a damaged one is set aside with a warning."""
     try:
         open_sealed(path)
+    except FormatError:
+        raise
     except StoreError as error:
-        if "format version" in str(error):
-            raise
         if path.exists():
             aside = path.with_name(f"bad-{path.name}")
             remove(aside)

@@ -125,6 +125,7 @@ def read_chunks(group: Group, config: CorpusConfig, outline: Outline) -> Iterato
     """
     waiting: list[Span] = []
     places: list[list[int]] = []
+    size = 0
 
     def chunk() -> Chunk:
         made = Chunk(list(waiting))
@@ -140,7 +141,9 @@ def read_chunks(group: Group, config: CorpusConfig, outline: Outline) -> Iterato
         for span in read_spans(file, config, ledger):
             waiting.append(span)
             places.append([number, span.start, span.stop, len(span.content)])
-            if not is_pack or sum(len(span.content) for span in waiting) >= config.chunk_bytes * 4:
+            size += len(span.content)
+            if not is_pack or size >= config.chunk_bytes * 4:
                 yield chunk()
+                size = 0
     if waiting:
         yield chunk()

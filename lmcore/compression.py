@@ -14,7 +14,7 @@ from typing import Any
 from backports import zstd
 from isal import igzip_lib
 
-_TEXT_BYTES = 2**16
+_TEXT_BYTES = _STORED_BYTES = 2**16
 _HARMLESS_BYTES = 2**28
 """A stream is not suspected of being a bomb before it has given this much."""
 
@@ -35,8 +35,6 @@ _FORMATS: dict[str, tuple[Callable[[], Any], bytes]] = {
     "zst": (zstd.ZstdDecompressor, b"\x28\x50\x51\x52\x53\x54\x55\x56\x57\x58\x59\x5a\x5b\x5c\x5d\x5e\x5f"),
 }
 
-SUFFIXES = tuple(_FORMATS)
-
 
 def compression_of(name: str) -> str:
     """The compression that a file name ends in; empty for none."""
@@ -44,15 +42,20 @@ def compression_of(name: str) -> str:
     return suffix if suffix in _FORMATS else ""
 
 
+def is_bomb(text_bytes: int, stored_bytes: int, max_expansion: float) -> bool:
+    """True when a file gives more text than anybody would have stored in it."""
+    return text_bytes > max(_HARMLESS_BYTES, max_expansion * stored_bytes)
+
+
 class Unpacked:
     """Iterates over the bytes that ``stored`` (blocks of a compressed file) unpacks to.
 
     Afterwards ``problem`` names what ended it early (empty: nothing did), and ``undecodable_bytes`` counts
-    the stored bytes from the first block that could not be unpacked.
+    the stored bytes from there on, and those before it that gave no text (to about 64 kB).
     """
 
     def __init__(self, stored: Iterator[bytes], suffix: str, max_expansion: float) -> None:
-        self._stored = stored
+        self._stored = _small(stored)
         self._new_member, self._magic = _FORMATS[suffix]
         self._max_expansion = max_expansion
         self.problem = ""
@@ -65,10 +68,10 @@ class Unpacked:
 
     def __iter__(self) -> Iterator[bytes]:
         member, is_garbage_possible = self._new_member(), False
-        read = given = 0
+        read = given = idle = 0  # idle: stored bytes since the last text
         for block in self._stored:
             read += len(block)
-            rest = block
+            given_before, rest = given, block
             while rest or not (member.needs_input or member.eof):
                 if member.eof:
                     rest = rest.lstrip(b"\0")  # padding, as tape archives have it
@@ -77,23 +80,30 @@ class Unpacked:
                     if rest[0] not in self._magic:
                         return self._give_up("garbage_after_archive", len(rest))
                     member, is_garbage_possible = self._new_member(), True
+                    given_before, block = given, rest
                 try:
                     text = member.decompress(rest, _TEXT_BYTES)
                 except _ERRORS:
                     problem = "garbage_after_archive" if is_garbage_possible else "damaged_archive"
-                    return self._give_up(problem, len(rest or block))
+                    return self._give_up(problem, idle + len(rest or block))
                 rest = member.unused_data if member.eof else b""
                 if text:
                     is_garbage_possible = False
                     given += len(text)
                     yield text
-                if given > max(_HARMLESS_BYTES, self._max_expansion * read):
-                    return self._give_up("decompression_bomb", len(block))
+                if is_bomb(given, read, self._max_expansion):
+                    return self._give_up("decompression_bomb", 0)
+            idle = 0 if member.eof or given > given_before else idle + len(block)
         if not member.eof:
-            self.problem = "truncated_archive"
+            self._give_up("truncated_archive", idle)
         return None
 
     def _give_up(self, problem: str, undecodable: int) -> None:
         """Read the rest without unpacking it."""
         self.problem = problem
         self.undecodable_bytes = undecodable + sum(map(len, self._stored))
+
+
+def _small(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """So that what is counted as undecodable is nearly exact."""
+    return (block[at : at + _STORED_BYTES] for block in blocks for at in range(0, len(block), _STORED_BYTES))

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from lmcore.section import Section, speed, view
 from lmcore.training_config import TrainConfig as TrainConfig
@@ -25,6 +25,13 @@ _COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in ("txt", "md", "py", "jsonl") for suffix in _COMPRESSIONS]
 TEXT_PATTERNS += ["*.parquet", "*.arrow", "*.feather"]
 
+DEFAULT_SOURCE = "corpus"
+"""The name of the source that corpus.paths is."""
+
+_Name = Annotated[str, Field(min_length=1)]
+# One path is enough: web=texts/ on the command line.
+_Paths = Annotated[list[str], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
+
 
 class CorpusConfig(Section):
     """Which text is read, and how it is cut into documents."""
@@ -34,8 +41,9 @@ class CorpusConfig(Section):
     paths: list[str] = []
     """Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). `stdlib:` is the
     running Python's standard library."""
-    sources: dict[str, list[str]] = {}
-    """More paths, by the name of their source, so that dataset.weights can mix them (wiki = ["wiki/"])."""
+    sources: dict[_Name, _Paths] = {}
+    """More paths, by the name of their source, so that dataset.weights can mix them (wiki = ["wiki/"]); paths are
+    the source corpus. A file that several name belongs to paths, else to the first of them by name."""
     include: list[str] = TEXT_PATTERNS
     """File-name patterns that are read. .jsonl is JSON lines, .parquet, .arrow and .feather are tables, all
     others plain text; .gz, .bz2, .xz and .zst are unpacked. Setting paths on the command line resets
@@ -45,7 +53,7 @@ class CorpusConfig(Section):
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
     """What one document of a plain text is. auto: a line in .txt, the whole file in everything else."""
     text_field: str = Field("text", min_length=1)
-    """The key of a JSON line, or the column of a table, that holds the text."""
+    """The key of a JSON line, or the column of a table, that holds the text; meta.body is body within meta."""
     max_document_bytes: int = Field(16 * 2**20, ge=1, le=2**30)
     """Bytes. A longer document is streamed past and ledgered as too_long."""
     max_expansion: float = Field(500, ge=2, le=1e9)
@@ -71,6 +79,18 @@ class CorpusConfig(Section):
     """Bytes of text in a chunk on average: the unit of parallel work and of caching."""
     workers: int = speed(0, ge=0, le=1024)
     """Threads that tokenize. 0: one for each core."""
+
+    @property
+    def source_names(self) -> list[str]:
+        return ([DEFAULT_SOURCE] if self.paths else []) + sorted(self.sources)
+
+    @model_validator(mode="after")
+    def _sources_and_bounds_fit(self) -> Self:
+        if self.paths and DEFAULT_SOURCE in self.sources:
+            raise ValueError(f"sources: {DEFAULT_SOURCE} is the name of what paths gives; choose another")
+        if self.min_bytes > self.max_bytes:
+            raise ValueError(f"min_bytes {self.min_bytes} is above max_bytes {self.max_bytes}: nothing would be left")
+        return self
 
 
 class TokenizerConfig(Section):
@@ -116,9 +136,9 @@ class DatasetConfig(Section):
     """Tokens in a block; also the longest context of the model."""
     shuffle: bool = True
     """Visit the blocks of every epoch in a new random order."""
-    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    weights: dict[str, Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]] = {}
     """Share of an epoch's blocks by source (web 0.7, wiki 0.3); the sum need not be 1. Empty: as the text is."""
-    epochs: dict[str, Annotated[float, Field(ge=0)]] = {}
+    epochs: dict[str, Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]] = {}
     """Instead of weights: passes over each source in one epoch."""
     packing: Literal["stream", "best_fit"] = "stream"
     """stream: one block goes on where the last ended. best_fit: no document that fits a block is cut, at the price of

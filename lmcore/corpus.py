@@ -14,20 +14,18 @@ import sysconfig
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lmcore.compression import compression_of
-from lmcore.config import STANDARD_LIBRARY, CorpusConfig, RunConfig
+from lmcore.config import DEFAULT_SOURCE, STANDARD_LIBRARY, CorpusConfig, RunConfig
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.index import Index
 from lmcore.ledger import Skip
-from lmcore.remote import file_name, hash_stored, is_url, remote_files, stored_size
+from lmcore.remote import file_name, hash_stored, is_url, remote_files, stored_size, version
 from lmcore.section import fingerprint
 from lmcore.store import FORMAT_VERSION, Output, hash_file, prepare_store
-
-DEFAULT_SOURCE = "corpus"
-"""The name of the source that corpus.paths is."""
 
 _KINDS = {"jsonl": "jsonl", "parquet": "parquet", "arrow": "arrow", "feather": "arrow", "txt": "txt"}
 _log = logging.getLogger(__name__)
@@ -40,16 +38,16 @@ class SourceFile:
     path: str
     stored_bytes: int
     digest: str
-    source: str = "corpus"
+    source: str = DEFAULT_SOURCE
 
     @property
     def compression(self) -> str:
-        return compression_of(file_name(self.path))
+        return compression_of(file_name(self.path).lower())
 
     @property
     def kind(self) -> str:
         """How the unpacked bytes are read: jsonl, parquet, arrow, txt or text."""
-        suffix = file_name(self.path).removesuffix(f".{self.compression}").rpartition(".")[2]
+        suffix = file_name(self.path).lower().removesuffix(f".{self.compression}").rpartition(".")[2]
         return _KINDS.get(suffix, "text")
 
     @property
@@ -64,6 +62,7 @@ class Scan:
     files: list[SourceFile]
     validation_files: list[SourceFile]
     ignored_files: int
+    """Files in the given folders that corpus.include does not name."""
     skipped: list[Skip]
     """Files and folders that could not be read."""
 
@@ -75,8 +74,6 @@ class Corpus(Output):
     listing: str
     files: int
     validation_files: int
-    ignored_files: int
-    """Files in the given folders that corpus.include does not name."""
     stored_bytes: int
 
     def verify(self) -> None:
@@ -93,8 +90,9 @@ def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored) -> S
         raise CorpusError("corpus.paths is empty: give files, folders or globs, for example --corpus.paths my_texts/")
     finder = _Finder(config)
     held_out = finder.find(config.validation_paths, "corpus.validation_paths")
-    files = {name: finder.find(paths, f"corpus.sources.{name}") for name, paths in config.sources.items()}
-    files = {DEFAULT_SOURCE: finder.find(config.paths, "corpus.paths"), **files}
+    files = {DEFAULT_SOURCE: finder.find(config.paths, "corpus.paths")} if config.paths else {}
+    for name, paths in sorted(config.sources.items()):
+        files[name] = finder.find(paths, f"corpus.sources.{name}")
     seen = set(held_out)
     skipped = finder.skipped
 
@@ -121,15 +119,43 @@ def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored) -> S
 
 
 def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
-    """The corpus in figures, and the opened store; where no corpus is found, no store is made."""
+    """The corpus in figures, and the opened store; where no corpus is found, no store is made.
+
+    Raises ConfigError when dataset.weights or dataset.epochs name other sources, and what ``scan`` raises.
+    """
+    named, given = set(config.dataset.weights or config.dataset.epochs), set(config.corpus.source_names)
+    if named and named != given:
+        raise ConfigError(
+            f"dataset.weights or dataset.epochs must name the corpus's sources, {', '.join(sorted(given))}: missing "
+            f"are {sorted(given - named)}, unknown {sorted(named - given)}. 0 leaves a source out"
+        )
     with Index(config.store.expanduser(), config.rehash) as index:
-        corpus = describe(scan(config.corpus, index.hash_of), config.corpus)
-        return corpus, prepare_store(config.store)
+        found = scan(config.corpus, index.hash_of)
+        if found.ignored_files:
+            _log.info("%d files beside them match no pattern of corpus.include", found.ignored_files)
+        return describe(found, config.corpus), prepare_store(config.store)
+
+
+def anchored(config: CorpusConfig) -> CorpusConfig:
+    """The same settings with paths that mean the same from every folder."""
+
+    def absolute(paths: list[str]) -> list[str]:
+        fixed = [path for path in paths if path == STANDARD_LIBRARY or is_url(path)]
+        return [path if path in fixed else os.path.abspath(os.path.expanduser(path)) for path in paths]
+
+    sources = {name: absolute(paths) for name, paths in config.sources.items()}
+    paths = {name: absolute(getattr(config, name)) for name in ("paths", "validation_paths")}
+    return config.model_copy(update={"sources": sources, **paths})
 
 
 def describe(found: Scan, config: CorpusConfig) -> Corpus:
-    """Name a scanned corpus by its content and by the settings that decide how it is read."""
-    settings = {**reading(config), "validation": "files" if config.validation_paths else config.validation_fraction}
+    """Name a scanned corpus by its content and by the settings that decide how it is read and what is left out."""
+    settings = {
+        **reading(config),
+        # What is left out is not trained on, by a tokenizer either.
+        **config.model_dump(include={"min_bytes", "max_bytes", "deduplicate"}, exclude_defaults=True),
+        "validation": "files" if config.validation_paths else config.validation_fraction,
+    }
 
     def content(files: list[SourceFile]) -> list[list[str]]:
         return sorted([file.kind, file.compression, file.digest] for file in files)
@@ -142,7 +168,6 @@ def describe(found: Scan, config: CorpusConfig) -> Corpus:
         listing=fingerprint(corpus_id, sorted([file.path, file.source, file.digest] for file in everything), skipped),
         files=len(found.files),
         validation_files=len(found.validation_files),
-        ignored_files=found.ignored_files,
         stored_bytes=sum(file.stored_bytes for file in everything),
     )
 
@@ -152,9 +177,9 @@ def reading(config: CorpusConfig) -> dict[str, Any]:
     names = ("document", "text_field", "max_document_bytes", "max_expansion", "normalize", "filter")
     settings = {name: getattr(config, name) for name in names}
     if config.normalize:
-        settings["unicode"] = unicodedata.unidata_version
+        settings["normalized_by"] = unicodedata.unidata_version
     if config.filter:
-        settings["filter_source"] = _source_of(config.filter)
+        settings["filtered_by"] = _source_of(config.filter)
     return settings
 
 
@@ -162,11 +187,16 @@ def _source_of(function: str) -> str:
     """Hash of the module that a dotted name is in: another version of it is another filter."""
     try:
         module = importlib.util.find_spec(function.rpartition(".")[0])
-    except ImportError:
+    except (ImportError, ValueError):  # a ValueError: __main__
         module = None
     if module is None or not module.origin or not module.has_location:
-        raise ConfigError(f"corpus.filter: there is no {function} in a file; give package.module.function")
-    return hash_file(Path(module.origin))
+        raise ConfigError(f"corpus.filter: there is no {function} in a module of a file; give package.module.function")
+    return _hash_of_version(module.origin, version(module.origin))
+
+
+@lru_cache(maxsize=8)
+def _hash_of_version(path: str, version: str) -> str:
+    return hash_file(Path(path))
 
 
 def scan_again(config: CorpusConfig, expected: Corpus, hash_of: Callable[[str], str] = hash_stored) -> Scan:
@@ -273,7 +303,7 @@ def _expand(entry: str, setting: str) -> list[Path]:
         return [Path(sysconfig.get_path("stdlib"))]
     if not entry:
         raise CorpusError(f"{setting}: one of the paths is empty; the current folder is '.'")
-    path = Path(entry).expanduser()
+    path = Path(os.path.expanduser(entry))
     if path.exists():
         return [path]
     matches = sorted(filter(os.path.exists, glob.glob(str(path), recursive=True)))  # glob finds dangling links too

@@ -6,6 +6,7 @@ row in the ledger: bytes of a span = bytes in documents + separators + skipped, 
 
 import importlib
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from lmcore.spans import Span, read_spans, unit_of
 from lmcore.store import hash_text
 
 _BOM = b"\xef\xbb\xbf"
+_NOTHING = object()
+_BLANK_LINES = re.compile(rb"\s*\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Document:
     offset: int
     length: int
     hash: int
-    """64 bits that name the text as it stands in the file: the beginning of its BLAKE3 digest."""
+    """64 bits that name the text as corpus.normalize leaves it: the beginning of its BLAKE3 digest."""
 
     def is_validation(self, fraction: float) -> bool:
         """True for the same texts in every corpus: those whose hash is in the lowest ``fraction``."""
@@ -76,10 +79,13 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
             _skip(ledger, span, offset, piece, "too_long")
         else:
             text, utf8, reason = _text(piece.content, span.kind, config)
-            if text is not None and keep is not None and not keep(text):
-                text, reason = None, "filter"
             if text is None:
                 _skip(ledger, span, offset, piece, reason)
+            elif keep is not None and not _keeps(keep, text, f"the document at {offset} of {span.path}"):
+                text = None
+                ledger.filtered_documents += 1
+                ledger.filtered_bytes += len(piece.content)
+                ledger.separator_bytes += piece.length - len(piece.content)
         if text is not None:
             ledger.documents += 1
             ledger.document_bytes += len(piece.content)
@@ -94,12 +100,19 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
 
 
 def _document(text: str, utf8: bytes, piece: "_Piece", offset: int, config: CorpusConfig, ledger: Ledger) -> Document:
-    hashed, text_bytes = hash_text(utf8), len(utf8)
+    text_bytes = len(utf8)
     if config.normalize:
         normalized = unicodedata.normalize(config.normalize, text)
         ledger.normalized_documents += normalized != text
         text, utf8 = normalized, normalized.encode()
-    return Document(text, utf8, text_bytes, offset, len(piece.content), hashed)
+    return Document(text, utf8, text_bytes, offset, len(piece.content), hash_text(utf8))
+
+
+def _keeps(keep: Callable[[str], bool], text: str, where: str) -> bool:
+    try:
+        return keep(text)
+    except Exception as error:
+        raise ConfigError(f"corpus.filter: {type(error).__name__} at {where}: {error}") from error
 
 
 def _predicate(name: str) -> Callable[[str], bool] | None:
@@ -153,9 +166,14 @@ def _whole(content: bytes, limit: int) -> Iterator[_Piece]:
 
 
 def _lines(content: bytes, limit: int) -> Iterator[_Piece]:
-    """Lines; the content of a blank one is empty, and a line end is LF or CR LF."""
+    """Lines; those of several blank ones are one piece without content, and a line end is LF or CR LF."""
     start = 0
     while start < len(content):
+        # Bounded, so that no blank line of more than ``limit`` bytes is among them.
+        if content[start] <= 32 and (blank := _BLANK_LINES.match(content, start, start + limit)):
+            yield _Piece(b"", blank.end() - start)
+            start = blank.end()
+            continue
         end = content.find(b"\n", start)
         stop = end + 1 if end >= 0 else len(content)
         if end < 0:
@@ -205,9 +223,9 @@ def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, 
             row = _json(content)
             if not isinstance(row, dict):
                 return None, b"", "not_an_object"
-            if config.text_field not in row:
+            text = _field(row, config.text_field)
+            if text is _NOTHING:
                 return None, b"", "no_text_field"
-            text = row[config.text_field]
             if not isinstance(text, str):
                 return None, b"", "text_is_no_string"
             content = text.encode()
@@ -220,6 +238,16 @@ def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, 
     except (ValueError, RecursionError):
         return None, b"", "invalid_json"
     return (text, content, "") if text.strip() else (None, b"", "empty_text")
+
+
+def _field(row: Any, name: str) -> Any:
+    """What is at a dotted name, the whole name first; _NOTHING when there is nothing."""
+    if not isinstance(row, dict):
+        return _NOTHING
+    if name in row:
+        return row[name]
+    head, dot, rest = name.partition(".")
+    return _field(row.get(head), rest) if dot else _NOTHING
 
 
 def _json(line: bytes) -> Any:

@@ -25,7 +25,7 @@ def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: P
     left_out: dict[str, dict[str, int]] = {}
     held_out = hashes(entries, store, "validation") if config.validation_paths else np.empty(0, np.uint64)
     for split in SPLITS:
-        first = _firsts(entries, store, split) if config.deduplicate else None
+        first = _firsts(entries, store, split, config) if config.deduplicate else None
         for number, entry in enumerate(entries):
             shard = _shard(entry, store, split)
             reasons = {
@@ -52,13 +52,20 @@ def _shard(entry: dict[str, Any], store: Path, split: str) -> Shard:
     return Shard(shard_path(store / "shards" / entry["key"], split))
 
 
-def _firsts(entries: list[dict[str, Any]], store: Path, split: str) -> list[npt.NDArray[np.bool_]]:
-    """Per entry, which of its documents are the first with their text. Memory: 16 bytes a document."""
-    per_entry = [_shard(entry, store, split).hashes for entry in entries]
-    everything = np.concatenate([np.empty(0, np.uint64), *per_entry])
+def _firsts(
+    entries: list[dict[str, Any]], store: Path, split: str, config: CorpusConfig
+) -> list[npt.NDArray[np.bool_]]:
+    """Per entry, which of its documents are the first with their text and of a length that stays.
+
+    (Texts that normalization makes equal may have other lengths in their files.) Memory: 24 bytes a document.
+    """
+    shards = [_shard(entry, store, split) for entry in entries]
+    everything = np.concatenate([np.empty(0, np.uint64), *(shard.hashes for shard in shards)])
+    lengths = np.concatenate([np.empty(0, np.int64), *(shard.text_bytes for shard in shards)])
+    stays = np.flatnonzero((lengths >= config.min_bytes) & (lengths <= config.max_bytes))
     is_first = np.zeros(len(everything), np.bool_)
-    is_first[np.unique(everything, return_index=True)[1]] = True
-    return np.split(is_first, np.cumsum([len(part) for part in per_entry]))[:-1]
+    is_first[stays[np.unique(everything[stays], return_index=True)[1]]] = True
+    return np.split(is_first, np.cumsum([len(shard) for shard in shards]))[:-1]
 
 
 def _drop(

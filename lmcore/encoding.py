@@ -47,12 +47,18 @@ class Job:
 
 
 def encode(job: Job) -> None:
-    """Write the chunk's sealed folder. Raises CorpusError when a span's ledger does not add up."""
+    """Write the chunk's sealed folder.
+
+    Raises CorpusError when a span's ledger does not add up, and for bad input where that is to end the run.
+    """
     tokenizer = _tokenizer(job.tokenizer)
     ledgers = [Ledger() for _ in job.spans]
     spans = zip(job.spans, ledgers, strict=True)
     documents = chain.from_iterable(parse(span, job.config, ledger) for span, ledger in spans)
     encoded = [_encoded(batch, tokenizer, job.threads) for batch in _batches(documents)]
+    if job.config.on_bad_input == "fail":
+        for ledger in ledgers:
+            ledger.require_no_skips()
     nothing = _encoded([], tokenizer, 1)
     tokens, lengths, text_bytes, hashes = (np.concatenate(parts) for parts in zip(nothing, *encoded, strict=True))
     counts: dict[str, Any] = {}
@@ -125,6 +131,8 @@ def _account(span: Span, ledger: Ledger) -> dict[str, Any]:
         "source_bytes": ledger.source_bytes,
         "document_bytes": ledger.document_bytes,
         "separator_bytes": ledger.separator_bytes,
+        "filtered_documents": ledger.filtered_documents,
+        "filtered_bytes": ledger.filtered_bytes,
         "normalized_documents": ledger.normalized_documents,
         "skips": [[skip.offset, skip.length, skip.reason] for skip in ledger.skipped],
     }

@@ -6,6 +6,7 @@
     |   +-- FileChangedError   a file is not the one that was scanned, or can no longer be read
     +-- TokenizerError     no tokenizer there, or one that cannot be used
     +-- StoreError         something in the store is missing, damaged or of a newer format
+    |   +-- FormatError    it is of a newer format
     |   +-- NoSpaceError   the disk under the store is full
     +-- RunError           a run is locked, or what it was started with has changed
     +-- StoppedError       a signal asked for the end; the same command continues
@@ -52,6 +53,10 @@ class TokenizerError(LMError):
 
 class StoreError(LMError):
     """Something in the store is missing, damaged, or of a newer format."""
+
+
+class FormatError(StoreError):
+    """Something in the store was written by a newer version of this package: never made again, never set aside."""
 
 
 class NoSpaceError(StoreError):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from lmcore.distributed import Ranks
 from lmcore.run import Run
 from lmcore.store import Record
 from lmcore.stream import IGNORED_LABEL, TokenStream, source_names
+from lmcore.training_config import Precision
 
 _SORTED_BATCHES = 64
 """Windows of this many batches are sorted by length together, so that little padding is computed."""
@@ -109,7 +110,7 @@ class Scorer:
 
     model: torch.nn.Module
     device: torch.device
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     block_size: int
     batch_size: int
     eos_id: int

@@ -1,7 +1,7 @@
 """What is known of unchanged files, so that they are not read again: hints in a small SQLite file.
 
-Losing it costs time, never a result: every row says which version of a file (size, time, inode; ETag) it speaks
-of, and rows about cut files are named by content. ``--rehash`` ignores the hashes.
+Losing it costs time, never a result: every row has a checksum and says which version of a file (size, time, inode;
+ETag) it speaks of, or is named by content. ``--rehash`` ignores the hashes.
 """
 
 import json
@@ -12,12 +12,21 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from lmcore.errors import FileChangedError
 from lmcore.remote import SECONDS_OF_DOUBT, hash_stored, is_url, version
+from lmcore.section import fingerprint
 
-_TABLES = """
-create table if not exists hashes (path text primary key, version text, hash text);
-create table if not exists outlines (key text primary key, outline text);
-"""
+_TABLE = "create table if not exists hints (key text primary key, value text, checksum text)"
+_UNUSABLE = {  # for another reason than damage
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
+_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _log = logging.getLogger(__name__)
 
 
@@ -27,9 +36,10 @@ class Index:
     def __init__(self, store: Path, rehash: bool = False) -> None:
         self._path = store / "index.sqlite"
         self._rehash = rehash
-        self._hashes: dict[str, tuple[str, str]] = {}
-        self._outlines: dict[str, Any] = {}
-        self._database = self._open() if self._path.exists() else None
+        self._new: dict[str, Any] = {}
+        self._database: sqlite3.Connection | None = None
+        if self._path.exists():
+            self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -43,58 +53,86 @@ class Index:
         """``hash_stored``, or what it was when this version of the file was hashed. Raises OSError."""
         path = str(path)
         now = version(path)
-        found = None if self._rehash else self._get("select version, hash from hashes where path = ?", path)
+        found = None if self._rehash else self._get(f"hash {path}")
         if found is not None and found[0] == now:
             return str(found[1])
         digest = hash_stored(path)
         is_settled = is_url(path) or os.stat(path).st_mtime < time.time() - SECONDS_OF_DOUBT
         if now and is_settled and version(path) == now:
-            self._hashes[path] = (now, digest)
+            self._new[f"hash {path}"] = [now, digest]
         return digest
+
+    def corrected(self, path: str, digest: str) -> str | None:
+        """The hash of a file that was edited so that size, time and inode still are those of the hash remembered.
+
+        None when ``digest`` is not what is remembered of the file as it is now: then it has simply changed.
+        """
+        try:
+            if self._get(f"hash {path}") != [version(path), digest]:
+                return None
+            now = hash_stored(path)
+        except (FileChangedError, FileNotFoundError, IsADirectoryError, PermissionError):
+            return None
+        self._new[f"hash {path}"] = [version(path), now]
+        return None if now == digest else now
 
     def outline(self, key: str) -> Any:
         """What ``remember`` was given for the key, or None."""
-        found = self._get("select outline from outlines where key = ?", key)
-        return None if found is None else json.loads(found[0])
+        return self._get(f"outline {key}")
 
     def remember(self, key: str, outline: Any) -> None:
-        self._outlines[key] = outline
+        self._new[f"outline {key}"] = outline
 
     def save(self) -> None:
         """Write what is new, if there is a store to write to."""
-        if not (self._hashes or self._outlines) or not self._path.parent.is_dir():
+        if not self._new or not self._path.parent.is_dir():
             return
-        self._database = self._database or self._open()
+        if self._database is None:
+            self._open()
+        values = [(key, json.dumps(value)) for key, value in self._new.items()]
+        self._new = {}
+        if self._database is None:
+            return
         try:
             with self._database:
-                rows = [(path, *row) for path, row in self._hashes.items()]
-                self._database.executemany("insert or replace into hashes values (?, ?, ?)", rows)
-                outlines = [(key, json.dumps(outline)) for key, outline in self._outlines.items()]
-                self._database.executemany("insert or replace into outlines values (?, ?)", outlines)
-        except sqlite3.Error as error:
-            _log.warning("%s is not kept up to date: %s", self._path, error)
-        self._hashes, self._outlines = {}, {}
+                rows = [(key, value, fingerprint(key, value)) for key, value in values]
+                self._database.executemany("insert or replace into hints values (?, ?, ?)", rows)
+        except _ERRORS as error:
+            self._give_up(error)
 
-    def _open(self) -> sqlite3.Connection:
-        try:
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            _log.warning("%s is damaged and made again: %s", self._path, error)
+    def _open(self) -> None:
+        """Open the database, made anew if it is damaged; where it cannot be used, go on without."""
+        for _ in range(2):
+            try:
+                self._database = sqlite3.connect(self._path, timeout=30)
+                self._database.text_factory = lambda text: text.decode(errors="replace")
+                self._database.execute(_TABLE)
+                self._database.execute("select key, value, checksum from hints limit 0")
+                return
+            except _ERRORS as error:
+                if not self._give_up(error):
+                    return
+
+    def _give_up(self, error: Exception) -> bool:
+        """Go on without the database; True if it was damaged, and is to be made again."""
+        is_damaged = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _UNUSABLE
+        _log.warning("%s %s: %s", self._path, "is damaged and made again" if is_damaged else "is not used", error)
+        if self._database is not None:
+            self._database.close()
+        self._database = None
+        if is_damaged:
             self._path.unlink(missing_ok=True)
-            return self._connect()
+        return is_damaged
 
-    def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=30)
-        database.executescript(_TABLES)
-        return database
-
-    def _get(self, query: str, key: str) -> Any:
+    def _get(self, key: str) -> Any:
+        if key in self._new:
+            return self._new[key]
         if self._database is None:
             return None
         try:
-            return self._database.execute(query, (key,)).fetchone()
-        except sqlite3.Error as error:
-            _log.warning("%s cannot be read: %s", self._path, error)
+            row = self._database.execute("select value, checksum from hints where key = ?", (key,)).fetchone()
+        except _ERRORS as error:
+            self._give_up(error)
             return None
+        is_whole = row is not None and row[1] == fingerprint(key, str(row[0]))
+        return json.loads(row[0]) if is_whole else None

@@ -1,4 +1,5 @@
-"""Where every byte of a corpus went: into documents, between them, or into a skip with its place and reason.
+"""Where every byte of a corpus went: into documents, between them, into what corpus.filter
+did not keep, or into a skip with its place and reason.
 
 Bytes are those of the decompressed text unless named stored; of Parquet and Arrow files, those of the text column,
 and offsets count rows there.
@@ -6,6 +7,8 @@ and offsets count rows there.
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from lmcore.errors import CorpusError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +30,14 @@ class Ledger:
     source_bytes: int = 0
     document_bytes: int = 0
     separator_bytes: int = 0
+    filtered_documents: int = 0
+    """Documents that corpus.filter did not keep."""
+    filtered_bytes: int = 0
     normalized_documents: int = 0
     """Documents whose text corpus.normalize changed."""
     stored_bytes: int = 0
     undecodable_stored_bytes: int = 0
-    """Stored bytes from the first block that could not be unpacked."""
+    """Stored bytes that gave no text, those behind damage or a cut-off bomb included."""
     skipped: list[Skip] = field(default_factory=list)
 
     @property
@@ -41,13 +47,22 @@ class Ledger:
     @property
     def unaccounted_bytes(self) -> int:
         """Zero, unless this program has lost text."""
-        return self.source_bytes - self.document_bytes - self.separator_bytes - self.skipped_bytes
+        return self.source_bytes - self.document_bytes - self.separator_bytes - self.filtered_bytes - self.skipped_bytes
+
+    def require_no_skips(self) -> None:
+        """For corpus.on_bad_input = "fail". Raises CorpusError that names the first piece that became no document."""
+        for bad in self.skipped[:1]:
+            raise CorpusError(
+                f"{bad.path} at {bad.offset}: {bad.reason} ({bad.length:,} bytes), and corpus.on_bad_input is fail"
+            )
 
     def add(self, other: "Ledger") -> None:
         self.documents += other.documents
         self.source_bytes += other.source_bytes
         self.document_bytes += other.document_bytes
         self.separator_bytes += other.separator_bytes
+        self.filtered_documents += other.filtered_documents
+        self.filtered_bytes += other.filtered_bytes
         self.normalized_documents += other.normalized_documents
         self.stored_bytes += other.stored_bytes
         self.undecodable_stored_bytes += other.undecodable_stored_bytes
@@ -67,6 +82,7 @@ class Ledger:
             "source_bytes": self.source_bytes,
             "document_bytes": self.document_bytes,
             "separator_bytes": self.separator_bytes,
+            "filtered_bytes": self.filtered_bytes,
             "skipped_bytes": self.skipped_bytes,
             "unaccounted_bytes": self.unaccounted_bytes,
             "normalized_documents": self.normalized_documents,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmcore.config import DatasetConfig
+from lmcore.config import DEFAULT_SOURCE, DatasetConfig
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.packing import PackedBlocks
 from lmcore.shuffle import shuffled
@@ -81,7 +81,7 @@ def open_blocks(dataset: Path, config: DatasetConfig) -> Mixture:
     """
     cut = PackedBlocks if config.packing == "best_fit" else StreamBlocks
     sources = {
-        name or "corpus": cut(TokenStream(dataset, "train", name), config.block_size)
+        name or DEFAULT_SOURCE: cut(TokenStream(dataset, "train", name), config.block_size)
         for name in (_wanted(dataset, config) if config.is_mixture else [None])
     }
     for name, blocks in sources.items():
@@ -96,10 +96,11 @@ def open_blocks(dataset: Path, config: DatasetConfig) -> Mixture:
 
 def _wanted(dataset: Path, config: DatasetConfig) -> list[str]:
     there, given = source_names(dataset, "train"), config.weights or config.epochs
-    if set(there) != set(given):
+    missing, empty = set(there) - set(given), {name for name in given if given[name]} - set(there)
+    if missing or empty:
         raise ConfigError(
             f"dataset.weights or dataset.epochs must name the dataset's sources, {', '.join(there)}: missing are "
-            f"{sorted(set(there) - set(given))}, unknown {sorted(set(given) - set(there))}. 0 leaves a source out"
+            f"{sorted(missing)}, unknown or left without training text {sorted(empty)}. 0 leaves a source out"
         )
     return [name for name in there if given[name]]
 

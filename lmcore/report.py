@@ -209,6 +209,7 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
         ("read", f"{ledger['source_bytes']:,}"),
         ("in documents", f"{ledger['document_bytes']:,}"),
         ("separators", f"{ledger['separator_bytes']:,}"),
+        *([("filtered", f"{ledger['filtered_bytes']:,}")] if ledger.get("filtered_bytes") else []),
         *(
             (f"skipped: {reason} ({row['pieces']:,} pieces)", f"{row['bytes']:,}")
             for reason, row in ledger["skipped"].items()

@@ -121,14 +121,18 @@ def read_model(path: Path) -> Any:
         raise TokenizerError(f"{path} is no SentencePiece model: {error}") from error
     if not proto.pieces:
         raise TokenizerError(f"{path} is no SentencePiece model: it has no pieces")
+    eos = proto.trainer_spec.eos_id
+    if not 0 <= eos < len(proto.pieces) or proto.pieces[eos].type != proto.pieces[eos].CONTROL:
+        raise TokenizerError(
+            f"{path} has no end-of-text id that text cannot become (eos_id {eos}). Train it with an eos_id and without "
+            "its piece among user_defined_symbols, or use tokenizer.source train"
+        )
     return proto
 
 
 def save_model(proto: Any, folder: Path, texts: list[str]) -> dict[str, Any]:
     trainer = proto.trainer_spec
     ids = {"unk": trainer.unk_id, "bos": trainer.bos_id, "eos": trainer.eos_id, "pad": trainer.pad_id}
-    if ids["eos"] < 0:
-        raise TokenizerError("this SentencePiece model has no end-of-text piece (eos_id is -1)")
     specials = {f"{name}_token": proto.pieces[i].piece for name, i in ids.items() if i >= 0}
     for name, piece in (("cls_token", "<cls>"), ("sep_token", "<sep>")):
         if any(entry.piece == piece and entry.type == entry.CONTROL for entry in proto.pieces):

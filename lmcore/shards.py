@@ -73,7 +73,7 @@ def _checksum(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> str:
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def damage_named(path: Path) -> Iterator[None]:
     """Turn what pyarrow says about a file that is missing or damaged into a ``StoreError`` that names it."""
     try:
         yield
@@ -90,7 +90,7 @@ class Shard:
     """
 
     def __init__(self, path: Path, tokenizer_id: str | None = None) -> None:
-        with _damage_named(path):
+        with damage_named(path):
             batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
             batch.validate()  # a length beyond the file's end would crash whoever reads up to it
             metadata = batch.schema.metadata or {}
@@ -101,7 +101,7 @@ class Shard:
         made_with = self.metadata.get("tokenizer_id")
         if tokenizer_id is not None and made_with != tokenizer_id:
             raise StoreError(f"shard {path} was made with tokenizer {made_with}, wanted is {tokenizer_id}")
-        with _damage_named(path):
+        with damage_named(path):
             column = batch.column("input_ids")
             if column.type not in (pa.large_list(pa.uint16()), pa.large_list(pa.uint32())):
                 raise pa.ArrowInvalid(f"input_ids is {column.type}")

@@ -3,13 +3,17 @@
 Where a span ends is said by the documents themselves (a few of a document's bytes and its length), so an
 insertion or deletion changes the spans it touches and no others. Nothing is parsed here: one reader keeps many
 encoders busy. A document beyond ``max_document_bytes`` is streamed past, so memory is bounded by a few
-``chunk_bytes`` whatever the file holds.
+``chunk_bytes`` whatever a text holds. Of a table, a megabyte of rows is held besides (more
+where rows become a thousand times longer at once), and what its format packs as one: a page of Parquet, the text
+column of a compressed Arrow record batch.
 """
 
-import re
+import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from mmap import ACCESS_READ, MADV_DONTNEED, mmap
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import IO, Any
@@ -21,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from blake3 import blake3
 
-from lmcore.compression import Unpacked
+from lmcore.compression import Unpacked, is_bomb
 from lmcore.config import CorpusConfig
 from lmcore.corpus import SourceFile
 from lmcore.errors import FileChangedError, no_space_named
@@ -31,9 +35,12 @@ from lmcore.shuffle import mix
 from lmcore.store import DIGEST_BYTES
 
 _READ_BYTES = 2**20
-_ROWS = 4096
+_FIRST_ROWS, _MOST_ROWS = 16, 1024
+_ROW_BYTES = 8
+"""That a row without text costs."""
 _LONGEST_BLANK_LINE = 4096
-_BLANK_LINE = re.compile(rb"(?<=\n)[ \t\r\v\f]*\n")
+
+_log = logging.getLogger(__name__)
 
 Ends = npt.NDArray[np.int64]
 
@@ -132,20 +139,31 @@ def _text_spans(file: SourceFile, config: CorpusConfig, ledger: Ledger, stored: 
             ledger.skipped.append(Skip(file.path, ledger.source_bytes, 0, unpacked.problem))
 
 
-def _line_ends(content: bytearray, searched: int) -> Ends:
-    return np.flatnonzero(np.frombuffer(content, np.uint8, offset=searched) == 10) + (searched + 1)
+def _line_ends(content: bytearray, searched: int, is_line: bool = True) -> Ends:
+    ends: Ends = np.flatnonzero(np.frombuffer(content, np.uint8, offset=searched) == 10) + (searched + 1)
+    return ends
 
 
-def _paragraph_ends(content: bytearray, searched: int) -> Ends:
-    begin = max(0, content.rfind(b"\n", 0, searched))  # the line that the last block ended in, once more
-    return np.array([m.end() for m in _BLANK_LINE.finditer(content, begin) if m.end() > searched], np.int64)
+def _paragraph_ends(content: bytearray, searched: int, is_line: bool = True) -> Ends:
+    """Ends of blank lines; ``is_line`` says that the content begins where a line does, but not the file."""
+    begin = content.rfind(b"\n", 0, searched)  # the line that the last block ended in, once more
+    lines = _line_ends(content, max(begin, searched - _LONGEST_BLANK_LINE, 0))
+    if begin < 0 and is_line:
+        lines = np.concatenate([[0], lines])
+    starts, ends = lines[:-1], lines[1:]
+    is_blank = ends - starts == 1
+    first = np.frombuffer(content, np.uint8)[starts]
+    for line in np.flatnonzero((first <= 32) & ~is_blank & (ends - starts <= _LONGEST_BLANK_LINE)).tolist():
+        is_blank[line] = content[starts[line] : ends[line]].isspace()
+    found: Ends = ends[is_blank]
+    return found
 
 
-def _no_ends(content: bytearray, searched: int) -> Ends:
+def _no_ends(content: bytearray, searched: int, is_line: bool = True) -> Ends:
     return np.empty(0, np.int64)
 
 
-_ENDS: dict[str, Callable[[bytearray, int], Ends]] = {
+_ENDS: dict[str, Callable[[bytearray, int, bool], Ends]] = {
     "line": _line_ends,
     "paragraph": _paragraph_ends,
     "file": _no_ends,
@@ -164,8 +182,10 @@ class _Cutter:
         self._content = bytearray()
         self._offset = self._row = 0
         """Of the content's first byte and document in the file."""
-        self._ends: Ends = np.empty(0, np.int64)
-        self._marks: npt.NDArray[np.bool_] = np.empty(0, np.bool_)
+        self._end = 0
+        """Of the last whole document in the content."""
+        self._marked = self._rows = np.empty(0, np.int64)
+        """Ends of the documents that may end a span, and of all rows of a table."""
         self._searched = 0
         self._is_passing = False
         self._passed = 0
@@ -173,16 +193,14 @@ class _Cutter:
 
     def feed(self, block: bytes, ends_in_block: Ends | None = None) -> Iterator[Span]:
         self._content += block
-        if ends_in_block is None:
-            assert self._find_ends is not None
-            ends = self._find_ends(self._content, self._searched)
-        else:
-            ends = ends_in_block + self._searched
+        ends = self._find(self._searched) if ends_in_block is None else ends_in_block + self._searched
         self._searched = len(self._content)
         if self._is_passing:
             ends = self._pass_by(ends)
         yield from self._cut(ends)
-        if not self._is_passing and len(self._content) - self._last_end() > self._limit:
+        if self._rows.size > self._longest // _ROW_BYTES:  # of next to nothing
+            yield from self._flush()
+        if not self._is_passing and len(self._content) - self._end > self._limit:
             yield from self._flush()
             self._is_passing = True
             self._pass_by(ends[:0])
@@ -191,17 +209,19 @@ class _Cutter:
         if self._is_passing:
             self._skip(len(self._content))
             return
-        if len(self._content) > self._last_end():
+        if len(self._content) > self._end:
             yield from self._cut(np.array([len(self._content)], np.int64), is_cut_off)
         yield from self._flush(is_cut_off)
 
-    def _last_end(self) -> int:
-        return int(self._ends[-1]) if self._ends.size else 0
+    def _find(self, searched: int) -> Ends:
+        assert self._find_ends is not None
+        is_line = self._offset > 0 and not self._is_passing
+        return self._find_ends(self._content, searched, is_line)
 
     def _cut(self, ends: Ends, is_cut_off: bool = False) -> Iterator[Span]:
         """Take up the documents that end at ``ends``; too long ones stand between spans, wherever blocks end."""
         while ends.size:
-            long = np.flatnonzero(np.diff(ends, prepend=self._last_end()) > self._limit)
+            long = np.flatnonzero(np.diff(ends, prepend=self._end) > self._limit)
             count = int(long[0]) if long.size else ends.size
             self._add(ends[:count])
             offset = self._offset
@@ -212,34 +232,42 @@ class _Cutter:
                 ends = self._pass_by(ends - (self._offset - offset))
 
     def _add(self, ends: Ends) -> None:
-        if ends.size:
-            starts = np.concatenate([[self._last_end()], ends[:-1]])
-            self._marks = np.concatenate([self._marks, _ends_span(self._content, starts, ends, self._target)])
-            self._ends = np.concatenate([self._ends, ends])
+        if not ends.size:
+            return
+        starts = np.concatenate([[self._end], ends[:-1]])
+        self._end = int(ends[-1])
+        if self._find_ends is None:
+            self._rows = np.concatenate([self._rows, ends])
+        # Of one byte: an empty line, which ends no span (nor does an empty row); there may be very many.
+        may_end = ends - starts > 1 if self._find_ends else ends > starts
+        starts, ends = starts[may_end], ends[may_end]
+        marked = ends[_ends_span(self._content, starts, ends, self._target)]
+        self._marked = np.concatenate([self._marked, marked])
 
     def _complete_spans(self, is_cut_off: bool) -> Iterator[Span]:
         while True:
-            first, forced = np.searchsorted(self._ends, [self._shortest, self._longest])
-            marked = np.flatnonzero(self._marks[first : forced + 1])
-            if not marked.size and forced == self._ends.size:
+            stops = self._marked[np.searchsorted(self._marked, self._shortest) :][:1].tolist()
+            if self._end >= self._longest:
+                ends = self._find(self._longest - 1) if self._find_ends else self._rows
+                stops += ends[np.searchsorted(ends, self._longest) :][:1].tolist() or [self._end]
+            if not stops:
                 return
-            last = first + marked[0] if marked.size else forced
-            yield self._take(int(last) + 1, is_cut_off)
+            yield self._take(min(stops), is_cut_off, int(np.searchsorted(self._rows, min(stops))) + 1)
 
     def _flush(self, is_cut_off: bool = False) -> Iterator[Span]:
-        if self._ends.size:
-            yield self._take(self._ends.size, is_cut_off)
+        if self._end or self._rows.size:
+            yield self._take(self._end, is_cut_off, self._rows.size)
 
-    def _take(self, documents: int, is_cut_off: bool) -> Span:
-        ends = self._ends[:documents]
-        stop = int(ends[-1])
+    def _take(self, stop: int, is_cut_off: bool, rows: int) -> Span:
+        ends = self._rows[:rows]
         with memoryview(self._content) as view:
             content = bytes(view[:stop])
         is_cut_off = is_cut_off and stop == len(self._content)
         is_table = self._find_ends is None
-        start, length = (self._row, documents) if is_table else (self._offset, stop)
-        self._row += documents
-        self._drop(stop, documents)
+        start, length = (self._row, rows) if is_table else (self._offset, stop)
+        self._row += rows
+        self._rows = self._rows[rows:]
+        self._drop(stop)
         return Span(
             self._file.path,
             self._file.kind,
@@ -250,11 +278,13 @@ class _Cutter:
             is_cut_off,
         )
 
-    def _drop(self, count: int, documents: int = 0) -> None:
+    def _drop(self, count: int) -> None:
         del self._content[:count]
         self._offset += count
         self._searched -= count
-        self._ends, self._marks = self._ends[documents:] - count, self._marks[documents:]
+        self._end = max(0, self._end - count)
+        self._rows = self._rows - count
+        self._marked = self._marked[np.searchsorted(self._marked, count, "right") :] - count
 
     def _pass_by(self, ends: Ends) -> Ends:
         """Drop what belongs to a too long document, the first one; ``ends`` without it, relative to what is left."""
@@ -279,14 +309,10 @@ def _ends_span(content: bytearray, starts: Ends, ends: Ends, target: int) -> npt
     """True for a document with probability length / target: the same for the same one, wherever it stands.
 
     Eight bytes spread over the document and its length are hashed, so one takes some 100 ns whatever its size.
-    An empty row of a table never ends a span.
     """
-    if not content:
-        return np.zeros(len(ends), np.bool_)
     lengths = ends - starts
     places = starts[:, None] + (lengths - 1)[:, None] * np.arange(8) // 7
-    # Clipped, because the last row, if it is empty, begins where the content ends.
-    samples = np.frombuffer(content, np.uint8).take(places, mode="clip").view(np.uint64)[:, 0]
+    samples = np.frombuffer(content, np.uint8)[places].view(np.uint64)[:, 0]
     hashes = mix(samples ^ mix(lengths.astype(np.uint64)))
     return np.asarray(hashes < np.minimum(lengths / target, 0.999) * 2.0**64)
 
@@ -294,20 +320,32 @@ def _ends_span(content: bytearray, starts: Ends, ends: Ends, target: int) -> npt
 # --- tables ---
 
 
+_BINARY = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
+
+
+class _TableError(Exception):
+    """Why a table has no text that can be read."""
+
+
 def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledger: Ledger) -> Iterator[Span]:
     cutter = _Cutter(file, config, ledger)
-    problem = ""
+    problem, rows = "", 0
     try:
-        for column in _columns(stream, file.kind, config.text_field):
-            ends = np.cumsum(pc.fill_null(pc.binary_length(column), 0).to_numpy(), dtype=np.int64)
-            content = b"".join(column.drop_null().to_pylist())
+        texts = _parquet_texts if file.kind == "parquet" else _arrow_texts
+        for content, lengths in _gathered(texts(stream, file, config)):
             ledger.source_bytes += len(content)
-            yield from cutter.feed(content, ends)
-    except KeyError:
-        problem = "no_text_field"
-    except pa.ArrowTypeError:
-        problem = "text_is_no_string"
-    except (pa.ArrowException, OSError):
+            rows += len(lengths)
+            yield from cutter.feed(content, np.cumsum(lengths))
+            if is_bomb(ledger.source_bytes + rows * _ROW_BYTES, file.stored_bytes, config.max_expansion):
+                raise _TableError("decompression_bomb")
+    except _TableError as error:
+        problem = str(error)
+    except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
+        _log.warning("%s cannot be read from here on: %s", file.path, error)
         problem = "damaged_table"
         ledger.undecodable_stored_bytes += file.stored_bytes
     yield from cutter.finish(False)
@@ -315,20 +353,109 @@ def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledg
         ledger.skipped.append(Skip(file.path, 0, 0, problem))
 
 
-def _columns(stream: Any, kind: str, field: str) -> Iterator[Any]:
-    """The text column in parts, as binary, so that text that is no UTF-8 costs a row and not the file."""
-    if kind == "parquet":
-        table = pq.ParquetFile(stream)
-        parts = (batch.column(0) for batch in table.iter_batches(_ROWS, columns=[field]))
-        schema = table.schema_arrow
-    else:
-        table = pa.ipc.open_file(stream)
-        parts = (table.get_batch(number).column(field) for number in range(table.num_record_batches))
-        schema = table.schema
-    kind_of_text = schema.field(field).type
-    if pa.types.is_dictionary(kind_of_text):
-        kind_of_text = kind_of_text.value_type
-    if not (pa.types.is_string(kind_of_text) or pa.types.is_large_string(kind_of_text)):
-        raise pa.ArrowTypeError(f"{field} is {kind_of_text}")
-    for part in parts:
-        yield part.cast(kind_of_text).cast(pa.large_binary())
+def _gathered(parts: Iterator[Any]) -> Iterator[tuple[bytes, Ends]]:
+    """About a megabyte of texts at a time, end to end, and the length of each; raises afterwards what ``parts`` did."""
+    texts: list[memoryview] = []
+    lengths: list[Ends] = []
+    size, problem = 0, None
+    try:
+        for part in parts:
+            _, offsets_buffer, text = part.buffers()
+            offsets = np.frombuffer(offsets_buffer, np.int64)[part.offset : part.offset + len(part) + 1]
+            texts.append(memoryview(text)[offsets[0] : offsets[-1]])
+            lengths.append(np.diff(offsets))
+            size += len(texts[-1]) + len(part) * _ROW_BYTES
+            if size >= _READ_BYTES:
+                yield b"".join(texts), np.concatenate(lengths)
+                texts, lengths, size = [], [], 0
+    except Exception as error:
+        problem = error
+    if lengths:
+        yield b"".join(texts), np.concatenate(lengths)
+    if problem:
+        raise problem
+
+
+def _parquet_texts(stream: Any, file: SourceFile, config: CorpusConfig) -> Iterator[Any]:
+    table = pq.ParquetFile(stream, buffer_size=_READ_BYTES)
+    path = _text_path(table.schema_arrow, config.text_field, file.path)
+    rows = _FIRST_ROWS
+    for number in range(table.num_row_groups):
+        group = table.metadata.row_group(number)
+        columns = map(group.column, range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == config.text_field)
+        if is_bomb(size, file.stored_bytes, config.max_expansion):
+            raise _TableError("decompression_bomb")
+        for batch in table.iter_batches(rows, row_groups=[number], columns=[config.text_field]):
+            part = _large(_text(batch, path))
+            yield part
+            rows = _next_rows(part)
+            table.reader.set_batch_size(rows)  # which counts from the next batch on
+
+
+def _arrow_texts(stream: IO[bytes], file: SourceFile, config: CorpusConfig) -> Iterator[Any]:
+    """From a file or a stream, mapped: a record batch may be as large as the file."""
+    mapped = mmap(stream.fileno(), 0, access=ACCESS_READ)
+    is_file = mapped[:6] == b"ARROW1"
+    reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(pa.py_buffer(mapped))
+    path = _text_path(reader.schema, config.text_field, file.path)
+    batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+    rows, passed = _FIRST_ROWS, 0
+    for batch in batches:
+        column, start = _text(batch, path), 0
+        while start < len(column):
+            if os.fstat(stream.fileno()).st_size < len(mapped):  # to touch what is gone would end the process
+                raise OSError("it was cut short while it was read")
+            part = _large(column.slice(start, rows))
+            yield part
+            start += len(part)
+            rows = _next_rows(part)
+            passed += part.nbytes
+            if passed > config.chunk_bytes:
+                mapped.madvise(MADV_DONTNEED)
+                passed = 0
+
+
+def _text_path(schema: Any, field: str, file: str) -> list[str]:
+    """A column, and the members of structs on the way to the text; a name with dots may also be a column's own."""
+    path = [field] if field in schema.names else field.split(".")
+    if schema.names.count(path[0]) > 1:
+        raise _TableError("ambiguous_text_field")
+    kind = pa.struct(list(schema))
+    for name in path:
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            raise _TableError("no_text_field")
+        kind = kind.field(name).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if kind not in (*_BINARY, *_BINARY.values()):
+        _log.warning("%s: column %s is %s, not text", file, field, kind)
+        raise _TableError("text_is_no_string")
+    return path
+
+
+def _text(batch: Any, path: list[str]) -> Any:
+    column = batch.column(path[0])
+    column.validate()
+    return _binary(pc.struct_field(column, path[1:]) if path[1:] else column)
+
+
+def _large(part: Any) -> Any:
+    if pa.types.is_dictionary(part.type):
+        part = part.dictionary_decode()
+    return part.cast(pa.large_binary()).fill_null(b"")
+
+
+def _next_rows(part: Any) -> int:
+    """So many as are about a megabyte if they are like those before; at most twice as many."""
+    return int(max(1, min(2 * len(part), _MOST_ROWS, _READ_BYTES * len(part) // max(1, part.nbytes))))
+
+
+def _binary(column: Any) -> Any:
+    """As binary, so that text that is no UTF-8 costs a row and not the file; checked, since to follow a damaged
+    offset would end the process."""
+    if pa.types.is_dictionary(column.type):
+        return pa.DictionaryArray.from_arrays(column.indices, _binary(column.dictionary))
+    column = column.view(_BINARY.get(column.type, column.type))
+    column.validate(full=True)
+    return column

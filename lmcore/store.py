@@ -25,7 +25,7 @@ from typing import IO, Any, ClassVar, Literal, Self
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
 
-from lmcore.errors import RunError, StoppedError, StoreError, no_space_named
+from lmcore.errors import FormatError, RunError, StoppedError, StoreError, no_space_named
 
 FORMAT_VERSION = 1
 """Of everything in the store. It is part of every fingerprint: a new version never meets old work."""
@@ -109,12 +109,12 @@ def prepare_store(store: Path) -> Path:
 
 
 def check_version(content: dict[str, Any], where: Path) -> None:
-    """Raise StoreError unless ``content`` was written in this or an older format."""
+    """Raise StoreError, or its FormatError, unless ``content`` was written in this or an older format."""
     found = content.get("format_version")
     if not isinstance(found, int):
         raise StoreError(f"{where} is damaged: it does not say which format it has")
     if found > FORMAT_VERSION:
-        raise StoreError(
+        raise FormatError(
             f"{where} has format version {found}, this program reads up to {FORMAT_VERSION}: "
             "update the program, or give another --store"
         )
@@ -245,9 +245,9 @@ def is_whole(folder: Path, hash_of: Callable[[Path], str] | None = None) -> bool
         return False
     try:
         open_sealed(folder, hash_of)
+    except FormatError:
+        raise
     except StoreError as error:
-        if "format version" in str(error):
-            raise
         _log.warning("making %s again: %s", folder.name, error)
         remove(folder)
         return False

@@ -6,7 +6,7 @@ again, and a group whose outline is known and whose chunks are all there is not 
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import numpy as np
 
 from lmcore.chunks import Group, Outline, Places, chunk_key, groups, read_chunks
 from lmcore.config import CorpusConfig
-from lmcore.corpus import Corpus, scan_again
+from lmcore.corpus import Corpus, anchored, scan, scan_again
 from lmcore.drops import drop_documents, hashes
 from lmcore.encoding import Encoders, Job
 from lmcore.errors import CorpusError, FileChangedError, StoreError
 from lmcore.index import Index
 from lmcore.ledger import Ledger, Skip
-from lmcore.section import fingerprint
+from lmcore.section import fingerprint, result_fields
 from lmcore.shards import SPLITS
 from lmcore.store import (
     FORMAT_VERSION,
@@ -31,6 +31,7 @@ from lmcore.store import (
     manifest_bytes,
     open_sealed,
     read_manifest,
+    remove,
     sweep,
     write_file,
 )
@@ -53,7 +54,7 @@ class Dataset(Output):
     validation_tokens: int
     validation_text_bytes: int
     dropped_documents: int
-    """Documents left out by a filter, or because they stand in corpus.validation_paths."""
+    """Documents left out by corpus.filter, by length, as duplicates, or because they stand in validation_paths."""
     duplicate_documents: int
     longest_document_bytes: int
     chunks: int
@@ -77,6 +78,11 @@ class Dataset(Output):
         skipped = f", {self.skipped_bytes:,} skipped ({reasons})" if self.skipped else ""
         dropped = "".join(f", {count:,} documents left out as {reason}" for reason, count in self.dropped.items())
         return f"{self.source_bytes:,} bytes read{skipped}{dropped}, {self.unaccounted_bytes} unaccounted"
+
+    @property
+    def lost_much(self) -> bool:
+        """More than a tenth of the bytes could not be used."""
+        return self.skipped_bytes > self.source_bytes / 10
 
     def verify(self) -> None:
         """As ``Output.verify``; a file of which size, time and inode are unchanged is not read again."""
@@ -137,25 +143,26 @@ def tokenize(
         progress(min(done, corpus.stored_bytes), corpus.stored_bytes)
 
     ledger = Ledger()
+    inputs: list[dict[str, Any]] = []
     with Index(store) as index:
         found = scan_again(config, corpus, index.hash_of)
         ledger.skipped += found.skipped
         with Encoders(config.workers, executor, advance) as encoders:
-            work = _Work(config, tokenizer, store, index, encoders, ledger)
+            work = _Work(config, tokenizer, store, index, encoders, ledger, inputs)
             plans = [plan for group in groups(found, config) for plan in work.plan(group)]
         entries = [_entry(plan, store, ledger) for plan in plans]
     if executor is not None:
         sweep(store / "shards")  # of a worker that died amid a chunk, which another worker then made
     progress(corpus.stored_bytes, corpus.stored_bytes)
-    if ledger.skipped and config.on_bad_input == "fail":
-        bad = ledger.skipped[0]
-        raise CorpusError(
-            f"{bad.path} at {bad.offset}: {bad.reason} ({bad.length:,} bytes), and corpus.on_bad_input is fail"
-        )
+    if config.on_bad_input == "fail":
+        ledger.require_no_skips()  # in chunks that were there already
+    _check_account(ledger.unaccounted_bytes, "the corpus")
     entries.sort(key=lambda entry: (entry["key"], entry["source"], entry["spans"][0]["path"]))
     left_out = drop_documents(entries, config, store)
-    _check_not_empty(entries, ledger, config)
-    return _write_manifest(entries, ledger, left_out, config, tokenizer, store, encoders.jobs)
+    if ledger.filtered_documents:
+        left_out["filter"] = {"documents": ledger.filtered_documents, "bytes": ledger.filtered_bytes}
+    _check_not_empty(entries, ledger, left_out, config)
+    return _write_manifest(entries, ledger, left_out, inputs, config, tokenizer, store, encoders.jobs)
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,10 @@ class _Work:
     index: Index
     encoders: Encoders
     ledger: Ledger
+    inputs: list[dict[str, Any]]
+    """Gets a row a file."""
+    redo: set[str] = field(default_factory=set)
+    """Keys of chunks to encode although they are there, until that is done."""
 
     def plan(self, group: Group) -> list[_Plan]:
         """The group's chunks, encoded or about to be."""
@@ -178,15 +189,16 @@ class _Work:
             self.encoders.pass_over(group.stored_bytes)
         else:
             group, outline = self._read(group)
-            if outline.unaccounted_bytes():
-                raise CorpusError(
-                    f"the ledger of {group.files[0].path} and the files beside it does not add up: "
-                    f"{outline.unaccounted_bytes()} bytes unaccounted. This is a bug: please report the files"
-                )
+            _check_account(outline.unaccounted_bytes(), " and ".join(file.path for file in group.files[:2]))
             self.index.remember(group.key(self.config), outline.to_json())
         for file, account in zip(group.files, outline.files, strict=True):
             account.skipped = [Skip(file.path, s.offset, s.length, s.reason) for s in account.skipped]
+            if self.config.on_bad_input == "fail":
+                account.require_no_skips()
             self.ledger.add(account)
+            undecodable = account.undecodable_stored_bytes
+            row = {"path": file.path, "stored_bytes": account.stored_bytes, "undecodable_stored_bytes": undecodable}
+            self.inputs.append(row)
         return [_Plan(self._key(places.digest, group), group, places) for places in outline.chunks]
 
     def _read(self, group: Group) -> tuple[Group, Outline]:
@@ -195,15 +207,25 @@ class _Work:
             outline, counted = Outline(), 0
             try:
                 for chunk in read_chunks(group, self.config, outline):
+                    if self.config.on_bad_input == "fail":
+                        outline.files[-1].require_no_skips()
                     stored = sum(file.stored_bytes for file in outline.files) - counted
                     counted += stored
                     if self._is_there(outline.chunks[-1], group):
                         self.encoders.pass_over(stored)
                         continue
                     key = self._key(outline.chunks[-1].digest, group)
+                    if key in self.redo:
+                        remove(self.store / "shards" / key)
+                        self.redo.discard(key)
                     job = Job(key, chunk.spans, group.split, self.config, self.tokenizer.folder, self.store)
                     self.encoders.submit(job, stored)
             except FileChangedError as error:
+                [scanned] = (file for file in group.files if file.path == error.path)
+                if digest := self.index.corrected(scanned.path, scanned.digest):
+                    files = [replace(file, digest=digest) if file is scanned else file for file in group.files]
+                    group = replace(group, files=files)
+                    continue
                 if self.config.on_bad_input == "fail":
                     raise
                 self.ledger.skipped.append(Skip(error.path, 0, 0, error.reason))
@@ -216,7 +238,37 @@ class _Work:
         return chunk_key(digest, group.split, self.tokenizer.id, self.config)
 
     def _is_there(self, places: Places, group: Group) -> bool:
-        return is_whole(self.store / "shards" / self._key(places.digest, group), self.index.hash_of)
+        key = self._key(places.digest, group)
+        return key not in self.redo and is_whole(self.store / "shards" / key, self.index.hash_of)
+
+
+def remake(dataset: Path, keys: set[str]) -> None:
+    """Encode chunks of a dataset again, from the files they came from; an old one goes when its text is at hand.
+
+    Raises CorpusError that names the chunks whose text is not there any more.
+    """
+    store, manifest = dataset.parent.parent, read_manifest(dataset)
+    config = CorpusConfig.model_validate(manifest["corpus"])
+    tokenizer = TokenizerInfo.open(store / "tokenizers" / manifest["tokenizer_id"])
+    paths = {entry["key"]: {span["path"] for span in entry["spans"]} for entry in manifest["chunks"]}
+    known, wanted = set().union(*paths.values()), set().union(*(paths[key] for key in keys))
+    left = set(keys)
+    with Index(store) as index:
+        found = scan(config, index.hash_of)
+        # Others beside them, that came later, would be packed with them.
+        files, validation_files = (
+            [file for file in group if file.path in known] for group in (found.files, found.validation_files)
+        )
+        with Encoders(0, None, lambda stored_bytes: None) as encoders:
+            work = _Work(config, tokenizer, store, index, encoders, Ledger(), [], left)
+            for group in groups(replace(found, files=files, validation_files=validation_files), config):
+                if any(file.path in wanted for file in group.files):
+                    work.plan(group)
+    if left:
+        raise CorpusError(
+            f"the files of the corpus no longer hold the text of {', '.join(sorted(left))}: the corpus changed since "
+            f"dataset {manifest['id']} was made. Run the pipeline again to make a dataset of what is there now"
+        )
 
 
 # --- the manifest ---
@@ -237,16 +289,27 @@ def _entry(plan: _Plan, store: Path, ledger: Ledger) -> dict[str, Any]:
     return {"key": plan.key, "source": plan.group.source, "spans": spans, **manifest["splits"]}
 
 
-def _check_not_empty(entries: list[dict[str, Any]], ledger: Ledger, config: CorpusConfig) -> None:
-    skipped = ", ".join(f"{row['pieces']} {why}" for why, row in ledger.by_reason().items())
-    if not sum(entry["train"]["documents"] for entry in entries):
+def _check_account(unaccounted_bytes: int, what: str) -> None:
+    if unaccounted_bytes:
         raise CorpusError(
-            f"no training document in {', '.join(config.paths)}: {ledger.source_bytes:,} bytes read, "
-            f"skipped: {skipped or 'nothing'}"
+            f"the ledger of {what} does not add up: {unaccounted_bytes} bytes unaccounted. This is a bug: report it"
         )
+
+
+def _check_not_empty(
+    entries: list[dict[str, Any]], ledger: Ledger, left_out: dict[str, dict[str, int]], config: CorpusConfig
+) -> None:
+    reasons = [f"{row['pieces']} {why}" for why, row in ledger.by_reason().items()]
+    reasons += [f"{row['documents']} {why}" for why, row in left_out.items()]
+    read = f"{ledger.source_bytes:,} bytes read, left out: {', '.join(reasons) or 'nothing'}"
+    if not sum(entry["train"]["documents"] for entry in entries):
+        paths = [path for some in (config.paths, *config.sources.values()) for path in some]
+        raise CorpusError(f"no training document in {', '.join(paths)}: {read}")
     if not sum(entry["validation"]["documents"] for entry in entries):
+        if config.validation_paths:
+            raise CorpusError(f"no document to validate on in {', '.join(config.validation_paths)}: {read}")
         raise CorpusError(
-            f"the validation split is empty: none of {ledger.documents} documents fell into it. "
+            f"the validation split is empty: none of {ledger.documents} documents fell into it, or stayed ({read}). "
             f"Raise corpus.validation_fraction (now {config.validation_fraction}), cut the text into smaller "
             "documents (corpus.document), or give corpus.validation_paths"
         )
@@ -262,6 +325,7 @@ def _write_manifest(
     entries: list[dict[str, Any]],
     ledger: Ledger,
     left_out: dict[str, dict[str, int]],
+    inputs: list[dict[str, Any]],
     config: CorpusConfig,
     tokenizer: TokenizerInfo,
     store: Path,
@@ -280,7 +344,8 @@ def _write_manifest(
         "splits": totals,
         "chunks": entries,
         "ledger": ledger.to_json() | {"dropped": left_out},
-        "corpus": config.model_dump(mode="json"),
+        "inputs": sorted(inputs, key=lambda row: str(row["path"])),
+        "corpus": result_fields(anchored(config)),
         "files": {},
     }
     encoded = manifest_bytes(manifest)

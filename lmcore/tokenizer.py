@@ -6,7 +6,9 @@ sentencepiece_model.py says why. byte_bpe.py is another family that is.
 
 import heapq
 import json
+import os
 import re
+from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -18,9 +20,9 @@ import sentencepiece
 
 from lmcore.byte_bpe import spelt_in_bytes, train_byte_bpe
 from lmcore.config import CorpusConfig, TokenizerConfig
-from lmcore.corpus import Corpus, scan_again
+from lmcore.corpus import Corpus, SourceFile, scan_again
 from lmcore.documents import Document, read_documents
-from lmcore.errors import CorpusError, TokenizerError
+from lmcore.errors import CorpusError, FileChangedError, TokenizerError
 from lmcore.index import Index
 from lmcore.ledger import Ledger
 from lmcore.section import fingerprint, result_fields
@@ -231,22 +233,33 @@ def _training_texts(
 ) -> tuple[list[str], int]:
     """Training documents in the order of their hashes, and the bytes of all there are.
 
-    Above max_train_bytes the ones with the lowest hashes: the same whatever the order of files.
+    Above max_train_bytes the ones with the lowest hashes: the same whatever the order of files. What the dataset
+    leaves out is left out here (but the bytes of all there are count copies of what is beyond max_train_bytes).
     """
     with Index(store) as index:
         found = scan_again(corpus_config, corpus, index.hash_of)
-    fraction = 0.0 if corpus_config.validation_paths else corpus_config.validation_fraction
-    heap: list[tuple[int, int, str]] = []
-    total = kept = 0
-    for file in found.files:
-        for document in read_documents(file, corpus_config, Ledger()):
-            if document.is_validation(fraction):
+        held_out = {document.hash for document in _documents(found.validation_files, corpus_config, index)}
+        fraction = 0.0 if corpus_config.validation_paths else corpus_config.validation_fraction
+        heap: list[tuple[int, int, str]] = []
+        chosen: set[int] = set()
+        total = kept = 0
+        end = 2**64
+        """Hashes from here on are beyond max_train_bytes."""
+        for document in _documents(found.files, corpus_config, index):
+            fits = corpus_config.min_bytes <= document.text_bytes <= corpus_config.max_bytes
+            is_copy = corpus_config.deduplicate and document.hash in chosen
+            if not fits or is_copy or document.hash in held_out or document.is_validation(fraction):
                 continue
             total += document.text_bytes
-            kept += document.text_bytes
-            heapq.heappush(heap, _by_highest_hash(document))
+            if document.hash >= end:
+                continue
+            kept += len(document.utf8)
+            chosen.add(document.hash)
+            heapq.heappush(heap, (-document.hash, len(document.utf8), document.text))
             while kept > config.max_train_bytes and len(heap) > 1:
-                kept -= heapq.heappop(heap)[1]
+                highest, size, _ = heapq.heappop(heap)
+                kept, end = kept - size, -highest
+                chosen.discard(end)
     if not heap:
         raise CorpusError(
             f"no training text in {found.files[0].path if found.files else corpus_config.paths}"
@@ -257,8 +270,13 @@ def _training_texts(
     return [text for _, _, text in sorted(heap, reverse=True)], total
 
 
-def _by_highest_hash(document: Document) -> tuple[int, int, str]:
-    return -document.hash, document.text_bytes, document.text
+def _documents(files: list[SourceFile], config: CorpusConfig, index: Index) -> Iterator[Document]:
+    for file in files:
+        try:
+            yield from read_documents(file, config, Ledger())
+        except FileChangedError:
+            index.corrected(file.path, file.digest)  # so that the next start sees it as it is
+            raise
 
 
 # --- loading ---
@@ -266,7 +284,7 @@ def _by_highest_hash(document: Document) -> tuple[int, int, str]:
 
 def _locate(source: str) -> Path:
     """The file or folder of a source; a hub name is fetched (or found in the hub's cache) first."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.exists():
         return path
     looks_like_path = source.count("/") > 1 or source.startswith((".", "/", "~"))
@@ -331,7 +349,7 @@ def _load(source: Path, folder: Path) -> dict[str, Any]:
     theirs.encode_special_tokens = True
     return {
         "model_type": "tokenizers",
-        "vocab_size": len(tokenizer),
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,  # more than there are, where ids are left out
         "eos_id": tokenizer.eos_token_id,
         "pad_id": tokenizer.eos_token_id if pad_id is None else pad_id,
         "transformers_exact": check_in_transformers(folder, lambda text: theirs.encode(text).ids, []),

@@ -30,7 +30,6 @@ def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, st
 
     with watched("tokenizing", "bytes", lambda: (done, corpus.stored_bytes, "")):
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
-    much = dataset.skipped_bytes > dataset.source_bytes / 10
-    get_run_logger().log(logging.WARNING if much else logging.INFO, dataset.account())
+    get_run_logger().log(logging.WARNING if dataset.lost_much else logging.INFO, dataset.account())
     create_markdown_artifact(key="data", markdown=data_page(dataset), description=f"Dataset {dataset.id}")
     return dataset

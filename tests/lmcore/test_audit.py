@@ -1,5 +1,6 @@
 """A dataset is examined to the last byte, and exactly what is damaged is made again."""
 
+import gzip
 import random
 import re
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from lmcore.audit import (
-    document_hash,
+    document_hashes,
     find_dataset,
     ledger_by_file,
     problems,
@@ -50,6 +51,20 @@ def test_a_whole_dataset_has_no_problems(build: Build) -> None:
     assert list(problems(build().folder)) == []
 
 
+def is_wanted(text: str) -> bool:
+    """The predicate of the test below."""
+    return "1" not in text
+
+
+def test_what_a_filter_left_out_is_part_of_the_account(build: Build) -> None:
+    folder = build(filter=f"{__name__}.is_wanted").folder
+    assert list(problems(folder)) == []
+    [row] = ledger_by_file(folder)
+    assert row["filtered_bytes"] > 0
+    in_all = sum(row[name] for name in ("document_bytes", "separator_bytes", "filtered_bytes", "skipped_bytes"))
+    assert in_all == row["stored_bytes"]
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_every_flipped_byte_is_found_and_repaired(build: Build, seed: int) -> None:
     dataset = build()
@@ -62,8 +77,9 @@ def test_every_flipped_byte_is_found_and_repaired(build: Build, seed: int) -> No
     [(chunk, problem)] = problems(dataset.folder)
     assert chunk == path.parent.name
     assert problem
-    repaired, again = repair(dataset.folder)
-    assert (repaired, again.id, again.chunks_made) == ([chunk], dataset.id, 1)
+    before = {path: path.stat().st_ino for path in files if path.parent.name != chunk}
+    assert repair(dataset.folder) == [chunk]
+    assert before == {path: path.stat().st_ino for path in files if path.parent.name != chunk}
     assert list(problems(dataset.folder)) == []
 
 
@@ -83,8 +99,60 @@ def test_what_the_corpus_no_longer_holds_cannot_be_repaired(build: Build, tmp_pa
     dataset = build()
     next((tmp_path / "store" / "shards").glob("*/train.arrow")).unlink()
     (tmp_path / "corpus" / "text.txt").write_text("別の文\n" * 500)
-    with pytest.raises(CorpusError, match=r"validation split is empty|the corpus changed since"):
+    manifest = (dataset.folder / MANIFEST).read_bytes()
+    with pytest.raises(CorpusError, match=r"no longer hold the text of [0-9a-f]{16}: the corpus changed since"):
         repair(dataset.folder)
+    assert (dataset.folder / MANIFEST).read_bytes() == manifest
+
+
+def wrong_but_sealed(dataset: Dataset) -> Path:
+    """The folder of a chunk that was damaged before it was sealed."""
+    folder = sorted((dataset.folder.parent.parent / "shards").iterdir())[0]
+    (folder / "train.arrow").write_bytes(b"no shard")
+    seal_again(folder)
+    return folder
+
+
+def test_repair_works_from_another_folder_and_beside_new_files(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):  # small files share chunks; one more would be packed with them
+        (tmp_path / "corpus" / f"{number}.md").write_text(f"文書{number}\n")
+    monkeypatch.chdir(tmp_path)
+    dataset = build(paths=["corpus"])
+    manifest = (dataset.folder / MANIFEST).read_bytes()
+    chunks = [folder.name for folder in (tmp_path / "store" / "shards").iterdir()]
+    for number in range(20, 30):
+        (tmp_path / "corpus" / f"{number}.md").write_text(f"新しい文書{number}\n")
+    monkeypatch.chdir("/")
+    for chunk in chunks:
+        (tmp_path / "store" / "shards" / chunk / "train.arrow").unlink()
+    assert sorted(repair(dataset.folder)) == sorted(chunks)
+    assert list(problems(dataset.folder)) == []
+    assert (dataset.folder / MANIFEST).read_bytes() == manifest
+
+
+def test_repair_that_cannot_make_a_chunk_again_leaves_it(build: Build, tmp_path: Path) -> None:
+    dataset = build()
+    folder = wrong_but_sealed(dataset)
+    (tmp_path / "corpus").rename(tmp_path / "away")
+    with pytest.raises(CorpusError, match="corpus does not exist"):
+        repair(dataset.folder)
+    assert (folder / "train.arrow").read_bytes() == b"no shard"
+    (tmp_path / "away").rename(tmp_path / "corpus")
+    assert repair(dataset.folder) == [folder.name]
+
+
+def test_repair_says_so_when_the_manifest_is_what_is_wrong(build: Build) -> None:
+    dataset = build()
+    manifest = read_manifest(dataset.folder)
+    manifest["chunks"][0]["train"]["tokens"] += 1
+    manifest["splits"]["train"]["tokens"] += 1
+    (dataset.folder / MANIFEST).write_bytes(manifest_bytes(manifest))
+    with pytest.raises(StoreError, match=r"tokens, the manifest says .* Run the pipeline again"):
+        repair(dataset.folder)
+    assert build().id == dataset.id
+    assert list(problems(dataset.folder)) == []
 
 
 def test_the_pieces_that_were_left_out_are_kept_with_their_places(build: Build, tmp_path: Path) -> None:
@@ -116,22 +184,64 @@ def test_who_has_seen_a_document(trained: Trained, corpus: Path, tmp_path: Path)
     store = trained.run.store
     text = next(corpus.glob("*.txt")).read_text().splitlines()[0]
     (tmp_path / "document").write_text(text)
-    found = list(seen_by(store, document_hash(str(tmp_path / "document"))))
+    found = list(seen_by(store, document_hashes(str(tmp_path / "document"))))
     assert ("dataset", trained.run.dataset_folder.name) in [row[:2] for row in found]
     assert ("run", trained.run.folder.name) in [row[:2] for row in found]
-    assert list(seen_by(store, 1)) == []
-    assert document_hash(f"{0xABC:016x}") == 0xABC
-    with pytest.raises(CorpusError, match="neither a document hash"):
-        document_hash("no hash")
+    (tmp_path / "document").write_bytes((text + "\r\n").encode())
+    assert list(seen_by(store, document_hashes(str(tmp_path / "document")))) == found
+    assert list(seen_by(store, document_hashes(f"{1:016x}"))) == []
+    assert document_hashes(f"{0xABC:016x}")["NFC"] == [0xABC]
+    for name in ("no hash", "-1", "abc", "9" * 30):
+        with pytest.raises(CorpusError, match="neither a document hash"):
+            document_hashes(name)
 
 
 def test_a_dataset_that_a_kill_left_without_manifest_has_seen_nothing(build: Build, tmp_path: Path) -> None:
     dataset = build()
     (dataset.folder.parent / "begun").mkdir()
+    (dataset.folder.parent / "stray").write_text("")
     text = (tmp_path / "corpus" / "text.txt").read_bytes().splitlines()[0]
     (tmp_path / "document").write_bytes(text)
-    found = list(seen_by(tmp_path / "store", document_hash(str(tmp_path / "document"))))
+    found = list(seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document"))))
     assert [row[:2] for row in found] == [("dataset", dataset.id)]
+
+
+def test_a_dataset_that_cannot_say_what_it_holds_is_named_and_the_others_asked(build: Build, tmp_path: Path) -> None:
+    dataset = build()
+    broken = dataset.folder.parent / "0broken"
+    broken.mkdir()
+    (broken / MANIFEST).write_text("{")
+    (tmp_path / "document").write_bytes((tmp_path / "corpus" / "text.txt").read_bytes().splitlines()[0])
+    first, second = seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document")))
+    assert first[:2] == ("unreadable", "0broken")
+    assert second[:2] == ("dataset", dataset.id)
+
+
+def test_a_normalized_document_is_found_by_the_text_of_its_file(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "corpus" / "more.txt").write_text("ｶﾞ１\n")
+    dataset = build(normalize="NFKC")
+    (tmp_path / "document").write_text("ｶﾞ１")
+    found = list(seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document"))))
+    assert [row[:2] for row in found] == [("dataset", dataset.id)]
+
+
+def test_the_ledger_by_file_has_empty_and_cut_files(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "corpus" / "empty.txt").write_bytes(b"")
+    packed = gzip.compress(b"text \xe6\x96\x87 that is cut\n" * 100)
+    (tmp_path / "corpus" / "cut.txt.gz").write_bytes(packed[:-8])
+    rows = {Path(row["path"]).name: row for row in ledger_by_file(build().folder)}
+    assert rows.keys() == {"text.txt", "empty.txt", "cut.txt.gz"}
+    assert set(rows["empty.txt"].values()) == {str(tmp_path / "corpus" / "empty.txt"), 0}
+    assert rows["cut.txt.gz"]["stored_bytes"] == len(packed) - 8
+    assert rows["text.txt"]["stored_bytes"] == (tmp_path / "corpus" / "text.txt").stat().st_size
+
+
+def test_a_truncated_quarantine_is_an_error_that_names_it(build: Build) -> None:
+    dataset = build()
+    for path in (dataset.folder.parent.parent / "shards").glob("*/quarantine.arrow"):
+        path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(StoreError, match=r"quarantine.arrow is damaged"):
+        list(skipped_pieces(dataset.folder))
 
 
 def test_a_deleted_document_makes_another_dataset_and_stays_seen_by_the_old(build: Build, tmp_path: Path) -> None:
@@ -142,7 +252,7 @@ def test_a_deleted_document_makes_another_dataset_and_stays_seen_by_the_old(buil
     path.write_bytes(b"".join(line for line in lines if line != lines[3]))
     after = build()
     assert after.id != before.id
-    found = list(seen_by(tmp_path / "store", document_hash(str(tmp_path / "document"))))
+    found = list(seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document"))))
     assert [row[1] for row in found] == [before.id]
 
 
@@ -242,7 +352,7 @@ def test_ids_that_no_text_gives_are_found_and_repaired(
     [(chunk, found)] = problems(dataset.folder)
     assert chunk == folder.name
     assert re.search(problem, found)
-    assert repair(dataset.folder)[0] == [chunk]
+    assert repair(dataset.folder) == [chunk]
     assert list(problems(dataset.folder)) == []
 
 

@@ -91,6 +91,14 @@ def test_none_is_none(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
+def test_a_damaged_one_is_set_aside_whatever_its_folder_is_called(save: Any, tmp_path: Path) -> None:
+    named = tmp_path / "format version"
+    named.mkdir()
+    whole, damaged = (save(step).rename(named / f"step-{step:08d}") for step in (1, 2))
+    (damaged / "model.safetensors").write_bytes(b"")
+    assert newest_checkpoint(named) == whole
+
+
 def test_one_of_a_newer_version_is_refused_and_stays(save: Any, tmp_path: Path) -> None:
     save(1)
     new = save(2)

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from lmcore.config import CorpusConfig
-from lmcore.corpus import describe, scan, scan_again
-from lmcore.errors import CorpusError, is_transient
+from lmcore.config import CorpusConfig, DatasetConfig, RunConfig
+from lmcore.corpus import SourceFile, describe, open_corpus, scan, scan_again
+from lmcore.errors import ConfigError, CorpusError, is_transient
 from lmcore.remote import hash_stored
 
 
@@ -81,6 +81,20 @@ def test_what_cannot_be_read_is_named(tree: Path, path: str, message: str) -> No
 def test_no_path_at_all_is_an_error() -> None:
     with pytest.raises(CorpusError, match=r"corpus.paths is empty"):
         scan(CorpusConfig())
+
+
+def test_the_home_of_nobody_does_not_exist() -> None:
+    with pytest.raises(CorpusError, match="~nosuchuser/x does not exist"):
+        scan(CorpusConfig(paths=["~nosuchuser/x"]))
+
+
+@pytest.mark.parametrize("weights", [{"corpus": 1, "wikipedia": 1}, {"wiki": 1}])
+def test_sources_that_are_not_there_are_named_before_anything_is_read(tree: Path, weights: dict[str, float]) -> None:
+    corpus = CorpusConfig(paths=[str(tree)], sources={"wiki": [str(tree / "sub")]})
+    config = RunConfig(corpus=corpus, dataset=DatasetConfig(weights=weights), store=tree / "store")
+    with pytest.raises(ConfigError, match=r"sources, corpus, wiki: missing are .*unknown"):
+        open_corpus(config)
+    assert not (tree / "store").exists()
 
 
 def test_an_empty_path_is_not_the_current_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,3 +214,8 @@ def test_a_name_that_looks_like_a_glob_is_a_name(tree: Path) -> None:
 def test_stdlib_is_the_folder_of_the_running_python() -> None:
     config = CorpusConfig(paths=["stdlib:"], include=["this.py"], exclude=["site-packages"])
     assert [file.path for file in scan(config).files] == [os.path.join(sysconfig.get_path("stdlib"), "this.py")]
+
+
+def test_suffixes_may_be_written_in_capitals() -> None:
+    file = SourceFile("/x/O.JSONL.GZ", 1, "")
+    assert (file.kind, file.compression) == ("jsonl", "gz")

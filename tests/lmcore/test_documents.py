@@ -229,6 +229,11 @@ def test_each_kind_of_bad_json_has_its_reason(tmp_path: Path) -> None:
 
 def test_another_field_can_hold_the_text(tmp_path: Path) -> None:
     assert texts(tmp_path, "x.jsonl", b'{"body": "b", "text": "t"}', text_field="body") == ["b"]
+    nested = b'{"meta": {"body": "n"}, "meta.own": "o", "list": [1]}'
+    assert texts(tmp_path, "x.jsonl", nested, text_field="meta.body") == ["n"]
+    assert texts(tmp_path, "x.jsonl", nested, text_field="meta.own") == ["o"]
+    for field in ("meta.other", "list.a", "none.a"):
+        assert read(tmp_path / "x.jsonl", text_field=field)[1].skipped[0].reason == "no_text_field"
 
 
 BIG = b"".join(b"%d \xe8\xa1\x8c\n" % number for number in range(50_000))

@@ -1,6 +1,7 @@
 """The index saves work and never changes a result."""
 
 import os
+import random
 import time
 from pathlib import Path
 
@@ -63,6 +64,35 @@ def test_a_damaged_index_is_made_again(
     (tmp_path / "index.sqlite").write_bytes(damage)
     assert hashed(tmp_path, file, monkeypatch)[1] == 1
     assert hashed(tmp_path, file, monkeypatch)[1] == 0
+
+
+def test_an_index_that_cannot_be_opened_is_done_without(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "index.sqlite").mkdir()
+    assert hashed(tmp_path, file, monkeypatch) == (hash_stored(str(file)), 1)
+    assert (tmp_path / "index.sqlite").is_dir()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flipped_byte_in_the_index_changes_no_hash(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    expected = hashed(tmp_path, file, monkeypatch)[0]
+    path, draw = tmp_path / "index.sqlite", random.Random(seed)
+    content = bytearray(path.read_bytes())
+    used = [place for place, byte in enumerate(content) if byte]
+    content[draw.choice(used)] ^= draw.randrange(1, 256)
+    path.write_bytes(content)
+    assert hashed(tmp_path, file, monkeypatch)[0] == expected
+
+
+def test_damaged_pages_are_made_again(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed(tmp_path, file, monkeypatch)
+    path = tmp_path / "index.sqlite"
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    assert [hashed(tmp_path, file, monkeypatch)[1] for _ in range(2)] == [1, 0]
 
 
 def test_where_there_is_no_store_none_is_made(file: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pkgutil
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -84,8 +85,27 @@ def test_prepare_data_prints_the_ids(settings: Path, tmp_path: Path) -> None:
     status, output, errors = call("tokenize", "--config", settings, f"--store={tmp_path / 'store'}")
     assert status == 0, errors
     ids = json.loads(output[-1])
+    assert (ids["skipped_bytes"], ids["unaccounted_bytes"]) == (0, 0)
+    assert re.fullmatch(r"[\d,]+ bytes read, 0 unaccounted", errors[-1])
     assert (tmp_path / "store" / "datasets" / ids["dataset_id"] / "manifest.json").exists()
     assert (tmp_path / "store" / "tokenizers" / ids["tokenizer_id"]).exists()
+
+
+def test_what_was_lost_is_said(settings: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new\nline"
+    write_corpus(folder, documents=200)
+    (folder / "bad.txt").write_bytes(b"\xff\n" * 9000)
+    (folder / "picture.png").write_bytes(b"")
+    command = ("--config", settings, "--corpus.sources", f"bad={folder / 'bad.txt'}", "--store", tmp_path / "store")
+    status, output, errors = call("tokenize", "--corpus.paths", folder, *command)
+    assert status == 0, errors
+    assert any("1 files beside them match no pattern of corpus.include" in line for line in errors)
+    assert "9,000 skipped (9,000 invalid_utf8), 0 unaccounted" in errors[-1]
+    figures = json.loads(output[-1])
+    assert figures["skipped_bytes"] == 9000
+    status, output, errors = call("ledger", figures["dataset_id"], "--store", tmp_path / "store")
+    assert status == 0, errors
+    assert [line.split()[-1].rpartition("/")[2] for line in output[1:3]] == [r"bad.txt'", r"text.txt'"]
 
 
 def test_ctrl_c_keeps_the_finished_chunks_and_the_same_command_does_the_rest(settings: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import bz2
 import gzip
 import lzma
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -20,7 +22,7 @@ from pyarrow.feather import write_feather
 from lmcore import spans
 from lmcore.config import CorpusConfig
 from lmcore.corpus import scan
-from lmcore.documents import parse, read_documents
+from lmcore.documents import _pieces, parse, read_documents
 from lmcore.errors import FileChangedError
 from lmcore.ledger import Ledger
 from lmcore.spans import Span, read_spans
@@ -33,7 +35,9 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".zst": partial(zstd.compress, options={zstd.CompressionParameter.checksum_flag: 1}),
 }
 pieces = st.lists(
-    st.sampled_from([b"a", b"bc\n", b"\n", b"\r\n", b" \t", b" \n", b"x" * 40, b"\xff", "日本\n".encode()]),
+    st.sampled_from(
+        [b"a", b"bc\n", b"\n", b"\r\n", b" \t", b" \n", b"\n" * 300, b"x" * 40, b"\xff", "日本\n".encode()]
+    ),
     max_size=200,
 ).map(b"".join)
 
@@ -55,7 +59,7 @@ def test_spans_depend_neither_on_blocks_nor_on_compression(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, unit: str, limit: int, block: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(spans, "_LONGEST_BLANK_LINE", 64)
+        patch.setattr(spans, "_LONGEST_BLANK_LINE", 4)
         expected = None
         for size, suffix in [(2**20, ""), (block, ""), (2**20, ".zst"), (block, ".gz")]:
             patch.setattr(spans, "_READ_BYTES", size)
@@ -136,20 +140,56 @@ def test_a_bomb_is_cut_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ledger.unaccounted_bytes == 0
 
 
+@pytest.mark.parametrize("suffix", [".bz2", ".zst"])
+def test_stored_bytes_that_give_no_text_are_counted(tmp_path: Path, suffix: str) -> None:
+    member = COMPRESS[suffix](b"".join(b"%d\n" % number for number in range(9_999)))
+    for before in (b"", member):
+        path = tmp_path / f"x.txt{suffix}"
+        path.write_bytes(before + member[:-200])
+        ledger = cut(path)[1]
+        assert (ledger.undecodable_stored_bytes, ledger.skipped[0].reason) == (len(member) - 200, "truncated_archive")
+
+
+def test_of_a_bomb_what_gave_text_is_not_counted_as_undecodable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmcore.compression._STORED_BYTES", 2**10)
+    monkeypatch.setattr("lmcore.compression._HARMLESS_BYTES", 2**23)
+    stored = gzip.compress(b"\n" * 2**24)
+    path = tmp_path / "x.txt.gz"
+    path.write_bytes(stored)
+    _, ledger = cut(path, chunk_bytes=16_000_000)
+    assert ledger.skipped[0].reason == "decompression_bomb"
+    assert ledger.source_bytes > 2**23
+    assert 0.4 < ledger.undecodable_stored_bytes / len(stored) < 0.6
+
+
+def test_a_million_blank_lines_are_one_separator(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"a\n" + b" \n\r\n" * 500_000 + b"b\n")
+    config = CorpusConfig(paths=[str(path)])
+    [span] = cut(path, chunk_bytes=16_000_000)[0]
+    assert len(list(_pieces(span, span.content, config))) == 3
+    assert [document.text for document in parse(span, config, Ledger())] == ["a", "b"]
+
+
 ROWS = ["一つ", None, "", "two\nlines", "x" * 100, "最後"]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "arrow", "feather"])
-@pytest.mark.parametrize("type_", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+TYPES = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "feather", "stream"])
+@pytest.mark.parametrize("type_", TYPES, ids=str)
 def test_tables_are_read_by_row(tmp_path: Path, kind: str, type_: pa.DataType) -> None:
-    path = tmp_path / f"x.{kind}"
+    path = tmp_path / f"x.{kind}".replace("stream", "arrow")
     table = pa.table({"id": range(6), "body": pa.array(ROWS, pa.string()).cast(type_)})
     if kind == "parquet":
         pq.write_table(table, path)
     elif kind == "feather":
         write_feather(table, path)
     else:
-        with pa.ipc.new_file(str(path), table.schema) as writer:
+        with (pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file)(str(path), table.schema) as writer:
             writer.write_table(table)
     config = CorpusConfig(paths=[str(path)], text_field="body", max_document_bytes=50)
     ledger = Ledger()
@@ -228,3 +268,105 @@ def test_a_file_that_is_gone_or_a_folder_by_now_is_named(tmp_path: Path, name: s
     path.mkdir()
     with pytest.raises(FileChangedError, match="unreadable"):
         list(read_spans(file, config, Ledger()))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_text_may_stand_in_a_struct(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    write_table(pa.table({"meta": [{"body": "a", "n": 1}, None, {"body": "b", "n": 2}]}), path)
+    found, _ = cut(path, text_field="meta.body")
+    assert [span.content for span in found] == [b"ab"]
+    for field, reason in (("meta.other", "no_text_field"), ("meta", "text_is_no_string")):
+        assert cut(path, text_field=field)[1].skipped[0].reason == reason
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, use_dictionary=False)
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+
+
+def test_a_column_that_stands_twice_or_is_no_text_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    assert cut(path)[1].skipped[0].reason == "ambiguous_text_field"
+    pq.write_table(pa.table({"text": [[1]]}), path)
+    assert cut(path)[1].skipped[0].reason == "text_is_no_string"
+    assert "column text is list<element: int64>, not text" in caplog.text
+
+
+_READ_DAMAGED = """
+import random, sys
+from pathlib import Path
+from lmcore.config import CorpusConfig
+from lmcore.corpus import scan
+from lmcore.ledger import Ledger
+from lmcore.spans import read_spans
+path = Path(sys.argv[1])
+content = path.read_bytes()
+for seed in range(150):
+    damaged, chance = bytearray(content), random.Random(seed)
+    damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+    path.write_bytes(damaged)
+    config = CorpusConfig(paths=[str(path)])
+    list(read_spans(scan(config).files[0], config, Ledger()))
+"""
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "feather"])
+@pytest.mark.parametrize("type_", [pa.string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_no_flipped_bit_ends_the_process(tmp_path: Path, kind: str, type_: pa.DataType) -> None:
+    path = tmp_path / f"x.{kind}"
+    table = pa.table({"text": pa.array([f"{i % 50} text" for i in range(200)]).cast(type_)})
+    write_feather(table, path) if kind == "feather" else write_table(table, path)
+    subprocess.run([sys.executable, "-c", _READ_DAMAGED, str(path)], check=True, capture_output=True)
+
+
+def test_rows_before_damage_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrow"
+    schema = pa.schema({"text": pa.string()})
+    with pa.ipc.new_stream(str(path), schema) as writer:
+        for text in ("first", "second"):
+            writer.write_batch(pa.record_batch([[text]], schema=schema))
+    path.write_bytes(path.read_bytes()[:-60])
+    found, ledger = cut(path)
+    assert [span.content for span in found] == [b"first"]
+    assert ledger.skipped[0].reason == "damaged_table"
+
+
+def test_a_table_may_be_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmcore.compression._HARMLESS_BYTES", 2**20)
+    path = tmp_path / "x.parquet"
+    for texts in (["same" * 10_000] * 1000, [None] * 10_000_000, ["x" * 10_000_000]):
+        pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), path, compression="zstd")
+        _, ledger = cut(path, chunk_bytes=16_000_000)
+        assert ledger.skipped[-1].reason == "decompression_bomb"
+        assert ledger.source_bytes < 3_000_000
+
+
+_READ_TABLE = """
+import resource, sys
+from lmcore.config import CorpusConfig
+from lmcore.corpus import scan
+from lmcore.ledger import Ledger
+from lmcore.spans import read_spans
+config = CorpusConfig(paths=[sys.argv[1]], max_expansion=1e9, chunk_bytes=4_000_000)
+[file] = scan(config).files
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(sum(span.stop - span.start for span in read_spans(file, config, Ledger())))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000)
+"""
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_memory_does_not_grow_with_a_table(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    table = pa.table({"text": ["word" * 250_000] * 300})
+    if kind == "arrow":
+        write_table(table, path)
+    else:
+        pq.write_table(table, path)
+    out = subprocess.run([sys.executable, "-c", _READ_TABLE, str(path)], capture_output=True, text=True, check=True)
+    assert out.stdout == "300\nTrue\n"

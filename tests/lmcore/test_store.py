@@ -147,6 +147,13 @@ def test_a_newer_format_is_refused_never_removed(tmp_path: Path) -> None:
     assert path.exists()
 
 
+def test_a_damaged_folder_is_removed_whatever_its_path_is(tmp_path: Path) -> None:
+    path = make(tmp_path / "format version" / "x", a=b"1")
+    (path / "a").write_bytes(b"2")
+    assert not is_whole(path)
+    assert not path.exists()
+
+
 def test_a_store_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     store = prepare_store(tmp_path / "store")
     (store / "format.json").write_text('{"format_version": 2}')

@@ -5,8 +5,11 @@ import json
 import os
 import random
 import signal
+import sqlite3
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,8 +17,8 @@ import pytest
 from distributed import Client, LocalCluster
 
 from lmcore import spans
-from lmcore.config import CorpusConfig
-from lmcore.corpus import describe, scan
+from lmcore.config import CorpusConfig, RunConfig
+from lmcore.corpus import describe, open_corpus, scan
 from lmcore.documents import read_documents
 from lmcore.errors import ConfigError, CorpusError, FileChangedError
 from lmcore.ledger import Ledger
@@ -132,7 +135,7 @@ def test_the_output_does_not_depend_on_workers(
     corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, workers: int
 ) -> None:
     expected = build(corpus_folder, tokenizer, tmp_path / "store")
-    assert build(corpus_folder, tokenizer, tmp_path / "other", workers=workers).id == expected.id
+    assert build(corpus_folder, tokenizer, tmp_path / "other", workers=workers).manifest_hash == expected.manifest_hash
 
 
 def test_a_document_stays_on_its_side_for_ever(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
@@ -188,11 +191,16 @@ def test_bad_lines_are_counted_in_the_manifest(corpus_folder: Path, tokenizer: T
 
 def test_no_document_and_no_validation_document_are_errors(tokenizer: TokenizerInfo, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\n" * 5)
-    with pytest.raises(CorpusError, match=r"no training document in .*5 invalid_utf8"):
+    with pytest.raises(CorpusError, match=r"no training document in .*bad.txt: 10 bytes read, .* 5 invalid_utf8"):
         build(tmp_path / "bad.txt", tokenizer, tmp_path / "store")
     (tmp_path / "one.txt").write_text("一つだけの文書\n")
     with pytest.raises(CorpusError, match=r"validation split is empty: none of 1 documents.*validation_fraction"):
         build(tmp_path / "one.txt", tokenizer, tmp_path / "store")
+    (tmp_path / "many.txt").write_text("\n".join(f"文書{number}" for number in range(200)))
+    with pytest.raises(CorpusError, match=r"no training document in .*many.txt: .*left out: 200 too_short"):
+        build(tmp_path / "many.txt", tokenizer, tmp_path / "store", min_bytes=1000)
+    with pytest.raises(CorpusError, match=r"no document to validate on in .*bad.txt: .*5 invalid_utf8"):
+        build(tmp_path / "many.txt", tokenizer, tmp_path / "store", validation_paths=[str(tmp_path / "bad.txt")])
     assert not (tmp_path / "store" / "datasets").exists()
 
 
@@ -286,6 +294,19 @@ def test_bad_input_may_end_the_run(corpus_folder: Path, tokenizer: TokenizerInfo
     assert not (tmp_path / "store" / "datasets").exists()
 
 
+def test_bad_input_ends_the_run_before_the_rest_is_encoded(tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", documents=5000)
+    text = (tmp_path / "corpus" / "text.txt").read_bytes()
+    (tmp_path / "corpus" / "text.txt").write_bytes(b"bad \xff line\n" + text)
+    with pytest.raises(CorpusError, match=r"text.txt at 0: invalid_utf8"):
+        build(tmp_path / "corpus", tokenizer, tmp_path / "store", on_bad_input="fail", workers=1)
+    assert len(list((tmp_path / "store" / "shards").glob("[!.]*"))) < 10
+    whole = build(tmp_path / "corpus", tokenizer, tmp_path / "store")
+    assert whole.chunks > 50
+    with pytest.raises(CorpusError, match=r"text.txt at 0: invalid_utf8"):
+        build(tmp_path / "corpus", tokenizer, tmp_path / "store", on_bad_input="fail")
+
+
 def test_duplicates_and_lengths_are_left_out_and_counted(
     corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path
 ) -> None:
@@ -306,7 +327,9 @@ def test_duplicates_and_lengths_are_left_out_and_counted(
 
 
 def is_wanted(text: str) -> bool:
-    """The predicate of the test below."""
+    """The predicate of the tests below."""
+    if text == "文書 errs":
+        raise KeyError(text)
     return "1" not in text
 
 
@@ -316,18 +339,48 @@ def test_a_predicate_decides_by_the_text(corpus_folder: Path, tokenizer: Tokeniz
     dataset = build(corpus_folder, tokenizer, tmp_path / "store", filter=f"{__name__}.is_wanted")
     wanted = sum(map(is_wanted, lines))
     assert dataset.documents + dataset.validation_documents == wanted
-    assert dataset.skipped == {"filter": 1000 - wanted}
-    for name in ("nothing.here", "os.path.isabs"):  # a module without a file has no version to tell
+    assert (dataset.skipped, dataset.dropped) == ({}, {"filter": 1000 - wanted})
+    assert dataset.unaccounted_bytes == 0
+    ledger = read_manifest(dataset.folder)["ledger"]
+    rejected = sum(len(line.encode()) for line in lines if not is_wanted(line))
+    assert ledger["filtered_bytes"] == ledger["dropped"]["filter"]["bytes"] == rejected
+    assert ledger["skips"] == []
+    assert build(corpus_folder, tokenizer, tmp_path / "store", filter=f"{__name__}.is_wanted", on_bad_input="fail")
+    (corpus_folder / "text.txt").write_text("文書 a\n文書 errs\n")
+    with pytest.raises(ConfigError, match=r"corpus.filter: KeyError at the document at 9 of .*text.txt"):
+        build(corpus_folder, tokenizer, tmp_path / "store", filter=f"{__name__}.is_wanted")
+    for name in ("nothing.here", "os.path.isabs", "__main__.keep"):  # without a file there is no version to tell
         with pytest.raises(ConfigError, match=f"there is no {name}"):
             build(corpus_folder, tokenizer, tmp_path / "store", filter=name)
 
 
-def test_normalized_text_keeps_its_name_and_side(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
+def test_texts_that_normalization_makes_equal_are_one_text(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path
+) -> None:
+    texts = [f"が{number}" for number in range(400)]
+    both = [*texts, *(unicodedata.normalize("NFD", text) for text in texts)]
+    (corpus_folder / "text.txt").write_text("\n".join(both))
+    settings: dict[str, object] = {"normalize": "NFC", "chunk_bytes": 1000}
+    twice = build(corpus_folder, tokenizer, tmp_path / "store", **settings)
+    assert not hashes(twice, "train") & hashes(twice, "validation")
+    once = build(corpus_folder, tokenizer, tmp_path / "store", **settings, deduplicate=True)
+    assert once.documents + once.validation_documents == once.dropped["duplicate"] == 400
+    # The shorter spelling is left out by its length, not with it the longer one.
+    long = build(corpus_folder, tokenizer, tmp_path / "store", **settings, deduplicate=True, min_bytes=6)
+    assert long.documents + long.validation_documents == 400
+    (tmp_path / "held_out.txt").write_text("\n".join(texts[:50]))
+    held_out = build(
+        corpus_folder, tokenizer, tmp_path / "store", **settings, validation_paths=[str(tmp_path / "held_out.txt")]
+    )
+    assert held_out.dropped == {"validation_text": 100}
+
+
+def test_normalized_text_is_counted_as_it_stood(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
     (corpus_folder / "text.txt").write_text("".join(f"ｶﾞ１{number}\n" for number in range(500)))
     plain = build(corpus_folder, tokenizer, tmp_path / "store")
     folded = build(corpus_folder, tokenizer, tmp_path / "store", normalize="NFKC")
-    assert hashes(plain, "validation") == hashes(folded, "validation")
-    assert folded.text_bytes == plain.text_bytes
+    texts = folded.text_bytes + folded.validation_text_bytes
+    assert texts == plain.text_bytes + plain.validation_text_bytes
     own = Tokenizer(tokenizer.folder)
     ids = next(iter(TokenStream(folded.folder, "train").documents()))[0].tolist()
     assert own.decode(ids).startswith("ガ1")
@@ -392,6 +445,54 @@ def test_sources_have_names_in_the_manifest(corpus_folder: Path, tokenizer: Toke
     for chunk in manifest["chunks"]:
         documents[chunk["source"]] += sum(chunk[split]["documents"] for split in ("train", "validation"))
     assert documents == {"corpus": 2000, "wiki": 300}
+
+
+def test_the_order_in_which_sources_are_written_changes_nothing(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path
+) -> None:
+    wiki = str(write_corpus(tmp_path / "wiki", documents=300, seed=5))
+    sources = {"wiki": [wiki], "a": [wiki, str(corpus_folder)]}
+    made = []
+    for order in (sources, dict(reversed(sources.items()))):
+        config = CorpusConfig(sources=order, chunk_bytes=2000)
+        made.append(tokenize(config, describe(scan(config), config), tokenizer, prepare_store(tmp_path / "store")))
+    assert made[0].id == made[1].id
+    assert {chunk["source"] for chunk in read_manifest(made[0].folder)["chunks"]} == {"a"}
+
+
+def test_an_edit_that_keeps_size_and_time_is_seen_when_the_file_is_read(
+    tokenizer: TokenizerInfo, tmp_path: Path
+) -> None:
+    folder, store = tmp_path / "corpus", tmp_path / "store"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_text("\n".join(f"{name} {number}" for number in range(100)))
+        os.utime(folder / f"{name}.txt", (1, 1))
+
+    def from_the_index() -> Dataset:
+        config = RunConfig(corpus=CorpusConfig(paths=[str(folder)], chunk_bytes=2000), store=store)
+        corpus, _ = open_corpus(config)
+        return tokenize(config.corpus, corpus, tokenizer, store)
+
+    from_the_index()
+    with open(folder / "a.txt", "r+") as file:
+        file.write("A")
+    os.utime(folder / "a.txt", (1, 1))
+    (folder / "b.txt").write_text("\n".join(f"b {number}" for number in range(101)))
+    again = from_the_index()
+    assert (again.skipped, again.documents + again.validation_documents) == ({}, 201)
+    assert from_the_index().id == build(folder, tokenizer, tmp_path / "other").id
+
+
+@pytest.mark.parametrize("damage", ["value = replace(value, '1', '2')", "value = '{'"])
+def test_damage_in_the_index_costs_time_only(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, damage: str
+) -> None:
+    os.utime(corpus_folder / "text.txt", (1, 1))
+    before = build(corpus_folder, tokenizer, tmp_path / "store")
+    with closing(sqlite3.connect(tmp_path / "store" / "index.sqlite")) as database, database:
+        database.execute(f"update hints set {damage}")
+    assert build(corpus_folder, tokenizer, tmp_path / "store") == before.model_copy(update={"chunks_made": 0})
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lmcore.config import SPECIAL_PIECES, CorpusConfig, TokenizerConfig
-from lmcore.corpus import Corpus, describe, scan
-from lmcore.errors import CorpusError, TokenizerError, is_transient
+from lmcore.config import SPECIAL_PIECES, CorpusConfig, RunConfig, TokenizerConfig
+from lmcore.corpus import Corpus, describe, open_corpus, scan
+from lmcore.errors import CorpusError, FileChangedError, TokenizerError, is_transient
 from lmcore.sentencepiece_model import MODEL_FILE, cut, neighbours, read_model
 from lmcore.store import open_sealed, prepare_store
 from lmcore.tokenizer import Tokenizer, TokenizerInfo, identify, make_tokenizer
+from tests.conftest import write_corpus
 
 Make = Callable[..., TokenizerInfo]
 FAMILIES = ["bpe", "unigram", "byte_bpe"]
@@ -304,6 +306,27 @@ def test_a_loaded_tokenizer_that_changes_text_is_not_called_exact(
     assert not make(source=str(folder)).transformers_exact
 
 
+@pytest.mark.parametrize("settings", [{"eos_id": -1}, {"user_defined_symbols": ["</s>"]}])
+def test_a_model_whose_text_may_become_an_end_is_refused(
+    make: Make, corpus: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus / "text.txt"), model_prefix=str(tmp_path / "m"), vocab_size=120, minloglevel=2, **settings
+    )
+    with pytest.raises(TokenizerError, match=r"m.model has no end-of-text id .* Train it with an eos_id"):
+        make(source=str(tmp_path / "m.model"))
+
+
+def test_ids_that_are_left_out_count_for_the_vocabulary(make: Make, transformers_folder: Callable[..., Path]) -> None:
+    folder = transformers_folder(eos_token="<|end|>")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["a"] = 500
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    info = make(source=str(folder))
+    assert info.vocab_size == 501
+    assert Tokenizer(info.folder).pieces()[500] == b"a"
+
+
 def test_a_tokenizer_without_an_end_is_refused(make: Make, transformers_folder: Callable[..., Path]) -> None:
     with pytest.raises(TokenizerError, match="no end-of-text token"):
         make(source=str(transformers_folder()))
@@ -415,8 +438,41 @@ def test_validation_files_are_not_trained_on(corpus: Path, tmp_path: Path) -> No
     assert len(Tokenizer(info.folder).encode("卍")) == 3  # spelt in bytes
 
 
+def test_what_the_dataset_leaves_out_is_not_trained_on(tmp_path: Path) -> None:
+    lines = [f"文{number}です" for number in range(500)]
+    (tmp_path / "held_out.txt").write_text("卍卍卍卍\n")
+    settings: dict[str, object] = {"min_bytes": 8, "max_bytes": 100, "deduplicate": True}
+    settings["validation_paths"] = [str(tmp_path / "held_out.txt")]
+    seen = []
+    for name, more in (("plain.txt", []), ("more.txt", [*lines[:50], "卍卍卍卍", "亜亜", "唖" * 100])):
+        (tmp_path / name).write_text("\n".join([*lines, *more]))
+        config = CorpusConfig.model_validate({"paths": [str(tmp_path / name)], **settings})
+        described = describe(scan(config), config)
+        info = make_tokenizer(TokenizerConfig(vocab_size=320), config, described, tmp_path / "store")
+        seen.append((info.corpus_bytes, info.seen_bytes))
+        other = CorpusConfig.model_validate({**config.model_dump(), "deduplicate": False})
+        assert describe(scan(other), other).id != described.id
+    assert seen[0] == seen[1] == (sum(len(line.encode()) for line in lines),) * 2
+
+
+def test_a_file_whose_remembered_hash_is_wrong_is_right_at_the_next_start(tmp_path: Path) -> None:
+    path = write_corpus(tmp_path / "corpus") / "text.txt"
+    os.utime(path, (1, 1))
+    config = RunConfig(corpus=CorpusConfig(paths=[str(path)]), store=tmp_path / "store")
+    settings = TokenizerConfig(vocab_size=400)
+    open_corpus(config)
+    text = bytearray(path.read_bytes())
+    text[-2:] = b"x\n"
+    with open(path, "r+b") as file:
+        file.write(text)
+    os.utime(path, (1, 1))
+    with pytest.raises(FileChangedError):
+        make_tokenizer(settings, config.corpus, *open_corpus(config))
+    assert make_tokenizer(settings, config.corpus, *open_corpus(config))
+
+
 def test_a_changed_file_behind_the_same_path_is_another_tokenizer(make: Make, tmp_path: Path) -> None:
-    described = Corpus(id="", listing="", files=1, validation_files=0, ignored_files=0, stored_bytes=1)
+    described = Corpus(id="", listing="", files=1, validation_files=0, stored_bytes=1)
     config = TokenizerConfig(source=str(tmp_path / "m.model"))
     ids = set()
     for vocab_size in (400, 410):

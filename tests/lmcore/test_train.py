@@ -469,7 +469,8 @@ def test_a_bad_step_is_skipped_and_its_documents_are_named(
     assert (event["step"], event["text"]) == (3, "step 3 was skipped")
     texts = (prepared.config.corpus.paths[0] + "/text.txt",)
     known = {f"{hash_text(line.encode()):016x}" for line in Path(texts[0]).read_text().splitlines()}
-    assert event["documents"] and known.issuperset(event["documents"])
+    assert event["documents"]
+    assert known.issuperset(event["documents"])
     assert read_metrics(run.metrics)[-2]["skipped"] == 1
 
 
