@@ -38,8 +38,8 @@ class Guard:
 
     def __init__(self, config: TrainConfig, device: torch.device, saved: list[float] | None = None) -> None:
         self._config = config
-        # Steps judged good, mean and variance of their losses; bad steps, loss and norm of the last one, and the numbers
-        # of the last of them.
+        # Steps judged good, mean and variance of their losses; bad steps, loss and norm of the last one; and the
+        # numbers of the last of them.
         self._state = torch.tensor(saved or [0.0] * (_FIGURES + _REMEMBERED), dtype=wide_float(device), device=device)
         self._places = torch.arange(_REMEMBERED, device=device)
 

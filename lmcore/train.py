@@ -153,8 +153,7 @@ class _Training:
         self.validation = Validation.of_run(run, self.learner.model, ranks)
         self.checkpoints = CheckpointWriter(run.checkpoints, self.config.keep_checkpoints, self._is_kept, ranks)
         self.state = self._resume()
-        events = run.folder / "tensorboard" if self.config.tensorboard else None
-        self.metrics = MetricsWriter(run.metrics, self.state.step, events) if ranks.is_first else None
+        self.metrics = self._open_metrics() if ranks.is_first else None
         self.told = self.learner.guard.standing().bad
         self.clock = Clock()
         _log.info(
@@ -167,6 +166,10 @@ class _Training:
             self.total_steps,
             len(self.blocks),
         )
+
+    def _open_metrics(self, keep_events: bool = False) -> MetricsWriter:
+        tensorboard = self.run.tensorboard if self.config.tensorboard else None
+        return MetricsWriter(self.run.metrics, self.state.step, tensorboard, keep_events)
 
     def _resume(self) -> State:
         """Put everything where the newest checkpoint says, or at the beginning."""
@@ -290,6 +293,8 @@ class _Training:
         self.state.passed_over = passed_over + (reached - self.state.step) * self.config.batch_size
         self.told = self.learner.guard.standing().bad
         self.clock = Clock()
+        if self.metrics is not None:
+            self.metrics = self._open_metrics(keep_events=True)
         self._event(f"rolled back from step {reached} to {self.state.step}: {error}")
 
     def _log(self, rate: float, norm: torch.Tensor) -> None:
