@@ -44,13 +44,14 @@ def linear_cross_entropy(
         return cross_entropy(functional.linear(hidden_NC, weight_VC, bias_V), labels_N)
     parts: Parts = (hidden_NC, weight_VC, bias_V)
     wanted = tuple(torch.is_grad_enabled() and part is not None and part.requires_grad for part in parts)
-    nats: torch.Tensor = _ChunkedCrossEntropy.apply(*parts, labels_N, chunk_tokens, wanted)  # type: ignore[no-untyped-call]
+    apply: Any = _ChunkedCrossEntropy.apply
+    nats: torch.Tensor = apply(*parts, labels_N, chunk_tokens, wanted)
     return nats
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_NC: torch.Tensor,
         weight_VC: torch.Tensor,
@@ -78,8 +79,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return nats
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         scaled = (None if each is None else (each * scale).to(dtype) for each, dtype in pairs)
         return (*scaled, None, None, None)
