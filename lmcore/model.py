@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -35,10 +36,17 @@ def new_model(run: Run) -> PreTrainedModel:
     torch.manual_seed(run.config.train.seed)
     model = _continued_model(run) if run.config.train.init_from else blank_model(run)
     if run.config.train.gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise ConfigError(f"train.gradient_checkpointing: {type(model).__name__} cannot do it")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpoint_activations(model)
     return model
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"train.gradient_checkpointing: {type(model).__name__} cannot do it")
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:  # its name before transformers 5.23
+        model.gradient_checkpointing_enable()
 
 
 def blank_model(run: Run) -> PreTrainedModel:
@@ -69,7 +77,8 @@ def _continued_model(run: Run) -> PreTrainedModel:
     if not origin.is_checkpoint:
         return _fitted(_opened(origin), run)
     model = blank_model(run)
-    model.load_state_dict(load_file(origin.folder / "model.safetensors"), strict=not model.config.tie_word_embeddings)
+    # Not strict: tied weights stand there once, and buffers not at all.
+    model.load_state_dict(load_file(origin.folder / "model.safetensors"), strict=False)
     return model
 
 
@@ -79,7 +88,7 @@ def _opened(origin: Origin) -> PreTrainedModel:
         model, found = AutoModelForCausalLM.from_pretrained(
             origin.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
             f"train.init_from: transformers opens no language model in {origin.folder}: {error}"
         ) from error
@@ -89,8 +98,22 @@ def _opened(origin: Origin) -> PreTrainedModel:
             f"train.init_from: {origin.folder} lacks {len(missing)} of the weights of {type(model).__name__}, such as "
             f"{', '.join(map(str, missing[:3]))}"
         )
+    if _sees_ahead(model):
+        raise ConfigError(
+            f"train.init_from: {type(model).__name__} in {origin.folder} sees later tokens: it is not causal"
+        )
     opened: PreTrainedModel = model
     return opened
+
+
+@torch.no_grad()
+def _sees_ahead(model: PreTrainedModel) -> bool:
+    """True if another last token changes what comes before it, as in an encoder that is opened as a language model."""
+    ids_BT = torch.arange(8).repeat(2, 1)
+    ids_BT[1, -1] = 0
+    one_TV, other_TV = model.eval()(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+    model.train()
+    return not torch.allclose(one_TV, other_TV, atol=1e-4)
 
 
 def freeze_all_but(model: PreTrainedModel, patterns: list[str]) -> None:
