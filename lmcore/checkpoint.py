@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from lmcore.distributed import Ranks, like, whole
 from lmcore.errors import FormatError, StoreError
-from lmcore.model import new_model
+from lmcore.model import blank_model
 from lmcore.optim import Optimizers
 from lmcore.run import Run
 from lmcore.store import json_bytes, open_sealed, read_manifest, remove, sealed_folder
@@ -125,7 +125,7 @@ def step_of(path: Path) -> int:
 
 def trained_model(run: Run, checkpoint: Path) -> PreTrainedModel:
     """The run's model with the weights of a checkpoint folder."""
-    model = new_model(run)
+    model = blank_model(run)
     load_weights(checkpoint, model)
     return model
 

@@ -42,7 +42,7 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
             if file.name != MANIFEST:
                 shutil.copy(file, temporary / file.name)
         _set_longest_text(temporary / "tokenizer_config.json", run.config.dataset.block_size)
-        (temporary / "README.md").write_text(_model_card(run, training, evaluation), encoding="utf-8")
+        (temporary / "README.md").write_text(_model_card(run, model, training, evaluation), encoding="utf-8")
     return Export(model_dir=folder)
 
 
@@ -101,8 +101,9 @@ def _set_longest_text(path: Path, tokens: int) -> None:
     path.write_bytes(json_bytes({**config, "model_max_length": tokens}))
 
 
-def _model_card(run: Run, training: TrainingResult, evaluation: Evaluation) -> str:
-    model = run.config.model
+def _model_card(run: Run, model: PreTrainedModel, training: TrainingResult, evaluation: Evaluation) -> str:
+    shape, origin = model.config.get_text_config(), run.config.train.init_from
+    beginning = f"from the weights of {Path(origin).name}" if origin else "from scratch"
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -112,8 +113,8 @@ def _model_card(run: Run, training: TrainingResult, evaluation: Evaluation) -> s
     lines += [
         f"# {training.run}",
         "",
-        f"A {model.architecture} language model with {training.parameters:,} parameters ({model.layers} layers, "
-        f"{model.width} wide), trained from scratch on {training.tokens:,} tokens.",
+        f"A {shape.model_type} language model with {training.parameters:,} parameters ({shape.num_hidden_layers} "
+        f"layers, {shape.hidden_size} wide), trained {beginning} on {training.tokens:,} tokens.",
         "",
         "| | |",
         "|---|---|",

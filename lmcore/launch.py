@@ -126,7 +126,7 @@ def run_workers(folder: Path, nproc: int) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     arguments = ["--standalone", f"--nproc-per-node={nproc}", "-m", "lmcore", "train", str(folder)]
     try:
-        run(get_args_parser().parse_args(arguments))
+        run(get_args_parser().parse_args(arguments))  # type: ignore[no-untyped-call]
     except SignalException:
         return STOPPED_STATUS
     except ChildFailedError as error:

@@ -111,7 +111,8 @@ class Learner:
         return self._ranks.sum(nats) / tokens.clamp(min=1), tokens
 
     def _micro_batches(self, batch: Batch) -> Iterator[dict[str, torch.Tensor]]:
-        columns = {name: column.split(self._micro_batch_size) for name, column in batch.items() if name != "tokens"}
+        size = self._micro_batch_size
+        columns = {name: torch.split(column, size) for name, column in batch.items() if name != "tokens"}
         for parts in zip(*columns.values(), strict=True):
             yield {f"{name}_BT": part for name, part in zip(columns, parts, strict=True)}
 

@@ -69,9 +69,7 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path, step: int, tensorboard: Path | None = None, keep_events: bool = False) -> None:
-        kept = [
-            row for row in read_metrics(path) if row["step"] <= step or (keep_events and row["kind"] == "event")
-        ]
+        kept = [row for row in read_metrics(path) if row["step"] <= step or (keep_events and row["kind"] == "event")]
         self._path = path
         self._events = None
         if tensorboard is not None:

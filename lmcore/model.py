@@ -1,60 +1,119 @@
-"""Settings to a transformers causal language model with new weights."""
+"""A run's transformers model with its first weights, and what training wraps around it.
+
+Shapes: B rows, T tokens of a row, C numbers in a hidden state, V pieces in the vocabulary.
+"""
 
 import fnmatch
-from typing import Any
+from inspect import signature
+from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lmcore.errors import ConfigError
+from lmcore.attention import can_flex, causal_mask, document_mask, use_own_attention, uses_own_attention
+from lmcore.errors import ConfigError, RunError
+from lmcore.loss import cross_entropy, linear_cross_entropy
+from lmcore.origin import Origin, in_transformers
 from lmcore.run import Run
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-def new_model(run: Run) -> PreTrainedModel:
-    """The run's model with weights drawn from its seed; its longest context is one block.
+# --- weights ---
 
-    A document begins after the EOS of the one before, so EOS is the model's BOS as well.
+
+def new_model(run: Run) -> PreTrainedModel:
+    """The run's model as its training begins: weights drawn from its seed, or those of train.init_from.
+
+    Raises RunError when those are no longer what the run was begun with, and ConfigError when the model cannot be
+    trained as the settings ask.
     """
-    config, tokenizer = run.config.model, run.tokenizer_info
-    gated = config.architecture != "gpt2"
-    fields: dict[str, Any] = {
-        "vocab_size": tokenizer.vocab_size,
-        "max_position_embeddings": run.config.dataset.block_size,
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.heads,
-        "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": tokenizer.eos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-        "use_cache": True,
-    }
-    if gated:
-        fields |= {
-            "num_key_value_heads": config.kv_heads or config.heads,
-            "head_dim": config.width // config.heads,
-            "intermediate_size": config.mlp_width or _round_up(config.width * 8 // 3, 16),
-            "attention_dropout": config.dropout,
-        }
-    else:
-        fields |= {
-            "n_inner": config.mlp_width or None,
-            "resid_pdrop": config.dropout,
-            "embd_pdrop": config.dropout,
-            "attn_pdrop": config.dropout,
-        }
     torch.manual_seed(run.config.train.seed)
-    settings = AutoConfig.for_model(config.architecture, **fields)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa", dtype=torch.float32)
+    model = _continued_model(run) if run.config.train.init_from else blank_model(run)
+    if run.config.train.gradient_checkpointing:
+        _checkpoint_activations(model)
     return model
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"train.gradient_checkpointing: {type(model).__name__} cannot do it")
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:  # its name before transformers 5.23
+        model.gradient_checkpointing_enable()
+
+
+def blank_model(run: Run) -> PreTrainedModel:
+    """A model of the run's shape, for weights that come from elsewhere; asks nothing of train.init_from."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(in_transformers(run.shape), dtype=torch.float32)
+    return _fitted(model, run)
+
+
+def _fitted(model: PreTrainedModel, run: Run) -> PreTrainedModel:
+    """The model, ready for the run's batches."""
+    use_own_attention(model)
+    embedding = model.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) == run.tokenizer_info.eos_id:
+        embedding.padding_idx = None  # else the embedding of EOS would get no gradient
+    if run.config.dataset.document_masking and "position_ids" not in signature(model.forward).parameters:
+        raise ConfigError(f"dataset.document_masking: {type(model).__name__} takes no position_ids")
+    return model
+
+
+def _continued_model(run: Run) -> PreTrainedModel:
+    origin = Origin.find(run.config.train.init_from)
+    if origin.fingerprint() != run.identity["first_weights"]:
+        raise RunError(
+            f"{origin.name} (train.init_from) holds other weights than when the run was begun: start it again with "
+            "the command that began it, under another --run NAME if it has one"
+        )
+    origin.prove_whole()
+    if not origin.is_checkpoint:
+        return _fitted(_opened(origin), run)
+    model = blank_model(run)
+    # Not strict: tied weights stand there once, and buffers not at all.
+    model.load_state_dict(load_file(origin.folder / "model.safetensors"), strict=False)
+    return model
+
+
+def _opened(origin: Origin) -> PreTrainedModel:
+    """Raises ConfigError when the folder's weights are not all that its model has, or it is no language model."""
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            origin.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"train.init_from: transformers opens no language model in {origin.folder}: {error}"
+        ) from error
+    missing = sorted({*found["missing_keys"], *found["mismatched_keys"]})
+    if missing:
+        raise ConfigError(
+            f"train.init_from: {origin.folder} lacks {len(missing)} of the weights of {type(model).__name__}, such as "
+            f"{', '.join(map(str, missing[:3]))}"
+        )
+    if _sees_ahead(model):
+        raise ConfigError(
+            f"train.init_from: {type(model).__name__} in {origin.folder} sees later tokens: it is not causal"
+        )
+    opened: PreTrainedModel = model
+    return opened
+
+
+@torch.no_grad()
+def _sees_ahead(model: PreTrainedModel) -> bool:
+    """True if another last token changes what comes before it, as in an encoder that is opened as a language model."""
+    ids_BT = torch.arange(8).repeat(2, 1)
+    ids_BT[1, -1] = 0
+    one_TV, other_TV = model.eval()(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+    model.train()
+    return not torch.allclose(one_TV, other_TV, atol=1e-4)
 
 
 def freeze_all_but(model: PreTrainedModel, patterns: list[str]) -> None:
@@ -75,6 +134,124 @@ def freeze_all_but(model: PreTrainedModel, patterns: list[str]) -> None:
         parameter.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
 
+# --- training ---
+
+
+class NextTokenLoss(nn.Module):
+    """A model and its loss, as one module for DDP, FSDP2 and torch.compile to wrap.
+
+    ``chunk_tokens`` logits are there at once (see loss.py), if all that the model does with its last hidden states
+    is to multiply them by the output embedding. Models that scale or cap their logits keep them whole.
+    """
+
+    def __init__(self, model: PreTrainedModel, chunk_tokens: int) -> None:
+        super().__init__()
+        self.model = model
+        self._chunk_tokens = chunk_tokens
+        self._has_plain_head = bool(chunk_tokens) and has_plain_head(model)
+        self._has_own_attention = uses_own_attention(model)
+        self._can_flex = can_flex(model)
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        labels_BT: torch.Tensor,
+        position_ids_BT: torch.Tensor | None = None,
+        document_ids_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Sum of nats over the labels that are not -100: a scalar in fp32.
+
+        Labels are one ahead of inputs already. Given ``document_ids_BT``, and positions that begin anew with them, no
+        token sees another document.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids_BT, "use_cache": False}
+        if position_ids_BT is not None:
+            inputs["position_ids"] = position_ids_BT
+        if self._has_own_attention:
+            inputs["attention_mask"] = self._mask(input_ids_BT, document_ids_BT)
+        if not self._has_plain_head:
+            return cross_entropy(self.model(**inputs).logits.flatten(0, 1), labels_BT.flatten())
+        hidden_BTC = self.model.base_model(**inputs).last_hidden_state
+        head = self.model.get_output_embeddings()
+        labels_N = labels_BT.flatten()
+        return linear_cross_entropy(hidden_BTC.flatten(0, 1), head.weight, head.bias, labels_N, self._chunk_tokens)
+
+    def _mask(self, ids_BT: torch.Tensor, document_ids_BT: torch.Tensor | None) -> Any:
+        if document_ids_BT is None:
+            return causal_mask(ids_BT)
+        return document_mask(document_ids_BT, flex=self._can_flex and ids_BT.is_cuda)
+
+
+@torch.no_grad()
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """True if a model's logits are its output embedding times the base model's last hidden states, and no more.
+
+    Looks at a few tokens on their way: the head must be given just those states, and what comes out of it, here
+    replaced by large numbers so that a cap would show, must be the logits, to the last bit.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or model.base_model is model:
+        return False
+    ids_BT = torch.arange(8, device=model.device)[None] % head.out_features
+    given: list[torch.Tensor] = []
+    logits_BTV = torch.linspace(-1e4, 1e4, ids_BT.numel() * head.out_features, device=model.device)
+    logits_BTV = logits_BTV.view(*ids_BT.shape, head.out_features)
+
+    def replace(_: nn.Module, arguments: tuple[torch.Tensor], __: torch.Tensor) -> torch.Tensor:
+        given.append(arguments[0])
+        return logits_BTV
+
+    was_training, hook = model.training, head.register_forward_hook(replace)
+    model.eval()
+    try:
+        found_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        hidden_BTC = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return len(given) == 1 and torch.equal(given[0], hidden_BTC) and torch.equal(found_BTV, logits_BTV)
+
+
+def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The model's layers, all alike. Raises ConfigError when it has none that can be told by their number."""
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise ConfigError(f"{type(model).__name__} has no list of its {count} blocks: use train.compile off or model")
+
+
+def compile_model(module: NextTokenLoss, how: Literal["auto", "off", "blocks", "model"], device: torch.device) -> None:
+    """Let torch.compile take the whole module, or each block of the model, which are compiled once for all.
+
+    In place, so names of parameters stay. auto: the whole module on cuda, nothing elsewhere.
+    """
+    if how == "model" or (how == "auto" and device.type == "cuda"):
+        module.compile()
+    elif how == "blocks":
+        for block in transformer_blocks(module.model):
+            block.compile()
+
+
+# --- counts ---
+
+
 def parameter_count(model: PreTrainedModel, trainable_only: bool = False) -> int:
     """Numbers in all weights; tied weights count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
+    """Floating-point operations to train on one token: 6 N + 12 L C T (PaLM, arXiv 2204.02311, appendix B).
+
+    N numbers in weights that multiply, L layers, C numbers in all queries of a token, T tokens of a block. Tables that
+    are looked up, of positions and untied input embeddings, do not multiply. Attention counts as if it saw the whole
+    block, and activations that are computed twice count once.
+    """
+    shape: Any = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    looked_up = sum(weight.numel() for weight in tables if head is None or weight is not head.weight)
+    head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    width: int = head_size * shape.num_attention_heads
+    return 6.0 * (parameter_count(model) - looked_up) + 12.0 * int(shape.num_hidden_layers) * width * block_size

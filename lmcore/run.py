@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from lmcore.config import RunConfig
 from lmcore.errors import RunError, StoreError
+from lmcore.origin import Origin, Shape, init_fingerprint, shape_of_settings
 from lmcore.section import fingerprint, result_fields
 from lmcore.store import FORMAT_VERSION, check_version, json_bytes, locked, remove, sweep, write_file
 from lmcore.tokenization import Dataset
@@ -24,22 +25,26 @@ def run_identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
     """Everything that decides what is trained. Two runs that agree here are one run."""
     train = config.train
     early_stopping = {"validate_every": train.validate_every, "validation_tokens": train.validation_tokens}
+    first_weights = init_fingerprint(train.init_from)
     return {
         "format_version": FORMAT_VERSION,
         "dataset_id": dataset.id,
         "tokenizer_id": dataset.tokenizer_id,
+        "first_weights": first_weights,
         "dataset": result_fields(config.dataset),
-        "model": result_fields(config.model),
+        "model": {} if first_weights else result_fields(config.model),
         "train": result_fields(train) | (early_stopping if train.patience else {}),
     }
 
 
 def run_name(config: RunConfig, dataset: Dataset) -> str:
-    """config.run if given, else for example gpt2-4x192-0123456789abcdef."""
+    """config.run if given, else for example gpt2-4x192-0123456789abcdef, or continued-0123456789abcdef."""
     if config.run:
         return config.run
     model = config.model
     identity = fingerprint(run_identity(config, dataset))
+    if config.train.init_from:
+        return f"continued-{identity}"
     return f"{model.architecture}-{model.layers}x{model.width}-{identity}"
 
 
@@ -56,6 +61,8 @@ class Run:
     config: RunConfig
     identity: dict[str, Any]
     tokenizer_info: TokenizerInfo
+    shape: Shape
+    """Of the model, as transformers writes it."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -74,6 +81,7 @@ class Run:
                 config=RunConfig.model_validate(record["config"]),
                 identity=record["identity"],
                 tokenizer_info=TokenizerInfo.model_validate(record["tokenizer"]),
+                shape=dict(record["shape"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path} is damaged: {error!r}. Begin the run again with --fresh") from error
@@ -126,8 +134,10 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
     """Create the run's folder, or find it. ``fresh`` empties it first.
 
     Raises RunError when a run of that name was started with other settings or other data, and shows
-    each difference; also when it is running and config.when_locked is "refuse".
+    each difference; also when it is running and config.when_locked is "refuse". What train.init_from leads to
+    is looked at first, and what is raised about it is in origin.py.
     """
+    shape = _shape(config, tokenizer)
     folder = store / "runs" / run_name(config, dataset)
     identity = run_identity(config, dataset)
     with locked(folder / "lock", config.when_locked):
@@ -139,11 +149,30 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
             _check_same(Run.open(folder).identity, identity, folder)
         record = {
             "identity": identity,
-            "config": config.model_dump(mode="json"),
+            "config": _with_absolute_paths(config).model_dump(mode="json"),
             "tokenizer": tokenizer.model_dump(mode="json"),
+            "shape": shape,
         }
         write_file(folder / "config.json", json_bytes(record))
     return Run.open(folder)
+
+
+def _shape(config: RunConfig, tokenizer: TokenizerInfo) -> Shape:
+    """The shape of the run's model, which fits its tokenizer and block size."""
+    if not config.train.init_from:
+        return shape_of_settings(config, tokenizer)
+    origin = Origin.find(config.train.init_from)
+    origin.check(config, tokenizer)
+    return origin.shape
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The settings as a process started elsewhere must read them."""
+    path = Path(config.train.init_from).expanduser()
+    if not config.train.init_from or not path.exists():
+        return config
+    train = config.train.model_copy(update={"init_from": str(path.absolute())})
+    return config.model_copy(update={"train": train})
 
 
 def _clear(folder: Path) -> None:

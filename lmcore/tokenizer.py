@@ -6,10 +6,8 @@ sentencepiece_model.py says why. byte_bpe.py is another family that is.
 
 import heapq
 import json
-import os
 import re
 from collections.abc import Iterator
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +21,7 @@ from lmcore.config import CorpusConfig, TokenizerConfig
 from lmcore.corpus import Corpus, SourceFile, scan_again
 from lmcore.documents import Document, read_documents
 from lmcore.errors import CorpusError, FileChangedError, TokenizerError
+from lmcore.hub import located
 from lmcore.index import Index
 from lmcore.ledger import Ledger
 from lmcore.section import fingerprint, result_fields
@@ -47,7 +46,7 @@ from lmcore.store import (
 )
 from lmcore.transformers_view import check_in_transformers, open_in_transformers, save_loaded
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -55,6 +54,7 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "*.model",
 )
+"""Files that make up a tokenizer, in a folder of transformers."""
 
 
 class TokenizerInfo(Output):
@@ -283,50 +283,14 @@ def _documents(files: list[SourceFile], config: CorpusConfig, index: Index) -> I
 
 
 def _locate(source: str) -> Path:
-    """The file or folder of a source; a hub name is fetched (or found in the hub's cache) first."""
-    path = Path(os.path.expanduser(source))
-    if path.exists():
-        return path
-    looks_like_path = source.count("/") > 1 or source.startswith((".", "/", "~"))
-    if looks_like_path or source.endswith(".model"):
-        raise TokenizerError(f"tokenizer.source: {source} does not exist (looked in {Path.cwd()})")
-    return _from_hub(source)
-
-
-@cache  # the stages of a run ask more than once, and are to find the same
-def _from_hub(name: str) -> Path:
-    """The hub's folder of that name. Its "no" is final; no answer at all is a ConnectionError, to be tried again."""
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=[*_TOKENIZER_FILES, "config.json"]))
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, errors.HTTPError) as error:
-        if _is_no_answer(error):
-            raise ConnectionError(f"tokenizer.source: the hub did not answer for {name}: {error}") from error
-        raise TokenizerError(
-            f"tokenizer.source: {name} is no file or folder here, and no tokenizer of that name came "
-            f"from the hub ({type(error).__name__}). Give train, a .model file, a folder or a hub name"
-        ) from error
-
-
-def _is_no_answer(error: BaseException) -> bool:
-    """True for a broken connection and a server in trouble; False for "no", and where the hub is switched off."""
-    from huggingface_hub import errors
-
-    if isinstance(
-        error, errors.LocalEntryNotFoundError
-    ):  # not in the cache either; its cause says why the hub gave none
-        cause = error.__cause__
-        return cause is not None and not isinstance(cause, errors.OfflineModeIsEnabled) and _is_no_answer(cause)
-    if isinstance(error, errors.HfHubHTTPError):
-        return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    return not isinstance(error, errors.HFValidationError)
+    """The file or folder of a source."""
+    return located(source, "tokenizer.source", "tokenizer", (*TOKENIZER_FILES, "config.json"), TokenizerError)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
-    files = sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
+    files = sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)})
     if not files:
-        raise TokenizerError(f"tokenizer.source: {folder} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
+        raise TokenizerError(f"tokenizer.source: {folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
     return files
 
 

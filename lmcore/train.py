@@ -40,7 +40,8 @@ from lmcore.learner import Learner
 from lmcore.loader import Batch, loader, prefetched, to_device
 from lmcore.metrics import MetricsWriter
 from lmcore.mixture import open_blocks
-from lmcore.model import flops_per_token, init_checkpoint, parameter_count
+from lmcore.model import flops_per_token, parameter_count
+from lmcore.origin import init_checkpoint
 from lmcore.run import Run
 from lmcore.schedule import Schedule, planned_steps
 from lmcore.store import Record, locked, open_sealed

@@ -32,9 +32,10 @@ class TrainConfig(Section):
     """Of the initial weights, the order of blocks and dropout."""
 
     # From which weights
-    init_from: str = ""
+    init_from: str = view("")
     """Begin with the weights of a checkpoint folder, an exported or other transformers folder, or a hub name, instead
-    of new ones. Its tokenizer must be this run's. The model's shape is then its own."""
+    of new ones. Its tokenizer must be this run's. The model's shape and dropout are then its own, and the section
+    `model` is unused. Where the weights lie does not name the run: what they are does."""
     init_optimizer: bool = False
     """Take over the optimizer's state too, for continued pretraining. Only from a checkpoint folder."""
     trainable: list[str] = ["*"]

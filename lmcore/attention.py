@@ -1,0 +1,90 @@
+"""Attention as training needs it: causal without a mask, and documents that do not see each other.
+
+transformers makes a (B, 1, T, T) mask whenever a model is compiled, which takes SDPA's flash kernel away, and
+waits for the GPU to see whether it needs one when it is not. A mask of four dimensions it hands through as it
+is; so we make the masks, and ``attention``, registered under ``NAME``, knows what they mean:
+
+    causal_mask     nothing: SDPA with is_causal, the flash kernel (arXiv 2307.08691)
+    document_mask   a boolean mask for SDPA, or on GPUs a block mask for FlexAttention (arXiv 2412.05496)
+
+Whatever else a model is called with (padding, a cache, nothing) is what it is under transformers' own "sdpa". The name
+is never saved: an export opens with transformers alone.
+
+Shapes: B rows, T tokens, H query heads, G key heads, D numbers of a head.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "lm"
+
+_FAMILIES = ("gpt2", "llama", "qwen3")
+"""Whose attention is plain: one mask for all layers, and scores that nothing but a scale changes."""
+
+
+def attention(
+    module: torch.nn.Module,
+    query_BHTD: torch.Tensor,
+    key_BGTD: torch.Tensor,
+    value_BGTD: torch.Tensor,
+    attention_mask: torch.Tensor | BlockMask | None,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What transformers calls an attention function; gives (B, T, H, D)."""
+    tensors = (query_BHTD, key_BGTD, value_BGTD)
+    if isinstance(attention_mask, BlockMask):
+        output: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(
+            module, *tensors, attention_mask, **settings
+        )
+    else:
+        is_causal = attention_mask is not None and not attention_mask.numel()
+        output = sdpa_attention_forward(module, *tensors, None if is_causal else attention_mask, **settings)
+    return output
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def use_own_attention(model: PreTrainedModel) -> None:
+    """Let a model attend by ``attention``, if its attention is plain; others stay as they are."""
+    layer_types = getattr(model.config, "layer_types", None) or ()
+    if model.config.model_type in _FAMILIES and "sliding_attention" not in layer_types:
+        model.set_attn_implementation(NAME)
+
+
+def uses_own_attention(model: PreTrainedModel) -> bool:
+    return bool(model.config._attn_implementation == NAME)
+
+
+def causal_mask(ids_BT: torch.Tensor) -> torch.Tensor:
+    """An empty tensor, which says that every token sees those before it."""
+    return ids_BT.new_empty((0, 0, 0, 0), dtype=torch.bool)
+
+
+def document_mask(document_ids_BT: torch.Tensor, flex: bool = False) -> torch.Tensor | BlockMask:
+    """Every token sees those before it in its own document: (B, 1, T, T), True where it sees."""
+    rows, tokens = document_ids_BT.shape
+    if not flex:
+        places_T = torch.arange(tokens, device=document_ids_BT.device)
+        is_same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+        return (is_same_BTT & (places_T[:, None] >= places_T))[:, None]
+
+    def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (query >= key) & (document_ids_BT[row, query] == document_ids_BT[row, key])
+
+    return create_block_mask(sees, rows, None, tokens, tokens, device=document_ids_BT.device)
+
+
+def can_flex(model: PreTrainedModel) -> bool:
+    """True if a model takes a block mask. FlexAttention has no dropout, and its kernel no heads below 16 numbers."""
+    config = model.config
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dropout = getattr(config, "attn_pdrop", 0.0) or getattr(config, "attention_dropout", 0.0)
+    return bool(model._supports_flex_attn and head_size >= 16 and not dropout)
