@@ -1,13 +1,16 @@
 """One training a GPU, and memory that does not suffice is told from other errors."""
 
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from lmcore.device import choose_precision, device_locked, out_of_memory, peak_memory
+from lmcore.config import TrainConfig
+from lmcore.device import autocast, choose_precision, device_locked, out_of_memory, peak_memory, set_up
 from lmcore.errors import RunError, StoppedError
 
 GPU = torch.device("cuda", 0)
@@ -61,3 +64,33 @@ def test_memory_is_in_bytes() -> None:
 def test_a_cpu_computes_in_fp32_unless_told_otherwise() -> None:
     assert choose_precision("auto", torch.device("cpu")) == "fp32"
     assert choose_precision("fp16", torch.device("cpu")) == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_a_forward_pass_multiplies_in_its_precision_and_weights_stay(precision: Any, dtype: torch.dtype) -> None:
+    weight = torch.ones(2, 2, requires_grad=True)
+    with autocast(precision, torch.device("cpu")):
+        product = weight @ weight
+    product.sum().backward()
+    assert product.dtype == dtype
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize(("tf32", "matmul"), [(True, "high"), (False, "highest")])
+def test_a_gpu_is_set_up_as_asked(
+    deterministic: bool, tf32: bool, matmul: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        set_up(GPU, TrainConfig(tf32=tf32, deterministic=deterministic))
+        assert torch.get_float32_matmul_precision() == matmul
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == deterministic
+    finally:
+        set_up(GPU, TrainConfig(tf32=False))
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 import torch
 from huggingface_hub import errors
@@ -157,7 +156,7 @@ def test_a_hub_name_is_fetched(prepared: Prepared, foreign: Foreign, monkeypatch
 @pytest.mark.parametrize(
     ("failure", "expected", "message"),
     [
-        (httpx.ConnectError("no route"), ConnectionError, r"train\.init_from: the hub did not answer for user/"),
+        (errors.HTTPError("no route"), ConnectionError, r"train\.init_from: the hub did not answer for user/"),
         (errors.HFValidationError("bad name"), ConfigError, r"train\.init_from: user/.* no model of that name came"),
     ],
     ids=["silent", "unknown"],
