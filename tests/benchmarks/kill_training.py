@@ -119,7 +119,7 @@ class Train:
     """Some 100 steps, which take a second: a checkpoint every 7, a validation every 20, dropout on."""
 
     hits = "hit a running trainer"
-    kinds = (INTERRUPTED, TRUNCATED, COLD, TWO_RANKS)
+    kinds: tuple[str, ...] = (INTERRUPTED, TRUNCATED, COLD, TWO_RANKS)
     promise = "all bit-equal"
 
     def __init__(self, folder: Path, two_ranks_every: int = 0) -> None:
@@ -311,7 +311,7 @@ def _wait_for_a_step(run: Run, trainer: Trainer, before: int) -> None:
 def _wait_for_moment(run: Run, trainer: Trainer, draw: random.Random) -> None:
     [moment] = draw.choices(list(MOMENTS), list(MOMENTS.values()))
     step, seconds = newest_step(run), draw.uniform(0, {"any": 0, "write": 0.01, "rename": 0.003}[moment])
-    has_come = {
+    has_come: dict[str, Callable[[], bool]] = {
         "any": lambda: True,
         "write": lambda: bool(_half_written(run)),
         "rename": lambda: newest_step(run) > step,

@@ -82,7 +82,7 @@ class Tokenize:
     """Some 80 chunks, which take a second."""
 
     hits = "hit a running tokenizer"
-    kinds = ("amid a write",)
+    kinds: tuple[str, ...] = ("amid a write",)
     promise = "all survived, same dataset id, 0 orphan files"
 
     def __init__(self, folder: Path) -> None:

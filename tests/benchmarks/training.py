@@ -98,21 +98,25 @@ def _share(seconds: float) -> list[str]:
 
 def resume(setting: Setting) -> None:
     """python -m lmcore train is killed and started again: until its first new step"""
-    every = 5
-    run = setting.run(compile="auto", log_every=1, checkpoint_every=every)
-    _end(_until_step(run, 2 * every + 2))
-    start = time.perf_counter()
-    step = max(int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*"))
-    child = _until_step(run, step + 1)
-    seconds = time.perf_counter() - start
-    _end(child)
+    rows = []
+    for how in ("off", "model") if setting.device == "cuda" else ("off",):
+        run = setting.run(compile=how, log_every=1, checkpoint_every=5)
+        _end(_until_step(run, 12))
+        start = time.perf_counter()
+        step = max(int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*"))
+        child = _until_step(run, step + 1)
+        seconds = time.perf_counter() - start
+        _end(child)
+        feed = setting.told_by_ours("feeding", run=str(run.folder), step=step)["seconds"]
+        rows.append([f"compile {how}", f"{step}", f"{seconds:.2f}", f"{_seconds_to_import():.2f}", f"{1e3 * feed:.1f}"])
+    head = "what|from the checkpoint of step|seconds from kill to first new step|imports|ms to the first batch"
+    table("Starting again", head, rows)
+
+
+def _seconds_to_import() -> float:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import lmcore.train"], env=with_lmcore(), check=True)
-    imports = time.perf_counter() - start
-    feed = setting.told_by_ours("feeding", run=str(run.folder), step=step)["seconds"]
-    rows = [[f"{step}", f"{seconds:.2f}", f"{imports:.2f}", f"{1e3 * feed:.1f}"]]
-    head = "from the checkpoint of step|seconds from kill to first new step|imports|ms to the first batch"
-    table("Starting again", head, rows)
+    return time.perf_counter() - start
 
 
 def _until_step(run: Run, step: int) -> "subprocess.Popen[bytes]":
@@ -170,7 +174,7 @@ def variants(setting: Setting) -> None:
         rows.append([name, f"{speed:,.0f}", f"{100 * mfu:.1f} %", _mib(found), f"{100 * wait:.2f} %", f"{begun:.0f}"])
     kind = {"cuda": "bf16", "cpu": "fp32"}[setting.device]
     head = "variant|tokens/s|MFU|peak MiB|data wait|seconds to the first steps"
-    table(f"Ours in variants; MFU against {setting.matmul_tflops:.1f} TFLOP/s of a {kind} product", head, rows)
+    table(f"Ours in variants; MFU against {setting.matmul_tflops:.3g} TFLOP/s of a {kind} product", head, rows)
     if setting.device != "cuda":
         print(
             "\nNo GPU: MFU is against the CPU's product in fp32, memory is the process's, bf16 and flash are not used."

@@ -54,8 +54,8 @@ class Size:
 SIZES = {
     "tiny": Size(layers=2, width=64, heads=2, block=64, batch=8, vocabulary=512, steps=20),
     "small": Size(layers=6, width=256, heads=8, block=256, batch=8, vocabulary=8000, steps=10),
-    "124M": Size(layers=12, width=768, heads=12, block=1024, batch=32, vocabulary=50_304, steps=20),
-    "350M": Size(layers=24, width=1024, heads=16, block=1024, batch=16, vocabulary=50_304, steps=20),
+    "124M": Size(layers=12, width=768, heads=12, block=1024, batch=16, vocabulary=50_304, steps=20),
+    "350M": Size(layers=24, width=1024, heads=16, block=1024, batch=8, vocabulary=50_304, steps=20),
 }
 
 
@@ -102,7 +102,7 @@ class Setting:
         return RunConfig.model_validate(
             {
                 "store": self.folder / "store",
-                "corpus": {"paths": [self._options.corpus or str(self._text())], "validation_fraction": 0.01},
+                "corpus": {"paths": [self._options.corpus or str(self._text())]},
                 "tokenizer": {"vocab_size": min(size.vocabulary, MOST_PIECES), "max_train_bytes": 3_000_000},
                 "dataset": {"block_size": size.block},
                 "model": {**shape, **model},
