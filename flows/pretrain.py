@@ -1,6 +1,7 @@
 """Corpus -> tokenizer -> shards -> blocks -> training -> evaluation -> export -> report."""
 
 from pathlib import Path
+from textwrap import indent
 
 from prefect import flow
 from pydantic import BaseModel, ConfigDict
@@ -28,15 +29,15 @@ class Pretrained(BaseModel):
     valid_perplexity: float
     valid_bits_per_byte: float
     tokens_per_second: float
-    sample: str
+    samples: list[str]
     account: str
     cached: dict[str, bool]
 
     def summary(self) -> str:
         """Lines for a person."""
-        sample = "\n".join(f"    {line}" for line in self.sample.splitlines())
+        samples = "\n\n".join(indent(text, "    ", lambda line: True) for text in self.samples)
         return (
-            f"sample\n\n{sample}\n\n"
+            f"samples\n\n{samples}\n\n"
             f"validation  {self.valid_loss:.4f} nats per token, perplexity {self.valid_perplexity:.2f}, "
             f"{self.valid_bits_per_byte:.4f} bits per byte\n"
             f"speed       {self.tokens_per_second:,.0f} tokens/s\n"
@@ -75,7 +76,7 @@ def pretrain(config: RunConfig) -> Pretrained:
         valid_perplexity=score.perplexity,
         valid_bits_per_byte=score.bits_per_byte,
         tokens_per_second=trained.tokens_per_second,
-        sample=page.sample,
+        samples=page.samples,
         account=dataset.account(),
         cached=stages.cached,
     )

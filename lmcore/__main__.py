@@ -3,12 +3,14 @@
     tokenize [flags]         corpus -> tokenizer -> shards
     pretrain [flags]         the same, then train, evaluate, export and report
     train RUN_FOLDER         start or continue the training of one run (what the pipeline calls for every training)
+    generate MODEL [flags]   what a model writes; MODEL is an exported folder, a run or a checkpoint
+    plot RUN [RUN ...]       the losses of runs in one picture
     ledger DATASET           where every byte of its corpus went, and the pieces that were left out
     verify DATASET           read every byte of it again; exit status 1 if anything is wrong
     repair DATASET           encode its damaged chunks again
     seen-by DOCUMENT         the datasets and runs that hold a document (a hash of 16 digits, or a file with its text)
 
-DATASET is an id; --store says where (default: LM_STORE, else ./store).
+DATASET is an id, RUN a name or a folder; --store says where (default: LM_STORE, else ./store).
 
 The last line on standard output is one JSON object.
 """
@@ -26,7 +28,7 @@ from typing import Any
 from rich.console import Console
 
 from lmcore import cli
-from lmcore.config import RunConfig, default_store
+from lmcore.config import RunConfig, SampleConfig, default_store
 from lmcore.errors import StoppedError
 
 _log = logging.getLogger("lmcore")
@@ -38,6 +40,8 @@ def main() -> None:
         "tokenize": _tokenize,
         "pretrain": _pretrain,
         "train": _train,
+        "generate": _generate,
+        "plot": _plot,
         "ledger": _ledger,
         "verify": _verify,
         "repair": _repair,
@@ -73,6 +77,8 @@ def _pretrain(arguments: list[str]) -> None:
     evaluation = evaluate(run, training.checkpoint)
     model_dir = export(training, evaluation).model_dir
     page = report(training, evaluation, blocks, config.sample)
+    for warning in page.warnings:
+        _log.warning("%s", warning)
     print(
         json.dumps(
             {
@@ -143,6 +149,47 @@ def _repair(arguments: list[str]) -> None:
 
     chunks, dataset = repair(find_dataset(store, name))
     print(json.dumps({"dataset_id": dataset.id, "repaired": chunks, "chunks_made": dataset.chunks_made}))
+
+
+def _generate(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lmcore generate", argument_default=argparse.SUPPRESS)
+    parser.add_argument("model", help="an exported folder, a run's folder or name, or a checkpoint")
+    parser.add_argument("--prompt", action="append", default=[], help="text to continue; may be given again")
+    parser.add_argument("--prompts-file", type=Path, help="more prompts, one a line")
+    for name in ("tokens", "temperature", "top_k", "top_p", "seed"):
+        parser.add_argument(f"--{name}", help=SampleConfig.model_fields[name].description)
+    parser.add_argument("--store", type=Path, default=default_store())
+    options = vars(parser.parse_args(arguments))
+    prompts = options.pop("prompt")
+    if "prompts_file" in options:
+        prompts += cli.read_prompts(options.pop("prompts_file"))
+    name, store = options.pop("model"), options.pop("store").expanduser()
+    settings = cli.sample_settings(options | {"prompts": prompts or [""]})
+
+    from lmcore.device import choose_device
+    from lmcore.export import open_model
+    from lmcore.generate import generate
+    from lmcore.run import find_folder
+
+    model, tokenizer, block_size = open_model(find_folder(store, name))
+    texts = generate(model.to(choose_device("auto")), tokenizer, settings, block_size)
+    print(*texts, sep="\n\n")
+    samples = [{"prompt": prompt, "text": text} for prompt, text in zip(settings.prompts, texts, strict=True)]
+    print(json.dumps({"model": name, "samples": samples}, ensure_ascii=False))
+
+
+def _plot(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lmcore plot")
+    parser.add_argument("runs", nargs="+", help="a run's folder or name")
+    parser.add_argument("--out", type=Path, default=Path("losses.png"), help="the picture, a PNG (default: losses.png)")
+    parser.add_argument("--store", type=Path, default=default_store())
+    options = parser.parse_args(arguments)
+    from lmcore.plot import plot
+    from lmcore.run import find_folder
+
+    folders = [find_folder(options.store.expanduser(), name) for name in options.runs]
+    picture = plot(folders, options.out.expanduser())
+    print(json.dumps({"picture": str(picture), "runs": options.runs}, ensure_ascii=False))
 
 
 def _seen_by(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ from lmcore.corpus import open_corpus
 from lmcore.encoding import QUARANTINE
 from lmcore.errors import CorpusError, LMError, StoreError
 from lmcore.shards import SPLITS, Shard, shard_path
-from lmcore.store import hash_text, is_whole, open_sealed, read_manifest
+from lmcore.store import hash_text, is_whole, open_sealed, read_manifest, remove
 from lmcore.tokenization import Dataset, dataset_id, tokenize
 from lmcore.tokenizer import TokenizerInfo
 
@@ -57,8 +57,20 @@ def problems(dataset: Path) -> Iterator[tuple[str, str]]:
 
 
 def _adds_up(manifest: dict[str, Any]) -> bool:
-    spans = [span for entry in manifest["chunks"] for span in entry["spans"]]
-    return all(sum(span[name] for span in spans) == manifest["ledger"][name] for name in _ACCOUNT[:3])
+    """Documents, separators and skips are those of the spans and pieces, and together the bytes that were read."""
+    account, entries = manifest["ledger"], manifest["chunks"]
+    spans = [span for entry in entries for span in entry["spans"]]
+    skipped = sum(skip["length"] for skip in account["skips"])
+    return (
+        all(sum(span[name] for span in spans) == account[name] for name in _ACCOUNT[:3])
+        and skipped == account["skipped_bytes"] == sum(row["bytes"] for row in account["skipped"].values())
+        and account["source_bytes"] == account["document_bytes"] + account["separator_bytes"] + skipped
+        and all(
+            sum(entry[split][name] for entry in entries) == total
+            for split in SPLITS
+            for name, total in manifest["splits"][split].items()
+        )
+    )
 
 
 def _check_shard(shard: Shard, figures: dict[str, Any], tokenizer: TokenizerInfo) -> None:
@@ -90,7 +102,9 @@ def repair(dataset: Path) -> tuple[list[str], Dataset]:
     store = dataset.parent.parent
     manifest = read_manifest(dataset)
     for key, _ in found:
-        is_whole(store / "shards" / key)  # removes what is not
+        folder = store / "shards" / key
+        if is_whole(folder):  # which has removed it if not: then it was wrong when it was sealed
+            remove(folder)
     config = CorpusConfig.model_validate(manifest["corpus"])
     corpus, _ = open_corpus(RunConfig(corpus=config, store=store))
     made = tokenize(config, corpus, TokenizerInfo.open(store / "tokenizers" / manifest["tokenizer_id"]), store)
@@ -148,7 +162,8 @@ def document_hash(text_or_hash: str) -> int:
 def seen_by(store: Path, document: int) -> Iterator[tuple[str, str, str]]:
     """("dataset", id, split) and ("run", name, split) of everything in the store that holds a document."""
     holders: dict[str, str] = {}
-    for folder in sorted((store / "datasets").glob("*")):
+    # A folder without a manifest is what a killed run left.
+    for folder in sorted(path.parent for path in (store / "datasets").glob("*/manifest.json")):
         for entry in read_manifest(folder)["chunks"]:
             for split in SPLITS:
                 hashes = Shard(shard_path(store / "shards" / entry["key"], split)).hashes

@@ -18,7 +18,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from lmcore.config import RunConfig
+from lmcore.config import RunConfig, SampleConfig
 from lmcore.errors import ConfigError, LMError
 
 ERROR_PREFIX = "error: "
@@ -86,6 +86,22 @@ def parse(arguments: list[str], program: str, about: str) -> RunConfig:
             """brackets: --corpus.exclude '["[a-z]*"]'; one with a quote in it, in the --config file"""
         ) from None
     return RunConfig.model_validate(settings.model_dump())
+
+
+def sample_settings(options: dict[str, Any]) -> SampleConfig:
+    """Checked settings of samples. Raises ConfigError that names what is wrong."""
+    try:
+        return SampleConfig.model_validate(options)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, "command line")) from None
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file. Raises ConfigError when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--prompts-file {path}: {error}") from None
 
 
 def main(verb: Callable[[], None]) -> None:

@@ -164,8 +164,8 @@ def _source_of(function: str) -> str:
         module = importlib.util.find_spec(function.rpartition(".")[0])
     except ImportError:
         module = None
-    if module is None or not module.origin:
-        raise ConfigError(f"corpus.filter: there is no {function}; give package.module.function")
+    if module is None or not module.origin or not module.has_location:
+        raise ConfigError(f"corpus.filter: there is no {function} in a file; give package.module.function")
     return hash_file(Path(module.origin))
 
 

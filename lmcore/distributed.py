@@ -98,6 +98,22 @@ def reduced_at(module: Any, is_last: bool) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+@contextmanager
+def unsharded(module: Any) -> Iterator[None]:
+    """While the body runs, parts of ``module`` may be called by themselves, its transformer blocks as ever one by one.
+
+    All ranks must do so, and call the same.
+    """
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor of which ranks may hold shares; every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

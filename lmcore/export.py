@@ -1,16 +1,18 @@
-"""A trained model as a folder that transformers opens: weights, settings, tokenizer and model card."""
+"""A trained model as a folder that transformers opens: weights, settings, tokenizer and model card. And back."""
 
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from lmcore.checkpoint import trained_model
+from lmcore.checkpoint import newest_checkpoint, trained_model
+from lmcore.errors import StoreError
 from lmcore.evaluate import Evaluation
 from lmcore.run import Run
 from lmcore.store import MANIFEST, Output, is_whole, json_bytes, open_sealed, read_manifest, remove, sealed_folder
+from lmcore.tokenizer import Tokenizer
 from lmcore.train import TrainingResult
 
 
@@ -42,6 +44,41 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
         _set_longest_text(temporary / "tokenizer_config.json", run.config.dataset.block_size)
         (temporary / "README.md").write_text(_model_card(run, training, evaluation), encoding="utf-8")
     return Export(model_dir=folder)
+
+
+def open_model(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
+    """The model in an export, a run's folder (what it trained best, or its newest checkpoint) or a checkpoint; its
+    tokenizer; and the tokens in its longest context.
+
+    Raises StoreError when there is no model.
+    """
+    if (folder / "state.json").exists():
+        return _of_run(Run.open(folder.absolute().parents[1]), folder)
+    if not (folder / "checkpoints").is_dir():
+        return _of_export(folder)
+    run = Run.open(folder)
+    result = TrainingResult.load(run.folder)
+    checkpoint = result.checkpoint if result is not None else newest_checkpoint(run.checkpoints)
+    if checkpoint is None:
+        raise StoreError(f"{folder} has no checkpoint yet")
+    return _of_run(run, checkpoint)
+
+
+def _of_run(run: Run, checkpoint: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
+    return trained_model(run, checkpoint), run.tokenizer(), run.config.dataset.block_size
+
+
+def _of_export(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{folder} holds no model: it is neither an export, a run nor a checkpoint ({error})"
+        ) from None
+    config = model.config
+    special = {"eos_id": config.eos_token_id, "pad_id": config.pad_token_id}
+    tokenizer = Tokenizer(folder, {"id": "", "vocab_size": config.vocab_size, **special})
+    return model, tokenizer, config.max_position_embeddings
 
 
 def _generation_config(run: Run) -> GenerationConfig:

@@ -1,4 +1,12 @@
-"""Sampling text from a model."""
+"""Sampling text from a model.
+
+Shapes: P prompts, T tokens so far (shorter rows are padded on the left), V pieces in the vocabulary.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 from transformers import PreTrainedModel
@@ -10,32 +18,133 @@ from transformers.generation import (
 )
 
 from lmcore.config import SampleConfig
+from lmcore.metrics import MetricsWriter, read_metrics
+from lmcore.run import Run
+from lmcore.section import fingerprint
+from lmcore.store import write_file
 from lmcore.tokenizer import Tokenizer
 
+_PROMPTS_AT_ONCE = 32
 
-@torch.no_grad()
-def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig, block_size: int) -> str:
-    """The prompt and what the model writes after it, to the end of the document at most.
 
-    The model sees the last ``block_size`` tokens, the document's beginning (EOS) among them while it fits.
+def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig, block_size: int) -> list[str]:
+    """Every prompt and what the model writes after it, to the end of the document at most.
+
+    The model sees the last ``block_size`` tokens, the document's beginning (EOS) among them while it fits. Every
+    prompt has draws of its own, so it gives what it gives alone, but for rounding in the last bits.
     """
-    device = model.device
-    random = torch.Generator(device).manual_seed(config.seed)
-    ids = torch.tensor([[tokenizer.eos_id, *tokenizer.encode(config.prompt)]], device=device)
-    was_training = model.training
+    prompts = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    texts = [""] * len(prompts)
+    with _reading(model):
+        for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+            group = by_length[start : start + _PROMPTS_AT_ONCE]
+            written = _continue(model, [prompts[index] for index in group], config, block_size, tokenizer.eos_id)
+            for index, ids in zip(group, written, strict=True):
+                texts[index] = tokenizer.decode(prompts[index][1:] + ids)
+    return texts
+
+
+def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsWriter | None) -> None:
+    """Let the model write the run's samples, and keep them in samples.jsonl as those of ``step``.
+
+    Samples of this and later steps, from before a resume, are dropped. ``metrics`` shows the texts in TensorBoard. It
+    is None on ranks that write nothing; they compute along, as a model that is spread over them needs.
+    """
+    prompts = run.config.sample.prompts
+    texts = generate(model, run.tokenizer(), run.config.sample, run.config.dataset.block_size)
+    if metrics is None:
+        return
+    rows = [row for row in read_metrics(run.samples) if row["step"] < step]
+    rows += [{"step": step, "prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+    write_file(run.samples, b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+    for number, text in enumerate(texts, 1):
+        metrics.write_text(f"samples/{number}", text, step)
+
+
+@contextmanager
+def _reading(model: PreTrainedModel) -> Iterator[None]:
+    """Run the model without dropout, uncompiled (every step has another shape), and on an attention path that knows
+    caches and padding, whatever it trains with."""
+    was_training, attention = model.training, model.config._attn_implementation
     model.eval()
-    for _ in range(config.tokens):
-        logits_BV = model(input_ids=ids[:, -block_size:], use_cache=False).logits[:, -1].float()
-        if config.temperature == 0:
-            following = logits_BV.argmax(-1, keepdim=True)
-        else:
-            probabilities = _warpers(config)(ids, logits_BV).softmax(-1)
-            following = torch.multinomial(probabilities, 1, generator=random)
-        if following.item() == tokenizer.eos_id:
-            break
-        ids = torch.cat([ids, following], dim=1)
-    model.train(was_training)
-    return tokenizer.decode(ids[0, 1:].tolist())
+    if attention not in ("sdpa", "eager"):
+        model.set_attn_implementation("sdpa")
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.train(was_training)
+        if attention not in ("sdpa", "eager"):
+            model.set_attn_implementation(attention)
+
+
+def _continue(
+    model: PreTrainedModel, prompts: list[list[int]], config: SampleConfig, block_size: int, eos_id: int
+) -> list[list[int]]:
+    """The ids that follow each prompt, up to the first EOS."""
+    longest = max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
+    rows = [[eos_id] * count + prompt for count, prompt in zip(padding, prompts, strict=True)]
+    ids_PT = torch.tensor(rows, device=model.device)
+    next_logits = _NextLogits(model, padding, block_size)
+    # Of seed and prompt: prompts that shared their draws would be continued alike.
+    seeds = [int(fingerprint(config.seed, prompt), 16) for prompt in prompts]
+    draws = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
+    is_over_P = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    while ids_PT.shape[1] < longest + config.tokens and not is_over_P.all():
+        following_P = _draw(next_logits(ids_PT), ids_PT, config, draws)
+        is_over_P |= following_P == eos_id
+        ids_PT = torch.cat([ids_PT, following_P.masked_fill(is_over_P, eos_id)[:, None]], dim=1)
+    return [list(takewhile(lambda token: token != eos_id, row)) for row in ids_PT[:, longest:].tolist()]
+
+
+class _NextLogits:
+    """The model's logits after the last token. Keys and values are kept while all that was read fits a block."""
+
+    def __init__(self, model: PreTrainedModel, padding: list[int], block_size: int) -> None:
+        self._model = model
+        self._padding = padding
+        self._block_size = block_size
+        self._cache = None
+
+    def __call__(self, ids_PT: torch.Tensor) -> torch.Tensor:
+        fits = ids_PT.shape[1] <= self._block_size
+        if not fits:
+            self._cache = None
+        window_PT = ids_PT[:, -self._block_size :]
+        output = self._model(
+            input_ids=window_PT if self._cache is None else window_PT[:, -1:],
+            past_key_values=self._cache,
+            use_cache=fits,
+            logits_to_keep=1,
+            **self._places(ids_PT.shape[1], window_PT.shape[1]),
+        )
+        self._cache = output.past_key_values if fits else None
+        logits_PV: torch.Tensor = output.logits[:, -1].float()
+        return logits_PV
+
+    def _places(self, length: int, width: int) -> dict[str, torch.Tensor]:
+        """Mask and positions where there is padding in the last ``width`` of ``length`` columns."""
+        scrolled = length - width
+        if max(self._padding) <= scrolled:
+            return {}
+        columns_T = torch.arange(scrolled, length, device=self._model.device)
+        mask_PT = columns_T >= torch.tensor(self._padding, device=self._model.device)[:, None]
+        positions_PT = (mask_PT.cumsum(1) - 1).clamp(min=0)
+        new = 1 if self._cache is not None else width
+        return {"attention_mask": mask_PT.long(), "position_ids": positions_PT[:, -new:]}
+
+
+def _draw(
+    logits_PV: torch.Tensor, ids_PT: torch.Tensor, config: SampleConfig, draws: list[torch.Generator]
+) -> torch.Tensor:
+    """One token a row (P), by a generator a row."""
+    if config.temperature == 0:
+        return logits_PV.argmax(-1)
+    probabilities_PV = _warpers(config)(ids_PT, logits_PV).softmax(-1)
+    rows = zip(probabilities_PV, draws, strict=True)
+    return torch.cat([torch.multinomial(row_V, 1, generator=draw) for row_V, draw in rows])
 
 
 def _warpers(config: SampleConfig) -> LogitsProcessorList:

@@ -14,7 +14,7 @@ from lmcore.device import wide_float
 
 _WINDOW = 100
 """Steps over which mean and variance of the loss are averaged, exponentially."""
-_REMEMBERED = 16
+_FIGURES, _REMEMBERED = 6, 16
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class Standing:
     """Bad steps so far in this run."""
     steps: list[int]
     """The last of them, at most 16."""
+    loss: float
+    """Of the last of them, nats per token."""
+    norm: float
+    """Of its gradient."""
     is_over: bool
     """One more than allowed."""
 
@@ -34,8 +38,9 @@ class Guard:
 
     def __init__(self, config: TrainConfig, device: torch.device, saved: list[float] | None = None) -> None:
         self._config = config
-        # steps judged good, mean and variance of their losses, bad steps, and the numbers of the last of these
-        self._state = torch.tensor(saved or [0.0] * (4 + _REMEMBERED), dtype=wide_float(device), device=device)
+        # Steps judged good, mean and variance of their losses; bad steps, loss and norm of the last one, and the numbers
+        # of the last of them.
+        self._state = torch.tensor(saved or [0.0] * (_FIGURES + _REMEMBERED), dtype=wide_float(device), device=device)
         self._places = torch.arange(_REMEMBERED, device=device)
 
     def skips(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
@@ -43,8 +48,8 @@ class Guard:
 
         ``loss`` is in nats per token, ``norm`` the gradient's before clipping.
         """
-        good, mean, variance, bad = self._state[:4].unbind()
-        loss = loss.to(self._state.dtype)
+        good, mean, variance, bad, last_loss, last_norm = self._state[:_FIGURES].unbind()
+        loss, norm = loss.to(self._state.dtype), norm.to(self._state.dtype)
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         if self._config.spike_deviations:
             limit = mean + self._config.spike_deviations * variance.sqrt()
@@ -59,17 +64,19 @@ class Guard:
             mean + share * change,
             (1 - share) * (variance + share * change * change),
             bad + is_counted,
+            torch.where(is_counted, loss, last_loss),
+            torch.where(is_counted, norm, last_norm),
         ]
         is_here = (self._places == bad % _REMEMBERED) & is_counted
-        self._state = torch.cat([torch.stack(figures), torch.where(is_here, step, self._state[4:])])
+        self._state = torch.cat([torch.stack(figures), torch.where(is_here, step, self._state[_FIGURES:])])
         return skip
 
     def standing(self) -> Standing:
         """Waits for the device."""
         figures = self.figures()
-        bad = int(figures[3])
-        steps = [int(step) for step in figures[4 : 4 + min(bad, _REMEMBERED)]]
-        return Standing(bad, sorted(steps), bad > self._config.max_skipped)
+        bad, loss, norm = int(figures[3]), *figures[4:_FIGURES]
+        steps = [int(step) for step in figures[_FIGURES : _FIGURES + min(bad, _REMEMBERED)]]
+        return Standing(bad, sorted(steps), loss, norm, bad > self._config.max_skipped)
 
     def figures(self) -> list[float]:
         """For a checkpoint. Waits for the device."""

@@ -131,8 +131,8 @@ def run_workers(folder: Path, nproc: int) -> int:
         return STOPPED_STATUS
     except ChildFailedError as error:
         statuses = {failure.exitcode for failure in error.failures.values()}
-        killed = [-status for status in statuses if status < 0]
-        if killed:
+        killed = sorted((-status for status in statuses if status < 0), key=lambda number: number == signal.SIGTERM)
+        if killed:  # SIGTERM is what the agent itself sent to the others
             return _SIGNALLED + killed[0]
         return STOPPED_STATUS if statuses == {STOPPED_STATUS} else max(statuses)
     return 0

@@ -7,13 +7,14 @@ Shapes: B blocks of a batch in this rank, T tokens in a block.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lmcore.device import autocast, choose_precision, out_of_memory, set_up, wide_float
-from lmcore.distributed import Ranks, reduced_at, spread, whole
+from lmcore.distributed import Ranks, reduced_at, spread, unsharded, whole
 from lmcore.errors import ConfigError
 from lmcore.guard import Guard
 from lmcore.loader import Batch
@@ -89,6 +90,10 @@ class Learner:
         figures = torch.stack([loss.to(self._found.dtype), torch.ones_like(self._found[0]), tokens])
         self._found += torch.where(skip, 0, figures)
         return norm
+
+    def whole_model(self) -> AbstractContextManager[None]:
+        """While the body runs, the model may be called as it is, by all ranks alike."""
+        return unsharded(self._loss)
 
     def _backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean loss in nats per token and number of tokens, over all ranks; gradients are in place."""

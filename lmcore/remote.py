@@ -53,9 +53,9 @@ def file_name(path: str) -> str:
 
 
 def open_stored(path: str) -> IO[bytes]:
-    """The stored bytes of a file; seekable if it is local."""
+    """The stored bytes of a file; seekable if it is local. What has become a pipe reads as empty, without waiting."""
     if not is_url(path):
-        return open(path, "rb")
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     return io.BufferedReader(_RemoteFile(path), _READ_BYTES)
 
 

@@ -1,11 +1,9 @@
 """A finished run as a page for people: report.md and report.png."""
 
 import base64
-import logging
 import platform
 import re
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,30 @@ from lmcore.device import choose_device
 from lmcore.errors import StoreError
 from lmcore.evaluate import Evaluation, Score
 from lmcore.generate import generate
+from lmcore.history import events, figures, loss_table, source_table, warnings
 from lmcore.metrics import Row, read_metrics
+from lmcore.plot import loss_picture
 from lmcore.run import Run
 from lmcore.section import fingerprint
 from lmcore.store import Record, hash_file, read_manifest, write_file
+from lmcore.stream import source_names
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer_report import dataset_report
 from lmcore.train import TrainingResult
 
-logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache otherwise
+_EARLIER_SAMPLES = 3
 _PACKAGES = ("torch", "transformers", "sentencepiece", "pyarrow", "numpy")
 
 
 class Report(Record):
-    """The report of a run, and the sample in it."""
+    """The report of a run, and the samples in it."""
 
     file_name = "report.json"
     about: str
-    """Fingerprint of the training, the evaluation and the sample's settings."""
-    sample: str
+    """Fingerprint of the training, the evaluation and the samples' settings."""
+    samples: list[str]
+    warnings: list[str]
+    """For whoever started the run: what the losses say, in words."""
     hashes: dict[str, str]
     """Of report.md and report.png."""
 
@@ -61,20 +64,21 @@ class Report(Record):
 
 
 def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, settings: SampleConfig) -> Report:
-    """Write a sample, the loss picture and the page, or return what is there for this very step."""
+    """Write samples, the loss picture and the page, or return what is there for this very step."""
     run = Run.open(training.folder)
     found, about = Report.load(run.folder), report_key(training, evaluation, blocks, settings)
     if found is not None and found.about == about and _hashes(run.folder) == found.hashes:
         return found
     rows = read_metrics(run.metrics)
-    sample = _sample(run, training, settings)
+    samples = _samples(run, training, settings)
     write_file(run.folder / "report.png", loss_picture(rows, training.run))
-    page = _page(run, training, evaluation, blocks, rows, (settings, sample))
+    page = _page(run, training, evaluation, blocks, rows, (settings, samples))
     write_file(run.folder / "report.md", page.encode())
     return Report(
         folder=run.folder,
         about=about,
-        sample=sample,
+        samples=samples,
+        warnings=_warnings(rows, run),
         hashes=_hashes(run.folder),
     ).save()
 
@@ -85,64 +89,17 @@ def report_key(training: TrainingResult, evaluation: Evaluation, blocks: Blocks,
     return fingerprint(ledger, *(part.model_dump(mode="json") for part in (training, evaluation, blocks, settings)))
 
 
-def loss_table(rows: list[Row], most: int = 50) -> list[dict[str, Any]]:
-    """At most ``most`` rows of step, tokens and losses, spread evenly to the last; every validation if they fit."""
-    validations = {row["step"]: row["loss"] for row in rows if row["kind"] == "validation"}
-    trains = {row["step"]: row for row in rows if row["kind"] == "train"}
-    steps = sorted(trains.keys() | validations.keys())
-    if len(steps) > most:
-        steps = [step for step in steps if step in validations] or steps
-    stride = -(-len(steps) // most) or 1
-    tokens = {row["step"]: row["tokens"] for row in rows}
-    return [
-        {
-            "step": step,
-            "tokens": tokens[step],
-            "train loss": _rounded(trains.get(step, {}).get("loss")),
-            "validation loss": _rounded(validations.get(step)),
-        }
-        for step in reversed(steps[::-1][::stride])
-    ]
-
-
-def _rounded(value: float | None) -> float | str:
-    return "" if value is None else round(value, 4)
-
-
-def loss_picture(rows: list[Row], title: str) -> bytes:
-    """Training and validation loss against tokens, as PNG. Texts in it are ASCII."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for kind, style, color in (("train", "-", "#7da7d9"), ("validation", "o-", "#c0392b")):
-        points = [(row["tokens"], row["loss"]) for row in rows if row["kind"] == kind]
-        if points:
-            tokens, losses = zip(*points, strict=True)
-            axes.plot(tokens, losses, style, color=color, label=kind, markersize=4, linewidth=1.4)
-    axes.set_xlabel("tokens trained on")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title(title.encode("ascii", "replace").decode(), fontsize=10)
-    axes.xaxis.set_major_formatter(lambda value, _: _short(value))
-    axes.grid(alpha=0.25)
-    if rows:
-        axes.legend()
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def _short(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
-
-
-def _sample(run: Run, training: TrainingResult, settings: SampleConfig) -> str:
+def _samples(run: Run, training: TrainingResult, settings: SampleConfig) -> list[str]:
     model = trained_model(run, training.checkpoint)
     model.to(choose_device(run.config.train.device))
     return generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
+
+
+def _warnings(rows: list[Row], run: Run) -> list[str]:
+    trained, validated = (source_names(run.dataset_folder, split) for split in ("train", "validation"))
+    unseen = [name for name in trained if name not in validated]
+    where = "no validation document is of the source {}: its loss is not known (corpus.validation_fraction)"
+    return [*warnings(rows), *(where.format(name) for name in unseen)]
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -156,38 +113,70 @@ def _page(
     evaluation: Evaluation,
     blocks: Blocks,
     rows: list[Row],
-    sample: tuple[SampleConfig, str],
+    samples: tuple[SampleConfig, list[str]],
 ) -> str:
-    model, settings = run.config.model, run.config.train
-    drawn, text = sample
     manifest = read_manifest(run.dataset_folder)
-    summary = {
-        "validation loss": f"{evaluation.nats_per_token:.4f} nats per token",
-        "perplexity": f"{evaluation.perplexity:.2f}",
-        "bits per byte": f"{evaluation.bits_per_byte:.4f}",
-        "training loss": f"{training.train_loss:.4f} nats per token (last {settings.log_every} steps)",
-        "model": f"{model.architecture}, {model.layers} layers, {model.width} wide, {model.heads} heads",
-        "parameters": f"{training.parameters:,} ({training.trainable_parameters:,} trained)",
-        "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens",
-        "tokens trained on": f"{training.tokens:,} ({rows[-1]['epoch']:.2f} epochs)",
-        "throughput": f"{training.tokens_per_second:,.0f} tokens/s on {training.device} in {training.precision}",
-    }
     parts = [
         f"# {training.run}",
-        _table(("result", ""), summary.items()),
+        *(f"**Warning:** {warning}." for warning in _warnings(rows, run)),
+        _table(("result", ""), _summary(run, training, evaluation, blocks, rows).items()),
         "![loss](report.png)",
-        "## Sample",
-        _fenced(text),
-        f"Prompt {drawn.prompt!r}, temperature {drawn.temperature:g}, top-k {drawn.top_k}, seed {drawn.seed}.",
+        "## Samples",
+        *_sample_sections(*samples),
+        *_earlier_samples([row for row in read_metrics(run.samples) if row["step"] < training.step]),
         "## Losses",
         _table(("step", "tokens", "train", "validation"), (row.values() for row in loss_table(rows, 12))),
         *_source_losses(evaluation.sources),
+        *_sources_over_time(source_table(rows)),
+        *_events(events(rows)),
         "## Data",
         *data_sections(manifest, blocks),
         "## Made with",
         _table(("", ""), _ids_and_versions(run).items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _summary(
+    run: Run, training: TrainingResult, evaluation: Evaluation, blocks: Blocks, rows: list[Row]
+) -> dict[str, str]:
+    model, settings = run.config.model, run.config.train
+    epochs = next(row["epoch"] for row in reversed(rows) if row["kind"] == "train")
+    return {
+        "validation loss": f"{evaluation.nats_per_token:.4f} nats per token",
+        "perplexity": f"{evaluation.perplexity:.2f}",
+        "bits per byte": f"{evaluation.bits_per_byte:.4f}",
+        "training loss": f"{training.train_loss:.4f} nats per token (last {settings.log_every} steps)",
+        "model": f"{model.architecture}, {model.layers} layers, {model.width} wide, {model.heads} heads",
+        "parameters": f"{training.parameters:,} ({training.trainable_parameters:,} trained)",
+        "FLOPs": f"{training.flops_per_token * training.tokens:.2e} ({training.flops_per_token:.2e} a token)",
+        "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens"
+        + (f" (the best; training ended at {training.last_step:,})" if training.last_step != training.step else ""),
+        "tokens trained on": f"{training.tokens:,} ({epochs:.2f} epochs)",
+        "throughput": f"{training.tokens_per_second:,.0f} tokens/s on {training.device} in {training.precision}",
+        **figures(rows),
+    }
+
+
+def _sample_sections(settings: SampleConfig, texts: list[str]) -> list[str]:
+    drawn = f"temperature {settings.temperature:g}, top-k {settings.top_k}, seed {settings.seed}"
+    pairs = zip(settings.prompts, texts, strict=True)
+    return [part for prompt, text in pairs for part in (_fenced(text), f"Prompt {prompt!r}, {drawn}.")]
+
+
+def _earlier_samples(rows: list[Row]) -> list[str]:
+    """What the model wrote to its first prompt at the last few steps of sampling, the oldest first."""
+    firsts = [row for row in rows if row["prompt"] == rows[0]["prompt"]][-_EARLIER_SAMPLES:]
+    parts = [part for row in firsts for part in (f"Step {row['step']:,}:", _fenced(row["text"]))]
+    return ["### While it was trained", *parts] if parts else []
+
+
+def _sources_over_time(table: list[dict[str, Any]]) -> list[str]:
+    return [_table(("step", *list(table[0])[1:]), (row.values() for row in table))] if table else []
+
+
+def _events(found: list[tuple[int, str]]) -> list[str]:
+    return ["## Events", _table(("step", ""), ((f"{step:,}", message) for step, message in found))] if found else []
 
 
 def _source_losses(scores: dict[str, Score]) -> list[str]:

@@ -1,7 +1,7 @@
 """A run: the folder of one training, named by everything that decides its result.
 
-    runs/<name>/  config.json  lock  metrics.jsonl  checkpoints/  training.json  evaluation.json
-                  model/  report.md  report.png
+    runs/<name>/  config.json  lock  metrics.jsonl  samples.jsonl  tensorboard/  checkpoints/  training.json
+                  evaluation.json  model/  report.md  report.png
 
 The name comes from the result fields of the settings and the dataset id, so the same command finds the
 same folder, continues what is unfinished and returns what is done.
@@ -22,13 +22,15 @@ from lmcore.tokenizer import Tokenizer, TokenizerInfo
 
 def run_identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
     """Everything that decides what is trained. Two runs that agree here are one run."""
+    train = config.train
+    early_stopping = {"validate_every": train.validate_every, "validation_tokens": train.validation_tokens}
     return {
         "format_version": FORMAT_VERSION,
         "dataset_id": dataset.id,
         "tokenizer_id": dataset.tokenizer_id,
         "dataset": result_fields(config.dataset),
         "model": result_fields(config.model),
-        "train": result_fields(config.train),
+        "train": result_fields(train) | (early_stopping if train.patience else {}),
     }
 
 
@@ -97,11 +99,27 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def samples(self) -> Path:
+        return self.folder / "samples.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
     def lock(self) -> Path:
         return self.folder / "lock"
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.tokenizer_folder)
+
+
+def find_folder(store: Path, name: str) -> Path:
+    """A folder given by its path, or a run's by its name. Raises StoreError when there is neither."""
+    for folder in (Path(name).expanduser(), store / "runs" / name):
+        if folder.is_dir():
+            return folder
+    raise StoreError(f"there is neither a folder {name} nor a run of that name in {store}")
 
 
 def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path, fresh: bool = False) -> Run:

@@ -279,10 +279,14 @@ def _ends_span(content: bytearray, starts: Ends, ends: Ends, target: int) -> npt
     """True for a document with probability length / target: the same for the same one, wherever it stands.
 
     Eight bytes spread over the document and its length are hashed, so one takes some 100 ns whatever its size.
+    An empty row of a table never ends a span.
     """
+    if not content:
+        return np.zeros(len(ends), np.bool_)
     lengths = ends - starts
     places = starts[:, None] + (lengths - 1)[:, None] * np.arange(8) // 7
-    samples = np.frombuffer(content, np.uint8)[places].view(np.uint64)[:, 0]
+    # Clipped, because the last row, if it is empty, begins where the content ends.
+    samples = np.frombuffer(content, np.uint8).take(places, mode="clip").view(np.uint64)[:, 0]
     hashes = mix(samples ^ mix(lengths.astype(np.uint64)))
     return np.asarray(hashes < np.minimum(lengths / target, 0.999) * 2.0**64)
 

@@ -101,8 +101,10 @@ def prepare_store(store: Path) -> Path:
         check_version(_read_json(version_file), version_file)
     else:
         write_file(version_file, json_bytes({"format_version": FORMAT_VERSION}))
-    for folder in ("", "tokenizers", "shards", "datasets", "runs"):
-        sweep(store / folder)
+    sweep(store)
+    for pattern in ("tokenizers", "shards", "datasets", "datasets/*", "runs"):
+        for folder in store.glob(pattern):
+            sweep(folder)
     return store
 
 
@@ -364,9 +366,7 @@ def locked(
             file.seek(0)
             owner = file.read().strip() or "another process"
             if when_locked == "refuse":
-                raise RunError(
-                    f"{what} is in use by {owner}: wait for it to end, or start with --when_locked wait"
-                )
+                raise RunError(f"{what} is in use by {owner}: wait for it to end, or start with --when_locked wait")
             _log.info("waiting: %s is in use by %s", what, owner)
             # A blocking flock would begin again after every signal whose handler only takes a note.
             while not _lock(file):

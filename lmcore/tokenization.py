@@ -31,6 +31,7 @@ from lmcore.store import (
     manifest_bytes,
     open_sealed,
     read_manifest,
+    sweep,
     write_file,
 )
 from lmcore.tokenizer import TokenizerInfo
@@ -79,13 +80,23 @@ class Dataset(Output):
 
     def verify(self) -> None:
         """As ``Output.verify``; a file of which size, time and inode are unchanged is not read again."""
-        manifest = read_manifest(self.folder)
         if hash_file(self.folder / MANIFEST) != self.manifest_hash:
             raise StoreError(f"{self.folder / MANIFEST} now tells of another reading of the corpus")
-        store = self.folder.parent.parent
+        verify_chunks(self.folder)
+
+
+def verify_chunks(dataset: Path) -> None:
+    """Check the sizes of a dataset's shards, and the bytes of those that changed since they were checked last.
+
+    Raises StoreError that names the first file that is missing, truncated or changed.
+    """
+    store = dataset.parent.parent
+    try:
         with Index(store) as index:
-            for key in {chunk["key"] for chunk in manifest["chunks"]}:
+            for key in {chunk["key"] for chunk in read_manifest(dataset)["chunks"]}:
                 open_sealed(store / "shards" / key, index.hash_of)
+    except StoreError as error:
+        raise StoreError(f"{error} (python -m lmcore repair {dataset.name} --store {store} makes it again)") from None
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,8 @@ def tokenize(
     """Encode what is not in the store yet, and write the dataset's manifest.
 
     ``executor`` is anything with the interface of ``concurrent.futures`` whose workers see the store at the same
-    path (processes, dask's ``client.get_executor()``); without one, config.workers threads encode.
+    path (processes, dask's ``client.get_executor()``); without one, config.workers threads encode. With one,
+    twice config.workers chunks are on their way at a time: set it to the number of its workers.
     Memory: about three chunks a worker. Raises CorpusError when no text, or no validation text, is found.
     """
     done = 0
@@ -132,6 +144,8 @@ def tokenize(
             work = _Work(config, tokenizer, store, index, encoders, ledger)
             plans = [plan for group in groups(found, config) for plan in work.plan(group)]
         entries = [_entry(plan, store, ledger) for plan in plans]
+    if executor is not None:
+        sweep(store / "shards")  # of a worker that died amid a chunk, which another worker then made
     progress(corpus.stored_bytes, corpus.stored_bytes)
     if ledger.skipped and config.on_bad_input == "fail":
         bad = ledger.skipped[0]

@@ -116,10 +116,13 @@ def make_tokenizer(config: TokenizerConfig, corpus_config: CorpusConfig, corpus:
 
 
 class Tokenizer:
-    """Text to ids and back. Text never becomes a control id, whatever it spells."""
+    """Text to ids and back. Text never becomes a control id, whatever it spells.
 
-    def __init__(self, folder: Path) -> None:
-        manifest = read_manifest(folder)
+    ``about`` is for a folder outside the store, an export's: what else the manifest says of ids.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+        manifest = about or read_manifest(folder)
         self.id: str = manifest["id"]
         self.vocab_size: int = manifest["vocab_size"]
         self.eos_id: int = manifest["eos_id"]

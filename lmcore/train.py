@@ -45,6 +45,7 @@ from lmcore.run import Run
 from lmcore.schedule import Schedule, planned_steps
 from lmcore.store import Record, locked, open_sealed
 from lmcore.stream import IGNORED_LABEL
+from lmcore.tokenization import verify_chunks
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Training
     another process trains the run or uses the GPU.
 
     Raises StoppedError after saving a checkpoint when ``should_stop`` said so or the time is up, TrainingError when
-    more steps were bad than train.max_skipped, RunError when the run or its GPU is in use.
+    more steps were bad than train.max_skipped, RunError when the run or its GPU is in use, StoreError when a shard is
+    damaged (sizes are checked at every start, bytes once).
     """
     ranks, when_locked = Ranks.of_environment(), run.config.when_locked
     device = choose_device(run.config.train.device, ranks.local_rank)
@@ -140,6 +142,8 @@ class _Training:
 
     def __init__(self, run: Run, ranks: Ranks, device: torch.device) -> None:
         self.run, self.ranks, self.config = run, ranks, run.config.train
+        if ranks.is_first:
+            verify_chunks(run.dataset_folder)
         self.blocks = open_blocks(run.dataset_folder, run.config.dataset)
         shape = (len(self.blocks), run.config.dataset.block_size)
         self.total_steps = planned_steps(self.config, *shape)
@@ -190,6 +194,8 @@ class _Training:
 
     def _train(self, should_stop: Callable[[], bool]) -> None:
         state, config, learner = self.state, self.config, self.learner
+        if config.find_micro_batch and (batch := next(self._batches(), None)) is not None:
+            _log.info("micro-batches of %d blocks", learner.find_micro_batch(batch))
         for batch in self.clock.waiting_for(self._batches()):
             rate = self.schedule.rate(state.step)
             norm = learner.learn(state.step + 1, batch, rate)
@@ -256,26 +262,23 @@ class _Training:
     def _check_guard(self) -> None:
         """Tell of steps that were skipped; raise _OneTooManyError when they were too many."""
         standing = self.learner.guard.standing()
-        for step in standing.steps[max(0, len(standing.steps) - standing.bad + self.told) :]:
-            self._tell_of(step)
-        self.told = standing.bad
+        new, self.told = standing.bad - self.told, standing.bad
+        for step in standing.steps[len(standing.steps) - new :]:
+            self._event(f"step {step} was skipped", documents=self._documents_of(step))
         if standing.is_over:
             raise _OneTooManyError(
-                f"{standing.bad} steps had a loss or gradient that is no number, or a spike, the last of them step "
-                f"{standing.steps[-1]}; train.max_skipped is {self.config.max_skipped}. The checkpoint before it is "
-                f"good. Lower train.learning_rate (now {self.config.learning_rate}) or clip harder "
+                f"step {standing.steps[-1]} has loss {standing.loss:.4g} and gradient norm {standing.norm:.4g}, and "
+                f"{self.config.max_skipped} bad steps are allowed (train.max_skipped). Its documents stand in "
+                f"{self.run.metrics}. Lower train.learning_rate (now {self.config.learning_rate}) or clip harder "
                 "(train.grad_clip), then start with --fresh"
             )
 
-    def _tell_of(self, step: int) -> None:
-        """Write which documents a bad step was made of."""
+    def _documents_of(self, step: int) -> list[str]:
+        """Hashes of the documents that a step learns from."""
         first = self.state.passed_over + (step - 1) * self.config.batch_size
         positions = np.arange(first, first + self.config.batch_size)
-        documents = self.blocks.document_hashes(positions, self.config.seed, self.run.config.dataset.shuffle)
-        self._event(
-            f"step {step} was skipped: its loss or gradient is no number, or its loss a spike",
-            documents=[f"{name:016x}" for name in documents],
-        )
+        shuffle = self.run.config.dataset.shuffle
+        return [f"{name:016x}" for name in self.blocks.document_hashes(positions, self.config.seed, shuffle)]
 
     def _roll_back(self, error: TrainingError) -> None:
         """Go back to the newest checkpoint, once, and pass over the blocks since; else raise ``error``."""
@@ -316,7 +319,8 @@ class _Training:
         """Score the validation documents; True if that gave the best loss so far."""
         state = self.state
         self._pause()
-        scores = self.validation()
+        with self.learner.whole_model():
+            scores = self.validation()
         score = sum(scores.values(), Score())
         if not math.isfinite(score.nats_per_token):
             raise TrainingError(
@@ -333,7 +337,8 @@ class _Training:
 
     def _write_samples(self) -> None:
         self._pause()
-        write_samples(self.run, self.learner.model, self.state.step)
+        with self.learner.whole_model():
+            write_samples(self.run, self.learner.model, self.state.step, self.metrics)
         self.clock.lap()
 
     def _save(self) -> None:

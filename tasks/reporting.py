@@ -1,6 +1,6 @@
 """Write the report and show it in the Prefect UI."""
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from lmcore.config import RunConfig
@@ -19,6 +19,8 @@ def _content(config: RunConfig, training: TrainingResult, evaluation: Evaluation
 def loss_report(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Report:
     """The page in the run's folder, and the same as an artifact with the picture inside it."""
     page = report(training, evaluation, blocks, config.sample)
+    for warning in page.warnings:
+        get_run_logger().warning(warning)
     create_markdown_artifact(
         key="report", markdown=page.markdown(inline_picture=True), description=f"Report of {training.run}"
     )

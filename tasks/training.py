@@ -3,19 +3,18 @@
 from pathlib import Path
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.context import TaskRunContext
 
 from lmcore.config import RunConfig
+from lmcore.history import loss_table
 from lmcore.launch import train_in_child
 from lmcore.metrics import last_standing, read_metrics
-from lmcore.report import loss_table
 from lmcore.run import prepare_run, run_key
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from lmcore.train import TrainingResult
 from tasks.policies import stage
-from tasks.progress import watched
+from tasks.progress import LiveTable, watched
 
 
 def _content(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> str:
@@ -28,11 +27,8 @@ def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
     context = TaskRunContext.get()
     first_try = context is None or context.task_run.run_count <= 1
     run = prepare_run(config, dataset, tokenizer, store, fresh=config.fresh and first_try)
-    with watched("training", "steps", lambda: last_standing(run.metrics)):
-        result = train_in_child(run.folder, get_run_logger().info)
-    create_table_artifact(
-        key="losses",
-        table=loss_table(read_metrics(run.metrics)),
-        description=f"Losses of {result.run}, nats per token",
+    losses = LiveTable(
+        "losses", f"Losses of {run.folder.name}, nats per token", lambda: loss_table(read_metrics(run.metrics))
     )
-    return result
+    with watched("training", "steps", lambda: last_standing(run.metrics), losses):
+        return train_in_child(run.folder, get_run_logger().info)

@@ -88,6 +88,14 @@ def model_dir(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(json.loads(run([sys.executable, *shlex.split(command)], home, corpus).splitlines()[-1])["model_dir"])
 
 
+@pytest.mark.parametrize("command", [c for c in commands("README.md") if c.startswith("python -m lmcore")])
+def test_a_command_about_a_run_runs(command: str, model_dir: Path, home: Path, tmp_path: Path) -> None:
+    places = {"path/to/model": model_dir, "path/to/run": model_dir.parent, "path/to/other-run": model_dir.parent}
+    words = [str(places.get(word, word)) for word in shlex.split(command)]
+    words += ["--out", str(tmp_path / "losses.png")] if "plot" in words else ["--tokens", "3"]
+    assert json.loads(run([sys.executable, *words[1:]], home, tmp_path).splitlines()[-1])
+
+
 @pytest.mark.parametrize("readme", READMES)
 def test_the_python_snippets_run(
     readme: str, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -62,6 +62,15 @@ class Api:
             time.sleep(0.5)
         raise AssertionError(f"not within {SECONDS} s")
 
+    def final_state(self, run: Any) -> Any:
+        """Of a flow run, once it has ended."""
+
+        def ended() -> Any:
+            state = self.call(f"/flow_runs/{run['id']}")["state"]
+            return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED") else None
+
+        return self.wait(ended)
+
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
@@ -94,14 +103,22 @@ def test_a_run_asked_for_through_the_api_completes(served: Api, corpus: Path, tm
     deployment = served.call("/deployments/name/pretrain/pretrain")
     run = served.call(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"config": config}})
 
-    def ended() -> Any:
-        state = served.call(f"/flow_runs/{run['id']}")["state"]
-        return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED") else None
-
-    assert served.wait(ended)["type"] == "COMPLETED"
+    assert served.final_state(run)["type"] == "COMPLETED"
     artifacts = served.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
     assert {"report", "losses", "data", "tokenizer", "evaluation", "training"} <= {a["key"] for a in artifacts}
     assert list((tmp_path / "store" / "runs").glob("*/model/model.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["pretrain/pretrain", "prepare_data/prepare-data"])
+def test_a_form_never_chooses_code(served: Api, corpus: Path, tmp_path: Path, name: str) -> None:
+    config = tiny_config(corpus, tmp_path / "store").model_dump(mode="json")
+    config["corpus"]["filter"] = "json.loads"
+    deployment = served.call(f"/deployments/name/{name}")
+    run = served.call(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"config": config}})
+    state = served.final_state(run)
+    assert state["type"] == "FAILED"
+    assert "corpus.filter names code" in state["message"]
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_schedule_makes_runs_appear(served: Api) -> None:

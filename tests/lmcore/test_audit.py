@@ -1,11 +1,13 @@
 """A dataset is examined to the last byte, and exactly what is damaged is made again."""
 
-import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lmcore.audit import (
@@ -20,7 +22,8 @@ from lmcore.audit import (
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
 from lmcore.errors import CorpusError, StoreError
-from lmcore.store import prepare_store
+from lmcore.shards import Shard, write_shard
+from lmcore.store import MANIFEST, hash_file, manifest_bytes, prepare_store, read_manifest
 from lmcore.tokenization import Dataset, tokenize
 from tests.conftest import Prepared, Trained, write_corpus
 
@@ -122,6 +125,15 @@ def test_who_has_seen_a_document(trained: Trained, corpus: Path, tmp_path: Path)
         document_hash("no hash")
 
 
+def test_a_dataset_that_a_kill_left_without_manifest_has_seen_nothing(build: Build, tmp_path: Path) -> None:
+    dataset = build()
+    (dataset.folder.parent / "begun").mkdir()
+    text = (tmp_path / "corpus" / "text.txt").read_bytes().splitlines()[0]
+    (tmp_path / "document").write_bytes(text)
+    found = list(seen_by(tmp_path / "store", document_hash(str(tmp_path / "document"))))
+    assert [row[:2] for row in found] == [("dataset", dataset.id)]
+
+
 def test_a_deleted_document_makes_another_dataset_and_stays_seen_by_the_old(build: Build, tmp_path: Path) -> None:
     before = build()
     path = tmp_path / "corpus" / "text.txt"
@@ -142,11 +154,102 @@ def test_a_dataset_is_found_by_id_or_folder(build: Build, tmp_path: Path) -> Non
         find_dataset(tmp_path / "store", "nothing")
 
 
-def test_a_wrong_count_in_a_manifest_is_found(build: Build) -> None:
-    from lmcore.store import manifest_bytes, read_manifest
+# --- what checksums do not tell: wrong from the beginning, and sealed all the same ---
 
+
+def swap_chunks(manifest: dict[str, Any]) -> None:
+    manifest["chunks"][:2] = manifest["chunks"][1::-1]
+
+
+def forget_chunk(manifest: dict[str, Any]) -> None:
+    del manifest["chunks"][0]
+
+
+def add_to(*keys: str | int) -> Callable[[Any], None]:
+    """Adds one to a figure, which ``keys`` lead to."""
+
+    def change(manifest: Any) -> None:
+        for key in keys[:-1]:
+            manifest = manifest[key]
+        manifest[keys[-1]] += 1
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (swap_chunks, "the chunks are not in the order of their keys"),
+        (swap_chunks, "holds another dataset than its name says"),
+        (forget_chunk, "holds another dataset than its name says"),
+        (add_to("chunks", 0, "train", "documents"), "documents, the manifest says"),
+        (add_to("chunks", 0, "train", "tokens"), "tokens, the manifest says"),
+        (add_to("chunks", 0, "validation", "text_bytes"), "text_bytes, the manifest says"),
+        (add_to("chunks", 0, "spans", 0, "documents"), "the ledger does not add up"),
+        (add_to("chunks", 0, "spans", 0, "document_bytes"), "the ledger does not add up"),
+        (add_to("splits", "train", "tokens"), "the ledger does not add up"),
+        (add_to("ledger", "source_bytes"), "the ledger does not add up"),
+        (add_to("ledger", "document_bytes"), "the ledger does not add up"),
+        (add_to("ledger", "separator_bytes"), "the ledger does not add up"),
+        (add_to("ledger", "skipped_bytes"), "the ledger does not add up"),
+        (add_to("ledger", "unaccounted_bytes"), "the ledger does not add up"),
+        (add_to("ledger", "skips", 0, "length"), "the ledger does not add up"),
+        (add_to("ledger", "skipped", "invalid_utf8", "bytes"), "the ledger does not add up"),
+    ],
+)
+def test_a_manifest_that_says_something_wrong_is_found(
+    build: Build, change: Callable[[dict[str, Any]], None], problem: str
+) -> None:
     dataset = build()
     manifest = read_manifest(dataset.folder)
-    manifest["chunks"][0]["train"]["tokens"] += 1
-    (dataset.folder / "manifest.json").write_bytes(manifest_bytes(json.loads(json.dumps(manifest))))
-    assert any("the manifest says" in problem for _, problem in problems(dataset.folder))
+    change(manifest)
+    (dataset.folder / MANIFEST).write_bytes(manifest_bytes(manifest))
+    assert any(problem in found for _, found in problems(dataset.folder))
+
+
+def id_beyond_the_vocabulary(tokens: Any, vocabulary: int) -> None:
+    tokens[0] = vocabulary
+
+
+def eos_within_a_document(tokens: Any, vocabulary: int) -> None:
+    tokens[0] = tokens[-1]
+
+
+def no_eos_at_the_end(tokens: Any, vocabulary: int) -> None:
+    tokens[-1] = tokens[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (id_beyond_the_vocabulary, r"train.arrow has id \d+, the tokenizer only"),
+        (eos_within_a_document, "train.arrow has an end of text elsewhere"),
+        (no_eos_at_the_end, "train.arrow has an end of text elsewhere"),
+    ],
+)
+def test_ids_that_no_text_gives_are_found_and_repaired(
+    build: Build, prepared: Prepared, change: Callable[[Any, int], None], problem: str
+) -> None:
+    dataset = build()
+    folder = next(path.parent for path in (dataset.folder.parent.parent / "shards").glob("*/train.arrow"))
+    shard = Shard(folder / "train.arrow")
+    tokens = shard.tokens.copy()
+    change(tokens, prepared.tokenizer.vocab_size)
+    lengths, rows = np.diff(shard.offsets), np.arange(len(shard))
+    about = {"tokenizer_id": prepared.tokenizer.id, "eos_id": int(shard.metadata["eos_id"])}
+    write_shard(folder / "train.arrow", tokens, lengths, shard.text_bytes.copy(), rows, shard.hashes.copy(), **about)
+    seal_again(folder)
+    [(chunk, found)] = problems(dataset.folder)
+    assert chunk == folder.name
+    assert re.search(problem, found)
+    assert repair(dataset.folder)[0] == [chunk]
+    assert list(problems(dataset.folder)) == []
+
+
+def seal_again(folder: Path) -> None:
+    """As if it had been written so."""
+    manifest = read_manifest(folder)
+    for name in manifest["files"]:
+        path = folder / name
+        manifest["files"][name] = {"bytes": path.stat().st_size, "blake3": hash_file(path)}
+    (folder / MANIFEST).write_bytes(manifest_bytes(manifest))

@@ -2,7 +2,9 @@
 
 import os
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -107,6 +109,37 @@ def test_an_unreadable_file_costs_itself(tree: Path, error: type[OSError]) -> No
     assert describe(found, config).listing != describe(scan(config), config).listing
     with pytest.raises(CorpusError, match=r"a.txt: unreadable"):
         scan(config.model_copy(update={"on_bad_input": "fail"}), hash_of)
+
+
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """A folder with a file and a folder that may not be read, seen as somebody whom permissions stop."""
+    with TemporaryDirectory() as name:  # tmp_path lies in a folder of its owner's own
+        folder = Path(name)
+        for path in ("open.txt", "closed.txt", "closed/inside.txt"):
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_text("text")
+        folder.chmod(0o755)
+        (folder / "closed.txt").chmod(0)
+        (folder / "closed").chmod(0)
+        owner = os.geteuid()
+        if owner == 0:
+            os.seteuid(65534)  # nobody
+        try:
+            yield folder
+        finally:
+            os.seteuid(owner)
+            (folder / "closed").chmod(0o755)
+
+
+def test_what_may_not_be_read_costs_itself(closed: Path) -> None:
+    config = CorpusConfig(paths=[str(closed)])
+    found = scan(config)
+    assert [file.path for file in found.files] == [str(closed / "open.txt")]
+    skipped = [(skip.path, skip.reason) for skip in found.skipped]
+    assert skipped == [(str(closed / "closed"), "unreadable"), (str(closed / "closed.txt"), "unreadable")]
+    with pytest.raises(CorpusError, match="closed: unreadable"):
+        scan(config.model_copy(update={"on_bad_input": "fail"}))
 
 
 def test_a_rename_changes_the_listing_and_not_the_id(tree: Path) -> None:

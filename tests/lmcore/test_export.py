@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.checkpoint import trained_model
 from lmcore.errors import StoreError
-from lmcore.export import Export, export
+from lmcore.export import Export, export, open_model
+from lmcore.run import find_folder
 from lmcore.store import read_manifest
 from tests.conftest import Prepared, Trained, train_and_evaluate
 
@@ -115,3 +116,37 @@ def test_other_weights_replace_it(own: Trained) -> None:
     result = own.training.model_copy(update={"weights": "of a training that was begun again"})
     export(result, own.evaluation).verify()
     assert read_manifest(own.run.folder / "model")["weights"] == result.weights
+
+
+@pytest.mark.parametrize("kind", ["export", "run", "unfinished run", "checkpoint"])
+def test_a_model_is_opened_from_wherever_it_is(prepared: Prepared, kind: str) -> None:
+    own = train_and_evaluate(prepared, prepared.run())
+    made = export(own.training, own.evaluation).model_dir
+    if kind == "unfinished run":
+        (own.run.folder / "training.json").unlink()
+    folder = {"export": made, "checkpoint": own.training.checkpoint}.get(kind, own.run.folder)
+    model, tokenizer, block_size = open_model(folder)
+    assert block_size == 16
+    expected, ids = trained_model(own.run, own.training.checkpoint), torch.arange(16)[None]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(ids).logits, expected.eval()(ids).logits)
+    for text in TEXTS:
+        assert tokenizer.encode(text) == own.run.tokenizer().encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.eos_id == own.run.tokenizer_info.eos_id
+
+
+def test_what_is_no_model_is_named(prepared: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"{tmp_path} holds no model"):
+        open_model(tmp_path)
+    run = prepared.run()
+    run.checkpoints.mkdir()
+    with pytest.raises(StoreError, match="has no checkpoint yet"):
+        open_model(run.folder)
+
+
+def test_a_run_is_found_by_its_name_and_by_its_folder(trained: Trained, tmp_path: Path) -> None:
+    run = trained.run
+    assert find_folder(run.store, run.folder.name) == find_folder(tmp_path, str(run.folder)) == run.folder
+    with pytest.raises(StoreError, match=f"neither a folder nowhere nor a run of that name in {tmp_path}"):
+        find_folder(tmp_path, "nowhere")

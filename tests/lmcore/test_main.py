@@ -1,14 +1,18 @@
 """python -m lmcore: one JSON line for programs, one error line for people."""
 
 import json
+import os
 import pkgutil
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lmcore
-from tests.conftest import start
+from lmcore.store import is_whole
+from tests.conftest import Trained, start, wait_until, write_corpus
 
 KEYS = {
     "run_dir",
@@ -84,6 +88,31 @@ def test_prepare_data_prints_the_ids(settings: Path, tmp_path: Path) -> None:
     assert (tmp_path / "store" / "tokenizers" / ids["tokenizer_id"]).exists()
 
 
+def test_ctrl_c_keeps_the_finished_chunks_and_the_same_command_does_the_rest(settings: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    larger = write_corpus(tmp_path / "corpus", documents=3_000)
+    command = ("tokenize", "--config", settings, "--corpus.paths", larger, "--corpus.chunk_bytes", 1000)
+    command += ("--store", store)
+
+    def chunks() -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in store.glob("shards/[!.]*")}
+
+    with start("-m", "lmcore", *command, start_new_session=True) as process:
+        wait_until(lambda: len(chunks()) > 5, "chunks")
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate()
+    assert (process.returncode, output, errors) == (130, "", "interrupted: the same command continues\n")
+    done = chunks()
+    assert all(is_whole(store / "shards" / name) for name in done)
+    assert not list(store.rglob(".tmp-*"))
+    assert not (store / "datasets").exists()
+    status, output_lines, errors_lines = call(*command)
+    assert status == 0, errors_lines
+    manifest = store / "datasets" / json.loads(output_lines[-1])["dataset_id"] / "manifest.json"
+    assert len(json.loads(manifest.read_text())["chunks"]) > 2 * len(done)
+    assert chunks().items() > done.items(), "what was done is not done again"
+
+
 @pytest.mark.parametrize("verb", ["", "pretrian"])
 def test_an_unknown_verb_shows_the_verbs(verb: str) -> None:
     status, output, errors = call(*([verb] if verb else []))
@@ -134,6 +163,44 @@ def test_a_missing_corpus_is_one_line(tmp_path: Path) -> None:
 
 def test_training_what_is_no_run_is_one_line(tmp_path: Path) -> None:
     assert_fails(1, "is no run", "train", tmp_path)
+
+
+def test_generate_continues_every_prompt(trained: Trained, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("東京\ndata\n")
+    run = trained.run.folder
+    command = ("generate", "--prompt", "学習", "--prompt=", "--prompts-file", file, "--tokens", 5, "--temperature", 0)
+    status, output, errors = call(*command, run.name, "--store", run.parents[1])
+    assert status == 0, errors
+    result = json.loads(output[-1])
+    assert [sample["prompt"] for sample in result["samples"]] == ["学習", "", "東京", "data"]
+    assert all(sample["text"].startswith(sample["prompt"]) for sample in result["samples"])
+    assert "\n\n".join(sample["text"] for sample in result["samples"]) == "\n".join(output[:-1])
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        ("holds no model: it is neither", [".", "--tokens", "3"]),
+        ("command line: tokens: Input should be greater than or equal to 1", [".", "--tokens", "0"]),
+        ("command line: top_p: Input should be a valid number", [".", "--top_p", "most"]),
+        ("--prompts-file nowhere.txt: [Errno 2]", [".", "--prompts-file", "nowhere.txt"]),
+    ],
+)
+def test_generating_from_what_is_wrong_is_one_line(error: str, arguments: list[str], tmp_path: Path) -> None:
+    assert_fails(1, error, "generate", *arguments, "--store", tmp_path)
+
+
+def test_plot_draws_runs_by_name_and_by_folder(trained: Trained, tmp_path: Path) -> None:
+    copy = shutil.copytree(trained.run.folder, tmp_path / "学習")
+    command = ("plot", trained.run.folder.name, copy, "--store", trained.run.store, "--out", tmp_path / "losses.png")
+    status, output, errors = call(*command)
+    assert status == 0, errors
+    picture = tmp_path / "losses.png"
+    assert json.loads(output[-1]) == {"picture": str(picture), "runs": [trained.run.folder.name, str(copy)]}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert not any("Warning" in line for line in errors)
+    assert_fails(1, "has no losses to draw", "plot", tmp_path)
 
 
 _IMPORT = "import sys, importlib; [importlib.import_module(name) for name in sys.argv[1:]]; print(*sys.modules)"

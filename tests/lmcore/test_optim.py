@@ -278,6 +278,25 @@ def test_skipped_steps_leave_no_trace_in_later_ones(kind: str, fused: bool) -> N
     assert_equal(ends[0], ends[2])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_on_a_gpu_the_cpu_does_not_wait_to_know_whether_a_step_is_skipped(name: str) -> None:
+    model = Block().cuda()
+    optimizers = Optimizers.of(model, TrainConfig(optimizer=name))  # type: ignore[arg-type]
+    never, always = GO.cuda(), SKIP.cuda()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step(never)
+    before = everything(model, optimizers)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizers.step(always)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_equal(everything(model, optimizers), before)
+
+
 @pytest.mark.parametrize("name", ["adamw", "adam"])
 def test_the_fused_kernel_is_torchs_adam(name: str) -> None:
     fused, plain = new(name), new(name)

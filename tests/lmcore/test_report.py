@@ -8,15 +8,13 @@ from typing import Any
 
 import matplotlib.image
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import lmcore.report
 from lmcore.config import SampleConfig
 from lmcore.dataset import Blocks
 from lmcore.errors import StoreError
-from lmcore.metrics import read_metrics
-from lmcore.report import Report, data_page, data_sections, loss_picture, loss_table, report
+from lmcore.metrics import Row, read_metrics
+from lmcore.report import Report, data_page, data_sections, report
 from tests.conftest import Prepared, Trained, train_and_evaluate
 
 SAMPLE = SampleConfig(tokens=20)
@@ -44,7 +42,7 @@ def test_the_page_has_the_figures_of_the_run(trained: Trained, page: Report) -> 
         "| **unaccounted** | **0** |",
     ):
         assert figure in text.splitlines() or f"{figure} |" in text, figure
-    assert page.sample in text
+    assert all(sample in text for sample in page.samples)
     assert "![loss](report.png)" in text
 
 
@@ -70,19 +68,13 @@ def test_the_picture_is_a_png_and_can_stand_in_the_page(page: Report) -> None:
     assert "(data:image/png;base64,iVBORw0KGgo" in inline
 
 
-def test_a_japanese_title_becomes_ascii(trained: Trained) -> None:
-    rows = read_metrics(trained.run.metrics)
-    # Glyphs that the font does not have would be a warning, which here is an error.
-    assert loss_picture(rows, "学習 run") == loss_picture(rows, "?? run") != loss_picture(rows, "run")
-
-
 def fence_of(text: str) -> str:
-    return text.split("## Sample\n\n")[1].splitlines()[0].removesuffix("text")
+    return text.split("## Samples\n\n")[1].splitlines()[0].removesuffix("text")
 
 
 @pytest.mark.parametrize("sample", ["", "```", "a ```` b\n``````\n```", "| a | b |\n# no heading", "</s>\n学習"])
 def test_a_sample_cannot_leave_its_fence(own: Trained, monkeypatch: pytest.MonkeyPatch, sample: str) -> None:
-    monkeypatch.setattr(lmcore.report, "generate", lambda *_: sample)
+    monkeypatch.setattr(lmcore.report, "generate", lambda *_: [sample])
     text = report(own.training, own.evaluation, own.blocks, SAMPLE).markdown()
     fence = fence_of(text)
     assert len(fence) > max((len(run) for run in re.findall("`+", sample)), default=2)
@@ -97,12 +89,41 @@ def test_a_report_is_written_once(trained: Trained, page: Report) -> None:
 
 def test_another_sample_is_another_report(own: Trained) -> None:
     first, second = (
-        report(own.training, own.evaluation, own.blocks, SampleConfig(tokens=20, prompt=prompt))
-        for prompt in ("学習", "東京")
+        report(own.training, own.evaluation, own.blocks, SampleConfig(tokens=20, prompts=prompts))
+        for prompts in (["学習"], ["学習", "東京"])
     )
-    assert first.sample.startswith("学習")
-    assert second.sample.startswith("東京")
+    assert first.samples == second.samples[:1]
+    assert second.samples[1].startswith("東京")
     assert "Prompt '東京'" in second.markdown()
+
+
+def test_the_page_tells_the_course_of_the_training(own: Trained) -> None:
+    losses = [(4.0, 4.0), (3.5, 3.8), (3.2, 3.9), (3.0, 4.0), (2.8, 4.1), (2.6, 4.2)]
+    rows: list[Row] = [{**read_metrics(own.run.metrics)[-1], "kind": "event", "step": 3, "text": "a | spike"}]
+    for step, (train, validation) in enumerate(losses, 1):
+        place = {"step": step, "tokens": step * 64, "epoch": 0.5}
+        rows.append({**place, "kind": "train", "loss": train, "mfu": 0.4, "skipped": 1})
+        rows.append({**place, "kind": "validation", "loss": validation, "sources": {"web": 3.25, "wiki": validation}})
+    own.run.metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    samples = [{"step": step, "prompt": prompt, "text": f"{prompt}{step}"} for step in range(1, 7) for prompt in "ab"]
+    own.run.samples.write_text("".join(f"{json.dumps(row)}\n" for row in samples))
+    page = report(own.training, own.evaluation, own.blocks, SAMPLE)
+    text = page.markdown()
+    assert "**Warning:** overfitting: from step 4 to 6 the validation loss rose by 0.20" in text
+    assert [f"**Warning:** {warning}." in text for warning in page.warnings] == [True]
+    assert "| MFU | 40.0% of the stated peak |" in text
+    assert "| step | web | wiki |\n| --- | --- | --- |\n| 1 | 3.25 | 4.0 |" in text
+    assert "## Events\n\n| step |  |\n| --- | --- |\n| 3 | a \\| spike |" in text
+    assert re.findall(r"Step (\d):\n\n```text\na\1\n```", text) == ["3", "4", "5"]
+    assert own.training.step == 6
+
+
+def test_a_source_that_nobody_validates_is_a_warning(mixed: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = train_and_evaluate(mixed, mixed.run())
+    assert "Warning" not in report(found.training, found.evaluation, found.blocks, SAMPLE).markdown()
+    monkeypatch.setattr(lmcore.report, "source_names", lambda _, split: ["web", "wiki"][: 1 + (split == "train")])
+    other = SampleConfig(tokens=1)
+    assert "document is of the source wiki" in report(found.training, found.evaluation, found.blocks, other).markdown()
 
 
 def edit(page: Report) -> None:
@@ -133,44 +154,6 @@ def test_an_edited_report_is_noticed_and_written_again(own: Trained, change: Any
     assert (page.path.read_bytes(), page.picture.read_bytes()) == (text, picture)
 
 
-# --- tables ---
-
-
-def metrics(trains: list[int], validations: list[int]) -> list[dict[str, Any]]:
-    rows = [{"kind": "train", "step": step, "tokens": step * 64, "loss": 6 - step / 100} for step in trains]
-    rows += [{"kind": "validation", "step": step, "tokens": step * 64, "loss": 7 - step / 100} for step in validations]
-    return sorted(rows, key=lambda row: int(str(row["step"])))
-
-
-@given(
-    trains=st.lists(st.integers(1, 99), unique=True, max_size=40),
-    validations=st.lists(st.integers(1, 99), unique=True, max_size=40),
-    most=st.integers(1, 12),
-)
-def test_the_loss_table_is_bounded_and_ends_with_the_last_row(
-    trains: list[int], validations: list[int], most: int
-) -> None:
-    rows = metrics(trains, validations)
-    table = loss_table(rows, most)
-    steps = [line["step"] for line in table]
-    assert len(table) <= most
-    assert steps == sorted(set(steps))
-    assert set(steps) <= {*trains, *validations}
-    if len({*trains, *validations}) <= most:
-        assert set(steps) == {*trains, *validations}
-    elif validations:
-        assert steps[-1] == max(validations)
-        assert len(validations) > most or set(validations) <= set(steps)
-    else:
-        assert steps[-1] == max(trains)
-
-
-def test_a_line_of_the_loss_table_has_both_losses() -> None:
-    [first, second] = loss_table(metrics([1, 2], [2]))
-    assert first == {"step": 1, "tokens": 64, "train loss": 5.99, "validation loss": ""}
-    assert second == {"step": 2, "tokens": 128, "train loss": 5.98, "validation loss": 6.98}
-
-
 MANIFEST = {
     "splits": {
         "train": {"documents": 1200, "tokens": 345678, "text_bytes": 1234567},
@@ -197,11 +180,6 @@ MANIFEST = {
 def test_the_data_sections_are_the_golden_ones(check_golden: Any) -> None:
     blocks = Blocks(dataset_id="d", block_size=256, train_blocks=1350, tail_tokens=77, validation_tokens=17000)
     check_golden("data_sections.md", "\n\n".join(data_sections(MANIFEST, blocks)) + "\n")
-
-
-def test_the_loss_table_is_the_golden_one(check_golden: Any) -> None:
-    table = loss_table(metrics(list(range(1, 60)), list(range(10, 61, 10))), 12)
-    check_golden("loss_table.json", json.dumps(table, indent=1) + "\n")
 
 
 def test_the_keys_of_the_golden_manifest_are_those_of_a_real_one(prepared: Prepared) -> None:

@@ -164,6 +164,27 @@ def test_tables_are_read_by_row(tmp_path: Path, kind: str, type_: pa.DataType) -
     assert ledger.unaccounted_bytes == 0
 
 
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.sampled_from([None, "", " ", "a", "日本", "x" * 40]), min_size=1, max_size=200),
+    group=st.integers(1, 50),
+    limit=st.sampled_from([10, 10**6]),
+)
+def test_every_row_is_a_document_or_a_skip_wherever_it_stands(
+    tmp_path: Path, rows: list[str | None], group: int, limit: int
+) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": pa.array(rows, pa.string())}), path, row_group_size=group)
+    options = {"chunk_bytes": 1000, "max_document_bytes": limit}
+    config = CorpusConfig.model_validate({"paths": [str(path)], **options})
+    ledger = Ledger()
+    documents = list(read_documents(scan(config).files[0], config, ledger))
+    kept = {i: row for i, row in enumerate(rows) if row and row.strip() and len(row.encode()) <= limit}
+    assert {document.offset: document.text for document in documents} == kept
+    assert {skip.offset for skip in ledger.skipped} == set(range(len(rows))) - kept.keys()
+    assert ledger.unaccounted_bytes == 0
+
+
 def test_rows_of_a_table_are_cut_by_content(tmp_path: Path) -> None:
     texts = [f"{number} {'文' * (number % 37)}" for number in range(10_000)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=1000)

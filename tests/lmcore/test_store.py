@@ -173,6 +173,19 @@ def test_a_process_killed_while_writing_leaves_nothing_under_the_final_name(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_process_left_beside_a_manifest_is_swept_with_the_store(tmp_path: Path) -> None:
+    dataset = prepare_store(tmp_path) / "datasets" / "id"
+    dataset.mkdir(parents=True)
+    child = start("-c", DIE_WHILE_WRITING, dataset / "x", stdin=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "writing\n"
+    child.kill()
+    child.communicate()
+    assert list(dataset.iterdir()) != []
+    prepare_store(tmp_path)
+    assert list(dataset.iterdir()) == []
+
+
 def test_a_lock_waits_refuses_and_dies_with_its_owner(tmp_path: Path) -> None:
     lock = tmp_path / "run" / "lock"
     holder = start("-c", HOLD_LOCK, lock, stdin=subprocess.PIPE)

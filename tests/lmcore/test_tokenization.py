@@ -1,15 +1,17 @@
 """Chunks, keys and manifests: nothing is encoded twice, nothing depends on who does it."""
 
+import errno
 import json
 import os
 import random
-import subprocess
-import sys
+import signal
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from distributed import Client, LocalCluster
 
 from lmcore import spans
 from lmcore.config import CorpusConfig
@@ -17,11 +19,15 @@ from lmcore.corpus import describe, scan
 from lmcore.documents import read_documents
 from lmcore.errors import ConfigError, CorpusError, FileChangedError
 from lmcore.ledger import Ledger
-from lmcore.store import prepare_store
+from lmcore.store import prepare_store, read_manifest
 from lmcore.stream import TokenStream
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import Tokenizer, TokenizerInfo
-from tests.conftest import REPOSITORY, Prepared, wait_until, write_corpus
+from tests.benchmarks.kills import Tokenize, kills
+from tests.conftest import Prepared, write_corpus
+
+NO_DASHBOARD = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
+"""The scheduler's server for its own figures opens a free port all the same."""
 
 
 @pytest.fixture
@@ -224,6 +230,54 @@ def test_a_file_that_changes_while_it_is_read_costs_only_itself(
         build(corpus_folder, tokenizer, tmp_path / "store", on_bad_input="fail")
 
 
+def becomes_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def becomes_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def becomes_forbidden(path: Path) -> None:
+    raise PermissionError(errno.EACCES, "no", str(path))  # tests may run as root, whom nothing is forbidden
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (Path.unlink, "unreadable"),
+        (becomes_a_folder, "unreadable"),
+        (becomes_forbidden, "unreadable"),
+        (becomes_a_pipe, "changed_while_read"),
+    ],
+)
+def test_a_file_that_is_one_no_more_when_its_turn_comes_costs_only_itself(
+    corpus_folder: Path,
+    tokenizer: TokenizerInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    reason: str,
+) -> None:
+    whole = build(corpus_folder, tokenizer, tmp_path / "store")
+    other = corpus_folder / "other.txt"
+    other.write_text("別の文書\n" * 3000)
+    real = spans.open_stored
+
+    def open_after_the_change(path: str) -> object:
+        if path == str(other):
+            change(other)
+        return real(path)
+
+    monkeypatch.setattr(spans, "open_stored", open_after_the_change)
+    dataset = build(corpus_folder, tokenizer, tmp_path / "store")
+    assert (dataset.id, dataset.skipped, dataset.unaccounted_bytes) == (whole.id, {reason: 1}, 0)
+    [skip] = read_manifest(dataset.folder)["ledger"]["skips"]
+    assert (skip["path"], skip["reason"]) == (str(other), reason)
+
+
 def test_bad_input_may_end_the_run(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
     with open(corpus_folder / "text.txt", "ab") as file:
         file.write(b"bad \xff line\n")
@@ -263,8 +317,9 @@ def test_a_predicate_decides_by_the_text(corpus_folder: Path, tokenizer: Tokeniz
     wanted = sum(map(is_wanted, lines))
     assert dataset.documents + dataset.validation_documents == wanted
     assert dataset.skipped == {"filter": 1000 - wanted}
-    with pytest.raises(ConfigError, match=r"there is no nothing\.here"):
-        build(corpus_folder, tokenizer, tmp_path / "store", filter="nothing.here")
+    for name in ("nothing.here", "os.path.isabs"):  # a module without a file has no version to tell
+        with pytest.raises(ConfigError, match=f"there is no {name}"):
+            build(corpus_folder, tokenizer, tmp_path / "store", filter=name)
 
 
 def test_normalized_text_keeps_its_name_and_side(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
@@ -297,6 +352,38 @@ def test_processes_give_the_same_as_threads(corpus_folder: Path, tokenizer: Toke
     assert found.id == expected.id
 
 
+def test_a_dask_worker_that_is_killed_amid_a_chunk_costs_nothing(
+    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path
+) -> None:
+    expected = build(corpus_folder, tokenizer, tmp_path / "store")
+    config = CorpusConfig(paths=[str(corpus_folder)], chunk_bytes=2000, workers=2)
+    store = prepare_store(tmp_path / "other")
+    chunks_at_the_kill: list[int] = []
+
+    def kill_once_amid_a_chunk(done: int, total: int) -> None:
+        if done and not chunks_at_the_kill:
+            os.kill(victim, signal.SIGSTOP)  # it stands still while we look
+            if list(store.glob(f"shards/.tmp-*-{victim}-*")):
+                chunks_at_the_kill.append(len(list(store.glob("shards/[!.]*"))))
+                os.kill(victim, signal.SIGKILL)
+            else:
+                os.kill(victim, signal.SIGCONT)
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", **NO_DASHBOARD) as cluster,
+        Client(cluster) as client,
+    ):
+        victim, survivor = client.run(os.getpid).values()
+        assert os.getpid() not in (victim, survivor)
+        corpus = describe(scan(config), config)
+        found = tokenize(config, corpus, tokenizer, store, kill_once_amid_a_chunk, client.get_executor())
+    [there] = chunks_at_the_kill
+    assert 0 < there < found.chunks
+    assert (found.id, found.chunks_made) == (expected.id, expected.chunks_made)
+    assert not list(store.rglob(".tmp-*"))
+    found.verify()
+
+
 def test_sources_have_names_in_the_manifest(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
     wiki = write_corpus(tmp_path / "wiki", documents=300, seed=5)
     dataset = build(corpus_folder, tokenizer, tmp_path / "store", sources={"wiki": [str(wiki)]})
@@ -307,27 +394,12 @@ def test_sources_have_names_in_the_manifest(corpus_folder: Path, tokenizer: Toke
     assert documents == {"corpus": 2000, "wiki": 300}
 
 
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Tokenize:
+    return Tokenize(tmp_path_factory.mktemp("kills"))
+
+
 @pytest.mark.parametrize("seed", range(10))
-def test_killed_while_tokenizing_it_ends_with_the_same_dataset(
-    corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, seed: int
-) -> None:
-    expected = build(corpus_folder, tokenizer, tmp_path / "at_once")
-    store = tmp_path / "store"
-    code = (
-        "import sys; from pathlib import Path; from tests.lmcore.test_tokenization import build; "
-        "from lmcore.tokenizer import TokenizerInfo; "
-        "build(Path(sys.argv[1]), TokenizerInfo.open(Path(sys.argv[2])), Path(sys.argv[3]))"
-    )
-    command = [sys.executable, "-c", code, str(corpus_folder), str(tokenizer.folder), str(store)]
-    draw = random.Random(seed)
-    process = subprocess.Popen(command, cwd=REPOSITORY)
-    chunks = draw.randrange(1, 30)
-    wait_until(lambda: process.poll() is not None or len(list(store.glob("shards/*"))) >= chunks, "chunks")
-    process.kill()
-    process.wait()
-    after = build(corpus_folder, tokenizer, store)
-    assert after.id == expected.id
-    assert sorted(p.name for p in (store / "shards").iterdir()) == sorted(
-        p.name for p in (tmp_path / "at_once" / "shards").iterdir()
-    )
-    assert not list(store.rglob(".tmp-*"))
+def test_killed_while_tokenizing_it_ends_with_the_same_dataset(campaign: Tokenize, seed: int) -> None:
+    [kill] = kills(campaign, 1, random.Random(seed))
+    assert kill.problems == []

@@ -1,8 +1,10 @@
 """A training that is stopped, killed or damaged ends with the weights of one that was not."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import random
 import shutil
 from collections import Counter
@@ -14,15 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import lmcore.index
 import lmcore.train
-from lmcore.checkpoint import newest_checkpoint
-from lmcore.errors import ConfigError, RunError, StoppedError, TrainingError
+from lmcore.checkpoint import newest_checkpoint, step_of
+from lmcore.errors import ConfigError, NoSpaceError, RunError, StoppedError, StoreError, TrainingError
 from lmcore.loader import loader
 from lmcore.metrics import read_metrics
 from lmcore.mixture import open_blocks
-from lmcore.model import new_model
-from lmcore.run import Run
-from lmcore.store import locked
+from lmcore.model import NextTokenLoss, new_model
+from lmcore.run import Run, run_name
+from lmcore.store import hash_text, locked
 from lmcore.train import TrainingResult, train
 from tests.benchmarks.kill_training import Train as KilledTraining
 from tests.benchmarks.kills import kills
@@ -54,7 +57,9 @@ def newest_step(run: Run) -> int:
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
-    return [{**row, "tokens_per_second": None} for row in read_metrics(run.metrics)]
+    """Without what a machine measures and a run does not decide."""
+    measured = ("tokens_per_second", "memory_bytes", "data_wait_share")
+    return [{name: value for name, value in row.items() if name not in measured} for row in read_metrics(run.metrics)]
 
 
 def assert_same_training(run: Run, other: Run) -> None:
@@ -90,7 +95,7 @@ def test_stopped_and_continued_is_the_same_training(prepared: Prepared, whole: R
 
 
 @pytest.mark.parametrize("model", [{"architecture": "llama", "kv_heads": 1}, {"architecture": "qwen3"}], ids=str)
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
 def test_so_it_is_for_every_architecture_and_optimizer(prepared: Prepared, model: Any, optimizer: str) -> None:
     runs = [prepared.run(model=model, optimizer=optimizer, **SETTINGS) for _ in range(2)]
     stop_after(runs[0], 9)
@@ -184,6 +189,42 @@ def test_a_finished_run_whose_checkpoint_is_damaged_is_finished_again(prepared: 
     truncate_newest(run)
     assert train(run).weights == first.weights
     assert_same_training(run, whole)
+
+
+@pytest.fixture
+def in_own_store(prepared: Prepared, tmp_path: Path) -> tuple[Run, Path]:
+    """A run in a copy of the store, and a shard of its dataset as it was written minutes ago."""
+    run = prepared.run(max_steps=2)
+    store = tmp_path / "store"
+    for name in ("tokenizers", "shards", "datasets", f"runs/{run.folder.name}"):
+        shutil.copytree(prepared.store / name, store / name)
+    [shard] = store.glob("shards/*/train.arrow")
+    for path in shard.parent.iterdir():
+        os.utime(path, (1e9, 1e9))
+    return Run.open(store / "runs" / run.folder.name), shard
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-8], lambda content: content[:-9] + b"?" + content[-8:]])
+def test_a_damaged_shard_is_never_trained_on(in_own_store: tuple[Run, Path], damage: Callable[[bytes], bytes]) -> None:
+    run, shard = in_own_store
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(
+        StoreError, match=r"train.arrow .* \(python -m lmcore repair \w+ --store .*/store makes it again"
+    ):
+        train(run)
+    assert not run.checkpoints.exists()
+
+
+def test_the_bytes_of_a_dataset_are_checked_once_its_sizes_at_every_start(
+    in_own_store: tuple[Run, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, shard = in_own_store
+    stop_after(run, 1)
+    monkeypatch.setattr(lmcore.index, "hash_stored", lambda path: pytest.fail(f"{path} was read again"))
+    train(run)
+    shard.write_bytes(shard.read_bytes() + b"?")
+    with pytest.raises(StoreError, match=r"train.arrow has [\d,]+ bytes, written were"):
+        train(dataclasses.replace(run, folder=run.folder.with_name("next")))
 
 
 # --- what does and does not decide the weights ---
@@ -352,7 +393,7 @@ EXPLODING = {"learning_rate": 10, "weight_decay": 10, "grad_clip": 0, "warmup": 
 def test_a_loss_that_is_no_number_ends_the_training(prepared: Prepared) -> None:
     run = prepared.run(max_steps=200, log_every=1, validate_every=1000, **EXPLODING)
     for _ in range(2):
-        with pytest.raises(TrainingError, match=r" is (nan|inf) after step \d+: lower train\.learning_rate"):
+        with pytest.raises(TrainingError, match=r"step \d+ has loss (nan|inf) .*Lower train\.learning_rate"):
             train(run)
     assert TrainingResult.load(run.folder) is None
     last = read_metrics(run.metrics)[-1]["step"]
@@ -373,6 +414,195 @@ def test_metrics_stay_json_when_the_loss_breaks(prepared: Prepared, validate_eve
 
     for line in run.metrics.read_text().splitlines():
         json.loads(line, parse_constant=refuse)
+
+
+# --- guards ---
+
+
+@pytest.fixture
+def broken_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], None]:
+    """Multiplies the loss of the training that follows by a factor, at some positions of blocks."""
+
+    def breaks(factors: dict[int, float]) -> None:
+        load = lmcore.train.loader
+        firsts: list[int] = []
+
+        def spy(*arguments: Any, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
+            for number, batch in enumerate(load(*arguments, **options)):
+                firsts.append(options["first_block"] + number * arguments[1])
+                yield batch
+
+        real = NextTokenLoss.forward
+
+        def forward(self: NextTokenLoss, *arguments: Any, **options: Any) -> torch.Tensor:
+            return real(self, *arguments, **options) * factors.get(firsts[-1], 1.0)
+
+        monkeypatch.setattr(lmcore.train, "loader", spy)
+        monkeypatch.setattr(NextTokenLoss, "forward", forward)
+
+    return breaks
+
+
+def events(run: Run) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(run.metrics) if row["kind"] == "event"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_bad_step_is_skipped_and_its_documents_are_named(
+    prepared: Prepared, broken_at: Callable[[dict[int, float]], None], optimizer: str
+) -> None:
+    run = prepared.run(**SETTINGS, max_skipped=2, optimizer=optimizer)
+    broken_at({8: math.nan})  # batches have 4 blocks: step 3
+    result = train(run)
+    assert (result.step, result.skipped_steps, result.tokens) == (STEPS, 1, (STEPS - 1) * 4 * 16)
+    [event] = events(run)
+    assert (event["step"], event["text"]) == (3, "step 3 was skipped")
+    texts = (prepared.config.corpus.paths[0] + "/text.txt",)
+    known = {f"{hash_text(line.encode()):016x}" for line in Path(texts[0]).read_text().splitlines()}
+    assert event["documents"] and known.issuperset(event["documents"])
+    assert read_metrics(run.metrics)[-2]["skipped"] == 1
+
+
+def test_a_skipped_step_changes_no_weight(prepared: Prepared, broken_at: Callable[[dict[int, float]], None]) -> None:
+    broken_at({4: math.nan, 8: math.inf})
+    skipping = train(prepared.run(max_steps=3, max_skipped=2, schedule="constant", warmup="0 steps"))
+    once = train(prepared.run(max_steps=1, schedule="constant", warmup="0 steps"))
+    saved, expected = (load_file(result.checkpoint / "model.safetensors") for result in (skipping, once))
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+
+
+def test_skipping_resumes_to_the_last_bit(prepared: Prepared, broken_at: Callable[[dict[int, float]], None]) -> None:
+    settings: dict[str, Any] = {**SETTINGS, "max_skipped": 3, "spike_deviations": 5}
+    broken_at({8: math.nan, 40: math.inf})
+    whole, stopped = prepared.run(**settings), prepared.run(**settings)
+    train(whole)
+    for step in (3, 11):
+        stop_after(stopped, step)
+    train(stopped)
+    assert_same_training(whole, stopped)
+
+
+def test_one_bad_step_too_many_keeps_the_good_checkpoint(
+    prepared: Prepared, broken_at: Callable[[dict[int, float]], None]
+) -> None:
+    run = prepared.run(**SETTINGS, max_skipped=1)
+    broken_at({24: math.nan, 36: math.nan})  # steps 7 and 10
+    with pytest.raises(TrainingError, match=r"step 10 has loss nan .* 1 bad steps are allowed"):
+        train(run)
+    assert newest_step(run) == 8
+    assert [event["step"] for event in events(run)] == [7, 10]
+
+
+def test_a_rollback_passes_over_the_blocks_since(
+    prepared: Prepared, broken_at: Callable[[dict[int, float]], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = prepared.run(**SETTINGS, rollback=True)
+    broken_at({36: math.nan})  # step 10; the last checkpoint is of step 8
+    result = train(run)
+    assert result.step == STEPS
+    assert any("rolled back from step 10 to 8" in event["text"] for event in events(run))
+    assert [row["step"] for row in read_metrics(run.metrics) if row["kind"] == "train"] == [5, 10, 15, 20, 24]
+    state = json.loads((result.checkpoint / "state.json").read_text())
+    assert state["passed_over"] == 8
+
+
+def test_a_second_rollback_is_refused(prepared: Prepared, broken_at: Callable[[dict[int, float]], None]) -> None:
+    run = prepared.run(**SETTINGS, rollback=True)
+    broken_at({36: math.nan, 64: math.nan})
+    with pytest.raises(TrainingError, match="has loss nan"):
+        train(run)
+
+
+def test_training_ends_early_with_its_best_checkpoint(prepared: Prepared) -> None:
+    settings: dict[str, Any] = {"max_steps": 60, "validate_every": 3, "patience": 2, "min_gain": 0.001}
+    settings |= {"learning_rate": 2.0, "schedule": "constant", "warmup": "0 steps", "grad_clip": 0.0}
+    run, stopped = prepared.run(**settings), prepared.run(**settings)
+    result = train(run)
+    assert result.step < result.last_step < 60
+    losses = {row["step"]: row["loss"] for row in read_metrics(run.metrics) if row["kind"] == "validation"}
+    assert losses[result.step] == min(losses.values()) == result.validation_loss
+    asked = iter(range(1, 60))
+    with pytest.raises(StoppedError):
+        train(stopped, should_stop=lambda: next(asked) == result.step + 1)
+    assert train(stopped).weights == result.weights
+    assert train(run) == result, "finished is finished"
+
+
+def test_the_moments_of_validation_decide_only_where_patience_ends(prepared: Prepared) -> None:
+    change = {"validate_every": 3, "validation_tokens": 1000}
+    plain, patient = prepared.changed(patience=0), prepared.changed(patience=2)
+    for config, same in ((plain, True), (patient, False)):
+        other = config.model_copy(update={"train": config.train.model_copy(update=change)})
+        assert (run_name(config, prepared.dataset) == run_name(other, prepared.dataset)) is same
+
+
+def test_the_time_may_be_up(prepared: Prepared, whole: Run) -> None:
+    run = prepared.run(**SETTINGS, max_minutes=1e-9)
+    with pytest.raises(StoppedError, match=r"stopped after 1e-09 minutes after step 1 of .*: the same command"):
+        train(run)
+    for _ in range(STEPS - 2):
+        with pytest.raises(StoppedError):
+            train(run)
+    train(run)
+    assert_same_training(run, whole)
+
+
+# --- which checkpoints stay ---
+
+
+def test_the_best_the_trunk_and_every_tenth_stay(prepared: Prepared) -> None:
+    settings: dict[str, Any] = {"checkpoint_every": 1, "keep_checkpoints": 1, "keep_every": 10, "validate_every": 7}
+    run = prepared.run(max_steps=24, schedule="wsd", warmup="0 steps", decay="8 steps", **settings)
+    result = train(run)
+    losses = {row["loss"]: row["step"] for row in read_metrics(run.metrics) if row["kind"] == "validation"}
+    kept = {step_of(path) for path in run.checkpoints.iterdir()}
+    assert kept == {10, 16, 20, 24, losses[min(losses)]}
+    assert result.trunk == run.checkpoints / "step-00000016"
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lmcore.checkpoint.save_file", full)
+    run = prepared.run(**SETTINGS)
+    with pytest.raises(NoSpaceError, match=r"no space left while writing .*checkpoints"):
+        train(run)
+    assert not list(run.checkpoints.iterdir())
+
+
+# --- micro-batches ---
+
+
+@pytest.mark.parametrize("packing", ["stream", "best_fit"])
+def test_micro_batches_weigh_every_token_the_same(prepared: Prepared, packing: str) -> None:
+    settings: dict[str, Any] = {**SETTINGS, "model": {"dropout": 0.0}, "dataset": {"packing": packing}}
+    runs = [prepared.run(**settings, micro_batch_size=size) for size in (0, 1, 3)]
+    for run in runs:
+        train(run)
+    whole, *parts = ([row["loss"] for row in rows(run)] for run in runs)
+    for losses in parts:
+        assert losses == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_micro_batch_that_fits_is_found(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, whole: Run) -> None:
+    most = 1
+    real = NextTokenLoss.forward
+
+    def forward(self: NextTokenLoss, input_ids_BT: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        if len(input_ids_BT) > most:
+            raise torch.OutOfMemoryError
+        return real(self, input_ids_BT, *arguments, **options)
+
+    monkeypatch.setattr(NextTokenLoss, "forward", forward)
+    run = prepared.run(**SETTINGS, find_micro_batch=True)
+    small = prepared.run(**SETTINGS, micro_batch_size=1)
+    assert train(run).weights == train(small).weights, "looking for it draws no random numbers"
+    most = 0
+    with pytest.raises(ConfigError, match="not even one block fits into memory"):
+        train(prepared.run(**SETTINGS, find_micro_batch=True))
 
 
 # --- the result ---
