@@ -176,10 +176,10 @@ class Train:
         status = Trainer(run.folder, is_cold=False).wait()
         self.prepared(run.folder.name, run.config.train.nproc)
         orphans = [path.name for path in run.checkpoints.iterdir() if not path.name.startswith(("step-", "bad-step-"))]
-        output = (run.folder / "output.txt").read_text()
-        return [f"the last start ended with status {status}: {output}"] * bool(status) + [
-            f"orphan {name}" for name in orphans
-        ]
+        problems = [f"orphan {name}" for name in orphans]
+        if status:
+            problems.append(f"the last start ended with status {status}: {(run.folder / 'output.txt').read_text()}")
+        return problems
 
     def _kill_once(self, run: Run, draw: random.Random) -> list[Kill]:
         """Nothing if the run came to its end first."""

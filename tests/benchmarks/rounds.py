@@ -23,7 +23,7 @@ def tell(**figures: Any) -> None:
     print(json.dumps(figures), file=_output, flush=True)
 
 
-def rounds(spec: dict[str, Any], finish: Callable[[], None] = lambda: None, **about: Any) -> Iterator[None]:
+def rounds(spec: dict[str, Any], finish: Callable[[], object] = lambda: None, **about: Any) -> Iterator[None]:
     """Measures ``spec["steps"]`` steps a round, after some to settle; ``finish`` is still measured."""
     for _ in range(spec["warm_up"]):
         yield

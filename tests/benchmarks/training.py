@@ -24,7 +24,7 @@ from importlib.metadata import version
 import torch
 from bench import table, with_lmcore
 from processes import Figures, Loop, by_turns, median, median_ratio
-from training_setting import SETTLE, Setting
+from training_setting import SETTLE, SIZES, Setting
 
 from lmcore.metrics import read_metrics
 from lmcore.run import Run
@@ -190,7 +190,7 @@ def main() -> None:
         description=__doc__ + sections, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sections", nargs="*", metavar="SECTION")
-    parser.add_argument("--size", default="tiny", choices=["tiny", "small", "124M", "350M"])
+    parser.add_argument("--size", default="tiny", choices=SIZES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, help="blocks in a batch, other than the size's")
     parser.add_argument("--steps", type=int, help="in a round, other than the size's")
