@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import sentencepiece
+from bench import HERE, WORK, python_of, table
 
 from lmcore.config import CorpusConfig, DatasetConfig, RunConfig, TokenizerConfig
 from lmcore.corpus import open_corpus
@@ -36,8 +36,6 @@ from lmcore.stream import TokenStream
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import TokenizerInfo, make_tokenizer
 
-HERE = Path(__file__).parent
-WORK = HERE / "work"
 STORE = WORK / "store"
 ROUNDS = 3
 BLOCK, BATCH, BATCHES = 1024, 16, 3_000
@@ -64,23 +62,9 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def table(title: str, head: str, rows: list[list[str]]) -> None:
-    """As Markdown, the way it stands in docs/benchmarks.md."""
-    names = head.split("|")
-    print(f"\n### {title}\n\n| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |", flush=True)
-
-
 def peer(environment: str, name: str, *arguments: object) -> dict[str, float]:
     """What peers.py prints, run in the environment of that name."""
-    folder = WORK / environment
-    if not (folder / "made").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--requirement", HERE / f"{environment}.txt"], check=True)
-        (folder / "made").touch()
-    command = [folder / "bin" / "python", HERE / "peers.py", name, *map(str, arguments)]
+    command = [python_of(environment), HERE / "peers.py", name, *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -6,6 +6,8 @@ count; others are drawn again. The tests make a few of the same kills. Exit stat
 The campaigns:
 
     tokenize   python -m lmcore tokenize, between its first chunk and the manifest
+    train      python -m lmcore train, between its first step and its result; kill_training.py says more.
+               --picture FILE.png draws a killed and an undisturbed loss curve
 """
 
 import argparse
@@ -27,28 +29,41 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Kill:
-    """One that hit: was something half-written at that moment, and what was wrong after the next run."""
+    """One that hit, and what was wrong after the next run."""
 
-    is_amid_a_write: bool
+    kinds: set[str]
+    """What was going on at that moment, or was done after it, among the campaign's kinds."""
     problems: list[str]
 
 
 class Campaign(Protocol):
     """Made with an empty folder of its own."""
 
+    hits: str
+    """What a kill that counts does, in words."""
+    kinds: tuple[str, ...]
+    """Of kills, as the summary counts them."""
     promise: str
     """What every kill must leave, in words."""
 
-    def kill(self, draw: random.Random) -> Kill | None:
-        """Begin anew, kill, run to the end. None when the work had ended before the kill came."""
+    def kill(self, draw: random.Random, at_most: int) -> list[Kill]:
+        """Begin anew, kill once or more, run to the end: the kills before which the work had not ended."""
 
 
 def kills(campaign: Campaign, count: int, draw: random.Random) -> Iterator[Kill]:
     """What came of ``count`` kills that hit."""
     while count:
-        if (kill := campaign.kill(draw)) is not None:
-            count -= 1
-            yield kill
+        found = campaign.kill(draw, count)
+        count -= len(found)
+        yield from found
+
+
+def summary(campaign: Campaign, found: list[Kill], seed: int) -> str:
+    """One line."""
+    kinds = ", ".join(f"{sum(kind in kill.kinds for kill in found)} {kind}" for kind in campaign.kinds)
+    lost = sum(bool(kill.problems) for kill in found)
+    promise = f"{lost} LEFT SOMETHING ELSE" if lost else campaign.promise
+    return f"{len(found)} kills {campaign.hits} ({kinds}), {promise} (seed {seed})"
 
 
 def run_and_kill(command: list[str], moment: Callable[[], bool], seconds: float) -> int:
@@ -66,7 +81,9 @@ def run_and_kill(command: list[str], moment: Callable[[], bool], seconds: float)
 class Tokenize:
     """Some 80 chunks, which take a second."""
 
-    promise = "same dataset id, 0 orphan files"
+    hits = "hit a running tokenizer"
+    kinds: tuple[str, ...] = ("amid a write",)
+    promise = "all survived, same dataset id, 0 orphan files"
 
     def __init__(self, folder: Path) -> None:
         self.store = folder / "store"
@@ -79,18 +96,18 @@ class Tokenize:
         self.undisturbed = self._files()
         self.chunks = self._count("shards/[!.]*")
 
-    def kill(self, draw: random.Random) -> Kill | None:
+    def kill(self, draw: random.Random, at_most: int) -> list[Kill]:
         self._forget()
         chunks, seconds = draw.randint(0, self.chunks), draw.uniform(0, 0.05)
         status = run_and_kill(self.command, lambda: self._has_begun(chunks), seconds)
         if status == 0 or self._count("datasets/*/manifest.json"):
-            return None
-        is_amid_a_write = bool(self._count("**/.tmp-*"))
+            return []
+        kinds = {"amid a write"} if self._count("**/.tmp-*") else set()
         problems = [] if status == -signal.SIGKILL else [f"the command ended with status {status} by itself"]
         again = subprocess.run(self.command, cwd=ROOT, capture_output=True, text=True, check=False)
         if again.returncode:
             problems.append(f"the next run ended with status {again.returncode}: {again.stderr}")
-        return Kill(is_amid_a_write, problems + list(self._differences()))
+        return [Kill(kinds, problems + list(self._differences()))]
 
     def _forget(self) -> None:
         """Everything but the tokenizer."""
@@ -117,27 +134,34 @@ class Tokenize:
                 yield f"{name} is {'another' if name in files else 'missing'}"
 
 
-CAMPAIGNS: dict[str, Callable[[Path], Campaign]] = {"tokenize": Tokenize}
+def _train(folder: Path) -> Campaign:
+    from tests.benchmarks.kill_training import Train  # after main() has said where tests is
+
+    return Train(folder, two_ranks_every=40)
+
+
+CAMPAIGNS: dict[str, Callable[[Path], Campaign]] = {"tokenize": Tokenize, "train": _train}
 
 
 def main() -> None:
+    sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("campaign", choices=CAMPAIGNS)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", type=Path, help="of the last run, for train")
     options = parser.parse_args()
-    amid = survived = 0
+    found = []
     with TemporaryDirectory() as folder:
         campaign = CAMPAIGNS[options.campaign](Path(folder))
         for number, kill in enumerate(kills(campaign, options.kills, random.Random(options.seed)), 1):
-            amid += kill.is_amid_a_write
-            survived += not kill.problems
+            found.append(kill)
             for problem in kill.problems:
                 print(f"kill {number}: {problem}", flush=True)
-    lost = options.kills - survived
-    promise = f"{lost} did not" if lost else campaign.promise
-    print(f"{options.kills} kills that hit ({amid} amid a write), {survived} survived, {promise} (seed {options.seed})")
-    sys.exit(1 if lost else 0)
+        if options.picture:
+            campaign.draw(options.picture)  # type: ignore[attr-defined]
+    print(summary(campaign, found, options.seed))
+    sys.exit(any(kill.problems for kill in found))
 
 
 if __name__ == "__main__":
