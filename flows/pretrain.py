@@ -51,8 +51,10 @@ class Pretrained(BaseModel):
 def _run_name() -> str:
     from prefect.runtime import flow_run
 
-    config = flow_run.parameters["config"]
-    model = config.model if isinstance(config, RunConfig) else RunConfig.model_validate(config).model
+    config = RunConfig.model_validate(flow_run.parameters["config"])
+    model, origin = config.model, config.train.init_from
+    if origin:
+        return f"pretrain from {Path(origin).name}"
     return f"pretrain {model.architecture} {model.layers}x{model.width}"
 
 

@@ -16,6 +16,7 @@ from lmcore.evaluate import Evaluation, Score
 from lmcore.generate import generate
 from lmcore.history import events, figures, loss_table, source_table, warnings
 from lmcore.metrics import Row, read_metrics
+from lmcore.origin import in_transformers
 from lmcore.plot import loss_picture
 from lmcore.run import Run
 from lmcore.section import fingerprint
@@ -140,14 +141,16 @@ def _page(
 def _summary(
     run: Run, training: TrainingResult, evaluation: Evaluation, blocks: Blocks, rows: list[Row]
 ) -> dict[str, str]:
-    model, settings = run.config.model, run.config.train
+    settings, model = run.config.train, in_transformers(run.shape).get_text_config()
+    beginning = f", begun with {settings.init_from}" if settings.init_from else ""
     epochs = next(row["epoch"] for row in reversed(rows) if row["kind"] == "train")
     return {
         "validation loss": f"{evaluation.nats_per_token:.4f} nats per token",
         "perplexity": f"{evaluation.perplexity:.2f}",
         "bits per byte": f"{evaluation.bits_per_byte:.4f}",
         "training loss": f"{training.train_loss:.4f} nats per token (last {settings.log_every} steps)",
-        "model": f"{model.architecture}, {model.layers} layers, {model.width} wide, {model.heads} heads",
+        "model": f"{model.model_type}, {model.num_hidden_layers} layers, {model.hidden_size} wide, "
+        f"{model.num_attention_heads} heads{beginning}",
         "parameters": f"{training.parameters:,} ({training.trainable_parameters:,} trained)",
         "FLOPs": f"{training.flops_per_token * training.tokens:.2e} ({training.flops_per_token:.2e} a token)",
         "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens"

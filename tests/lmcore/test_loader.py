@@ -85,9 +85,13 @@ def test_ranks_partition_every_batch(many_chunks: Dataset, first: int, count: in
     whole, parts = batches(), [batches(rank=rank, world=world) for rank in range(world)]
     assert [len(part) for part in parts] == [len(whole)] * world
     for number, expected in enumerate(whole):
-        for name, tensor in expected.items():
-            for rank in range(world):
-                assert torch.equal(parts[rank][number][name], tensor[rank::world])
+        rows = len(expected["labels"])
+        for rank in range(world):
+            mine = parts[rank][number]
+            assert len(mine["labels"]) == -(-rows // world), "all ranks have the same number"
+            own = len(range(rank, rows, world))
+            assert all(torch.equal(mine[name][:own], tensor[rank::world]) for name, tensor in expected.items())
+            assert (mine["labels"][own:] == -100).all(), "and learn nothing from what fills up"
 
 
 LOAD_IN_WORKERS = """
