@@ -303,7 +303,7 @@ class _Cutter:
 def span_bytes(target: int) -> tuple[int, int, int]:
     """The shortest span, the bytes from there to its end on average, and the longest span.
 
-    So they have ``target`` bytes on average, and one in ten is cut by force, where an insertion before it moves the cut.
+    So they have ``target`` bytes on average, and one in ten is cut by force: an insertion before it moves such a cut.
     """
     return target // 4, target - target // 4, target * 2
 
