@@ -15,7 +15,7 @@ from lmcore.config import CorpusConfig
 from lmcore.corpus import Scan, SourceFile, reading
 from lmcore.ledger import Ledger, Skip
 from lmcore.section import fingerprint
-from lmcore.spans import Span, read_spans
+from lmcore.spans import CUT_VERSION, Span, read_spans, span_bytes
 from lmcore.store import DIGEST_BYTES, FORMAT_VERSION
 
 
@@ -31,7 +31,7 @@ class Group:
     def key(self, config: CorpusConfig) -> str:
         """Names the content and the way it is read; not the paths."""
         files = [[file.kind, file.compression, file.digest] for file in self.files]
-        return fingerprint(FORMAT_VERSION, reading(config), config.chunk_bytes, files)
+        return fingerprint(FORMAT_VERSION, CUT_VERSION, reading(config), config.chunk_bytes, files)
 
     @property
     def stored_bytes(self) -> int:
@@ -98,6 +98,8 @@ def groups(found: Scan, config: CorpusConfig) -> Iterator[Group]:
 
 
 def _groups(files: list[SourceFile], source: str, split: str, target: int) -> Iterator[Group]:
+    # A file that changes leaves one pack and joins another: two chunks, so packs are of a quarter of a chunk.
+    shortest, between, longest = span_bytes(target // 4)
     pack: list[SourceFile] = []
     size = 0
     for file in sorted(files, key=lambda file: (file.digest, file.path)):
@@ -106,16 +108,16 @@ def _groups(files: list[SourceFile], source: str, split: str, target: int) -> It
             continue
         pack.append(file)
         size += file.stored_bytes
-        if size >= target * 4 or (size >= target // 4 and _ends_pack(file, target)):
+        if size >= longest or (size >= shortest and _ends_pack(file, between)):
             yield Group(source, split, pack)
             pack, size = [], 0
     if pack:
         yield Group(source, split, pack)
 
 
-def _ends_pack(file: SourceFile, target: int) -> bool:
-    """True with probability bytes / target, the same for the same content."""
-    return int(file.digest[16:], 16) < file.stored_bytes / target * 2**64
+def _ends_pack(file: SourceFile, between: int) -> bool:
+    """True with probability bytes / between, the same for the same content."""
+    return int(file.digest[16:], 16) < file.stored_bytes / between * 2**64
 
 
 def read_chunks(group: Group, config: CorpusConfig, outline: Outline) -> Iterator[Chunk]:
@@ -134,7 +136,8 @@ def read_chunks(group: Group, config: CorpusConfig, outline: Outline) -> Iterato
         places.clear()
         return made
 
-    is_pack = group.files[0].stored_bytes < config.chunk_bytes // 4
+    shortest, _, longest = span_bytes(config.chunk_bytes)
+    is_pack = group.files[0].stored_bytes < shortest
     for number, file in enumerate(group.files):
         ledger = Ledger()
         outline.files.append(ledger)
@@ -142,7 +145,7 @@ def read_chunks(group: Group, config: CorpusConfig, outline: Outline) -> Iterato
             waiting.append(span)
             places.append([number, span.start, span.stop, len(span.content)])
             size += len(span.content)
-            if not is_pack or size >= config.chunk_bytes * 4:
+            if not is_pack or size >= longest:
                 yield chunk()
                 size = 0
     if waiting:

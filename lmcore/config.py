@@ -76,7 +76,8 @@ class CorpusConfig(Section):
     validation_paths: list[str] = []
     """Files, folders and globs to validate on. Training documents that also stand there are left out."""
     chunk_bytes: int = Field(16_000_000, ge=1_000, le=2**30)
-    """Bytes of text in a chunk on average: the unit of parallel work and of caching."""
+    """Bytes of text in a chunk of a large file on average: the unit of parallel work and of caching. Small files
+    share chunks of a quarter."""
     workers: int = speed(0, ge=0, le=1024)
     """Threads that tokenize. 0: one for each core."""
 

@@ -20,4 +20,4 @@ def test_many_small_files_cost_no_more_each_than_few(monkeypatch: pytest.MonkeyP
     assert len(chunk.spans) == 20_000
     assert process_time() - before < 5  # 0.3 s; a sum over all spans at each took 11 s
     sizes = [len(chunk.spans) for chunk in read_chunks(group, CorpusConfig(paths=["x"], chunk_bytes=5000), Outline())]
-    assert sizes == [4000] * 5
+    assert sizes == [2000] * 10

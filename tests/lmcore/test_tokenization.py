@@ -470,7 +470,7 @@ def test_an_edit_that_keeps_size_and_time_is_seen_when_the_file_is_read(
         os.utime(folder / f"{name}.txt", (1, 1))
 
     def from_the_index() -> Dataset:
-        config = RunConfig(corpus=CorpusConfig(paths=[str(folder)], chunk_bytes=2000), store=store)
+        config = RunConfig(corpus=CorpusConfig(paths=[str(folder)], chunk_bytes=20_000), store=store)
         corpus, _ = open_corpus(config)
         return tokenize(config.corpus, corpus, tokenizer, store)
 
@@ -481,7 +481,7 @@ def test_an_edit_that_keeps_size_and_time_is_seen_when_the_file_is_read(
     (folder / "b.txt").write_text("\n".join(f"b {number}" for number in range(101)))
     again = from_the_index()
     assert (again.skipped, again.documents + again.validation_documents) == ({}, 201)
-    assert from_the_index().id == build(folder, tokenizer, tmp_path / "other").id
+    assert from_the_index().id == build(folder, tokenizer, tmp_path / "other", chunk_bytes=20_000).id
 
 
 @pytest.mark.parametrize("damage", ["value = replace(value, '1', '2')", "value = '{'"])
