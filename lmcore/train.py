@@ -198,6 +198,8 @@ class _Training:
 
     def _train(self, should_stop: Callable[[], bool]) -> None:
         state, config, learner = self.state, self.config, self.learner
+        if self._gains_no_more():
+            return
         if config.find_micro_batch and (batch := next(self._batches(), None)) is not None:
             _log.info("micro-batches of %d blocks", learner.find_micro_batch(batch))
         for batch in self.clock.waiting_for(self._batches()):
@@ -217,7 +219,7 @@ class _Training:
                 is_saved |= self._validate()
             if self.run.config.sample.every and state.step % self.run.config.sample.every == 0:
                 self._write_samples()
-            if 0 < config.patience <= state.early_stopping.without_gain and not is_last:
+            if self._gains_no_more() and not is_last:
                 is_last = True
                 self._log(rate, norm)
             is_stopping = not is_last and self.ranks.any(should_stop() or self._is_time_up())
@@ -249,6 +251,9 @@ class _Training:
         counted = ({**batch, "tokens": (batch["labels"] != IGNORED_LABEL).sum()} for batch in batches)
         ready = (to_device(batch, device) for batch in counted)
         return prefetched(ready) if device.type == "cuda" else ready
+
+    def _gains_no_more(self) -> bool:
+        return 0 < self.config.patience <= self.state.early_stopping.without_gain
 
     def _last_block(self) -> int:
         """Where training ends; a run of whole epochs may end with a short batch."""

@@ -527,6 +527,9 @@ def test_training_ends_early_with_its_best_checkpoint(prepared: Prepared) -> Non
         train(stopped, should_stop=lambda: next(asked) == result.step + 1)
     assert train(stopped).weights == result.weights
     assert train(run) == result, "finished is finished"
+    (run.folder / "training.json").unlink()
+    assert train(run).weights == result.weights, "also where it was killed before it could say so"
+    assert train(run).last_step == result.last_step
 
 
 def test_the_moments_of_validation_decide_only_where_patience_ends(prepared: Prepared) -> None:
