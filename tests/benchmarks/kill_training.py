@@ -166,8 +166,8 @@ class Train:
             while trainer.status() is None and _last_row(run).get("step", 0) < STEPS:
                 time.sleep(0.005)
             self._seconds[nproc] = time.perf_counter() - start
-            if trainer.wait():
-                raise RuntimeError((run.folder / "output.txt").read_text())
+            if status := trainer.wait():
+                raise RuntimeError(f"an undisturbed run ended with status {status}: {_output(run)}")
             self._undisturbed[nproc] = run
         return self._undisturbed[nproc]
 
@@ -178,7 +178,7 @@ class Train:
         orphans = [path.name for path in run.checkpoints.iterdir() if not path.name.startswith(("step-", "bad-step-"))]
         problems = [f"orphan {name}" for name in orphans]
         if status:
-            problems.append(f"the last start ended with status {status}: {(run.folder / 'output.txt').read_text()}")
+            problems.append(f"the last start ended with status {status}: {_output(run)}")
         return problems
 
     def _kill_once(self, run: Run, draw: random.Random) -> list[Kill]:
@@ -198,8 +198,7 @@ class Train:
         kinds |= {TRUNCATED} if draw.random() < SHARE_TRUNCATED and truncate_newest(run, draw) else set()
         problems = [f"process {pid} is still there" for pid in left]
         if trainer.status() not in (-signal.SIGKILL, 128 + signal.SIGKILL):
-            output = (run.folder / "output.txt").read_text()
-            problems.append(f"the trainer ended with status {trainer.status()} by itself: {output}")
+            problems.append(f"the trainer ended with status {trainer.status()} by itself: {_output(run)}")
         return [Kill(kinds, problems)]
 
     def kill_at(self, run: Run, step: int) -> None:
@@ -277,6 +276,11 @@ def truncate_newest(run: Run, draw: random.Random) -> bool:
     file = draw.choice(sorted((run.checkpoints / f"step-{step:08d}").iterdir()))
     os.truncate(file, draw.randrange(file.stat().st_size))
     return True
+
+
+def _output(run: Run) -> str:
+    """What the last start wrote."""
+    return (run.folder / "output.txt").read_text()
 
 
 def _half_written(run: Run) -> list[str]:
