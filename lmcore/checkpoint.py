@@ -64,7 +64,9 @@ class CheckpointWriter:
         }
         self.wait()
         if self._ranks.is_first and self._thread is not None:
-            self._writing = self._thread.submit(self._write, step, parts, {**state, "step": step})
+            # Asked now: when all is written, training may know of a better one that is not.
+            kept = {other for other in (step, *map(step_of, _newest_first(self._folder))) if self._is_kept(other)}
+            self._writing = self._thread.submit(self._write, step, parts, {**state, "step": step}, kept)
 
     def wait(self) -> None:
         """Return when nothing is being written any more. Raises what the writing raised."""
@@ -72,14 +74,14 @@ class CheckpointWriter:
         if writing is not None:
             writing.result()
 
-    def _write(self, step: int, parts: dict[str, Tensors], state: State) -> None:
+    def _write(self, step: int, parts: dict[str, Tensors], state: State, kept: set[int]) -> None:
         path = self._folder / f"step-{step:08d}"
         with sealed_folder(path, lambda: {"kind": "checkpoint", "step": step}) as new:
             for name, tensors in parts.items():
                 save_file(tensors, new / f"{name}.safetensors")
             (new / "state.json").write_bytes(json_bytes(state))
         for old in _newest_first(self._folder)[self._keep :]:
-            if not self._is_kept(step_of(old)):
+            if step_of(old) not in kept:
                 remove(old)
 
 

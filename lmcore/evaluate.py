@@ -27,6 +27,9 @@ from lmcore.training_config import Precision
 _SORTED_BATCHES = 64
 """Windows of this many batches are sorted by length together, so that little padding is computed."""
 
+_TOKENS_AT_ONCE = 8192
+"""Whose logits are there together, as fp32."""
+
 Window = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
@@ -86,8 +89,8 @@ def evaluate(run: Run, checkpoint: Path) -> Evaluation:
     found, weights = Evaluation.load(run.folder), weights_hash(checkpoint)
     if found is not None and found.weights == weights:
         return found
-    score_documents = Scorer.of_run(run, trained_model(run, checkpoint))
-    score_documents.model.to(score_documents.device)
+    device = choose_device(run.config.train.device)
+    score_documents = Scorer.of_run(run, trained_model(run, checkpoint).to(device))
     scores = {
         name: score_documents(TokenStream(run.dataset_folder, "validation", name).documents())
         for name in source_names(run.dataset_folder, "validation")
@@ -118,13 +121,15 @@ class Scorer:
     @classmethod
     def of_run(cls, run: Run, model: torch.nn.Module) -> Self:
         """Scores as the run does, while training and after."""
-        device = choose_device(run.config.train.device)
+        config, block_size = run.config.train, run.config.dataset.block_size
+        device = next(model.parameters()).device
+        most = min(config.micro_batch_size or config.batch_size, config.batch_size)
         return cls(
             model=model,
             device=device,
-            precision=choose_precision(run.config.train.precision, device),
-            block_size=run.config.dataset.block_size,
-            batch_size=run.config.train.batch_size,
+            precision=choose_precision(config.precision, device),
+            block_size=block_size,
+            batch_size=max(1, min(most, _TOKENS_AT_ONCE // block_size)),
             eos_id=run.tokenizer_info.eos_id,
         )
 

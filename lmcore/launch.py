@@ -17,8 +17,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from lmcore.cli import ERROR_PREFIX
-from lmcore.errors import RunError, StoppedError, TrainingError, TrainingKilledError
+from lmcore.device import choose_device
+from lmcore.errors import ConfigError, RunError, StoppedError, TrainingError, TrainingKilledError
 from lmcore.run import Run
 from lmcore.store import locked
 from lmcore.train import TrainingResult, finished_training
@@ -121,6 +124,8 @@ def run_workers(folder: Path, nproc: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
+    if choose_device(Run.open(folder).config.train.device).type == "cuda" and nproc > torch.cuda.device_count():
+        raise ConfigError(f"train.nproc is {nproc}, and this machine has {torch.cuda.device_count()} GPUs")
     for name in ("elastic", "run"):
         logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the workers say what happened
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
@@ -131,8 +136,12 @@ def run_workers(folder: Path, nproc: int) -> int:
         return STOPPED_STATUS
     except ChildFailedError as error:
         statuses = {failure.exitcode for failure in error.failures.values()}
+        if STOPPED_STATUS in statuses:
+            return STOPPED_STATUS
         killed = sorted((-status for status in statuses if status < 0), key=lambda number: number == signal.SIGTERM)
+        if finished_training(Run.open(folder)) is not None:
+            return 0  # gloo may abort a process that has done everything and ends
         if killed:  # SIGTERM is what the agent itself sent to the others
             return _SIGNALLED + killed[0]
-        return STOPPED_STATUS if statuses == {STOPPED_STATUS} else max(statuses)
+        return max(statuses)
     return 0

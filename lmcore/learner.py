@@ -6,6 +6,7 @@ somebody asks for it.
 Shapes: B blocks of a batch in this rank, T tokens in a block.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lmcore.config import DatasetConfig
 from lmcore.device import autocast, choose_precision, out_of_memory, set_up, wide_float
 from lmcore.distributed import Ranks, reduced_at, spread, unsharded, whole
 from lmcore.errors import ConfigError
@@ -21,6 +23,10 @@ from lmcore.loader import Batch
 from lmcore.model import NextTokenLoss, compile_model, freeze_all_but, new_model, transformer_blocks
 from lmcore.optim import Optimizers
 from lmcore.run import Run
+
+_OVERFLOWS = 20
+"""In a row that are forgiven in fp16: the scale is halved at each, and begins at 2^16."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,19 +43,21 @@ class Found:
 class Learner:
     """The model of a run, and all that changes it."""
 
-    def __init__(self, run: Run, ranks: Ranks, device: torch.device) -> None:
+    def __init__(self, run: Run, ranks: Ranks, device: torch.device, resumes: bool) -> None:
         config = run.config.train
         self._config, self._ranks, self.device = config, ranks, device
         self.precision = choose_precision(config.precision, device)
         set_up(device, config)
-        self.model = new_model(run).to(device)
+        self.model = new_model(run, resumes).to(device)
         freeze_all_but(self.model, config.trainable)
         loss = NextTokenLoss(self.model, config.loss_chunk_tokens)
         compile_model(loss, config.compile, device)
+        self._micro_batch_size = config.micro_batch_size or -(-config.batch_size // ranks.world)
+        if config.find_micro_batch:
+            self._find_micro_batch(loss, run.config.dataset)
         self._loss = spread(loss, transformer_blocks(self.model), config, ranks)
         self.optimizers = Optimizers.of(self.model, config)
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._micro_batch_size = config.micro_batch_size or -(-config.batch_size // ranks.world)
         torch.manual_seed(config.seed + ranks.rank)
         self.load({})
 
@@ -58,11 +66,21 @@ class Learner:
         self.guard = Guard(self._config, self.device, state.get("guard"))
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._scaler.load_state_dict(state.get("scaler", {})) if self._scaler.is_enabled() and state else None
+        self._overflows = torch.tensor(state.get("overflows", 0), device=self.device)
         self._found = torch.tensor(state.get("found", [0.0] * 3), dtype=wide_float(self.device), device=self.device)
 
     def state(self) -> dict[str, Any]:
         """All that is neither weights nor the optimizers' state. Waits for the device."""
-        return {"guard": self.guard.figures(), "scaler": self._scaler.state_dict(), "found": self._found.tolist()}
+        return {
+            "guard": self.guard.figures(),
+            "scaler": self._scaler.state_dict(),
+            "overflows": int(self._overflows),
+            "found": self._found.tolist(),
+        }
+
+    def tokens_since_found(self) -> int:
+        """Learnt from since the last call of ``found``. Waits for the device."""
+        return int(self._found[2])
 
     def found(self) -> Found:
         """What the steps since the last call found. Waits for the device."""
@@ -80,9 +98,11 @@ class Learner:
         self._loss.train()
         loss, tokens = self._backward(batch)
         norm = self._clip_gradients()
-        # An overflow in fp16 is the scaler's to deal with, and nothing bad.
+        # A few overflows in fp16 are the scaler's to deal with, and nothing bad.
         overflows = self._scaler.is_enabled() & ~torch.isfinite(norm)
-        skip = self.guard.skips(step, loss, torch.where(overflows, 0, norm)) | overflows
+        self._overflows = torch.where(overflows, self._overflows + 1, 0)
+        is_forgiven = overflows & (self._overflows <= _OVERFLOWS)
+        skip = self.guard.skips(step, loss, torch.where(is_forgiven, 0, norm)) | overflows
         self.optimizers.step(skip)
         if self._scaler.is_enabled():
             self._scaler.update()
@@ -124,21 +144,36 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip or float("inf"))
         return whole(norm)
 
-    def find_micro_batch(self, batch: Batch) -> int:
-        """Halve the micro-batch until ``batch`` goes forward and backward within memory, on all ranks.
+    def _find_micro_batch(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
+        """Halve the micro-batch until a step fits into memory, the optimizer's state included, on every rank.
 
-        Raises ConfigError when not even one block does. Changes neither weights nor random state.
+        Looked for by each rank alone, before it is one of many. Raises ConfigError when not even one block fits.
+        Changes neither weights nor random state.
         """
+        if self._config.parallel == "fsdp" and self._ranks.world > 1:
+            raise ConfigError("train.find_micro_batch does not go with fsdp: give train.micro_batch_size")
+        loss.train()
         devices = [self.device] if self.device.type == "cuda" else []
-        while True:
-            with torch.random.fork_rng(devices):
-                failed = out_of_memory(lambda: self._backward(dict(batch)))
-            self.optimizers.zero_grad()
-            if not self._ranks.any(failed):
-                return self._micro_batch_size
-            if self._micro_batch_size == 1:
-                raise ConfigError(
-                    "not even one block fits into memory: lower dataset.block_size or the model's size, or set "
-                    "train.gradient_checkpointing"
-                )
-            self._micro_batch_size = -(-self._micro_batch_size // 2)
+        with torch.random.fork_rng(devices):
+            while self._micro_batch_size and out_of_memory(lambda: self._try(loss, dataset)):
+                self._micro_batch_size //= 2
+        self.model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._micro_batch_size = min(int(size) for size in self._ranks.gather(torch.tensor(self._micro_batch_size)))
+        if not self._micro_batch_size:
+            raise ConfigError(
+                "not even one block fits into memory: lower dataset.block_size or the model's size, or set "
+                "train.gradient_checkpointing"
+            )
+        _log.info("micro-batches of %d blocks", self._micro_batch_size)
+
+    def _try(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
+        """Forward and backward of a micro-batch, beside as much memory as Adam's moments take."""
+        moments = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
+        ids_BT = torch.zeros(self._micro_batch_size, dataset.block_size, dtype=torch.int64, device=self.device)
+        documents_BT = ids_BT if dataset.document_masking else None
+        with autocast(self.precision, self.device):
+            nats = loss(ids_BT, ids_BT, documents_BT, documents_BT)
+        nats.backward()
+        del moments

@@ -94,7 +94,8 @@ def document_boundaries(inputs: Ids, labels: Ids, eos_id: int) -> dict[str, Ids]
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on ``device``; to cuda from pinned memory, without waiting for the copy."""
     if device.type == "cuda":
-        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        with torch.cuda.device(device):  # a thread begins on the first GPU, whichever this process has
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 

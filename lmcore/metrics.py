@@ -62,14 +62,16 @@ def last_standing(path: Path) -> tuple[int, int, str] | None:
 class MetricsWriter:
     """Appends rows. Opening it drops the rows after ``step``, which training is about to make again.
 
-    After a rollback, other rows are about to be made, and ``keep_events`` what led to it.
+    After a rollback to ``step`` other rows are about to be made; ``keep_events`` keeps what led to it, as of that step.
 
     ``tensorboard`` is a folder for event files. They begin with the rows that are there when there are none yet, and
     tell TensorBoard to forget what they said of later steps. Raises ConfigError when its package is missing.
     """
 
     def __init__(self, path: Path, step: int, tensorboard: Path | None = None, keep_events: bool = False) -> None:
-        kept = [row for row in read_metrics(path) if row["step"] <= step or (keep_events and row["kind"] == "event")]
+        rows = read_metrics(path)
+        kept = [row for row in rows if row["step"] <= step]
+        kept += [{**row, "step": step} for row in rows if keep_events and row["kind"] == "event" and row["step"] > step]
         self._path = path
         self._events = None
         if tensorboard is not None:

@@ -27,14 +27,16 @@ transformers.logging.disable_progress_bar()
 # --- weights ---
 
 
-def new_model(run: Run) -> PreTrainedModel:
+def new_model(run: Run, resumes: bool = False) -> PreTrainedModel:
     """The run's model as its training begins: weights drawn from its seed, or those of train.init_from.
+
+    One that ``resumes`` gets its weights from a checkpoint, and asks nothing of train.init_from.
 
     Raises RunError when those are no longer what the run was begun with, and ConfigError when the model cannot be
     trained as the settings ask.
     """
     torch.manual_seed(run.config.train.seed)
-    model = _continued_model(run) if run.config.train.init_from else blank_model(run)
+    model = _continued_model(run) if run.config.train.init_from and not resumes else blank_model(run)
     if run.config.train.gradient_checkpointing:
         _checkpoint_activations(model)
     return model
@@ -109,11 +111,17 @@ def _opened(origin: Origin) -> PreTrainedModel:
 @torch.no_grad()
 def _sees_ahead(model: PreTrainedModel) -> bool:
     """True if another last token changes what comes before it, as in an encoder that is opened as a language model."""
-    ids_BT = torch.arange(8).repeat(2, 1)
-    ids_BT[1, -1] = 0
+    ids_BT = torch.arange(_few_tokens(model)).repeat(2, 1)
+    ids_BT[1, -1] = 0  # unless it is so already, which one token only can be
     one_TV, other_TV = model.eval()(input_ids=ids_BT, use_cache=False).logits[:, :-1]
     model.train()
     return not torch.allclose(one_TV, other_TV, atol=1e-4)
+
+
+def _few_tokens(model: PreTrainedModel) -> int:
+    """As many as a look at the model needs, and it has ids and positions for."""
+    shape = model.config.get_text_config()
+    return int(min(8, shape.vocab_size, getattr(shape, "max_position_embeddings", None) or 8))
 
 
 def freeze_all_but(model: PreTrainedModel, patterns: list[str]) -> None:
@@ -192,7 +200,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or model.base_model is model:
         return False
-    ids_BT = torch.arange(8, device=model.device)[None] % head.out_features
+    ids_BT = torch.arange(_few_tokens(model), device=model.device)[None]
     given: list[torch.Tensor] = []
     logits_BTV = torch.linspace(-1e4, 1e4, ids_BT.numel() * head.out_features, device=model.device)
     logits_BTV = logits_BTV.view(*ids_BT.shape, head.out_features)

@@ -89,6 +89,12 @@ class Schedule:
             decay = steps(config.decay)
         else:
             decay = max(1, total_steps - warmup) if config.schedule in ("cosine", "linear") else 0
+        if (
+            config.schedule == "wsd"
+            and warmup + decay == total_steps + 1
+            and (config.warmup + config.decay).count("%") == 2
+        ):
+            decay -= 1  # both shares were rounded up
         if warmup + decay > total_steps:
             raise ConfigError(_too_long(config, total_steps, warmup, decay))
         return cls(config, total_steps, warmup, decay)

@@ -97,6 +97,9 @@ class State:
     tokens: int = 0
     seconds: float = 0.0
     """In training steps."""
+    row_seconds: float = 0.0
+    """Of them since the last log row, and waiting for data of these."""
+    row_waited: float = 0.0
     train_loss: float = math.nan
     validation_loss: float = math.nan
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
@@ -149,11 +152,12 @@ class _Training:
         shape = (len(self.blocks), run.config.dataset.block_size)
         self.total_steps = planned_steps(self.config, *shape)
         self.schedule = Schedule.of(self.config, self.total_steps, *shape)
-        self.learner = Learner(run, ranks, device)
+        newest = self._newest_checkpoint()
+        self.learner = Learner(run, ranks, device, resumes=newest is not None)
         self.flops_per_token = flops_per_token(self.learner.model, run.config.dataset.block_size)
         self.validation = Validation.of_run(run, self.learner.model, ranks)
         self.checkpoints = CheckpointWriter(run.checkpoints, self.config.keep_checkpoints, self._is_kept, ranks)
-        self.state = self._resume()
+        self.state = self._resume(newest)
         self.metrics = self._open_metrics() if ranks.is_first else None
         self.told = self.learner.guard.standing().bad
         self.clock = Clock()
@@ -172,13 +176,16 @@ class _Training:
         tensorboard = self.run.tensorboard if self.config.tensorboard else None
         return MetricsWriter(self.run.metrics, self.state.step, tensorboard, keep_events)
 
-    def _resume(self) -> State:
-        """Put everything where the newest checkpoint says, or at the beginning."""
+    def _newest_checkpoint(self) -> Path | None:
+        """As the first rank finds it."""
         newest = newest_checkpoint(self.run.checkpoints) if self.ranks.is_first else None
         step = int(self.ranks.sum(torch.tensor(step_of(newest) if newest else 0)))
-        if step:
-            path = self.run.checkpoints / f"step-{step:08d}"
-            saved = load_checkpoint(path, self.learner.model, self.learner.optimizers, self.ranks)
+        return self._checkpoint(step) if step else None
+
+    def _resume(self, newest: Path | None) -> State:
+        """Put everything where a checkpoint says, or at the beginning."""
+        if newest is not None:
+            saved = load_checkpoint(newest, self.learner.model, self.learner.optimizers, self.ranks)
             self.learner.load(saved.pop("learner"))
             return State(**{**saved, "early_stopping": EarlyStopping(**saved["early_stopping"])})
         if self.config.init_optimizer:
@@ -200,8 +207,6 @@ class _Training:
         state, config, learner = self.state, self.config, self.learner
         if self._gains_no_more():
             return
-        if config.find_micro_batch and (batch := next(self._batches(), None)) is not None:
-            _log.info("micro-batches of %d blocks", learner.find_micro_batch(batch))
         for batch in self.clock.waiting_for(self._batches()):
             rate = self.schedule.rate(state.step)
             norm = learner.learn(state.step + 1, batch, rate)
@@ -272,7 +277,7 @@ class _Training:
         """Tell of steps that were skipped; raise _OneTooManyError when they were too many."""
         standing = self.learner.guard.standing()
         new, self.told = standing.bad - self.told, standing.bad
-        for step in standing.steps[len(standing.steps) - new :]:
+        for step in standing.steps[max(0, len(standing.steps) - new) :]:
             self._event(f"step {step} was skipped", documents=self._documents_of(step))
         if standing.is_over:
             raise _OneTooManyError(
@@ -293,12 +298,13 @@ class _Training:
         """Go back to the newest checkpoint, once, and pass over the blocks since; else raise ``error``."""
         reached, passed_over = self.state.step, self.state.passed_over
         self.checkpoints.wait()
-        if not self.config.rollback:
+        newest = self._newest_checkpoint()
+        if not self.config.rollback or passed_over or newest is None:
             raise error
-        self.state = self._resume()
+        self.state = self._resume(newest)
         self.state.passed_over = passed_over + (reached - self.state.step) * self.config.batch_size
         self.told = self.learner.guard.standing().bad
-        self.clock = Clock()
+        self.clock.lap()
         if self.metrics is not None:
             self.metrics = self._open_metrics(keep_events=True)
         self._event(f"rolled back from step {reached} to {self.state.step}: {error}")
@@ -306,8 +312,9 @@ class _Training:
     def _log(self, rate: float, norm: torch.Tensor) -> None:
         """Waits for the device."""
         state, found = self.state, self.learner.found()
-        seconds, waited = self.clock.lap()
-        state.seconds += seconds
+        self._pause()
+        seconds, waited = state.row_seconds, state.row_waited
+        state.row_seconds = state.row_waited = 0.0
         state.tokens += found.tokens
         if not found.good_steps:
             return
@@ -353,6 +360,7 @@ class _Training:
         self.clock.lap()
 
     def _save(self) -> None:
+        self._check_guard()  # nothing after one bad step too many is worth going back to
         self._pause()
         state = {**asdict(self.state), "learner": self.learner.state()}
         self.checkpoints.save(self.state.step, self.learner.model, self.learner.optimizers, state)
@@ -360,7 +368,10 @@ class _Training:
 
     def _pause(self) -> None:
         """Count the time until now as training; what follows is something else, up to the next lap."""
-        self.state.seconds += self.clock.lap()[0]
+        seconds, waited = self.clock.lap()
+        self.state.seconds += seconds
+        self.state.row_seconds += seconds
+        self.state.row_waited += waited
 
     def _is_kept(self, step: int) -> bool:
         """Whether the checkpoint of a step stays, however old."""
@@ -374,6 +385,7 @@ class _Training:
 
     def _stop(self) -> None:
         self.checkpoints.wait()
+        self.ranks.any(False)  # until the first one has written it
         why = f"after {self.config.max_minutes:g} minutes" if self._is_time_up() else "on request"
         raise StoppedError(
             f"training stopped {why} after step {self.state.step} of {self.total_steps}, checkpoint "
@@ -386,7 +398,7 @@ class _Training:
             "kind": kind,
             "step": step,
             "total_steps": self.total_steps,
-            "tokens": self.state.tokens,
+            "tokens": self.state.tokens + self.learner.tokens_since_found(),
             "epoch": min(step * size, self._last_block()) / len(self.blocks),
         }
         if self.metrics is not None:
@@ -398,6 +410,11 @@ class _Training:
 
     def _write_result(self) -> None:
         state, model = self.state, self.learner.model
+        if math.isnan(state.train_loss):
+            raise TrainingError(
+                f"none of {state.step} steps had a finite gradient, so nothing was learnt: lower train.learning_rate "
+                f"(now {self.config.learning_rate}), or use another train.precision, and start with --fresh"
+            )
         best = state.early_stopping
         step = best.best_step if self.config.patience and is_sound(self._checkpoint(best.best_step)) else state.step
         trunk = self._checkpoint(self.schedule.decay_start) if self.schedule.decay_start is not None else None
@@ -417,7 +434,7 @@ class _Training:
             flops_per_token=self.flops_per_token,
             device=str(self.learner.device),
             precision=self.learner.precision,
-            trunk=trunk,
+            trunk=trunk if trunk is not None and is_sound(trunk) else None,
         ).save()
 
     def _checkpoint(self, step: int) -> Path:

@@ -37,7 +37,8 @@ class TrainConfig(Section):
     of new ones. Its tokenizer must be this run's. The model's shape and dropout are then its own, and the section
     `model` is unused. Where the weights lie does not name the run: what they are does."""
     init_optimizer: bool = False
-    """Take over the optimizer's state too, for continued pretraining. Only from a checkpoint folder."""
+    """Take over the optimizer's state too, for continued pretraining. Only from a checkpoint folder. The order of
+    blocks begins anew: over the same text, another train.seed gives another one."""
     trainable: list[str] = ["*"]
     """Patterns of parameter names to update; all others stay frozen (`transformer.h.*`, `*bias`)."""
 

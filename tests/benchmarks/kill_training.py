@@ -39,7 +39,7 @@ MOST_KILLS = 4
 """Of one run."""
 SHARE_TRUNCATED, SHARE_COLD = 0.3, 0.1
 MOMENTS = {"any": 4, "write": 4, "rename": 2}
-MEASURED = {"tokens_per_second", "memory_bytes", "data_wait_share", "seconds", "mfu"}
+MEASURED = {"tokens_per_second", "memory_bytes", "data_wait_share", "mfu", "seconds", "row_seconds", "row_waited"}
 """What a clock says, and differs between any two trainings."""
 INTERRUPTED, TRUNCATED, COLD, TWO_RANKS = (
     "inside a checkpoint write",
