@@ -551,6 +551,51 @@ def test_the_time_may_be_up(prepared: Prepared, whole: Run) -> None:
     assert_same_training(run, whole)
 
 
+def test_a_run_rolls_back_once_however_often_it_is_resumed(
+    prepared: Prepared, broken_at: Callable[[dict[int, float]], None]
+) -> None:
+    run = prepared.run(**SETTINGS, rollback=True)
+    broken_at({20: math.nan, 72: math.nan})  # steps 6 and, after what is passed over, 17
+    asked = iter(range(1, 99))  # at steps 1 to 5 and again from 5 on
+    with pytest.raises(StoppedError, match="after step 9 of"):
+        train(run, should_stop=lambda: next(asked) == 10)
+    with pytest.raises(TrainingError, match="has loss nan"):
+        train(run)
+    texts = [event["text"] for event in events(run)]
+    assert [text.split(":")[0] for text in texts[:2]] == ["step 6 was skipped", "rolled back from step 6 to 4"]
+
+
+def test_gradients_that_overflow_for_ever_are_bad_in_fp16_too(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: real(*_) * math.nan)
+    run = prepared.run(**{**SETTINGS, "max_steps": 40}, precision="fp16")
+    with pytest.raises(TrainingError, match=r"step 21 has loss \d"):
+        train(run)
+    short = prepared.run(**{**SETTINGS, "max_steps": 10}, precision="fp16")
+    with pytest.raises(TrainingError, match="none of 10 steps had a finite gradient"):
+        train(short)
+
+
+def test_rows_have_the_tokens_and_seconds_of_their_own_steps(prepared: Prepared) -> None:
+    run = prepared.run(max_steps=40, log_every=10, validate_every=15, checkpoint_every=9)
+    result = train(run)
+    found = read_metrics(run.metrics)
+    assert all(row["tokens"] == row["step"] * 4 * 16 for row in found)
+    speeds = [row["tokens_per_second"] for row in found if row["kind"] == "train"]
+    assert len(speeds) / sum(1 / speed for speed in speeds) == pytest.approx(result.tokens_per_second, rel=0.1)
+
+
+@pytest.mark.parametrize("block_size", [2, 4])
+def test_blocks_may_be_very_short(prepared: Prepared, block_size: int) -> None:
+    assert train(prepared.run(dataset={"block_size": block_size}, max_steps=2)).step == 2
+
+
+def test_a_trunk_that_was_never_reached_is_none(prepared: Prepared) -> None:
+    assert train(prepared.run(max_steps=4, schedule="wsd", warmup="0 steps", decay="100 %")).trunk is None
+
+
 # --- which checkpoints stay ---
 
 
