@@ -243,7 +243,7 @@ def test_generate_continues_every_prompt(trained: Trained, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("error", "arguments"),
     [
-        ("holds no model: it is neither", [".", "--tokens", "3"]),
+        ("holds no model: it is neither a run", [".", "--tokens", "3"]),
         ("command line: tokens: Input should be greater than or equal to 1", [".", "--tokens", "0"]),
         ("command line: top_p: Input should be a valid number", [".", "--top_p", "most"]),
         ("--prompts-file nowhere.txt: [Errno 2]", [".", "--prompts-file", "nowhere.txt"]),
@@ -263,6 +263,8 @@ def test_plot_draws_runs_by_name_and_by_folder(trained: Trained, tmp_path: Path)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert not any("Warning" in line for line in errors)
     assert_fails(1, "has no losses to draw", "plot", tmp_path)
+    missing = tmp_path / "nowhere"
+    assert_fails(1, f"there is no folder {missing}. Make it first", "plot", copy, "--out", missing / "losses.png")
 
 
 _IMPORT = "import sys, importlib; [importlib.import_module(name) for name in sys.argv[1:]]; print(*sys.modules)"
