@@ -12,7 +12,8 @@
 
 DATASET is an id, RUN a name or a folder; --store says where (default: LM_STORE, else ./store).
 
-The last line on standard output is one JSON object.
+The last line on standard output is one JSON object. A command that was stopped (SIGTERM, train.max_minutes) ends with
+status 75, and the same command continues.
 """
 
 import argparse
@@ -67,14 +68,14 @@ def _pretrain(arguments: list[str]) -> None:
     from lmcore.dataset import build_dataset
     from lmcore.evaluate import evaluate
     from lmcore.export import export
+    from lmcore.launch import train_in_child
     from lmcore.report import report
     from lmcore.run import prepare_run
-    from lmcore.train import train
 
     dataset, tokenizer, store = _prepare(config)
     blocks = build_dataset(dataset, config.dataset)
     run = prepare_run(config, dataset, tokenizer, store, config.fresh)
-    training = train(run)
+    training = train_in_child(run.folder, _log.info)
     evaluation = evaluate(run, training.checkpoint)
     model_dir = export(training, evaluation).model_dir
     page = report(training, evaluation, blocks, config.sample)

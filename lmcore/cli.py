@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import signal
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,10 +21,12 @@ from pydantic_settings import (
 )
 
 from lmcore.config import RunConfig, SampleConfig
-from lmcore.errors import ConfigError, LMError
+from lmcore.errors import ConfigError, LMError, StoppedError
 
 ERROR_PREFIX = "error: "
 """Begins the message of a deliberate error; a parent process finds it by this."""
+STOPPED_STATUS = 75
+"""Exit status of a command that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
 
 _USAGE = "[--config FILE.toml] [--section.field VALUE ...]   (--help lists every field)"
 _PATHS = {"--corpus.paths": "paths", "--corpus.validation_paths": "validation_paths"}
@@ -105,15 +109,31 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def main(verb: Callable[[], None]) -> None:
-    """Run a command; a deliberate error becomes one line on standard error and exit status 1."""
+    """Run a command; a deliberate error becomes one line on standard error and exit status 1.
+
+    SIGTERM ends it as Ctrl-C does, and as a training that stopped before its end: with exit status STOPPED_STATUS.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         verb()
+    except (StoppedError, _TerminatedError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(STOPPED_STATUS)
     except (LMError, OSError) as error:
         print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr)
         sys.exit(130)
+
+
+class _TerminatedError(BaseException):
+    """Like KeyboardInterrupt, so that nobody takes it for a failure."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one is not to disturb the saving
+    raise _TerminatedError("stopped on request: the same command continues")
 
 
 def _take(flags: tuple[str, ...], arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:

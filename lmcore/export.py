@@ -5,15 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lmcore.checkpoint import newest_checkpoint, trained_model
-from lmcore.errors import StoreError
+from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.evaluate import Evaluation
 from lmcore.run import Run
 from lmcore.store import MANIFEST, Output, is_whole, json_bytes, open_sealed, read_manifest, remove, sealed_folder
-from lmcore.tokenizer import Tokenizer
+from lmcore.tokenizer import Tokenizer, TokenizerInfo
 from lmcore.train import TrainingResult
+from lmcore.transformers_view import open_in_transformers
+
+_UNSTATED_POSITIONS = 2048
+"""Longest context of a model whose config.json states none."""
 
 
 class Export(Output):
@@ -36,6 +41,7 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
         remove(folder)
     model = trained_model(run, training.checkpoint)
     model.generation_config = _generation_config(run)
+    _set_control_ids(model.config, run.tokenizer_info)
     with sealed_folder(folder, lambda: about) as temporary:
         model.save_pretrained(temporary)
         for file in run.tokenizer_folder.iterdir():
@@ -50,7 +56,8 @@ def open_model(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
     """The model in an export, a run's folder (what it trained best, or its newest checkpoint) or a checkpoint; its
     tokenizer; and the tokens in its longest context.
 
-    Raises StoreError when there is no model.
+    Raises StoreError when a run has no checkpoint or what we wrote is damaged, ConfigError when it is no model that
+    transformers opens, TokenizerError when it has no tokenizer or no end of text.
     """
     if (folder / "state.json").exists():
         return _of_run(Run.open(folder.absolute().parents[1]), folder)
@@ -65,20 +72,41 @@ def open_model(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
 
 
 def _of_run(run: Run, checkpoint: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
+    open_sealed(checkpoint)
     return trained_model(run, checkpoint), run.tokenizer(), run.config.dataset.block_size
 
 
 def _of_export(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
+    if (folder / MANIFEST).exists():
+        open_sealed(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{folder} holds no model: it is neither an export, a run nor a checkpoint ({error})"
+        model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{folder} holds no model: it is neither a run nor a checkpoint, nor an export or another folder with a "
+            f"config.json and sound safetensors that transformers opens (pickled weights are never read): {error}"
         ) from None
-    config = model.config
-    special = {"eos_id": config.eos_token_id, "pad_id": config.pad_token_id}
+    config = model.config.get_text_config()
+    special = {"eos_id": _end_of_text(folder, config), "pad_id": config.pad_token_id}
     tokenizer = Tokenizer(folder, {"id": "", "vocab_size": config.vocab_size, **special})
-    return model, tokenizer, config.max_position_embeddings
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return model, tokenizer, positions or _UNSTATED_POSITIONS
+
+
+def _end_of_text(folder: Path, config: PretrainedConfig) -> int:
+    """By the model's config, or by the tokenizer where that says none or several."""
+    if isinstance(config.eos_token_id, int):
+        return config.eos_token_id
+    found = open_in_transformers(folder).eos_token_id
+    if found is None:
+        raise TokenizerError(f"{folder} names no end of text: neither its config.json (eos_token_id) nor its tokenizer")
+    return int(found)
+
+
+def _set_control_ids(config: PretrainedConfig, tokenizer: TokenizerInfo) -> None:
+    """As a model with a shape by the settings has them (origin.py), also where the shape came from elsewhere."""
+    config.bos_token_id = config.eos_token_id = tokenizer.eos_id
+    config.pad_token_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id
 
 
 def _generation_config(run: Run) -> GenerationConfig:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.errors import StoreError
+from lmcore.errors import ConfigError, StoreError
 from lmcore.metrics import Row, by_step, read_metrics
 from lmcore.store import write_file
 
@@ -48,8 +48,10 @@ def compare_losses(runs: dict[str, list[Row]]) -> bytes:
 def plot(folders: list[Path], path: Path) -> Path:
     """Write the losses of the runs in ``folders`` into one picture, a PNG.
 
-    Raises StoreError when a folder holds no losses.
+    Raises StoreError when a folder holds no losses, ConfigError when there is no folder for the picture.
     """
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--out {path}: there is no folder {path.parent}. Make it first, or give another --out")
     names = [folder.absolute().name for folder in folders]
     runs = {}
     for name, folder in zip(names, folders, strict=True):

@@ -143,7 +143,7 @@ def _summary(
 ) -> dict[str, str]:
     settings, model = run.config.train, in_transformers(run.shape).get_text_config()
     beginning = f", begun with {settings.init_from}" if settings.init_from else ""
-    epochs = next(row["epoch"] for row in reversed(rows) if row["kind"] == "train")
+    epochs = next((row["epoch"] for row in reversed(rows) if row["kind"] == "train"), 0.0)
     return {
         "validation loss": f"{evaluation.nats_per_token:.4f} nats per token",
         "perplexity": f"{evaluation.perplexity:.2f}",

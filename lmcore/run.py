@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lmcore.config import RunConfig
-from lmcore.errors import RunError, StoreError
+from lmcore.errors import ConfigError, RunError, StoreError
 from lmcore.origin import Origin, Shape, init_fingerprint, shape_of_settings
 from lmcore.section import fingerprint, result_fields
 from lmcore.store import FORMAT_VERSION, check_version, json_bytes, locked, remove, sweep, write_file
@@ -134,7 +134,8 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
     """Create the run's folder, or find it. ``fresh`` empties it first.
 
     Raises RunError when a run of that name was started with other settings or other data, and shows
-    each difference; also when it is running and config.when_locked is "refuse". What train.init_from leads to
+    each difference; also when it is running and config.when_locked is "refuse". Raises ConfigError when ``fresh``
+    would delete what train.init_from leads to. What train.init_from leads to
     is looked at first, and what is raised about it is in origin.py.
     """
     shape = _shape(config, tokenizer)
@@ -144,6 +145,7 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
         sweep(folder)
         sweep(folder / "checkpoints")
         if fresh:
+            _refuse_to_clear_origin(config, folder)
             _clear(folder)
         elif (folder / "config.json").exists():
             _check_same(Run.open(folder).identity, identity, folder)
@@ -173,6 +175,17 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
         return config
     train = config.train.model_copy(update={"init_from": str(path.absolute())})
     return config.model_copy(update={"train": train})
+
+
+def _refuse_to_clear_origin(config: RunConfig, folder: Path) -> None:
+    if not config.train.init_from:
+        return
+    origin = Origin.find(config.train.init_from).folder.resolve()
+    if origin.is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"--fresh would delete the weights that this run is to begin with: train.init_from leads to {origin}, "
+            f"inside the run {folder.name} itself. Give another --run NAME, or copy that folder elsewhere first"
+        )
 
 
 def _clear(folder: Path) -> None:

@@ -1,17 +1,20 @@
 """The exported folder is an ordinary transformers model with the checkpoint's weights."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.checkpoint import trained_model
-from lmcore.errors import StoreError
+from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.export import Export, export, open_model
-from lmcore.run import find_folder
+from lmcore.run import Run, find_folder
 from lmcore.store import read_manifest
 from tests.conftest import Prepared, Trained, train_and_evaluate
 
@@ -137,12 +140,91 @@ def test_a_model_is_opened_from_wherever_it_is(prepared: Prepared, kind: str) ->
 
 
 def test_what_is_no_model_is_named(prepared: Prepared, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=f"{tmp_path} holds no model"):
+    with pytest.raises(ConfigError, match=f"{tmp_path} holds no model"):
         open_model(tmp_path)
     run = prepared.run()
     run.checkpoints.mkdir()
     with pytest.raises(StoreError, match="has no checkpoint yet"):
         open_model(run.folder)
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 1
+    path.write_bytes(content)
+
+
+def pickle(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, pickle])
+@pytest.mark.parametrize("kind", ["export", "checkpoint", "run"])
+def test_a_damaged_model_is_not_opened(own: Trained, damage: Any, kind: str) -> None:
+    checkpoint = own.training.checkpoint
+    damage(own.run.folder / "model" if kind == "export" else checkpoint)
+    folder = {"export": own.run.folder / "model", "checkpoint": checkpoint, "run": own.run.folder}[kind]
+    with pytest.raises(StoreError, match=r"model\.safetensors (has|is damaged|is missing)"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("damage", [truncate, pickle])
+def test_what_transformers_cannot_open_is_said_in_words(folder: Path, tmp_path: Path, damage: Any) -> None:
+    copy = without_manifest(folder, tmp_path)
+    damage(copy)
+    with pytest.raises(ConfigError, match=r"holds no model: .*pickled weights are never read"):
+        open_model(copy)
+
+
+def without_manifest(folder: Path, tmp_path: Path) -> Path:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "manifest.json").unlink()
+    return copy
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("eos", [None, [0, 1]])
+def test_the_tokenizer_knows_the_end_where_the_model_does_not(
+    trained: Trained, folder: Path, tmp_path: Path, eos: object
+) -> None:
+    copy = without_manifest(folder, tmp_path)
+    edit_json(copy / "config.json", eos_token_id=eos)
+    assert open_model(copy)[1].eos_id == trained.run.tokenizer_info.eos_id
+    edit_json(copy / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(TokenizerError, match="names no end of text"):
+        open_model(copy)
+
+
+def test_a_model_without_a_longest_context_has_one(trained: Trained, folder: Path, tmp_path: Path) -> None:
+    copy = without_manifest(folder, tmp_path)
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        (copy / name).unlink()
+    size = {"vocab_size": trained.run.tokenizer_info.vocab_size, "hidden_size": 16, "n_layer": 1, "n_head": 2}
+    transformers.BloomForCausalLM(transformers.BloomConfig(**size)).save_pretrained(copy)
+    assert open_model(copy)[2] == 2048
+
+
+def test_its_control_ids_are_those_of_the_tokenizer(trained: Trained, prepared: Prepared) -> None:
+    origin = export(trained.training, trained.evaluation).model_dir
+    tokenizer = trained.run.tokenizer_info
+    run = prepared.run(init_from=str(trained.training.checkpoint), max_steps=2)
+    edited = {**run.shape, "bos_token_id": 0, "eos_token_id": [1, 2], "pad_token_id": None}
+    edit_json(run.folder / "config.json", shape=edited)
+    other = train_and_evaluate(prepared, Run.open(run.folder))
+    for made in (origin, export(other.training, other.evaluation).model_dir):
+        config = transformers.AutoConfig.from_pretrained(made)
+        ids = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
+        assert ids == (tokenizer.eos_id, tokenizer.eos_id, tokenizer.pad_id)
 
 
 def test_a_run_is_found_by_its_name_and_by_its_folder(trained: Trained, tmp_path: Path) -> None:

@@ -12,8 +12,13 @@ from typing import Any
 import pytest
 
 import lmcore
+from lmcore import launch
+from lmcore.checkpoint import newest_checkpoint, step_of
+from lmcore.cli import STOPPED_STATUS
+from lmcore.metrics import read_metrics
+from lmcore.run import Run
 from lmcore.store import is_whole
-from tests.conftest import Trained, start, wait_until, write_corpus
+from tests.conftest import Trained, start, wait_for_step, wait_until, write_corpus
 
 KEYS = {
     "run_dir",
@@ -79,6 +84,43 @@ def test_pretrain_makes_everything_and_a_second_call_finds_it(settings: Path, tm
     assert (status, json.loads(output[-1])) == (0, result)
     assert not any("parameters on" in line for line in errors)
     assert (checkpoint.stat().st_ino, checkpoint.stat().st_mtime_ns) == before
+
+
+def only_run(store: Path) -> Run:
+    [folder] = (store / "runs").iterdir()
+    return Run.open(folder)
+
+
+@pytest.mark.parametrize(("module", "nproc"), [("lmcore pretrain", 1), ("lmcore pretrain", 2), ("flows.pretrain", 1)])
+def test_sigterm_amid_training_saves_and_the_status_says_so(
+    settings: Path, tmp_path: Path, module: str, nproc: int
+) -> None:
+    store = tmp_path / "store"
+    flags = ("--config", settings, "--store", store, "--train.nproc", nproc, "--train.device", "cpu")
+    flags += ("--train.max_steps", 1_000_000, "--train.log_every", 1, "--train.checkpoint_every", 1_000_000)
+    flags += ("--train.validate_every", 1_000_000)
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    with start("-m", *module.split(), *flags, env=environment) as process:
+        wait_until(lambda: process.poll() is not None or any(store.glob("runs/*/metrics.jsonl")), "a run")
+        wait_for_step(only_run(store), 3, process)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate()
+    assert process.returncode == STOPPED_STATUS, errors
+    assert "stopped on request: the same command continues" in errors
+    run = only_run(store)
+    newest = newest_checkpoint(run.checkpoints)
+    assert newest is not None
+    assert step_of(newest) == read_metrics(run.metrics)[-1]["step"] < 1_000_000
+
+
+def test_a_training_whose_time_is_up_says_so_by_its_status(settings: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    flags = ("--config", settings, "--store", store, "--train.max_steps", 1_000_000, "--train.max_minutes", 0.01)
+    status, output, errors = call("pretrain", *flags)
+    assert (status, output) == (launch.STOPPED_STATUS, []) == (STOPPED_STATUS, []), errors
+    assert re.match(r"training stopped after 0.01 minutes after step \d+ of 1000000, checkpoint saved", errors[-1])
+    assert newest_checkpoint(only_run(store).checkpoints) is not None
 
 
 def test_prepare_data_prints_the_ids(settings: Path, tmp_path: Path) -> None:
@@ -201,7 +243,7 @@ def test_generate_continues_every_prompt(trained: Trained, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("error", "arguments"),
     [
-        ("holds no model: it is neither", [".", "--tokens", "3"]),
+        ("holds no model: it is neither a run", [".", "--tokens", "3"]),
         ("command line: tokens: Input should be greater than or equal to 1", [".", "--tokens", "0"]),
         ("command line: top_p: Input should be a valid number", [".", "--top_p", "most"]),
         ("--prompts-file nowhere.txt: [Errno 2]", [".", "--prompts-file", "nowhere.txt"]),
@@ -221,6 +263,8 @@ def test_plot_draws_runs_by_name_and_by_folder(trained: Trained, tmp_path: Path)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert not any("Warning" in line for line in errors)
     assert_fails(1, "has no losses to draw", "plot", tmp_path)
+    missing = tmp_path / "nowhere"
+    assert_fails(1, f"there is no folder {missing}. Make it first", "plot", copy, "--out", missing / "losses.png")
 
 
 _IMPORT = "import sys, importlib; [importlib.import_module(name) for name in sys.argv[1:]]; print(*sys.modules)"

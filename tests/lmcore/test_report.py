@@ -46,6 +46,11 @@ def test_the_page_has_the_figures_of_the_run(trained: Trained, page: Report) -> 
     assert "![loss](report.png)" in text
 
 
+def test_a_run_whose_losses_are_lost_has_a_page(own: Trained) -> None:
+    own.run.metrics.unlink()
+    assert "(0.00 epochs)" in report(own.training, own.evaluation, own.blocks, SAMPLE).markdown()
+
+
 def test_sources_have_their_counts_and_losses_on_the_page(mixed: Prepared) -> None:
     found = train_and_evaluate(mixed, mixed.run(dataset={"weights": {"web": 1, "wiki": 3}, "packing": "best_fit"}))
     text = report(found.training, found.evaluation, found.blocks, SAMPLE).markdown()

@@ -1,15 +1,17 @@
 """What names a run, what refuses to continue it, and what stays when it begins again."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmcore.config import RunConfig
-from lmcore.errors import RunError, StoreError
+from lmcore.errors import ConfigError, RunError, StoreError
 from lmcore.run import Run, prepare_run, run_key, run_name
 from lmcore.store import locked
+from lmcore.train import train
 from tests.conftest import Prepared, start
 
 RESULT: list[dict[str, Any]] = [
@@ -110,6 +112,27 @@ def test_fresh_empties_the_folder_but_keeps_the_lock_file(start_named: Any) -> N
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "lock"]
     assert (folder / "lock").stat().st_ino == inode
     assert run.config.train.seed == 3
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+def test_a_run_that_begins_with_its_own_weights_is_not_emptied(
+    prepared: Prepared, tmp_path: Path, through_link: bool
+) -> None:
+    run = prepared.run(max_steps=2)
+    checkpoint = origin = train(run).checkpoint
+    if through_link:
+        origin = tmp_path / "elsewhere"
+        origin.symlink_to(run.folder / "model")
+        shutil.copytree(checkpoint, run.folder / "model")
+        (run.folder / "model" / "manifest.json").unlink()
+        (run.folder / "model" / "config.json").write_text(json.dumps(run.shape))
+        for file in run.tokenizer_folder.glob("tokenizer*.json"):
+            shutil.copy(file, run.folder / "model")
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path != run.lock}
+    config = prepared.changed(max_steps=2, init_from=str(origin)).model_copy(update={"run": run.folder.name})
+    with pytest.raises(ConfigError, match=r"--fresh would delete the weights .* Give another --run NAME"):
+        prepare_run(config, prepared.dataset, prepared.tokenizer, prepared.store, fresh=True)
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_a_running_run_is_not_emptied(start_named: Any) -> None:
