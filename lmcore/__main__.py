@@ -230,7 +230,7 @@ def _train(arguments: list[str]) -> None:
 
     from lmcore.distributed import Ranks
     from lmcore.errors import LMError
-    from lmcore.launch import STOPPED_STATUS, end_with_parent, is_worker, run_workers
+    from lmcore.launch import end_with_parent, is_worker, run_workers
     from lmcore.run import Run
     from lmcore.train import TrainingResult, train
 
@@ -250,7 +250,7 @@ def _train(arguments: list[str]) -> None:
     except StoppedError as error:
         if is_first:
             print(error)
-        sys.exit(STOPPED_STATUS)
+        sys.exit(cli.STOPPED_STATUS)
     except LMError:
         if is_first:
             raise

@@ -19,15 +19,12 @@ from pathlib import Path
 
 import torch
 
-from lmcore.cli import ERROR_PREFIX
+from lmcore.cli import ERROR_PREFIX, STOPPED_STATUS
 from lmcore.device import choose_device
 from lmcore.errors import ConfigError, RunError, StoppedError, TrainingError, TrainingKilledError
 from lmcore.run import Run
 from lmcore.store import locked
 from lmcore.train import TrainingResult, finished_training
-
-STOPPED_STATUS = 75
-"""Exit status of a child that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
 
 _SIGNALLED = 128
 """And the number of the signal: exit status of torchrun's agent when one ended a worker, as in shells."""

@@ -12,6 +12,7 @@ import pytest
 
 from lmcore import launch
 from lmcore.checkpoint import newest_checkpoint
+from lmcore.cli import STOPPED_STATUS
 from lmcore.errors import RunError, StoppedError, TrainingError, TrainingKilledError, is_transient
 from lmcore.launch import end_group, train_in_child
 from lmcore.metrics import read_metrics
@@ -155,7 +156,7 @@ def test_a_child_whose_parent_is_long_dead_ends_after_a_step(prepared: Prepared)
         dead.wait()
     with start("-m", "lmcore", "train", run.folder, "--parent", dead.pid) as child:
         child.communicate()
-    assert child.returncode == launch.STOPPED_STATUS
+    assert child.returncode == STOPPED_STATUS
     assert_saved_and_ended(run)
 
 
