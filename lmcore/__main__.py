@@ -243,7 +243,7 @@ def _train(arguments: list[str]) -> None:
     run = Run.open(options.run_folder)
     try:
         if run.config.train.nproc > 1 and not is_worker():
-            if status := run_workers(run.folder, run.config.train.nproc):
+            if status := run_workers(run):
                 sys.exit(status)
         else:
             train(run, should_stop=lambda: stop_requested)

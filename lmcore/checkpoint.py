@@ -75,8 +75,7 @@ class CheckpointWriter:
             writing.result()
 
     def _write(self, step: int, parts: dict[str, Tensors], state: State, kept: set[int]) -> None:
-        path = self._folder / f"step-{step:08d}"
-        with sealed_folder(path, lambda: {"kind": "checkpoint", "step": step}) as new:
+        with sealed_folder(checkpoint_path(self._folder, step), lambda: {"kind": "checkpoint", "step": step}) as new:
             for name, tensors in parts.items():
                 save_file(tensors, new / f"{name}.safetensors")
             (new / "state.json").write_bytes(json_bytes(state))
@@ -118,6 +117,11 @@ def is_sound(path: Path) -> bool:
             _log.warning("checkpoint %s set aside as %s: %s", path.name, aside.name, error)
         return False
     return True
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or will be."""
+    return folder / f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int:

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from lmcore.checkpoint import newest_checkpoint, trained_model
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.evaluate import Evaluation
+from lmcore.origin import control_ids
 from lmcore.run import Run
 from lmcore.store import MANIFEST, Output, is_whole, json_bytes, open_sealed, read_manifest, remove, sealed_folder
-from lmcore.tokenizer import Tokenizer, TokenizerInfo
+from lmcore.tokenizer import Tokenizer
 from lmcore.train import TrainingResult
 from lmcore.transformers_view import open_in_transformers
 
@@ -41,7 +42,7 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
         remove(folder)
     model = trained_model(run, training.checkpoint)
     model.generation_config = _generation_config(run)
-    _set_control_ids(model.config, run.tokenizer_info)
+    model.config.update(control_ids(run.tokenizer_info))  # also where the shape came from elsewhere
     with sealed_folder(folder, lambda: about) as temporary:
         model.save_pretrained(temporary)
         for file in run.tokenizer_folder.iterdir():
@@ -101,12 +102,6 @@ def _end_of_text(folder: Path, config: PretrainedConfig) -> int:
     if found is None:
         raise TokenizerError(f"{folder} names no end of text: neither its config.json (eos_token_id) nor its tokenizer")
     return int(found)
-
-
-def _set_control_ids(config: PretrainedConfig, tokenizer: TokenizerInfo) -> None:
-    """As a model with a shape by the settings has them (origin.py), also where the shape came from elsewhere."""
-    config.bos_token_id = config.eos_token_id = tokenizer.eos_id
-    config.pad_token_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id
 
 
 def _generation_config(run: Run) -> GenerationConfig:

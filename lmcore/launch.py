@@ -112,23 +112,25 @@ def is_worker() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def run_workers(folder: Path, nproc: int) -> int:
-    """Be torchrun's agent for ``nproc`` workers that train the run, until all have ended; their exit status.
+def run_workers(run: Run) -> int:
+    """Be torchrun's agent for the workers that train the run, until all have ended; their exit status.
 
     A stop asked of one is a stop of all. A worker that dies ends the others, and the status says by which signal.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import get_args_parser, run
+    from torch.distributed.run import get_args_parser
+    from torch.distributed.run import run as torchrun
 
-    if choose_device(Run.open(folder).config.train.device).type == "cuda" and nproc > torch.cuda.device_count():
+    nproc = run.config.train.nproc
+    if choose_device(run.config.train.device).type == "cuda" and nproc > torch.cuda.device_count():
         raise ConfigError(f"train.nproc is {nproc}, and this machine has {torch.cuda.device_count()} GPUs")
     for name in ("elastic", "run"):
         logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the workers say what happened
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
-    arguments = ["--standalone", f"--nproc-per-node={nproc}", "-m", "lmcore", "train", str(folder)]
+    arguments = ["--standalone", f"--nproc-per-node={nproc}", "-m", "lmcore", "train", str(run.folder)]
     try:
-        run(get_args_parser().parse_args(arguments))  # type: ignore[no-untyped-call]
+        torchrun(get_args_parser().parse_args(arguments))  # type: ignore[no-untyped-call]
     except SignalException:
         return STOPPED_STATUS
     except ChildFailedError as error:
@@ -136,7 +138,7 @@ def run_workers(folder: Path, nproc: int) -> int:
         if STOPPED_STATUS in statuses:
             return STOPPED_STATUS
         killed = sorted((-status for status in statuses if status < 0), key=lambda number: number == signal.SIGTERM)
-        if finished_training(Run.open(folder)) is not None:
+        if finished_training(run) is not None:
             return 0  # gloo may abort a process that has done everything and ends
         if killed:  # SIGTERM is what the agent itself sent to the others
             return _SIGNALLED + killed[0]

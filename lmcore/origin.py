@@ -30,11 +30,7 @@ _SHOWN = 4
 
 
 def shape_of_settings(config: RunConfig, tokenizer: TokenizerInfo) -> Shape:
-    """What the settings ask for; the longest context is one block.
-
-    A document begins after the EOS of the one before, so EOS is the model's BOS as well. Where EOS is also the padding
-    it is not named so: transformers keeps the embedding of a padding token at zero.
-    """
+    """What the settings ask for; the longest context is one block."""
     model = config.model
     shape: Shape = {
         "model_type": model.architecture,
@@ -44,10 +40,8 @@ def shape_of_settings(config: RunConfig, tokenizer: TokenizerInfo) -> Shape:
         "hidden_size": model.width,
         "num_attention_heads": model.heads,
         "tie_word_embeddings": model.tie_embeddings,
-        "bos_token_id": tokenizer.eos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id,
         "use_cache": True,
+        **control_ids(tokenizer),
     }
     if model.architecture == "gpt2":
         dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout)
@@ -58,6 +52,16 @@ def shape_of_settings(config: RunConfig, tokenizer: TokenizerInfo) -> Shape:
         "intermediate_size": model.mlp_width or _round_up(model.width * 8 // 3, 16),
         "attention_dropout": model.dropout,
     }
+
+
+def control_ids(tokenizer: TokenizerInfo) -> dict[str, int | None]:
+    """What a shape says of the tokenizer's control tokens.
+
+    A document begins after the EOS of the one before, so EOS is the model's BOS as well. Where EOS is also the padding
+    it is not named so: transformers keeps the embedding of a padding token at zero.
+    """
+    pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id
+    return {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad_id}
 
 
 def _round_up(value: int, multiple: int) -> int:

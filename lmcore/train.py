@@ -22,6 +22,7 @@ import torch
 
 from lmcore.checkpoint import (
     CheckpointWriter,
+    checkpoint_path,
     is_sound,
     load_checkpoint,
     load_optimizers,
@@ -81,7 +82,7 @@ class TrainingResult(Record):
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / f"step-{self.step:08d}"
+        return checkpoint_path(self.folder / "checkpoints", self.step)
 
     def verify(self) -> None:
         super().verify()
@@ -216,7 +217,7 @@ class _Training:
             is_logged = state.step % config.log_every == 0 or is_last
             is_validated = self._is_validation_step()
             is_saved = state.step % config.checkpoint_every == 0 or state.step == self.schedule.decay_start
-            if is_logged or is_validated or is_saved or learner.device.type == "cpu":
+            if is_logged or is_validated or learner.device.type == "cpu":
                 self._check_guard()
             if is_logged:
                 self._log(rate, norm)
@@ -438,4 +439,4 @@ class _Training:
         ).save()
 
     def _checkpoint(self, step: int) -> Path:
-        return self.run.checkpoints / f"step-{step:08d}"
+        return checkpoint_path(self.run.checkpoints, step)
