@@ -142,6 +142,7 @@ def memory(setting: Setting) -> None:
     """peak memory with the loss in chunks and with whole logits, against transformers.Trainer"""
     loops: dict[str, Callable[[], Loop]] = {
         "ours, loss in chunks": lambda: setting.ours(setting.run()),
+        "ours, loss in chunks of 512": lambda: setting.ours(setting.run(loss_chunk_tokens=512)),
         "ours, whole logits": lambda: setting.ours(setting.run(loss_chunk_tokens=0)),
         "ours, loss in chunks, gradient checkpointing": lambda: setting.ours(setting.run(gradient_checkpointing=True)),
         "hf_trainer": lambda: setting.peer("hf_trainer", is_equal=True),
