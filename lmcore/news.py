@@ -1,8 +1,8 @@
 """What is new in a dataset since another was made, and the same text told apart by age.
 
-A document is new if no training or validation document of the earlier dataset has its hash. ``told_apart`` makes a dataset of
-the same chunks in which every source is two, such as ``wiki (old)`` and ``wiki (new)``: so old text can be replayed
-at a share of its own (``dataset.weights``), and losses come by age. It costs a manifest: nothing is encoded.
+A document is new if no training or validation document of the earlier dataset has its hash. ``told_apart`` makes a
+dataset of the same chunks in which every source is two, such as ``wiki (old)`` and ``wiki (new)``: so old text can be
+replayed at a share of its own (``dataset.weights``), and losses come by age. It costs a manifest: nothing is encoded.
 """
 
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def age_of(source: str) -> Age:
 
 
 def told_apart(dataset: Dataset, earlier: Path) -> tuple[Dataset, News]:
-    """The documents of ``dataset``, each source as two: what ``earlier`` (a folder datasets/<id>) has too, and the rest.
+    """The documents of ``dataset``, each source as two: what ``earlier``, a folder datasets/<id>, has too; the rest.
 
     Raises StoreError when ``earlier`` or one of its shards is gone: what is new can then not be known.
     """

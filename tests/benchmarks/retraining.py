@@ -1,9 +1,10 @@
 """What a retraining costs and gains: python tests/benchmarks/retraining.py TEXT.jsonl.gz [--seeds 3]
 
-TEXT has one {"id": "SOURCE:...", "text": ...} a line and two sources. The larger is the old text, a tenth as much of the
-smaller is what is new; of both, documents are held out, the same for all. A champion is trained on the old text; then, from scratch on
-everything, at full cost; and by every recipe below. What is compared are the losses on old and new held-out
-text, and the tokens that were trained on after the new text came. The recipes were fixed before any was run.
+TEXT has one {"id": "SOURCE:...", "text": ...} a line and two sources. The larger is the old text, a tenth as much of
+the smaller is what is new; of both, documents are held out, the same for all. A champion is trained on the old text;
+another model from scratch on everything, at full cost; and one by every recipe below. What is compared are the losses
+on old and new held-out text, and the tokens that were trained on after the new text came. The recipes were fixed before
+any was run.
 """
 
 import argparse
