@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
 from lmcore.config import RunConfig
-from lmcore.dataset import Blocks
 from lmcore.errors import ConfigError
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
@@ -61,22 +60,22 @@ class PreparedData(BaseModel):
         )
 
 
-def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, Blocks, Path]:
-    """The stages that both flows share: dataset, tokenizer, blocks, and the store they are in."""
+def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, Path]:
+    """The stages that both flows share: dataset, tokenizer, and the store they are in."""
     quiet_prefect()
     if config.corpus.filter and deployment.id:
         raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")
     corpus, store = stages.run(look_at_corpus, config)
     trained = stages.run(tokenizer, config, corpus, store)
-    dataset = stages.run(tokenization, config, corpus, trained, store)
-    return dataset, trained, stages.run(blocks, config, dataset), store
+    return stages.run(tokenization, config, corpus, trained, store), trained, store
 
 
 @flow(name="prepare_data", flow_run_name="prepare data", persist_result=False, result_serializer="json")
 def prepare_data(config: RunConfig) -> PreparedData:
     """Tokenize a corpus into the store."""
     stages = Stages()
-    dataset, trained, _, _ = prepare(config, stages)
+    dataset, trained, _ = prepare(config, stages)
+    stages.run(blocks, config, dataset)
     return PreparedData(
         dataset_id=dataset.id,
         manifest=dataset.folder / "manifest.json",

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from flows.command import run_command
 from flows.prepare_data import Stages, prepare
 from lmcore.config import RunConfig
+from lmcore.tokenization import Dataset
+from lmcore.tokenizer import TokenizerInfo
+from tasks.dataset import blocks
 from tasks.evaluation import evaluation, export_model
 from tasks.reporting import loss_report
 from tasks.training import training
@@ -62,11 +65,19 @@ def _run_name() -> str:
 def pretrain(config: RunConfig) -> Pretrained:
     """Train a language model on a corpus, evaluate it, export it and report."""
     stages = Stages()
-    dataset, tokenizer, blocks, store = prepare(config, stages)
+    dataset, tokenizer, store = prepare(config, stages)
+    return trained_model(config, stages, dataset, tokenizer, store)
+
+
+def trained_model(
+    config: RunConfig, stages: Stages, dataset: Dataset, tokenizer: TokenizerInfo, store: Path
+) -> Pretrained:
+    """The stages from a dataset to an exported model and its report."""
+    counted = stages.run(blocks, config, dataset)
     trained = stages.run(training, config, dataset, tokenizer, store)
     score = stages.run(evaluation, trained)
     exported = stages.run(export_model, trained, score)
-    page = stages.run(loss_report, config, trained, score, blocks)
+    page = stages.run(loss_report, config, trained, score, counted)
     return Pretrained(
         run_dir=trained.folder,
         dataset_id=dataset.id,
