@@ -29,7 +29,7 @@ from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import TokenizerInfo, make_tokenizer
 from lmcore.train import TrainingResult, train
 
-OLD_BYTES, EPOCHS = 3_000_000, 3.0
+OLD_BYTES, EPOCHS = 2_000_000, 3.0
 RECIPES: dict[str, dict[str, Any]] = {
     "trunk, replay 0.50, budget 8": {"replay": 0.5, "budget": 8},
     "trunk, replay 0.25, budget 8": {"replay": 0.25, "budget": 8},
@@ -87,9 +87,9 @@ class Experiment:
         self.new_held = write(folder / "new-held.jsonl", taken(new_held, OLD_BYTES // 10))
         self.config = RunConfig(
             store=folder / "store",
-            tokenizer=TokenizerConfig(vocab_size=4000),
+            tokenizer=TokenizerConfig(vocab_size=2000),
             dataset=DatasetConfig(block_size=128),
-            model=ModelConfig(layers=3, width=128, heads=4),
+            model=ModelConfig(layers=2, width=96, heads=4),
             train=TrainConfig(
                 batch_size=16,
                 epochs=EPOCHS,
