@@ -1,0 +1,60 @@
+"""Documents that are to be left out, by their hashes: those the settings name, and those the store has forgotten.
+
+``corpus.exclude_documents`` leaves documents out of one dataset. ``forgotten.jsonl`` in the store is for ever:
+a document in it is in no dataset that is made there, and no shard that is written there holds its ids (forget.py).
+It holds hashes and names, no text; a line an event.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lmcore.config import CorpusConfig
+from lmcore.errors import ConfigError, StoreError
+
+FORGOTTEN = "forgotten.jsonl"
+HASH = "[0-9a-fA-F]{16}"
+
+
+def excluded_hashes(config: CorpusConfig) -> list[int]:
+    """What corpus.exclude_documents names, sorted. Raises ConfigError for what is neither hash nor a file of them."""
+    found = set()
+    for entry in config.exclude_documents:
+        for line in [entry] if re.fullmatch(HASH, entry) else _lines(entry):
+            if not re.fullmatch(HASH, line):
+                raise ConfigError(
+                    f"corpus.exclude_documents: {line[:40]!r} in {entry} is no hash of 16 hexadecimal digits"
+                )
+            found.add(int(line, 16))
+    return sorted(found)
+
+
+def _lines(entry: str) -> list[str]:
+    try:
+        lines = Path(entry).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"corpus.exclude_documents: {entry} is neither a document hash (16 hexadecimal digits) nor a file of them, "
+            f"one a line: {error}"
+        ) from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def forgotten_events(store: Path) -> list[dict[str, Any]]:
+    """What was forgotten in a store, oldest first: time, document, chunks, datasets {old: new}, runs, versions."""
+    path = store / FORGOTTEN
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged: {error}. It says which documents must stay out: restore it") from None
+
+
+def forgotten(store: Path) -> npt.NDArray[np.uint64]:
+    """The hashes of all documents that the store has forgotten."""
+    return np.array(sorted({int(event["document"], 16) for event in forgotten_events(store)}), np.uint64)
