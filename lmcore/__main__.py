@@ -4,6 +4,7 @@
     pretrain [flags]         the same, then train, evaluate, export and report
     train RUN_FOLDER         start or continue the training of one run (what the pipeline calls for every training)
     generate MODEL [flags]   what a model writes; MODEL is an exported folder, a run or a checkpoint
+    evaluate MODEL [flags]   how well any model that transformers opens predicts text, in bits per byte
     plot RUN [RUN ...]       the losses of runs in one picture
     ledger DATASET           where every byte of its corpus went, and the pieces that were left out
     verify DATASET           read every byte of it again; exit status 1 if anything is wrong
@@ -42,6 +43,7 @@ def main() -> None:
         "pretrain": _pretrain,
         "train": _train,
         "generate": _generate,
+        "evaluate": _evaluate,
         "plot": _plot,
         "ledger": _ledger,
         "verify": _verify,
@@ -184,6 +186,31 @@ def _generate(arguments: list[str]) -> None:
     print(*texts, sep="\n\n")
     samples = [{"prompt": prompt, "text": text} for prompt, text in zip(settings.prompts, texts, strict=True)]
     print(json.dumps({"model": name, "samples": samples}, ensure_ascii=False))
+
+
+def _evaluate(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lmcore evaluate")
+    parser.add_argument("model", help="an exported or other transformers folder, a run's folder or name, a checkpoint")
+    parser.add_argument("--corpus", nargs="+", default=[], help="new text: files, folders, globs; each is a source")
+    parser.add_argument("--dataset", help="old text: the validation documents of a dataset of any tokenizer, by its id")
+    parser.add_argument("--block-size", type=int, default=0, help="tokens in a window (default: the model's context)")
+    parser.add_argument("--out", type=Path, help="write the score of every document to this Arrow file")
+    parser.add_argument("--store", type=Path, default=default_store())
+    options = parser.parse_args(arguments)
+    store = options.store.expanduser()
+
+    from lmcore.audit import find_dataset
+    from lmcore.run import find_folder
+    from lmcore.scoring import labelled, score_texts
+
+    dataset = find_dataset(store, options.dataset) if options.dataset else None
+    folder = find_folder(store, options.model)
+    scores = score_texts(folder, labelled(dataset, options.corpus), block_size=options.block_size)
+    if options.out:
+        scores.save(options.out.expanduser())
+    figures = scores.figures()
+    _log.info("%s", scores.table())
+    print(json.dumps({"model": options.model, **figures}, ensure_ascii=False))
 
 
 def _plot(arguments: list[str]) -> None:

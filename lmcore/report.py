@@ -12,13 +12,14 @@ from lmcore.config import SampleConfig
 from lmcore.dataset import Blocks, SourceCounts
 from lmcore.device import choose_device
 from lmcore.errors import StoreError
-from lmcore.evaluate import Evaluation, Score
+from lmcore.evaluate import Evaluation
 from lmcore.generate import generate
 from lmcore.history import events, figures, loss_table, source_table, warnings
 from lmcore.metrics import Row, read_metrics
 from lmcore.origin import in_transformers
 from lmcore.plot import loss_picture
 from lmcore.run import Run
+from lmcore.scores import Score
 from lmcore.section import fingerprint
 from lmcore.store import Record, hash_file, read_manifest, write_file
 from lmcore.stream import source_names

@@ -93,7 +93,11 @@ def identify(config: TokenizerConfig, corpus: Corpus) -> str:
     """
     if config.source == "train":
         return fingerprint(FORMAT_VERSION, result_fields(config), corpus.id)
-    source = _locate(config.source)
+    return identify_files(_locate(config.source))
+
+
+def identify_files(source: Path) -> str:
+    """The id of a tokenizer that is there: a .model file, or a folder. Raises TokenizerError when it holds none."""
     files = [source] if source.is_file() else _tokenizer_files(source)
     return fingerprint(FORMAT_VERSION, sorted([file.name, hash_file(file)] for file in files))
 
