@@ -10,15 +10,16 @@ from typing import Any
 from prefect import Flow
 
 from lmcore import cli
+from lmcore.config import RunConfig
 
 
-def run_command(flow: Flow[..., Any], about: str) -> None:
-    """Run ``flow``, whose result has a ``summary()``; a deliberate error is one line and status 1."""
-    cli.main(lambda: _run(flow, about))
+def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunConfig) -> None:
+    """Run ``flow`` with settings of a kind; its result has a ``summary()``. A deliberate error is one line, status 1."""
+    cli.main(lambda: _run(flow, about, kind))
 
 
-def _run(flow: Flow[..., Any], about: str) -> None:
-    config = cli.parse(sys.argv[1:], f"python -m flows.{flow.name}", about)
+def _run(flow: Flow[..., Any], about: str, kind: type[RunConfig]) -> None:
+    config = cli.parse(sys.argv[1:], f"python -m flows.{flow.name}", about, kind)
     outcome: Any = flow(config)
     # What Prefect says at exit must not come after the JSON line where both streams go to one place.
     logging.getLogger("prefect").setLevel(logging.WARNING)

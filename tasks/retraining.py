@@ -1,0 +1,62 @@
+"""What a retraining looks at, decides and shows."""
+
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+
+from lmcore.challenge import Champion, judge, settle
+from lmcore.gate import Decision
+from lmcore.news import News, told_apart
+from lmcore.registry import Version
+from lmcore.retraining import RetrainConfig
+from lmcore.tokenization import Dataset
+from lmcore.train import TrainingResult
+
+
+@task(name="champion", task_run_name="look at the champion", cache_policy=NO_CACHE, persist_result=False)
+def look_at_champion(store: Path, name: str) -> Champion | None:
+    """The version in use. Never cached: somebody may have moved it."""
+    champion = Champion.of(store, name)
+    get_run_logger().info("champion: %s", "none yet" if champion is None else champion.version)
+    return champion
+
+
+@task(name="news", task_run_name="look for new text", cache_policy=NO_CACHE, persist_result=False)
+def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, News]:
+    """The dataset told apart by age, and what is new in it."""
+    apart, news = told_apart(dataset, champion.dataset)
+    get_run_logger().info(
+        "new since %s: %s documents, %s bytes", champion.version, f"{news.new_documents:,}", f"{news.new_bytes:,}"
+    )
+    return apart, news
+
+
+@task(name="gate", task_run_name="champion against challenger", cache_policy=NO_CACHE, persist_result=False)
+def gate(config: RetrainConfig, champion: Champion | None, training: TrainingResult) -> Decision:
+    """Score both models on the same text, and decide. The scores are found again in the run's folder."""
+    decision = judge(champion, training, config.gate)
+    get_run_logger().info(decision.verdict)
+    return decision
+
+
+@task(name="promotion", task_run_name="keep the version", cache_policy=NO_CACHE, persist_result=False)
+def promotion(
+    config: RetrainConfig, champion: Champion | None, training: TrainingResult, decision: Decision, key: str, store: Path
+) -> Version:
+    """Keep the challenger, and make it the champion or record why not."""
+    version = settle(store, config.retraining.model_name, champion, training, decision, key)
+    emit_event(
+        f"lm.model.{'promoted' if decision.promoted else 'refused'}",
+        resource={"prefect.resource.id": f"lm.model.{version.model}", "prefect.resource.name": str(version)},
+        payload={"version": str(version), "reasons": decision.reasons},
+    )
+    return version
+
+
+@task(name="retraining report", task_run_name="retraining report", cache_policy=NO_CACHE, persist_result=False)
+def retraining_report(page: str) -> None:
+    """What was looked at and what was decided, as an artifact."""
+    create_markdown_artifact(key="retraining", markdown=page, description="Retraining")
