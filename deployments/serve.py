@@ -82,9 +82,9 @@ def _serve_deployments() -> None:
 
     create_limits()
     deployments: list[Any] = [
-        flow.to_deployment(name, parameters=parameters, tags=["lm", name], description=flow.description)
+        flow.to_deployment(name, parameters={"config": settings}, tags=["lm", name], description=flow.description)
         for flow in (pretrain, prepare_data)
-        for name, parameters in presets().items()
+        for name, settings in presets().items()
     ]
     serve(*deployments)
 
