@@ -7,14 +7,16 @@ The server is the one that Prefect's own settings name (PREFECT_API_URL, PREFECT
 LM_STORE, else ./store.
 """
 
+import argparse
 import sys
 
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
 from lmcore import cli
+from lmcore.config import default_store
 
 
 def main() -> None:
-    verbs = {"setup": _setup}
+    verbs = {"setup": _setup, "doctor": _doctor}
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
     if verb not in verbs:
         print(__doc__, file=sys.stdout if verb in ("-h", "--help") else sys.stderr)
@@ -29,6 +31,20 @@ def _setup(arguments: list[str]) -> None:
     create_work_pool()
     create_limits()
     print("work pool and limits are there")
+
+
+def _doctor(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m deployments doctor", allow_abbrev=False)
+    parser.add_argument("--mend", action="store_true", help="mend what can be mended without touching what is in use")
+    mend = parser.parse_args(arguments).mend
+
+    from deployments.doctor import findings, line
+
+    wrong = False
+    for finding in findings(default_store().absolute(), mend):
+        print(line(finding), flush=True)
+        wrong = wrong or bool(finding.remedy)
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Api:
     def call(self, path: str, body: object = None, tries: int = 10) -> Any:
         try:
             with urllib.request.urlopen(self.request(path, body), timeout=90) as answer:
-                return json.load(answer)
+                return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             # 503: another writer was in SQLite's way and nothing was done; Prefect's clients ask again too.
             if error.code != HTTPStatus.SERVICE_UNAVAILABLE or tries == 1:
@@ -102,6 +102,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         PREFECT_SERVER_API_PORT=str(port),
         PREFECT_SERVER_API_AUTH_STRING=PASSWORD,
         PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2",
+        PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL="0.5",
         PREFECT_RUNNER_POLL_FREQUENCY="1",
     )
     command = [sys.executable, "-m", "deployments.serve"]
