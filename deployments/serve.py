@@ -1,6 +1,7 @@
 """make serve: a Prefect server on loopback with its UI, and the flows served from this machine.
 
-Ports and folders are Prefect's own settings: PREFECT_SERVER_API_PORT (4200) and PREFECT_HOME (~/.prefect).
+Ports, folders and the password are Prefect's own settings: PREFECT_SERVER_API_PORT (4200), PREFECT_HOME (~/.prefect)
+and PREFECT_SERVER_API_AUTH_STRING (user:password; without it, everybody on this machine may do everything).
 """
 
 import os
@@ -12,14 +13,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
 from lmcore import cli
 from lmcore.errors import ConfigError, LMError
 
-CONFIGS = Path(__file__).parent / "configs"
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 120
 
@@ -29,8 +28,12 @@ def main() -> None:
     port = int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)  # the UI asks for the API where this says
     os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"
+    password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    if password:
+        os.environ["PREFECT_API_AUTH_STRING"] = password  # what clients send
     with _server(port):
-        print(f"\nPrefect UI: http://{_HOST}:{port}\nStop with Ctrl-C.\n", flush=True)
+        access = "asks for user:password" if password else "no password: PREFECT_SERVER_API_AUTH_STRING sets one"
+        print(f"\nPrefect UI: http://{_HOST}:{port} ({access})\nStop with Ctrl-C.\n", flush=True)
         _serve_deployments()
 
 
@@ -72,13 +75,16 @@ def _healthy(port: int) -> bool:
 def _serve_deployments() -> None:
     from prefect import serve
 
+    from deployments.limits import create_limits
+    from deployments.presets import presets
     from flows.prepare_data import prepare_data
     from flows.pretrain import pretrain
 
-    tiny = {"config": cli.load_config(CONFIGS / "tiny.toml").model_dump(mode="json")}
+    create_limits()
     deployments: list[Any] = [
-        flow.to_deployment(name, parameters=tiny, tags=["lm"], description=flow.description)
-        for name, flow in (("pretrain", pretrain), ("prepare-data", prepare_data))
+        flow.to_deployment(name, parameters={"config": settings}, tags=["lm", name], description=flow.description)
+        for flow in (pretrain, prepare_data)
+        for name, settings in presets().items()
     ]
     serve(*deployments)
 
