@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.command import run_command
 from lmcore.config import RunConfig
 from lmcore.dataset import Blocks
-from lmcore.errors import ConfigError
+from lmcore.errors import ConfigError, StoppedError
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
@@ -29,7 +29,10 @@ class Stages:
         self.cached: dict[str, bool] = {}
 
     def run(self, stage: Task[..., Result], *arguments: Any) -> Result:
+        """Raises what the task raised, and StoppedError when it was asked to end before its end."""
         state: Any = stage(*arguments, return_state=True)
+        if state.is_cancelled():
+            raise StoppedError(state.message)
         self.cached[stage.name] = state.name == "Cached"
         result: Result = state.result()
         return result

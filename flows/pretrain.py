@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from flows.command import run_command
 from flows.prepare_data import Stages, prepare
 from lmcore.config import RunConfig
+from lmcore.errors import StoppedError
 from tasks.evaluation import evaluation, export_model
+from tasks.policies import stopped
 from tasks.reporting import loss_report
 from tasks.training import training
 
@@ -63,7 +65,11 @@ def pretrain(config: RunConfig) -> Pretrained:
     """Train a language model on a corpus, evaluate it, export it and report."""
     stages = Stages()
     dataset, tokenizer, blocks, store = prepare(config, stages)
-    trained = stages.run(training, config, dataset, tokenizer, store)
+    try:
+        trained = stages.run(training, config, dataset, tokenizer, store)
+    except StoppedError as stop:
+        unfinished: Pretrained = stopped(stop)
+        return unfinished
     score = stages.run(evaluation, trained)
     exported = stages.run(export_model, trained, score)
     page = stages.run(loss_report, config, trained, score, blocks)
