@@ -72,9 +72,11 @@ def _healthy(port: int) -> bool:
 def _serve_deployments() -> None:
     from prefect import serve
 
+    from deployments.automations import create_automations
     from flows.prepare_data import prepare_data
     from flows.pretrain import pretrain
 
+    create_automations()
     tiny = {"config": cli.load_config(CONFIGS / "tiny.toml").model_dump(mode="json")}
     deployments: list[Any] = [
         flow.to_deployment(name, parameters=tiny, tags=["lm"], description=flow.description)

@@ -75,9 +75,12 @@ class OnDisk(CachePolicy):
             reason = "fresh was asked for"
         else:
             try:
-                output: Output = records.read(key).result
-                output.verify()
-                return None
+                output: Output | None = records.read(key).result
+                if output is None:
+                    reason = "it was stopped before its end"
+                else:
+                    output.verify()
+                    return None
             except LMError as error:
                 reason = f"its earlier output is gone or damaged: {error}"
             except Exception as error:
