@@ -18,6 +18,7 @@ from typing import Any
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
 from lmcore import cli
 from lmcore.errors import ConfigError, LMError
+from tasks.server import terminate_after_us
 
 CONFIGS = Path(__file__).parent / "configs"
 _HOST = "127.0.0.1"
@@ -43,12 +44,14 @@ def _server(port: int) -> Iterator[None]:
         )
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", _HOST, "--port", str(port)]
     server = subprocess.Popen([*command, "--log-level", "WARNING"], start_new_session=True)
+    tie = terminate_after_us(server.pid)
     try:
         _wait_until_healthy(server, port)
         yield
     finally:
         os.killpg(server.pid, signal.SIGTERM) if server.poll() is None else None
         server.wait(30)
+        tie.communicate()
 
 
 def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int) -> None:
@@ -73,10 +76,12 @@ def _serve_deployments() -> None:
     from prefect import serve
 
     from deployments.automations import create_automations
+    from deployments.leftovers import start_leftovers_again
     from flows.prepare_data import prepare_data
     from flows.pretrain import pretrain
 
     create_automations()
+    start_leftovers_again()
     tiny = {"config": cli.load_config(CONFIGS / "tiny.toml").model_dump(mode="json")}
     deployments: list[Any] = [
         flow.to_deployment(name, parameters=tiny, tags=["lm"], description=flow.description)

@@ -16,7 +16,7 @@ from lmcore.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
 from tasks.logs import quiet_prefect
-from tasks.server import end_server_with_us
+from tasks.server import tie_ends
 from tasks.tokenization import tokenization
 from tasks.tokenizer import tokenizer
 
@@ -68,7 +68,7 @@ class PreparedData(BaseModel):
 def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, Blocks, Path]:
     """The stages that both flows share: dataset, tokenizer, blocks, and the store they are in."""
     quiet_prefect()
-    end_server_with_us()
+    tie_ends()
     if config.corpus.filter and deployment.id:
         raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")
     corpus, store = stages.run(look_at_corpus, config)

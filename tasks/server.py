@@ -1,19 +1,33 @@
-"""The temporary server that Prefect starts for a flow where none is configured."""
+"""Who ends with whom: servers and flows whose starter was killed do not live on unseen."""
 
+import os
 import subprocess
 import sys
 from functools import cache
 
+from prefect.runtime import deployment
+
+from lmcore.launch import end_with_parent
+
+
+def terminate_after_us(pid: int) -> "subprocess.Popen[bytes]":
+    """Have SIGTERM sent to the process ``pid`` when this one ends, however that happens; keep what is returned.
+
+    A shell of its own waits for the end of a pipe that only we hold.
+    """
+    command = ["/bin/sh", "-c", f"read -r _; kill {pid}"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
 
 @cache
-def end_server_with_us() -> "subprocess.Popen[bytes] | None":
-    """Let the temporary server of this process, if it has one, end when this process does, however that happens.
+def tie_ends() -> "subprocess.Popen[bytes] | None":
+    """End a temporary server of this process with it, and the run of a deployment with the one that serves it.
 
-    Prefect stops it at exit, which ``kill -9`` leaves out. A shell waits for the end of a pipe that only we hold.
+    Prefect stops its temporary server at exit, which ``kill -9`` leaves out; and a run whose server of deployments is
+    gone could be neither cancelled nor found.
     """
+    if deployment.id:
+        end_with_parent(os.getppid())
     module = sys.modules.get("prefect.server.api.server")  # loaded by whoever needed it: it takes seconds
     server = module.SubprocessASGIServer().server_process if module else None
-    if server is None:
-        return None
-    command = ["/bin/sh", "-c", f"read -r _; kill {server.pid}"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    return terminate_after_us(server.pid) if server else None
