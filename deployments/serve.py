@@ -18,7 +18,6 @@ from typing import Any
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
 from lmcore import cli
 from lmcore.errors import ConfigError, LMError
-from tasks.server import terminate_after_us
 
 CONFIGS = Path(__file__).parent / "configs"
 _HOST = "127.0.0.1"
@@ -37,6 +36,8 @@ def main() -> None:
 
 @contextmanager
 def _server(port: int) -> Iterator[None]:
+    from tasks.server import terminate_after_us  # imports Prefect, which reads its settings only then
+
     if _healthy(port):
         raise ConfigError(
             f"port {port} is taken by another Prefect server: stop it, or choose another port "
