@@ -16,20 +16,16 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
-STARTS = 4
-"""How often a run is started at most: the first time, and after each of three crashes."""
+from tasks.policies import STARTS
 
 SILENCE = timedelta(minutes=9)
 """A run without a heartbeat for so long is dead. They come every 60 s (as flows sets it; by default 180 s)."""
 
+_SILENT = "no heartbeat for"
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _ENDS = ["Completed", "Failed", "Cancelled", "Crashed", "Stopped", "Paused", "Suspended"]
 _RUNS = ResourceSpecification.model_validate({"prefect.resource.id": "prefect.flow-run.*"})
 _OURS = ResourceSpecification.model_validate({"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.lm"})
-_RUN_EVENTS = {
-    "finished": {"prefect.flow-run.Completed"},
-    "failed": {"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
-}
 _RUN_LINE = "{{ (flow.name ~ ' ' ~ flow_run.name ~ ': ' ~ flow_run.state.name ~ ' ' ~ (flow_run.state.message or '')) "
 _RUN_NOTICE = f'{{"what": "%s", "run": "{{{{ flow_run.id }}}}", "text": {_RUN_LINE}| tojson }}}}}}'
 _MODEL_NOTICE = '{"what": "%s", "text": {{ event.resource.name | tojson }}, "payload": {{ event.payload | tojson }}}'
@@ -38,13 +34,17 @@ _MODEL_NOTICE = '{"what": "%s", "text": {{ event.resource.name | tojson }}, "pay
 def create_automations(silence: timedelta = SILENCE) -> None:
     """Create what is missing on the server."""
     _create(zombies_crash(silence))
-    _create(crashed_runs_go_on())
+    _create(zombies_go_on())
     if url := os.environ.get("LM_NOTIFY_URL"):
         webhook = Webhook(url=SecretStr(url), headers=SecretDict({"Content-Type": "application/json"}))
         block = webhook.save("lm-notify", overwrite=True)
-        for what, events in _RUN_EVENTS.items():
+        for what, state, runs in (
+            ("finished", "Completed", _RUNS),
+            ("failed", "Failed", _RUNS),
+            ("crashed too often", "Crashed", _runs_started(STARTS)),
+        ):
             call = CallWebhook(block_document_id=block, payload=_RUN_NOTICE % what)
-            trigger = EventTrigger(expect=events, match=_RUNS, match_related=_OURS)
+            trigger = EventTrigger(expect={f"prefect.flow-run.{state}"}, match=runs, match_related=_OURS)
             _create(Automation(name=f"lm: tell of runs that {what}", trigger=trigger, actions=[call]))
         for what in ("promoted", "refused"):
             call = CallWebhook(block_document_id=block, payload=_MODEL_NOTICE % what)
@@ -67,32 +67,35 @@ def zombies_crash(silence: timedelta) -> Automation:
         ),
         actions=[
             ChangeFlowRunState(
-                state=StateType.CRASHED, message=f"no heartbeat for {silence}: its process or its machine is gone"
+                state=StateType.CRASHED, message=f"{_SILENT} {silence}: its process or its machine is gone"
             )
         ],
     )
 
 
-def crashed_runs_go_on() -> Automation:
-    """A run that crashed is started again with the same parameters, and continues from what it had made.
+def zombies_go_on() -> Automation:
+    """A run that was marked so is started again, as the process that started it would do if it lived (policies.py).
 
-    One that never began is not: the event counts its starts, and none would be the last.
+    Not every Crashed run: events may be heard twice, and a run that was started again must be left alone.
     """
-    starts = [str(count) for count in range(1, STARTS)]
     return Automation(
-        name="lm: a crashed run goes on",
+        name="lm: a run whose machine is gone starts again",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Crashed"},
-            match=ResourceSpecification.model_validate({**_RUNS.model_dump(), "prefect.run-count": starts}),
+            match=_runs_started(*range(1, STARTS), said=f"{_SILENT}*"),
             match_related=_OURS,
-            for_each={"prefect.resource.id"},
         ),
         actions=[
-            ChangeFlowRunState(
-                state=StateType.SCHEDULED, message=f"starting again after a crash, {STARTS} starts at most"
-            )
+            ChangeFlowRunState(state=StateType.SCHEDULED, message=f"starting again, {STARTS} starts at most"),
         ],
     )
+
+
+def _runs_started(*times: int, said: str = "*") -> ResourceSpecification:
+    """Runs by the count of their starts and the message of their state."""
+    counts = [str(count) for count in times]
+    labels = {"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": counts, "prefect.state-message": said}
+    return ResourceSpecification.model_validate(labels)
 
 
 def _create(automation: Automation) -> None:

@@ -16,6 +16,7 @@ from lmcore.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
 from tasks.logs import quiet_prefect
+from tasks.policies import start_again
 from tasks.server import tie_ends
 from tasks.tokenization import tokenization
 from tasks.tokenizer import tokenizer
@@ -77,7 +78,13 @@ def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, 
     return dataset, trained, stages.run(blocks, config, dataset), store
 
 
-@flow(name="prepare_data", flow_run_name="prepare data", persist_result=False, result_serializer="json")
+@flow(
+    name="prepare_data",
+    flow_run_name="prepare data",
+    persist_result=False,
+    result_serializer="json",
+    on_crashed=[start_again],
+)
 def prepare_data(config: RunConfig) -> PreparedData:
     """Tokenize a corpus into the store."""
     stages = Stages()

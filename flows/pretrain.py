@@ -11,7 +11,7 @@ from flows.prepare_data import Stages, prepare
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
 from tasks.evaluation import evaluation, export_model
-from tasks.policies import stopped
+from tasks.policies import start_again, stopped
 from tasks.reporting import loss_report
 from tasks.training import training
 
@@ -60,7 +60,9 @@ def _run_name() -> str:
     return f"pretrain {model.architecture} {model.layers}x{model.width}"
 
 
-@flow(name="pretrain", flow_run_name=_run_name, persist_result=False, result_serializer="json")
+@flow(
+    name="pretrain", flow_run_name=_run_name, persist_result=False, result_serializer="json", on_crashed=[start_again]
+)
 def pretrain(config: RunConfig) -> Pretrained:
     """Train a language model on a corpus, evaluate it, export it and report."""
     stages = Stages()

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from prefect import Task, get_run_logger
+from prefect import Flow, Task, get_run_logger
 from prefect.cache_policies import CachePolicy
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.context import TaskRunContext
 from prefect.results import ResultStore, get_result_store
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Scheduled
 from prefect.tasks import exponential_backoff
 from prefect.transactions import IsolationLevel
 
@@ -23,6 +24,9 @@ from lmcore.errors import LMError, StoppedError, is_transient
 from lmcore.section import fingerprint
 from lmcore.store import FORMAT_VERSION, Output
 from tasks.locks import FileLocks
+
+STARTS = 4
+"""How often a deployment's run is started at most: the first time, and after each of three crashes."""
 
 _LOCKS = FileLocks()
 
@@ -99,6 +103,19 @@ def worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) ->
 def stopped(stop: StoppedError) -> Any:
     """What was asked to end before its end returns this state, a kind of Cancelled, for a result: no failure."""
     return Cancelled(name="Stopped", message=str(stop))
+
+
+def start_again(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A flow's hook on_crashed: a deployment's run starts again with its parameters, where it had come to.
+
+    The process that started the run calls this when it dies, the run itself when it is told to end. A run that never
+    began is left alone: starts are counted, and none would be the last.
+    """
+    with get_client(sync_client=True) as client:
+        now = client.read_flow_run(flow_run.id)
+        if now.deployment_id and now.state_type == StateType.CRASHED and 0 < now.run_count < STARTS:
+            why = f"starting again after crash {now.run_count} of at most {STARTS - 1}"
+            client.set_flow_run_state(now.id, Scheduled(message=why))
 
 
 def stage(content: Callable[..., str], heeds_fresh: bool = False) -> dict[str, Any]:

@@ -73,8 +73,16 @@ def test_a_run_survives_the_death_of_its_training_and_then_its_own(
     assert first == 0 < second <= third < 5000
     assert serving.api.run(run)["run_count"] == 2
     wait_until(lambda: bool(listener.of("finished")), "the notice of the end")
-    assert any("Crashed" in notice["text"] for notice in listener.of("failed"))
-    assert listener.of("finished")[0]["run"] == run
+    assert [notice["run"] for notice in listener.of("finished")] == [run]
+    assert not listener.of("failed") + listener.of("crashed too often")
+
+
+def test_people_are_told_why_a_run_failed(serving: Serving, listener: Listener, tmp_path: Path) -> None:
+    run = serving.api.start("prepare_data", settings(tmp_path / "nowhere", tmp_path / "store"))
+    wait_until(lambda: bool(listener.of("failed")), "the notice")
+    [notice] = listener.of("failed")
+    assert notice["run"] == run
+    assert "nowhere does not exist" in notice["text"]
 
 
 def test_a_scheduled_run_appears_and_ends_by_itself(serving: Serving, corpus: Path, tmp_path: Path) -> None:
