@@ -15,7 +15,7 @@ def terminate_after_us(pid: int) -> "subprocess.Popen[bytes]":
 
     A shell of its own waits for the end of a pipe that only we hold.
     """
-    command = ["/bin/sh", "-c", f"read -r _; kill {pid}"]
+    command = ["/bin/sh", "-c", f"read -r _; kill {pid} 2>/dev/null"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 

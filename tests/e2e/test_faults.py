@@ -91,9 +91,12 @@ def test_a_scheduled_run_appears_and_ends_by_itself(serving: Serving, corpus: Pa
     parameters = {"config": settings(corpus, tmp_path / "store")}
     schedule = {"active": True, "schedule": {"interval": 10**6, "anchor_date": soon}, "parameters": parameters}
     serving.api.call(f"/deployments/{deployment}/schedules", [schedule])
-    query = {"flow_runs": {"deployment_id": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 1}
-    [run] = serving.api.wait(lambda: serving.api.call("/flow_runs/filter", query))
-    assert run["auto_scheduled"]
+    query = {"flow_runs": {"deployment_id": {"any_": [deployment]}}}
+
+    def scheduled() -> list[Any]:
+        return [run for run in serving.api.call("/flow_runs/filter", query) if run["auto_scheduled"]]
+
+    run = min(serving.api.wait(scheduled), key=lambda run: run["expected_start_time"])
     assert serving.api.ended(run["id"])["type"] == "COMPLETED"
     assert list((tmp_path / "store" / "datasets").iterdir())
 

@@ -57,7 +57,8 @@ def test_of_two_equal_tasks_at_once_one_works_and_the_other_is_cached(tmp_path: 
 
 def test_a_lock_dies_with_its_holder() -> None:
     locks, key = FileLocks(), "a-key"
-    code = f"from tasks.locks import FileLocks; locks = FileLocks(); locks.acquire_lock({key!r}); print('held', flush=True); input()"
+    code = f"from tasks.locks import FileLocks; locks = FileLocks(); locks.acquire_lock({key!r}); "
+    code += "print('held', flush=True); input()"
     environment = {"PREFECT_HOME": str(PREFECT_HOME.value()), "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     child = start("-c", code, env=environment, stdin=-1)
     assert child.stdout is not None
