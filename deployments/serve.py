@@ -22,6 +22,8 @@ from lmcore.errors import ConfigError, LMError
 CONFIGS = Path(__file__).parent / "configs"
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 120
+_SECONDS_TO_REPORT = 10
+"""That the server outlives us when we are killed: the runs end too then, and say so."""
 
 
 def main() -> None:
@@ -45,13 +47,14 @@ def _server(port: int) -> Iterator[None]:
         )
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", _HOST, "--port", str(port)]
     server = subprocess.Popen([*command, "--log-level", "WARNING"], start_new_session=True)
-    tie = terminate_after_us(server.pid)
+    tie = terminate_after_us(server.pid, seconds=_SECONDS_TO_REPORT)
     try:
         _wait_until_healthy(server, port)
         yield
     finally:
         os.killpg(server.pid, signal.SIGTERM) if server.poll() is None else None
         server.wait(30)
+        tie.kill()
         tie.communicate()
 
 

@@ -10,13 +10,16 @@ from prefect.runtime import deployment
 from lmcore.launch import end_with_parent
 
 
-def terminate_after_us(pid: int) -> "subprocess.Popen[bytes]":
-    """Have SIGTERM sent to the process ``pid`` when this one ends, however that happens; keep what is returned.
+def terminate_after_us(pid: int, seconds: int = 0) -> "subprocess.Popen[bytes]":
+    """Have the process ``pid`` ended, ``seconds`` after this one has ended, however that happens; keep what is returned.
 
-    A shell of its own waits for the end of a pipe that only we hold.
+    A shell of its own waits for the end of a pipe that only we hold. SIGTERM comes first, SIGKILL ten seconds later:
+    a server that is to end waits for its clients, and they for it.
     """
-    command = ["/bin/sh", "-c", f"read -r _; kill {pid} 2>/dev/null"]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    script = f"read -r _; sleep {seconds}; kill {pid} && sleep 10 && kill -9 {pid}"
+    return subprocess.Popen(
+        ["/bin/sh", "-c", f"{{ {script}; }} 2>/dev/null"], stdin=subprocess.PIPE, start_new_session=True
+    )
 
 
 @cache
