@@ -11,7 +11,7 @@ from lmcore.launch import end_with_parent
 
 
 def terminate_after_us(pid: int, seconds: int = 0) -> "subprocess.Popen[bytes]":
-    """Have the process ``pid`` ended, ``seconds`` after this one has ended, however that happens; keep what is returned.
+    """Have the process ``pid`` ended, ``seconds`` after this one ended, however that happens; keep what is returned.
 
     A shell of its own waits for the end of a pipe that only we hold. SIGTERM comes first, SIGKILL ten seconds later:
     a server that is to end waits for its clients, and they for it.

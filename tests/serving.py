@@ -184,4 +184,4 @@ class Serving:
         return [command for _, command in left]
 
 
-FLOW, TRAINING, SERVER, SERVE = "prefect.engine", "lmcore train", "prefect.server", "deployments.serve"
+FLOW, TRAINING, SERVER, SERVE = "prefect.engine", "lmcore train", "prefect server start", "deployments.serve"
