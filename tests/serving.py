@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -176,11 +177,13 @@ class Serving:
         """End it as Ctrl-C does; what was left after it, killed."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGINT)
-            self.process.wait(60)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(60)
         end = time.monotonic() + 10
         while (left := self._commands()) and time.monotonic() < end:
             time.sleep(_LOOK)
         self.kill()
+        self.process.wait()
         return [command for _, command in left]
 
 
