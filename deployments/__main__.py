@@ -1,6 +1,7 @@
 """python -m deployments VERB: what production needs besides ``prefect deploy``.
 
-    setup                create on the Prefect server what the deployments rely on: work pool, limits
+    setup                create on the Prefect server what the deployments rely on: work pool, limits,
+                         automations
     doctor [--mend]      look at everything that a run needs; exit status 1 if anything is wrong
 
 The server is the one that Prefect's own settings name (PREFECT_API_URL, PREFECT_API_AUTH_STRING); the store is that of
@@ -25,12 +26,14 @@ def main() -> None:
 
 
 def _setup(arguments: list[str]) -> None:
+    from deployments.automations import create_automations
     from deployments.limits import create_limits
     from deployments.work_pool import create_work_pool
 
     create_work_pool()
     create_limits()
-    print("work pool and limits are there")
+    create_automations()
+    print("work pool, limits and automations are there")
 
 
 def _doctor(arguments: list[str]) -> None:

@@ -5,8 +5,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.exceptions import ObjectNotFound
 
-GPU = "gpu"
-"""The limit's name. One slot is one training."""
+from tasks.locks import GPU_LIMIT
 
 
 def gpu_slots() -> int:
@@ -18,6 +17,6 @@ def create_limits() -> None:
     """Create what is missing on the server. What is there stays as somebody may have set it in the UI."""
     with get_client(sync_client=True) as client:
         try:
-            client.read_global_concurrency_limit_by_name(GPU)
+            client.read_global_concurrency_limit_by_name(GPU_LIMIT)
         except ObjectNotFound:
-            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=gpu_slots()))
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=gpu_slots()))

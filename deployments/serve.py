@@ -21,6 +21,8 @@ from lmcore.errors import ConfigError, LMError
 
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 120
+_SECONDS_TO_REPORT = 10
+"""That the server outlives us when we are killed: the runs end too then, and say so."""
 
 
 def main() -> None:
@@ -39,6 +41,8 @@ def main() -> None:
 
 @contextmanager
 def _server(port: int) -> Iterator[None]:
+    from tasks.server import terminate_after_us  # imports Prefect, which reads its settings only then
+
     if _healthy(port):
         raise ConfigError(
             f"port {port} is taken by another Prefect server: stop it, or choose another port "
@@ -46,12 +50,15 @@ def _server(port: int) -> Iterator[None]:
         )
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", _HOST, "--port", str(port)]
     server = subprocess.Popen([*command, "--log-level", "WARNING"], start_new_session=True)
+    tie = terminate_after_us(server.pid, seconds=_SECONDS_TO_REPORT)
     try:
         _wait_until_healthy(server, port)
         yield
     finally:
         os.killpg(server.pid, signal.SIGTERM) if server.poll() is None else None
         server.wait(30)
+        tie.kill()
+        tie.communicate()
 
 
 def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int) -> None:
@@ -75,12 +82,16 @@ def _healthy(port: int) -> bool:
 def _serve_deployments() -> None:
     from prefect import serve
 
+    from deployments.automations import create_automations
+    from deployments.leftovers import start_leftovers_again
     from deployments.limits import create_limits
     from deployments.presets import presets
     from flows.prepare_data import prepare_data
     from flows.pretrain import pretrain
 
     create_limits()
+    create_automations()
+    start_leftovers_again()
     deployments: list[Any] = [
         flow.to_deployment(name, parameters={"config": settings}, tags=["lm", name], description=flow.description)
         for flow in (pretrain, prepare_data)

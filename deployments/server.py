@@ -14,7 +14,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from deployments.finding import Check, Finding
-from deployments.limits import GPU, create_limits
+from deployments.limits import create_limits
+from tasks.locks import GPU_LIMIT as GPU
 
 SECONDS_OF_SILENCE = 540
 """Three heartbeats. A run that was not heard for so long is dead."""
