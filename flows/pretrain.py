@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict
 from flows.command import run_command
 from flows.prepare_data import Stages, prepare
 from lmcore.config import RunConfig
+from lmcore.errors import StoppedError
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.dataset import blocks
 from tasks.evaluation import evaluation, export_model
+from tasks.policies import start_again, stopped
 from tasks.reporting import loss_report
 from tasks.training import training
 
@@ -61,12 +63,18 @@ def _run_name() -> str:
     return f"pretrain {model.architecture} {model.layers}x{model.width}"
 
 
-@flow(name="pretrain", flow_run_name=_run_name, persist_result=False, result_serializer="json")
+@flow(
+    name="pretrain", flow_run_name=_run_name, persist_result=False, result_serializer="json", on_crashed=[start_again]
+)
 def pretrain(config: RunConfig) -> Pretrained:
     """Train a language model on a corpus, evaluate it, export it and report."""
     stages = Stages()
-    dataset, tokenizer, store = prepare(config, stages)
-    return trained_model(config, stages, dataset, tokenizer, store)
+    try:
+        dataset, tokenizer, store = prepare(config, stages)
+        return trained_model(config, stages, dataset, tokenizer, store)
+    except StoppedError as stop:
+        unfinished: Pretrained = stopped(stop)
+        return unfinished
 
 
 def trained_model(
