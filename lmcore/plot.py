@@ -52,14 +52,13 @@ def comparison_picture(comparisons: list[Comparison], title: str) -> bytes:
     """Differences in bits per byte with their confidence intervals, and what they may not pass, as PNG."""
     with _axes(height=1.6 + 0.4 * len(comparisons)) as axes:
         axes.axvline(0, color="black", linewidth=0.8)
-        for place, (name, each) in enumerate(zip(_labels([c.name for c in comparisons]), comparisons, strict=True)):
+        for place, each in enumerate(comparisons):
             color = _VERDICTS[None if each.limit is None else each.is_within]
             axes.plot([each.low, each.high], [place, place], color=color, linewidth=2.4, solid_capstyle="butt")
             axes.plot(each.difference, place, "o", color=color)
             if each.limit is not None:
                 axes.plot([each.limit] * 2, [place - 0.4, place + 0.4], color=_LIMIT, linestyle="--", linewidth=1.4)
-            axes.text(1.01, place, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-        axes.set_yticks([])
+        axes.set_yticks(range(len(comparisons)), _labels([each.name for each in comparisons]), fontsize=9)
         axes.set_ylim(len(comparisons) - 0.4, -0.6)
         axes.set_xlabel("challenger less champion (bits per byte): left is better")
         axes.set_title(_labels([title])[0], fontsize=10)
