@@ -16,7 +16,7 @@ from lmcore.errors import StoppedError
 
 
 def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunConfig) -> None:
-    """Run ``flow`` with settings of a kind; its result has a ``summary()``. A deliberate error is one line, status 1."""
+    """Run ``flow`` with settings of a kind; its result has a ``summary()``. A deliberate error is one line."""
     cli.main(lambda: _run(flow, about, kind))
 
 

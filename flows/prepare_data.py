@@ -65,14 +65,16 @@ class PreparedData(BaseModel):
         )
 
 
-def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, Path]:
-    """The stages that both flows share: dataset, tokenizer, and the store they are in."""
+def prepare(
+    config: RunConfig, stages: Stages, known: TokenizerInfo | None = None
+) -> tuple[Dataset, TokenizerInfo, Path]:
+    """The stages that all flows share: dataset, tokenizer (``known``, or by the settings), and their store."""
     quiet_prefect()
     tie_ends()
     if config.corpus.filter and deployment.id:
         raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")
     corpus, store = stages.run(look_at_corpus, config)
-    trained = stages.run(tokenizer, config, corpus, store)
+    trained = known or stages.run(tokenizer, config, corpus, store)
     return stages.run(tokenization, config, corpus, trained, store), trained, store
 
 

@@ -58,14 +58,14 @@ def main() -> None:
 
 
 def _tokenize(arguments: list[str]) -> None:
-    config = cli.parse(arguments, "python -m lmcore tokenize", "Corpus to shards.")
+    config: RunConfig = cli.parse(arguments, "python -m lmcore tokenize", "Corpus to shards.")
     dataset, tokenizer, _ = _prepare(config)
     figures = {"skipped_bytes": dataset.skipped_bytes, "unaccounted_bytes": dataset.unaccounted_bytes}
     print(json.dumps({"dataset_id": dataset.id, "tokenizer_id": tokenizer.id, **figures}))
 
 
 def _pretrain(arguments: list[str]) -> None:
-    config = cli.parse(arguments, "python -m lmcore pretrain", "Corpus to a trained model.")
+    config: RunConfig = cli.parse(arguments, "python -m lmcore pretrain", "Corpus to a trained model.")
 
     from lmcore.dataset import build_dataset
     from lmcore.evaluate import evaluate

@@ -72,15 +72,16 @@ def refused_before(store: Path, name: str, config: RunConfig, dataset: Dataset) 
     return next((event for event in refusals if event.get("run_key") == key), None)
 
 
-def judge(best: Champion | None, training: TrainingResult, gate: GateConfig) -> Decision:
+def judge(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
     """Score the challenger, and the champion if there is one, on the validation documents of the challenger's dataset.
 
-    The scores are kept in the run's folder. Raises StoreError where the text cannot be had from the dataset, or the
-    champion's own dataset, which says what it was trained on, is gone.
+    ``folder`` is that of the challenger's run, which has been exported; the scores are kept there. Raises StoreError
+    where the text cannot be had from the dataset, or the champion's own dataset, which says what it was trained on, is
+    gone.
     """
-    run = Run.open(training.folder)
+    run = Run.open(folder)
     trained = document_hashes(run.dataset_folder, "train")
-    challenger = _scores(run, run.folder / "model", training.weights)
+    challenger = _scores(run, run.folder / "model", _weights(folder))
     if best is None:
         return decide_first(challenger, gate, {"challenger": trained}, run.folder).save()
     before = document_hashes(best.dataset, "train")
@@ -90,15 +91,13 @@ def judge(best: Champion | None, training: TrainingResult, gate: GateConfig) -> 
     return decide(scores, challenger, gate, {"champion": before, "challenger": seen}, run.folder).save()
 
 
-def settle(
-    store: Path, name: str, best: Champion | None, training: TrainingResult, decision: Decision, key: str
-) -> Version:
+def settle(store: Path, name: str, best: Champion | None, folder: Path, decision: Decision, key: str) -> Version:
     """Keep the challenger as a version, and make it the champion or record why not. ``key`` names its run.
 
     Raises RegistryError when the champion is no longer ``best``: another promotion was first.
     """
-    run, content = Run.open(training.folder), decision.model_dump(mode="json", exclude={"folder"})
-    same = (each for each in versions(store, name) if each.receipt()["training"]["weights"] == training.weights)
+    run, weights, content = Run.open(folder), _weights(folder), decision.model_dump(mode="json", exclude={"folder"})
+    same = (each for each in versions(store, name) if each.receipt()["training"]["weights"] == weights)
     version = next(same, None) or add_version(store, name, run, content)
     reason = "; ".join(decision.reasons)
     if decision.promoted:
@@ -106,6 +105,13 @@ def settle(
         return promote(store, name, version.id, expected=expected, reason=reason, decision=content)
     record_refusal(store, name, reason, content, version=version.id, run=run.folder.name, run_key=key)
     return version
+
+
+def _weights(run_folder: Path) -> str:
+    result = TrainingResult.load(run_folder)
+    if result is None:
+        raise StoreError(f"{run_folder / TrainingResult.file_name} is missing: run the pipeline again")
+    return result.weights
 
 
 def _scores(run: Run, model: Path, weights: str) -> DocumentScores:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lmcore import markdown
 from lmcore.receipt import Receipt, make_receipt
 from lmcore.registry import RECEIPT, Version, adding, champion
 from lmcore.run import Run
@@ -57,11 +58,11 @@ def model_card(receipt: Receipt, licence: str, language: str) -> str:
     header = {"library_name": "transformers", "pipeline_tag": "text-generation", "model_name": title}
     header |= {"license": licence or "unknown"} | ({"language": language} if language else {})
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", "", f"# {title}", ""]
-    lines += _table(("", ""), _facts(receipt))
+    lines.append(markdown.table(("", ""), _facts(receipt)))
     if sources := receipt["evaluation"]["sources"]:
         lines += ["", "## Validation loss by source", ""]
         rows = ((name, f"{score['nats'] / score['tokens']:.4f}") for name, score in sources.items())
-        lines += _table(("source", "nats per token"), rows)
+        lines.append(markdown.table(("source", "nats per token"), rows))
     lines += ["", "## Why it is here", "", *_decision(receipt["decision"])]
     lines += ["", f"{RECEIPT} has the hash of everything above. The model knows only the text it was trained on.", ""]
     return "\n".join(lines)
@@ -96,11 +97,4 @@ def _decision(decision: dict[str, Any]) -> list[str]:
     rules = decision.get("rules", [])
     names = tuple(dict.fromkeys(name for rule in rules for name in rule))
     rows = (tuple(str(rule.get(name, "")) for name in names) for rule in rules)
-    return [*lines, "", *_table(names, rows)] if rules else lines
-
-
-def _table(head: tuple[str, ...], rows: Any) -> list[str]:
-    lines = (head, ("---",) * len(head), *rows)
-    return [
-        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
-    ]
+    return [*lines, "", markdown.table(names, rows)] if rules else lines

@@ -13,7 +13,6 @@ from lmcore.news import News, told_apart
 from lmcore.registry import Version
 from lmcore.retraining import RetrainConfig
 from lmcore.tokenization import Dataset
-from lmcore.train import TrainingResult
 
 
 @task(name="champion", task_run_name="look at the champion", cache_policy=NO_CACHE, persist_result=False)
@@ -35,19 +34,19 @@ def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, News]:
 
 
 @task(name="gate", task_run_name="champion against challenger", cache_policy=NO_CACHE, persist_result=False)
-def gate(config: RetrainConfig, champion: Champion | None, training: TrainingResult) -> Decision:
+def gate(config: RetrainConfig, champion: Champion | None, run: Path) -> Decision:
     """Score both models on the same text, and decide. The scores are found again in the run's folder."""
-    decision = judge(champion, training, config.gate)
+    decision = judge(champion, run, config.gate)
     get_run_logger().info(decision.verdict)
     return decision
 
 
 @task(name="promotion", task_run_name="keep the version", cache_policy=NO_CACHE, persist_result=False)
 def promotion(
-    config: RetrainConfig, champion: Champion | None, training: TrainingResult, decision: Decision, key: str, store: Path
+    config: RetrainConfig, champion: Champion | None, run: Path, decision: Decision, key: str, store: Path
 ) -> Version:
     """Keep the challenger, and make it the champion or record why not."""
-    version = settle(store, config.retraining.model_name, champion, training, decision, key)
+    version = settle(store, config.retraining.model_name, champion, run, decision, key)
     emit_event(
         f"lm.model.{'promoted' if decision.promoted else 'refused'}",
         resource={"prefect.resource.id": f"lm.model.{version.model}", "prefect.resource.name": str(version)},

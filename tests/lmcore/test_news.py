@@ -12,7 +12,7 @@ from lmcore.config import CorpusConfig, DatasetConfig, TokenizerConfig
 from lmcore.corpus import describe, scan
 from lmcore.errors import StoreError
 from lmcore.mixture import open_blocks
-from lmcore.news import age_of, by_age, document_hashes, tokens_by_source, told_apart
+from lmcore.news import age_of, by_age, document_hashes, tokens_by_source, told_apart, undated
 from lmcore.store import prepare_store, read_manifest
 from lmcore.stream import TokenStream, source_names
 from lmcore.tokenization import Dataset, tokenize
