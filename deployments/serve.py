@@ -89,18 +89,22 @@ def _serve_deployments() -> None:
     from deployments.automations import create_automations
     from deployments.leftovers import start_leftovers_again
     from deployments.limits import create_limits
-    from deployments.presets import presets
+    from deployments.presets import presets, retrain_presets
+    from flows.champion import promote_version, rollback_champion, versions
     from flows.prepare_data import prepare_data
     from flows.pretrain import pretrain
+    from flows.retrain import retrain
 
     create_limits()
     create_automations()
     start_leftovers_again()
     deployments: list[Any] = [
         flow.to_deployment(name, parameters={"config": settings}, tags=["lm", name], description=flow.description)
-        for flow in (pretrain, prepare_data)
-        for name, settings in presets().items()
+        for flow, found in ((pretrain, presets()), (prepare_data, presets()), (retrain, retrain_presets()))
+        for name, settings in found.items()
     ]
+    buttons: list[Any] = [rollback_champion, promote_version, versions]
+    deployments += [flow.to_deployment("model", tags=["lm"], description=flow.description) for flow in buttons]
     serve(*deployments)
 
 

@@ -1,16 +1,17 @@
 """What a retraining looks at, decides and shows."""
 
+import re
 from pathlib import Path
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from lmcore.challenge import Champion, judge, settle
 from lmcore.gate import Decision
 from lmcore.news import News, told_apart
-from lmcore.registry import Version
+from lmcore.registry import Version, champion, history
 from lmcore.retraining import RetrainConfig
 from lmcore.tokenization import Dataset
 
@@ -18,9 +19,9 @@ from lmcore.tokenization import Dataset
 @task(name="champion", task_run_name="look at the champion", cache_policy=NO_CACHE, persist_result=False)
 def look_at_champion(store: Path, name: str) -> Champion | None:
     """The version in use. Never cached: somebody may have moved it."""
-    champion = Champion.of(store, name)
-    get_run_logger().info("champion: %s", "none yet" if champion is None else champion.version)
-    return champion
+    found = Champion.of(store, name)
+    get_run_logger().info("champion: %s", "none yet" if found is None else found.version)
+    return found
 
 
 @task(name="news", task_run_name="look for new text", cache_policy=NO_CACHE, persist_result=False)
@@ -59,3 +60,23 @@ def promotion(
 def retraining_report(page: str) -> None:
     """What was looked at and what was decided, as an artifact."""
     create_markdown_artifact(key="retraining", markdown=page, description="Retraining")
+
+
+@task(name="versions", task_run_name="versions of {name}", cache_policy=NO_CACHE, persist_result=False)
+def show_versions(store: Path, name: str) -> None:
+    """A model's history as a table, the newest first."""
+    current = champion(store, name)
+    rows = [
+        {"time": event["time"], "event": event["event"], "version": event["version"], "reason": event["reason"]}
+        for event in reversed(history(store, name))
+    ]
+    create_table_artifact(
+        rows,
+        key=f"versions-{artifact_name(name)}",
+        description=f"{name}: {current.id if current else 'none'} is in use",
+    )
+
+
+def artifact_name(name: str) -> str:
+    """Prefect's keys of artifacts hold small letters, digits and dashes."""
+    return re.sub("[^a-z0-9]+", "-", name.lower())
