@@ -1,20 +1,15 @@
 """Weeks of retraining, as a schedule would run them, against a real Prefect server."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from prefect.artifacts import Artifact
 
 from flows.champion import VersionChoice, rollback_champion
-from flows.retrain import Retrained, retrain
+from flows.retrain import retrain
 from lmcore.errors import RunError
-from lmcore.registry import champion, history, model_folder
+from lmcore.registry import history, model_folder
 from lmcore.store import locked, read_manifest
-from tests.conftest import REPOSITORY
 from tests.story import Story, research
 
 pytestmark = pytest.mark.flows
@@ -96,38 +91,25 @@ def test_what_was_refused_is_refused_at_once_until_the_text_is_another(story: St
 
 def test_a_second_retraining_is_refused_while_one_runs(story: Story) -> None:
     lock = model_folder(story.config.store.absolute(), "story") / "retraining.lock"
-    config = story.config.model_copy(update={"when_locked": "refuse"})
-    command = f"import time; from pathlib import Path; from lmcore.store import locked\nwith locked(Path({str(lock)!r}), 'wait'):\n print('held', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", command], cwd=REPOSITORY, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        with pytest.raises(RunError, match="the retraining of story is in use by"):
-            retrain(config)
-        holder.kill()
-    assert retrain(config).decision == "nothing new"
+    with locked(lock, "refuse"), pytest.raises(RunError, match="the retraining of story is in use by"):
+        retrain(story.config.model_copy(update={"when_locked": "refuse"}))
+    assert retrain(story.config).decision == "nothing new"
 
 
 def test_an_interrupted_retraining_goes_on_where_it_was(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after its gate: started again it trains nothing, and there is one version more, not two."""
+    """Ended after the version was made and before it was promoted or refused: it is not made, or trained, twice."""
     story.write("more research", [research], seed=4)
-    code = (
-        "import os, tasks.retraining as stages\n"
-        "stages.settle = lambda *rest: os._exit(9)\n"
-        "from flows.retrain import retrain\n"
-        "from lmcore.retraining import RetrainConfig\n"
-        "import sys\n"
-        "retrain(RetrainConfig.model_validate_json(sys.stdin.read()))\n"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, input=story.config.model_dump_json(), text=True, env=os.environ
-    )
-    assert killed.returncode == 9
-    result: Retrained = retrain(story.config)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        for name in ("promote", "record_refusal"):
+            patched.setattr(f"lmcore.challenge.{name}", interrupted)
+        retrain(story.config)
+    result = retrain(story.config)
     assert result.decision in ("promoted", "refused")
-    assert result.cached["training"] or "training" in result.cached
     assert result.version == "v0004"
-    assert champion(story.config.store, "story") is not None
-    added = [event for event in history(story.config.store, "story") if event["event"] == "added"]
-    assert [event["version"] for event in added] == ["v0001", "v0002", "v0003", "v0004"]
-    with locked(Path(story.config.store) / "models" / "story" / "retraining.lock", "refuse"):
-        pass
+    assert result.cached["training"]
+    added = [event["version"] for event in history(story.config.store, "story") if event["event"] == "added"]
+    assert added == ["v0001", "v0002", "v0003", "v0004"]
+
+
+def interrupted(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
