@@ -99,10 +99,11 @@ def test_a_second_retraining_is_refused_while_one_runs(story: Story) -> None:
 def test_an_interrupted_retraining_goes_on_where_it_was(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended after the version was made and before it was promoted or refused: it is not made, or trained, twice."""
     story.write("more research", [research], seed=4)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         for name in ("promote", "record_refusal"):
             patched.setattr(f"lmcore.challenge.{name}", interrupted)
-        retrain(story.config)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(story.config)
     result = retrain(story.config)
     assert result.decision in ("promoted", "refused")
     assert result.version == "v0004"
