@@ -151,6 +151,7 @@ def test_what_the_doctor_says_on_the_way(production: Production) -> None:
     assert "prefect deploy" in bare["deployments"].remedy
     assert idle["work pools"].fact == "lm has no living worker"
     assert not idle["limits"].remedy
+    assert not idle["automations"].remedy
     assert not idle["deployments"].remedy
     production.api.wait(lambda: not examine(production.api)["work pools"].remedy)
 

@@ -14,8 +14,9 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from deployments import server
 from deployments.finding import Finding
-from deployments.limits import GPU, create_limits
+from deployments.limits import create_limits
 from deployments.work_pool import create_work_pool
+from tasks.locks import GPU_LIMIT as GPU
 from tests.deployments.conftest import PASSWORD, Api, free_port
 
 pytestmark = pytest.mark.flows

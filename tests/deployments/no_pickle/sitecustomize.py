@@ -17,6 +17,7 @@ if "PREFECT__FLOW_RUN_ID" in os.environ:
     import _pickle
 
     import cloudpickle
+    import jinja2.bccache  # pickles a constant when it is imported  # noqa: F401
 
     for module in (pickle, _pickle, cloudpickle, cloudpickle.cloudpickle):
         for name in ("load", "loads", "dump", "dumps"):
