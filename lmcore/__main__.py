@@ -8,10 +8,19 @@
     plot RUN [RUN ...]       the losses of runs in one picture
     ledger DATASET           where every byte of its corpus went, and the pieces that were left out
     verify DATASET           read every byte of it again; exit status 1 if anything is wrong
+    verify MODEL             the same of a version, its receipt and everything it names, down to the corpus
     repair DATASET           encode its damaged chunks again
-    seen-by DOCUMENT         the datasets and runs that hold a document (a hash of 16 digits, or a file with its text)
+    seen-by DOCUMENT         the datasets, runs and versions that hold a document (a hash of 16 digits, or its text's file)
+    models NAME              the versions of a model, its champion and its history
+    promote MODEL [flags]    make a version the champion; rollback NAME [--to v0001] takes that back
+    diff MODEL MODEL         in what two versions differ
+    replay MODEL             train a version again and compare losses and weights
+    prune NAME --keep N      remove old versions, never the champion
+    forget DOCUMENT          purge a document from the store, and say what was trained on it
+    gc [flags]               remove what no version and no newer run needs
 
-DATASET is an id, RUN a name or a folder; --store says where (default: LM_STORE, else ./store).
+DATASET is an id, RUN a name or a folder, MODEL is NAME/v0001 or NAME for its champion; --store says where (default:
+LM_STORE, else ./store).
 
 The last line on standard output is one JSON object. A command that was stopped (SIGTERM, train.max_minutes) ends with
 status 75, and the same command continues.
@@ -29,7 +38,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lmcore import cli
+from lmcore import cli, registry_cli, store_cli
 from lmcore.config import RunConfig, SampleConfig, default_store
 from lmcore.errors import StoppedError
 
@@ -49,6 +58,14 @@ def main() -> None:
         "verify": _verify,
         "repair": _repair,
         "seen-by": _seen_by,
+        "models": registry_cli.models,
+        "promote": registry_cli.promote_version,
+        "rollback": registry_cli.roll_back,
+        "diff": registry_cli.diff_versions,
+        "replay": registry_cli.replay_version,
+        "prune": registry_cli.prune_versions,
+        "forget": store_cli.forget_document,
+        "gc": store_cli.collect_garbage,
     }
     verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     if verb not in verbs:
@@ -142,8 +159,11 @@ def _in_a_line(path: str) -> str:
 
 
 def _verify(arguments: list[str]) -> None:
-    name, store = _named("verify", "dataset", arguments)
+    name, store = _named("verify", "dataset_or_version", arguments)
     from lmcore.audit import find_dataset, problems
+
+    if not any((folder / "manifest.json").is_file() for folder in (store / "datasets" / name, Path(name))):
+        registry_cli.verify_version(store, name)
 
     dataset = find_dataset(store, name)
     found = list(problems(dataset))
@@ -235,9 +255,9 @@ def _seen_by(arguments: list[str]) -> None:
     found = list(seen_by(store, hashes))
     for kind, holder, split in found:
         print(f"{kind} {holder} ({split})")
-    names = {kind: [holder for other, holder, _ in found if other == kind] for kind in ("dataset", "run", "unreadable")}
-    figures = {"datasets": names["dataset"], "runs": names["run"], "unreadable": names["unreadable"]}
-    print(json.dumps({"document": f"{hashes[''][0]:016x}", **figures}))
+    kinds = {"dataset": "datasets", "run": "runs", "version": "versions", "unreadable": "unreadable"}
+    names = {plural: [holder for other, holder, _ in found if other == kind] for kind, plural in kinds.items()}
+    print(json.dumps({"document": f"{hashes[''][0]:016x}", **names}))
 
 
 def _train(arguments: list[str]) -> None:

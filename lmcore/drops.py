@@ -37,7 +37,7 @@ def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: P
                 "too_long_for_max_bytes": shard.text_bytes > config.max_bytes,
                 "duplicate": None if first is None else ~first[number],
             }
-            _drop(entry[split], shard, reasons, left_out)
+            drop(entry[split], shard, reasons, left_out)
     return left_out
 
 
@@ -71,9 +71,10 @@ def _firsts(
     return np.split(is_first, np.cumsum([len(shard) for shard in shards]))[:-1]
 
 
-def _drop(
+def drop(
     figures: dict[str, Any], shard: Shard, reasons: dict[str, Rows | None], left_out: dict[str, dict[str, int]]
 ) -> None:
+    """Leave rows out of an entry's split, each for the first of its reasons, which ``left_out`` counts."""
     dropped = np.zeros(len(shard), np.bool_)
     for reason, rows in reasons.items():
         new = np.zeros_like(dropped) if rows is None else rows & ~dropped

@@ -45,16 +45,17 @@ def _lines(entry: str) -> list[str]:
 
 
 def forgotten_events(store: Path) -> list[dict[str, Any]]:
-    """What was forgotten in a store, oldest first: time, document, chunks, datasets {old: new}, runs, versions."""
+    """What was forgotten in a store, oldest first: time, documents, chunks, datasets {old: new}, runs, versions."""
     path = store / FORGOTTEN
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
+        *lines, _ = path.read_bytes().split(b"\n")  # after the last line end: nothing, or what a kill cut off
+        return [json.loads(line) for line in lines]
     except ValueError as error:
         raise StoreError(f"{path} is damaged: {error}. It says which documents must stay out: restore it") from None
 
 
 def forgotten(store: Path) -> npt.NDArray[np.uint64]:
     """The hashes of all documents that the store has forgotten."""
-    return np.array(sorted({int(event["document"], 16) for event in forgotten_events(store)}), np.uint64)
+    return np.array(sorted({int(name, 16) for event in forgotten_events(store) for name in event["documents"]}), np.uint64)

@@ -190,7 +190,7 @@ def _why_gone(store: Path, dataset: str) -> str:
     for event in forgotten_events(store):
         if dataset in event["datasets"]:
             return (
-                f"dataset {dataset} is no more: document {event['document']} was forgotten at {event['time']}. The "
+                f"dataset {dataset} is no more: document {', '.join(event['documents'])} was forgotten at {event['time']}. The "
                 f"weights were trained on it all the same; without it the dataset is {event['datasets'][dataset]}"
             )
     return f"dataset {dataset} is missing"
