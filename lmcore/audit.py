@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from lmcore.encoding import read_quarantine
+from lmcore.encoding import QUARANTINE
 from lmcore.errors import CorpusError, LMError, RegistryError, StoreError
-from lmcore.exclusions import HASH, forgotten_events
+from lmcore.exclusions import HASH
 from lmcore.registry import models, versions
-from lmcore.shards import SPLITS, Shard, shard_path
+from lmcore.shards import SPLITS, Shard, damage_named, shard_path
 from lmcore.store import hash_text, open_sealed, read_manifest
 from lmcore.tokenization import dataset_id, remake
 from lmcore.tokenizer import TokenizerInfo
@@ -118,7 +119,9 @@ def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
     for entry in (entry for entry in manifest["chunks"] if entry["spans"]):
         folder = dataset.parent.parent / "shards" / entry["key"]
         starts = [account["start"] for account in read_manifest(folder)["ledger"]]
-        for row in read_quarantine(folder):
+        with damage_named(folder / QUARANTINE):
+            rows = pa.ipc.open_file(pa.memory_map(str(folder / QUARANTINE))).read_all().to_pylist()
+        for row in rows:
             span = entry["spans"][row["span"]]
             place = row["offset"] + span["start"] - starts[row["span"]]
             kept[span["path"], place, row["reason"]] = row["content"]
@@ -162,8 +165,7 @@ def _normalized(utf8: bytes, form: Any) -> bytes:
 
 
 def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, str, str]]:
-    """("dataset", id, split), ("run", name, split) and ("version", name, split) of all that holds a document, or has
-    been trained or validated on it.
+    """("dataset", id, split), ("run", name, split) and ("version", name, split) of all that holds a document.
 
     ("unreadable", id, what is wrong) of a dataset that may hold it too, and cannot say.
     """
@@ -190,11 +192,3 @@ def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, 
         with suppress(RegistryError, LookupError):
             if (name := version.receipt()["dataset"]["id"]) in holders:
                 yield "version", str(version), holders[name]
-    yield from _had_seen(store, {value for values in document.values() for value in values})
-
-
-def _had_seen(store: Path, document: set[int]) -> Iterator[tuple[str, str, str]]:
-    for event in forgotten_events(store):
-        if document & {int(name, 16) for name in event["documents"]}:
-            yield from (("run", name, f"until {event['time']}, when it was forgotten") for name in event["runs"])
-            yield from (("version", name, f"until {event['time']}, when it was forgotten") for name in event["versions"])

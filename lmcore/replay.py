@@ -3,7 +3,6 @@
 On a CPU, with the same program and packages, all of them are equal to the last bit.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -54,11 +53,11 @@ def _prepared(store: Path, version: Version, receipt: dict[str, Any]) -> Path:
     for name in _INPUTS:
         os.symlink(version.store / name, store / name)
     record = receipt["record"]
-    settings = {"max_minutes": 0.0, "tensorboard": False}
+    settings: dict[str, Any] = {"max_minutes": 0.0, "tensorboard": False}
     if receipt["origin"]:
         settings["init_from"] = origin_path(version.store, receipt["origin"])
     train = record["config"]["train"] | settings
-    run = store / "runs" / receipt["run"]
+    run = store / "runs" / str(receipt["run"])
     run.mkdir(parents=True)
     config = {**record["config"], "train": train, "store": str(store)}
     write_file(run / "config.json", json_bytes({**record, "config": config}))

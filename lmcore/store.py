@@ -142,12 +142,12 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def sealed_folder(path: Path, about: Callable[[], dict[str, Any]], replaces: bool = False) -> Iterator[Path]:
+def sealed_folder(path: Path, about: Callable[[], dict[str, Any]]) -> Iterator[Path]:
     """Yield an empty temporary folder; on success seal it and move it to ``path``.
 
     ``about()`` is called after the body and gives what the manifest says besides format_version and
     files. If another process put the same folder there first, theirs stays; a damaged one is
-    replaced, with ``replaces`` any. On any failure nothing is left behind.
+    replaced. On any failure nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with no_space_named(path.parent):
@@ -157,20 +157,14 @@ def sealed_folder(path: Path, about: Callable[[], dict[str, Any]], replaces: boo
             yield temporary
             _seal(temporary, about())
             while not _moved(temporary, path):
-                if not replaces and _is_sealed(path):
+                try:
+                    open_sealed(path)
                     return
-                remove(path)
+                except StoreError:
+                    remove(path)
             _sync_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_sealed(path: Path) -> bool:
-    try:
-        open_sealed(path)
-    except StoreError:
-        return False
-    return True
 
 
 def _moved(folder: Path, path: Path) -> bool:
@@ -392,28 +386,6 @@ def locked(
         file.write(json.dumps(owner_now))
         file.flush()
         yield
-
-
-@contextmanager
-def in_use(store: Path) -> Iterator[None]:
-    """Make new things in a store from old ones, as many at a time as like to; nothing is taken away meanwhile."""
-    with open(_use(store), "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        yield
-
-
-@contextmanager
-def out_of_use(store: Path) -> Iterator[None]:
-    """Take things away from a store. Raises RunError while somebody makes new ones."""
-    with open(_use(store), "a+") as file:
-        if not _lock(file):
-            raise RunError(f"store {store} is in use: text is being tokenized, or things are being removed. Try later")
-        yield
-
-
-def _use(store: Path) -> Path:
-    store.mkdir(parents=True, exist_ok=True)
-    return store / "in_use"
 
 
 def _lock(file: IO[str]) -> bool:

@@ -144,7 +144,7 @@ def tokenize(
 
     ledger = Ledger()
     inputs: list[dict[str, Any]] = []
-    with in_use(store), Index(store) as index:
+    with Index(store) as index:
         found = scan_again(config, corpus, index.hash_of)
         ledger.skipped += found.skipped
         with Encoders(config.workers, executor, advance) as encoders:

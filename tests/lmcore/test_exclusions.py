@@ -9,8 +9,8 @@ from lmcore.audit import document_hashes, problems, seen_by
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
 from lmcore.drops import hashes
-from lmcore.errors import ConfigError, StoreError
-from lmcore.exclusions import excluded_hashes, forgotten
+from lmcore.errors import ConfigError
+from lmcore.exclusions import excluded_hashes
 from lmcore.shards import SPLITS
 from lmcore.store import hash_text, read_manifest
 from lmcore.tokenization import Dataset, tokenize
@@ -65,7 +65,3 @@ def test_what_is_no_hash_is_named(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("0123456789abcdef\nhello\n")
     with pytest.raises(ConfigError, match=r"'hello' in .*list is no hash"):
         excluded_hashes(CorpusConfig(exclude_documents=[str(tmp_path / "list")]))
-    assert len(forgotten(tmp_path)) == 0
-    (tmp_path / "forgotten.jsonl").write_text("{\n")
-    with pytest.raises(StoreError, match=r"forgotten.jsonl is damaged"):
-        forgotten(tmp_path)

@@ -49,5 +49,5 @@ def test_a_replay_that_gives_another_model_says_where_it_began(first: tuple[Prep
     path.unlink()
     path.write_bytes(json_bytes(receipt))
     losses, weights = replay(version).differences
-    assert losses.startswith("train loss at step 2 was ")
+    assert losses.startswith("validation loss at step 1 was ")
     assert weights.startswith(f"the weights were {receipt['training']['weights']}, are ")
