@@ -1,6 +1,7 @@
 """make serve: a Prefect server on loopback with its UI, and the flows served from this machine.
 
-Ports and folders are Prefect's own settings: PREFECT_SERVER_API_PORT (4200) and PREFECT_HOME (~/.prefect).
+Ports, folders and the password are Prefect's own settings: PREFECT_SERVER_API_PORT (4200), PREFECT_HOME (~/.prefect)
+and PREFECT_SERVER_API_AUTH_STRING (user:password; without it, everybody on this machine may do everything).
 """
 
 import os
@@ -12,16 +13,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
 from lmcore import cli
 from lmcore.errors import ConfigError, LMError
 
-CONFIGS = Path(__file__).parent / "configs"
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 120
+_SECONDS_TO_REPORT = 10
+"""That the server outlives us when we are killed: the runs end too then, and say so."""
 
 
 def main() -> None:
@@ -29,13 +30,19 @@ def main() -> None:
     port = int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)  # the UI asks for the API where this says
     os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"
+    password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    if password:
+        os.environ["PREFECT_API_AUTH_STRING"] = password  # what clients send
     with _server(port):
-        print(f"\nPrefect UI: http://{_HOST}:{port}\nStop with Ctrl-C.\n", flush=True)
+        access = "asks for user:password" if password else "no password: PREFECT_SERVER_API_AUTH_STRING sets one"
+        print(f"\nPrefect UI: http://{_HOST}:{port} ({access})\nStop with Ctrl-C.\n", flush=True)
         _serve_deployments()
 
 
 @contextmanager
 def _server(port: int) -> Iterator[None]:
+    from tasks.server import terminate_after_us  # imports Prefect, which reads its settings only then
+
     if _healthy(port):
         raise ConfigError(
             f"port {port} is taken by another Prefect server: stop it, or choose another port "
@@ -43,12 +50,15 @@ def _server(port: int) -> Iterator[None]:
         )
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", _HOST, "--port", str(port)]
     server = subprocess.Popen([*command, "--log-level", "WARNING"], start_new_session=True)
+    tie = terminate_after_us(server.pid, seconds=_SECONDS_TO_REPORT)
     try:
         _wait_until_healthy(server, port)
         yield
     finally:
         os.killpg(server.pid, signal.SIGTERM) if server.poll() is None else None
         server.wait(30)
+        tie.kill()
+        tie.communicate()
 
 
 def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int) -> None:
@@ -72,13 +82,20 @@ def _healthy(port: int) -> bool:
 def _serve_deployments() -> None:
     from prefect import serve
 
+    from deployments.automations import create_automations
+    from deployments.leftovers import start_leftovers_again
+    from deployments.limits import create_limits
+    from deployments.presets import presets
     from flows.prepare_data import prepare_data
     from flows.pretrain import pretrain
 
-    tiny = {"config": cli.load_config(CONFIGS / "tiny.toml").model_dump(mode="json")}
+    create_limits()
+    create_automations()
+    start_leftovers_again()
     deployments: list[Any] = [
-        flow.to_deployment(name, parameters=tiny, tags=["lm"], description=flow.description)
-        for name, flow in (("pretrain", pretrain), ("prepare-data", prepare_data))
+        flow.to_deployment(name, parameters={"config": settings}, tags=["lm", name], description=flow.description)
+        for flow in (pretrain, prepare_data)
+        for name, settings in presets().items()
     ]
     serve(*deployments)
 

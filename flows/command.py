@@ -8,8 +8,10 @@ import sys
 from typing import Any
 
 from prefect import Flow
+from prefect.exceptions import CancelledRun
 
 from lmcore import cli
+from lmcore.errors import StoppedError
 
 
 def run_command(flow: Flow[..., Any], about: str) -> None:
@@ -19,7 +21,10 @@ def run_command(flow: Flow[..., Any], about: str) -> None:
 
 def _run(flow: Flow[..., Any], about: str) -> None:
     config = cli.parse(sys.argv[1:], f"python -m flows.{flow.name}", about)
-    outcome: Any = flow(config)
+    try:
+        outcome: Any = flow(config)
+    except CancelledRun as stop:
+        raise StoppedError(str(stop)) from None
     # What Prefect says at exit must not come after the JSON line where both streams go to one place.
     logging.getLogger("prefect").setLevel(logging.WARNING)
     print(f"\n{outcome.summary()}\n")

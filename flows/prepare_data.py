@@ -9,13 +9,14 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
 from lmcore.config import RunConfig
-from lmcore.dataset import Blocks
-from lmcore.errors import ConfigError
+from lmcore.errors import ConfigError, StoppedError
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
 from tasks.logs import quiet_prefect
+from tasks.policies import start_again
+from tasks.server import tie_ends
 from tasks.tokenization import tokenization
 from tasks.tokenizer import tokenizer
 
@@ -29,7 +30,10 @@ class Stages:
         self.cached: dict[str, bool] = {}
 
     def run(self, stage: Task[..., Result], *arguments: Any) -> Result:
+        """Raises what the task raised, and StoppedError when it was asked to end before its end."""
         state: Any = stage(*arguments, return_state=True)
+        if state.is_cancelled():
+            raise StoppedError(state.message)
         self.cached[stage.name] = state.name == "Cached"
         result: Result = state.result()
         return result
@@ -61,22 +65,29 @@ class PreparedData(BaseModel):
         )
 
 
-def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, Blocks, Path]:
-    """The stages that both flows share: dataset, tokenizer, blocks, and the store they are in."""
+def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, Path]:
+    """The stages that both flows share: dataset, tokenizer, and the store they are in."""
     quiet_prefect()
+    tie_ends()
     if config.corpus.filter and deployment.id:
         raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")
     corpus, store = stages.run(look_at_corpus, config)
     trained = stages.run(tokenizer, config, corpus, store)
-    dataset = stages.run(tokenization, config, corpus, trained, store)
-    return dataset, trained, stages.run(blocks, config, dataset), store
+    return stages.run(tokenization, config, corpus, trained, store), trained, store
 
 
-@flow(name="prepare_data", flow_run_name="prepare data", persist_result=False, result_serializer="json")
+@flow(
+    name="prepare_data",
+    flow_run_name="prepare data",
+    persist_result=False,
+    result_serializer="json",
+    on_crashed=[start_again],
+)
 def prepare_data(config: RunConfig) -> PreparedData:
     """Tokenize a corpus into the store."""
     stages = Stages()
-    dataset, trained, _, _ = prepare(config, stages)
+    dataset, trained, _ = prepare(config, stages)
+    stages.run(blocks, config, dataset)
     return PreparedData(
         dataset_id=dataset.id,
         manifest=dataset.folder / "manifest.json",

@@ -9,7 +9,12 @@ from pydantic import BaseModel, ConfigDict
 from flows.command import run_command
 from flows.prepare_data import Stages, prepare
 from lmcore.config import RunConfig
+from lmcore.errors import StoppedError
+from lmcore.tokenization import Dataset
+from lmcore.tokenizer import TokenizerInfo
+from tasks.dataset import blocks
 from tasks.evaluation import evaluation, export_model
+from tasks.policies import start_again, stopped
 from tasks.reporting import loss_report
 from tasks.training import training
 
@@ -58,15 +63,29 @@ def _run_name() -> str:
     return f"pretrain {model.architecture} {model.layers}x{model.width}"
 
 
-@flow(name="pretrain", flow_run_name=_run_name, persist_result=False, result_serializer="json")
+@flow(
+    name="pretrain", flow_run_name=_run_name, persist_result=False, result_serializer="json", on_crashed=[start_again]
+)
 def pretrain(config: RunConfig) -> Pretrained:
     """Train a language model on a corpus, evaluate it, export it and report."""
     stages = Stages()
-    dataset, tokenizer, blocks, store = prepare(config, stages)
+    try:
+        dataset, tokenizer, store = prepare(config, stages)
+        return trained_model(config, stages, dataset, tokenizer, store)
+    except StoppedError as stop:
+        unfinished: Pretrained = stopped(stop)
+        return unfinished
+
+
+def trained_model(
+    config: RunConfig, stages: Stages, dataset: Dataset, tokenizer: TokenizerInfo, store: Path
+) -> Pretrained:
+    """The stages from a dataset to an exported model and its report."""
+    counted = stages.run(blocks, config, dataset)
     trained = stages.run(training, config, dataset, tokenizer, store)
     score = stages.run(evaluation, trained)
     exported = stages.run(export_model, trained, score)
-    page = stages.run(loss_report, config, trained, score, blocks)
+    page = stages.run(loss_report, config, trained, score, counted)
     return Pretrained(
         run_dir=trained.folder,
         dataset_id=dataset.id,

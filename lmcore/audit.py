@@ -114,7 +114,7 @@ def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
     """
     manifest = read_manifest(dataset)
     kept: dict[tuple[str, int, str], bytes] = {}  # by path, offset and reason
-    for entry in manifest["chunks"]:
+    for entry in (entry for entry in manifest["chunks"] if entry["spans"]):
         folder = dataset.parent.parent / "shards" / entry["key"]
         starts = [account["start"] for account in read_manifest(folder)["ledger"]]
         with damage_named(folder / QUARANTINE):

@@ -52,6 +52,9 @@ class CorpusConfig(Section):
     """Names of files and folders to leave out, as patterns (site-packages, test*)."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
     """What one document of a plain text is. auto: a line in .txt, the whole file in everything else."""
+    settle_seconds: float = Field(0.0, ge=0, le=86_400)
+    """Seconds for which a local file must have been left alone. A younger one may be half-copied: it is left out this
+    time, and ledgered as unsettled. 0: every file is read."""
     text_field: str = Field("text", min_length=1)
     """The key of a JSON line, or the column of a table, that holds the text; meta.body is body within meta."""
     max_document_bytes: int = Field(16 * 2**20, ge=1, le=2**30)

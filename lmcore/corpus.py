@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 import sysconfig
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -65,7 +66,9 @@ class Scan:
     ignored_files: int
     """Files in the given folders that corpus.include does not name."""
     skipped: list[Skip]
-    """Files and folders that could not be read."""
+    """Files and folders that could not be read, and files that are not settled."""
+    as_of: float = 0.0
+    """When files had to be settled; 0 where nothing asks for that."""
 
 
 class Corpus(Output):
@@ -76,13 +79,15 @@ class Corpus(Output):
     files: int
     validation_files: int
     stored_bytes: int
+    as_of: float = 0.0
+    """When files had to be settled, in seconds since 1970; 0 where nothing asks for that."""
 
     def verify(self) -> None:
         """The corpus belongs to its owner; nothing of it is kept in the store."""
 
 
-def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored) -> Scan:
-    """Find and hash the files of a corpus.
+def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored, as_of: float = 0.0) -> Scan:
+    """Find and hash the files of a corpus. ``as_of`` is when they must be settled; 0: now.
 
     Raises CorpusError when a path is missing or of a kind nobody asked for, or nothing is found; what cannot be read
     is in ``skipped``, or raised if ``config.on_bad_input`` is "fail".
@@ -96,11 +101,16 @@ def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored) -> S
         files[name] = finder.find(paths, f"corpus.sources.{name}")
     seen = set(held_out)
     skipped = finder.skipped
+    as_of = as_of or (time.time() if config.settle_seconds else 0.0)
 
     def hashed(found: dict[str, str], source: str) -> Iterator[SourceFile]:
         for path in found.values():
             try:
-                yield SourceFile(path, stored_size(path), hash_of(path), source)
+                if is_unsettled(path, config.settle_seconds, as_of):
+                    skipped.append(Skip(path, 0, 0, "unsettled"))
+                    _log.info("%s was changed in the last %g s: left for later", path, config.settle_seconds)
+                else:
+                    yield SourceFile(path, stored_size(path), hash_of(path), source)
             except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
                 skipped.append(Skip(path, 0, 0, "unreadable"))
                 _log.warning("%s cannot be read: %s", path, error.strerror)
@@ -113,10 +123,18 @@ def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored) -> S
     for source, found in files.items():
         scanned += hashed({real: path for real, path in found.items() if real not in seen}, source)
         seen |= found.keys()
-    result = Scan(scanned, list(hashed(held_out, DEFAULT_SOURCE)), finder.ignored, skipped)
+    result = Scan(scanned, list(hashed(held_out, DEFAULT_SOURCE)), finder.ignored, skipped, as_of)
     if skipped and config.on_bad_input == "fail":
         raise CorpusError(f"{skipped[0].path}: {skipped[0].reason}. Mend it or leave it out with corpus.exclude")
     return result
+
+
+def is_unsettled(path: str, settle_seconds: float, as_of: float) -> bool:
+    """Whether a local file was changed so shortly before ``as_of`` that somebody may still be writing it.
+
+    One dated after it by more than that, as when a clock was wrong, counts as settled, or it would never be read.
+    """
+    return settle_seconds > 0 and not is_url(path) and abs(as_of - os.stat(path).st_mtime) < settle_seconds
 
 
 def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
@@ -172,6 +190,7 @@ def describe(found: Scan, config: CorpusConfig) -> Corpus:
         files=len(found.files),
         validation_files=len(found.validation_files),
         stored_bytes=sum(file.stored_bytes for file in everything),
+        as_of=found.as_of,
     )
 
 
@@ -204,7 +223,7 @@ def _hash_of_version(path: str, version: str) -> str:
 
 def scan_again(config: CorpusConfig, expected: Corpus, hash_of: Callable[[str], str] = hash_stored) -> Scan:
     """``scan``, and raise CorpusError if the corpus is no longer the expected one."""
-    found = scan(config, hash_of)
+    found = scan(config, hash_of, expected.as_of)
     now = describe(found, config)
     if now.listing != expected.listing:
         raise CorpusError(

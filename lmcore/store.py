@@ -311,7 +311,8 @@ def _sync_file(path: Path) -> None:
 _sync_folder = _sync_file
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Names the host's present boot; process numbers count within it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -320,25 +321,31 @@ def _boot_id() -> str:
 
 def _owner_prefix() -> str:
     host = blake3(socket.gethostname().encode()).hexdigest(4)
-    return f"{_TEMPORARY}{host}-{_boot_id()[:8]}-{os.getpid()}-"
+    return f"{_TEMPORARY}{host}-{boot_id()[:8]}-{os.getpid()}-"
 
 
 def sweep(folder: Path) -> None:
     """Remove temporaries in ``folder`` whose owner, a process of this host, is dead."""
-    if not folder.is_dir():
-        return
-    host, boot, _ = _owner_prefix().removeprefix(_TEMPORARY).split("-")[:3]
-    for path in folder.glob(f"{_TEMPORARY}{host}-*"):
-        _, owner_boot, pid = path.name.removeprefix(_TEMPORARY).split("-")[:3]
-        if owner_boot == boot and _alive(int(pid)):
-            continue
+    for path in leftovers(folder):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def leftovers(folder: Path) -> list[Path]:
+    """The temporaries that ``sweep`` would remove."""
+    host, boot, _ = _owner_prefix().removeprefix(_TEMPORARY).split("-")[:3]
+    found = []
+    for path in folder.glob(f"{_TEMPORARY}{host}-*"):
+        _, owner_boot, pid = path.name.removeprefix(_TEMPORARY).split("-")[:3]
+        if owner_boot != boot or not is_alive(int(pid)):
+            found.append(path)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """True if this host has a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -378,7 +385,7 @@ def locked(
                 time.sleep(_SECONDS_BETWEEN_TRIES)
         file.seek(0)
         file.truncate()
-        owner_now = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot_id()}
+        owner_now = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}
         file.write(json.dumps(owner_now))
         file.flush()
         yield

@@ -250,7 +250,9 @@ def remake(dataset: Path, keys: set[str]) -> None:
     store, manifest = dataset.parent.parent, read_manifest(dataset)
     config = CorpusConfig.model_validate(manifest["corpus"])
     tokenizer = TokenizerInfo.open(store / "tokenizers" / manifest["tokenizer_id"])
-    paths = {entry["key"]: {span["path"] for span in entry["spans"]} for entry in manifest["chunks"]}
+    paths: dict[str, set[str]] = {}
+    for entry in manifest["chunks"]:
+        paths.setdefault(entry["key"], set()).update(span["path"] for span in entry["spans"])
     known, wanted = set().union(*paths.values()), set().union(*(paths[key] for key in keys))
     left = set(keys)
     with Index(store) as index:

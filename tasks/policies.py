@@ -10,21 +10,30 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from prefect import Task, get_run_logger
+from prefect import Flow, Task, get_run_logger
 from prefect.cache_policies import CachePolicy
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.context import TaskRunContext
 from prefect.results import ResultStore, get_result_store
+from prefect.states import Cancelled, Scheduled
 from prefect.tasks import exponential_backoff
+from prefect.transactions import IsolationLevel
 
-from lmcore.errors import LMError, is_transient
+from lmcore.errors import LMError, StoppedError, is_transient
 from lmcore.section import fingerprint
 from lmcore.store import FORMAT_VERSION, Output
+from tasks.locks import FileLocks
+
+STARTS = 4
+"""How often a deployment's run is started at most: the first time, and after each of three crashes."""
+
+_LOCKS = FileLocks()
 
 
 @dataclass
 class OnDisk(CachePolicy):
-    """Cache by content, as long as the output on disk verifies.
+    """Cache by content, as long as the output on disk verifies; of equal tasks at a time, one works and the rest wait.
 
     ``content`` gives, from the task's arguments, a text that names everything the output depends on, its place
     in the store included; the format version is added here. A task whose ``config`` argument says ``fresh`` is
@@ -45,9 +54,13 @@ class OnDisk(CachePolicy):
             key = f"{task_ctx.task.name}-{fingerprint(FORMAT_VERSION, self.content(**inputs))}"
         except LMError:
             return None  # the task is about to raise the same, as its own failure
-        records = get_result_store()
+        logger, records = get_run_logger(), get_result_store()
+        if _LOCKS.is_locked(key):
+            if "config" in inputs and inputs["config"].when_locked == "refuse":
+                return None  # the run's own lock is about to refuse; what else is made twice is made alike
+            logger.info("%s: waiting for another run that makes the same", task_ctx.task.name)
+        _LOCKS.acquire_lock(key)  # Prefect's transaction lets it go
         reason = self._why_run(records, key, inputs)
-        logger = get_run_logger()
         if reason is None:
             logger.info(
                 "%s: cached because its inputs are unchanged and its output is whole (%s)",
@@ -66,9 +79,12 @@ class OnDisk(CachePolicy):
             reason = "fresh was asked for"
         else:
             try:
-                output: Output = records.read(key).result
-                output.verify()
-                return None
+                output: Output | None = records.read(key).result
+                if output is None:
+                    reason = "it was stopped before its end"
+                else:
+                    output.verify()
+                    return None
             except LMError as error:
                 reason = f"its earlier output is gone or damaged: {error}"
             except Exception as error:
@@ -84,10 +100,33 @@ def worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) ->
     return isinstance(error, BaseException) and is_transient(error)
 
 
+def stopped(stop: StoppedError) -> Any:
+    """What was asked to end before its end returns this state, a kind of Cancelled, for a result: no failure."""
+    return Cancelled(name="Stopped", message=str(stop))
+
+
+def start_again(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A flow's hook on_crashed: a deployment's run starts again with its parameters, where it had come to.
+
+    The process that started the run calls this when it dies, the run itself when it is told to end. A run that never
+    began is left alone: starts are counted, and none would be the last.
+    """
+    with get_client(sync_client=True) as client:
+        now = client.read_flow_run(flow_run.id)
+        if now.deployment_id and now.state_type == StateType.CRASHED and 0 < now.run_count < STARTS:
+            why = f"starting again after crash {now.run_count} of at most {STARTS - 1}"
+            client.set_flow_run_state(now.id, Scheduled(message=why))
+
+
 def stage(content: Callable[..., str], heeds_fresh: bool = False) -> dict[str, Any]:
     """The options of every task that leaves an output in the store."""
     return {
-        "cache_policy": OnDisk(content=content, heeds_fresh=heeds_fresh),
+        "cache_policy": OnDisk(
+            content=content,
+            heeds_fresh=heeds_fresh,
+            lock_manager=_LOCKS,
+            isolation_level=IsolationLevel.SERIALIZABLE,
+        ),
         "persist_result": True,
         "result_serializer": "json",
         "retries": 2,

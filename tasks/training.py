@@ -6,6 +6,7 @@ from prefect import get_run_logger, task
 from prefect.context import TaskRunContext
 
 from lmcore.config import RunConfig
+from lmcore.errors import StoppedError
 from lmcore.history import loss_table
 from lmcore.launch import train_in_child
 from lmcore.metrics import last_standing, read_metrics
@@ -13,7 +14,8 @@ from lmcore.run import prepare_run, run_key
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from lmcore.train import TrainingResult
-from tasks.policies import stage
+from tasks.locks import gpu_slot
+from tasks.policies import stage, stopped
 from tasks.progress import LiveTable, watched
 
 
@@ -23,12 +25,20 @@ def _content(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
 
 @task(name="training", task_run_name="train", **stage(_content, heeds_fresh=True))
 def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> TrainingResult:
-    """Start or continue the run. Called directly, so that a cancel reaches it and through it the child."""
+    """Start or continue the run. Called directly, so that a cancel reaches it and through it the child.
+
+    One that was asked to stop (train.max_minutes, a signal to the child) is no failure: its state is Stopped, a kind
+    of Cancelled.
+    """
     context = TaskRunContext.get()
     first_try = context is None or context.task_run.run_count <= 1
     run = prepare_run(config, dataset, tokenizer, store, fresh=config.fresh and first_try)
     losses = LiveTable(
         "losses", f"Losses of {run.folder.name}, nats per token", lambda: loss_table(read_metrics(run.metrics))
     )
-    with watched("training", "steps", lambda: last_standing(run.metrics), losses):
-        return train_in_child(run.folder, get_run_logger().info)
+    with gpu_slot(config), watched("training", "steps", lambda: last_standing(run.metrics), losses):
+        try:
+            return train_in_child(run.folder, get_run_logger().info)
+        except StoppedError as stop:
+            result: TrainingResult = stopped(stop)
+            return result

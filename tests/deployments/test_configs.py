@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.serve import CONFIGS
+from deployments.presets import CONFIGS
 from lmcore.cli import load_config
 from lmcore.corpus import scan
 

@@ -2,6 +2,7 @@
 
 import os
 import sysconfig
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -219,3 +220,25 @@ def test_stdlib_is_the_folder_of_the_running_python() -> None:
 def test_suffixes_may_be_written_in_capitals() -> None:
     file = SourceFile("/x/O.JSONL.GZ", 1, "")
     assert (file.kind, file.compression) == ("jsonl", "gz")
+
+
+def test_a_file_that_is_being_written_is_left_for_the_next_time(tree: Path) -> None:
+    now = time.time()
+    os.utime(tree / "a.txt", (now - 5, now - 5))
+    for name in ("b.jsonl.gz", "sub/d.md", "test_x/f.txt"):
+        os.utime(tree / name, (now - 3_600, now - 3_600))
+    os.utime(tree / "日本 語/g.txt", (now + 10**6, now + 10**6))  # by a clock that was wrong
+    config = CorpusConfig(paths=[str(tree)], settle_seconds=60)
+    found = scan(config)
+    assert [(skip.path, skip.reason) for skip in found.skipped] == [(str(tree / "a.txt"), "unsettled")]
+    assert sorted(os.path.basename(file.path) for file in found.files) == ["b.jsonl.gz", "d.md", "f.txt", "g.txt"]
+
+
+def test_a_file_that_settles_meanwhile_does_not_change_the_corpus(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CorpusConfig(paths=[str(tree)], settle_seconds=60)
+    now = time.time()
+    os.utime(tree / "sub/d.md", (now - 3_600, now - 3_600))
+    expected = describe(scan(config), config)
+    monkeypatch.setattr(time, "time", lambda: now + 3_600)
+    assert [os.path.basename(file.path) for file in scan_again(config, expected).files] == ["d.md"]
+    assert len(scan(config).files) == 5

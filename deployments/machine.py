@@ -1,0 +1,157 @@
+"""The doctor's looks at this machine: packages, store, disk, GPU, locks."""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from deployments.finding import Finding
+from lmcore.errors import StoreError
+from lmcore.store import boot_id, check_version, is_alive, leftovers, sweep
+
+LEAST_FREE_BYTES = 5 * 10**9
+"""About ten checkpoints of the preset base."""
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def versions(constraints: Path) -> Finding:
+    """Installed packages against those that were tested together."""
+    if not constraints.exists():
+        return Finding("versions", f"{constraints} is not on this machine, so nothing is compared")
+    differing = []
+    for line in constraints.read_text().splitlines():
+        name, _, tested = line.partition("==")
+        found = _installed(name)
+        # +cpu and +cu130 are builds of the same version.
+        if tested and found and found.partition("+")[0] != tested.partition("+")[0]:
+            differing.append(f"{name} is {found}, tested was {tested}")
+    if differing:
+        return Finding("versions", "; ".join(differing), f"python -m pip install -c {constraints} -e .")
+    return Finding("versions", f"as in {constraints.name}")
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def store(folder: Path) -> Finding:
+    """Whether it can be written, and is of a format that this program knows."""
+    record = folder / "format.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if record.exists():
+            check_version(json.loads(record.read_bytes()), record)
+    except OSError as error:
+        return Finding("store", f"{folder} cannot be written: {error}", "mend its permissions, or set LM_STORE")
+    except StoreError as error:
+        return Finding("store", str(error), "update the program, or set LM_STORE to another folder")
+    except ValueError as error:
+        return Finding("store", f"{record} is damaged: {error}", f"delete {record}: the next run writes it again")
+    return Finding("store", f"{folder} can be written")
+
+
+def half_written(store: Path) -> Finding:
+    """What processes that died were writing; under temporary names, so that nobody takes it for whole."""
+    folders = [store, *store.glob("*/"), *store.glob("*/*/"), *store.glob("*/*/*/")]
+    found = [path for folder in folders for path in leftovers(folder)]
+    if not found:
+        return Finding("half-written", "nothing")
+
+    def mend() -> None:
+        for path in found:
+            sweep(path.parent)
+
+    return Finding("half-written", f"left by dead processes: {_some(found)}", "--mend removes it", mend)
+
+
+def disk(folder: Path, least: int = LEAST_FREE_BYTES) -> Finding:
+    """Bytes that are free where ``folder`` is."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    fact = f"{free / 1e9:,.1f} GB are free for {folder}"
+    if free < least:
+        return Finding("disk", fact, f"free {(least - free) / 1e9:,.1f} GB: old runs are in {folder / 'runs'}")
+    return Finding("disk", fact)
+
+
+def gpu(devices: Path = _GPUS) -> Finding:
+    """Whether torch can use the GPUs that the driver shows."""
+    there = len(list(devices.glob("*")))
+    usable = torch.cuda.device_count()
+    fact = f"{there} in this machine, torch {torch.__version__} can use {usable}"
+    if there and not usable and torch.version.cuda is None:
+        return Finding("GPU", fact, "this torch is built for the CPU: install the build for CUDA")
+    if usable < there and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return Finding("GPU", fact, "nvidia-smi says whether the driver fits the CUDA of this torch")
+    return Finding("GPU", fact)
+
+
+def locks(files: list[Path]) -> Finding:
+    """Locks that are held although the process that took them is dead.
+
+    A lock file that nobody holds is no lock, whatever stands in it: the kernel frees a lock with its holder. A lock
+    outlives its owner only where a process that was forked off still has the file open.
+    """
+    held = [file for file in files if _is_held(file)]
+    stale = [file for file in held if not _owner_lives(file)]
+    if not stale:
+        return Finding("locks", f"{len(held)} held, each by a living process")
+    told = "; ".join(f"{file} is held by {_holders(file)}, not by its dead owner" for file in stale)
+    return Finding("locks", told, "look at these processes (ps), and kill -TERM those that are left over")
+
+
+def lock_files(store: Path, home: Path) -> list[Path]:
+    """Of runs, of what Prefect caches, and of this machine's GPUs."""
+    return [
+        *store.glob("runs/*/lock"),
+        *home.glob("locks/*"),
+        *Path(tempfile.gettempdir()).glob("lm-gpu-*.lock"),
+    ]
+
+
+def _is_held(file: Path) -> bool:
+    with open(file) as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _owner_lives(file: Path) -> bool:
+    """True also where it cannot be known: the owner is on another machine, or has not written its name yet."""
+    try:
+        owner = json.loads(file.read_text())
+        here = (owner["host"], owner["boot"]) == (socket.gethostname(), boot_id())
+        return not here or is_alive(int(owner["pid"]))
+    except (ValueError, LookupError, TypeError):
+        return True
+
+
+def _holders(file: Path) -> str:
+    """The processes that have it open, as far as this user may see them."""
+    found = {link.parts[2] for link in Path("/proc").glob("[0-9]*/fd/*") if _leads_to(link, file)}
+    return ", ".join(f"process {pid}" for pid in sorted(found)) or "a process of another user"
+
+
+def _leads_to(link: Path, file: Path) -> bool:
+    try:
+        return os.readlink(link) == str(file.resolve())
+    except OSError:
+        return False
+
+
+def _some(paths: list[Path]) -> str:
+    rest = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(map(str, paths[:3])) + rest

@@ -1,0 +1,150 @@
+"""The doctor's looks at the Prefect server: who would run what, and what dead runs left behind."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from http import HTTPStatus
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import DeploymentStatus, FlowRun, StateType, WorkerStatus
+from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Crashed
+
+from deployments.finding import Check, Finding
+from deployments.limits import create_limits
+from tasks.locks import GPU_LIMIT as GPU
+
+SECONDS_OF_SILENCE = 540
+"""Three heartbeats. A run that was not heard for so long is dead."""
+_OCCUPYING = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
+_PAGE = 200
+
+
+def reachable() -> Finding:
+    """Whether the server answers, lets this user in, and is of this program's version."""
+    url = PREFECT_API_URL.value()
+    if not url:
+        return Finding("server", "none is configured", "make serve, or set PREFECT_API_URL")
+    try:
+        with get_client(sync_client=True) as client:
+            server, here = client.api_version(), client.client_version()
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == HTTPStatus.UNAUTHORIZED:
+            return Finding("server", f"{url} asks for a password", "set PREFECT_API_AUTH_STRING to user:password")
+        return Finding("server", f"{url}: {error}", "its own output says why")
+    except httpx.HTTPError as error:
+        return Finding("server", f"{url} does not answer: {error}", "start it, or mend PREFECT_API_URL")
+    if server != here:
+        return Finding("server", f"it is Prefect {server}, this is {here}", "install the same version on both sides")
+    return Finding("server", f"{url} answers, Prefect {server}")
+
+
+def checks(client: SyncPrefectClient) -> Iterator[Check]:
+    """All looks at a server that answers."""
+    for check in (deployments, work_pools, limits, automations, zombies, slots):
+        yield partial(check, client)
+
+
+def deployments(client: SyncPrefectClient) -> Finding:
+    """Whether there are deployments, and somebody would start their runs."""
+    found = client.read_deployments(limit=_PAGE)
+    idle = [d.name for d in found if d.status == DeploymentStatus.NOT_READY and not d.work_pool_name]
+    if not found:
+        return Finding("deployments", "there are none", "make serve, or prefect deploy as in docs/deploying.md")
+    if idle:
+        return Finding("deployments", f"nobody serves {', '.join(sorted(set(idle)))}", "start make serve again")
+    return Finding("deployments", f"{len(found)} are there")
+
+
+def work_pools(client: SyncPrefectClient) -> Finding:
+    """Whether the pools of the deployments have a living worker each."""
+    wrong, remedies, fine = [], [], []
+    for name in sorted({d.work_pool_name for d in client.read_deployments(limit=_PAGE) if d.work_pool_name}):
+        workers = client.read_workers_for_work_pool(name)
+        online = [worker.name for worker in workers if worker.status == WorkerStatus.ONLINE]
+        if client.read_work_pool(name).is_paused:
+            wrong.append(f"{name} is paused")
+            remedies.append(f"prefect work-pool resume {name}")
+        elif not online:
+            wrong.append(f"{name} has no living worker")
+            remedies.append(f"prefect worker start --pool {name}")
+        else:
+            fine.append(f"{name} has {', '.join(online)}")
+    if wrong:
+        return Finding("work pools", "; ".join(wrong), "; ".join(remedies))
+    return Finding("work pools", "; ".join(fine) or "no deployment needs one")
+
+
+def limits(client: SyncPrefectClient) -> Finding:
+    """Whether the limit is there that trainings ask for."""
+    found = {limit.name: limit for limit in client.read_global_concurrency_limits(limit=_PAGE)}
+    if GPU not in found:
+        return Finding("limits", f"{GPU} is missing, so no training starts", "--mend creates it", create_limits)
+    if not found[GPU].active or not found[GPU].limit:
+        return Finding("limits", f"{GPU} is switched off or 0", f"prefect gcl update {GPU} --limit 1 --enable")
+    return Finding("limits", f"{GPU}: {found[GPU].active_slots} of {found[GPU].limit} slots are taken")
+
+
+def automations(client: SyncPrefectClient) -> Finding:
+    """Whether somebody looks after runs that died."""
+    found = client.read_automations()
+    off = [automation.name for automation in found if not automation.enabled]
+    if not found:
+        return Finding("automations", "there are none: a run that died shows as running", "python -m deployments setup")
+    if off:
+        return Finding("automations", f"{', '.join(off)} switched off", "switch it on in the UI, under Automations")
+    return Finding("automations", f"{len(found)} are on")
+
+
+def zombies(client: SyncPrefectClient, silence: int = SECONDS_OF_SILENCE) -> Finding:
+    """Flow runs that show as running while no process of theirs has given a sign for ``silence`` seconds."""
+    dead = [run for run in _runs(client, [StateType.RUNNING, StateType.CANCELLING]) if not _heard(client, run, silence)]
+    if not dead:
+        return Finding("zombie runs", "none")
+
+    def mend() -> None:
+        for run in dead:
+            client.set_flow_run_state(run.id, Crashed(message=f"no heartbeat for {silence} s"), force=True)
+
+    names = ", ".join(f"{run.name} ({run.id})" for run in dead)
+    return Finding("zombie runs", f"shown as running, but dead: {names}", "--mend marks them as crashed", mend)
+
+
+def slots(client: SyncPrefectClient, silence: int = SECONDS_OF_SILENCE) -> Finding:
+    """Slots of concurrency limits beyond the number of runs that live. A run holds one of a limit at most."""
+    living = sum(_heard(client, run, silence) for run in _runs(client, _OCCUPYING))
+    surplus = {
+        limit.name: limit.active_slots - living
+        for limit in client.read_global_concurrency_limits(limit=_PAGE)
+        if limit.active_slots > living
+    }
+    if not surplus:
+        return Finding("slots", "none is held by a dead run")
+
+    def mend() -> None:
+        for name, count in surplus.items():
+            client.release_concurrency_slots([name], count, occupancy_seconds=1)
+
+    told = ", ".join(f"{count} of {name}" for name, count in surplus.items())
+    return Finding("slots", f"held by dead runs: {told}", "they come free with their lease, or with --mend", mend)
+
+
+def _runs(client: SyncPrefectClient, states: list[StateType]) -> list[FlowRun]:
+    of_state = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)))
+    return client.read_flow_runs(flow_run_filter=of_state, limit=_PAGE)
+
+
+def _heard(client: SyncPrefectClient, run: FlowRun, silence: int) -> bool:
+    """True if its state changed, or a heartbeat came, within ``silence`` seconds. One that waits is not expected to."""
+    since = datetime.now(UTC) - timedelta(seconds=silence)
+    if run.state is None or run.state.type in (StateType.PENDING, StateType.PAUSED) or run.state.timestamp > since:
+        return True
+    heartbeats = EventFilter(
+        event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
+        resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+        occurred=EventOccurredFilter(since=since, until=datetime.now(UTC)),
+    )
+    return bool(client.read_events(heartbeats, limit=1).events)

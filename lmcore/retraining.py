@@ -1,0 +1,103 @@
+"""How a model is trained again when its text has grown: what it begins with, what it reads, for how long.
+
+The model in use, the champion, was trained on an earlier dataset. Its challenger goes on from the champion's trunk (the
+checkpoint before the decay, with the optimizer's state) or from its exported weights, on the new text mixed with a
+replay of the old, at a cost that grows with what is new and not with what is there. docs/benchmarks.md has the
+experiment that chose the defaults.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from lmcore.config import DatasetConfig, RunConfig
+from lmcore.news import AGES, News, age_of, tokens_by_source
+from lmcore.section import Section
+
+Start = Literal["trunk", "export", "scratch"]
+
+
+class RetrainingConfig(Section):
+    """When a model is trained again, and how."""
+
+    model_config = ConfigDict(title="Retraining", protected_namespaces=())
+
+    model_name: str = Field("lm", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the model whose versions are kept: models/NAME in the store."""
+    min_new_bytes: int = Field(100_000, ge=1, le=10**15)
+    """Bytes of new training text below which nothing is trained."""
+    start: Start = "trunk"
+    """What a challenger begins with. trunk: the champion's checkpoint before the decay of a wsd schedule, with the
+    optimizer's state, or if there is none its export. export: its exported weights. scratch: nothing; it is trained on
+    all of the text, as the first model is."""
+    replay: float = Field(0.5, ge=0, lt=1)
+    """Share of old text in what a challenger is trained on (arXiv 2403.08763)."""
+    budget: float = Field(4.0, gt=0, le=1e6)
+    """Tokens a challenger is trained on, replay included, as a multiple of the new text's tokens."""
+    budget_minutes: float = Field(0.0, ge=0, le=1e6)
+    """Minutes of training at the champion's speed, which the budget may not pass. 0: no such limit."""
+    fresh_tokenizer: bool = False
+    """Train another tokenizer, on all of the text. The challenger then begins from scratch."""
+
+
+class RetrainConfig(RunConfig):
+    """Everything that a retraining needs to know; the other sections say how a model is trained from scratch."""
+
+    model_config = ConfigDict(title="Retrain", protected_namespaces=())
+
+    retraining: RetrainingConfig = Field(RetrainingConfig(), title="Retraining")
+    """When a model is trained again, and how."""
+
+    def run_config(self) -> RunConfig:
+        """The settings of a run from scratch."""
+        return RunConfig.model_validate(self.model_dump(include=set(RunConfig.model_fields)))
+
+
+def continued(
+    config: RetrainConfig, apart: Path, news: News, trunk: Path | None, export: Path, tokens_per_second: float
+) -> RunConfig:
+    """The settings of a challenger that goes on from ``trunk``, or without one from ``export``.
+
+    ``apart`` is the folder of the dataset told apart by age, ``tokens_per_second`` the champion's speed.
+    """
+    retraining, train = config.retraining, config.train
+    tokens = retraining.budget * news.new_tokens
+    if retraining.budget_minutes:
+        tokens = min(tokens, 60 * retraining.budget_minutes * tokens_per_second)
+    changes = {
+        "max_steps": 0,
+        "max_tokens": max(1, round(tokens)),
+        "init_from": str(trunk or export),
+        "init_optimizer": trunk is not None,
+        "schedule": "wsd",
+        # The trunk's rate is the peak; decayed weights are warmed up again from where their decay ended.
+        "warmup": "0 steps" if trunk else "10 %",
+        "warmup_from": 0.0 if trunk else train.min_learning_rate,
+    }
+    run = config.run_config()
+    weights = replay_weights(tokens_by_source(apart), config.dataset, retraining.replay)
+    return run.model_copy(
+        update={
+            "run": "",
+            "train": type(train).model_validate(train.model_dump() | changes),
+            "dataset": run.dataset.model_copy(update={"weights": weights, "epochs": {}}),
+        }
+    )
+
+
+def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float) -> dict[str, float]:
+    """Shares of an epoch by source and age: ``replay`` for all that is old, the rest for all that is new.
+
+    ``tokens`` are those of the sources told apart by age. Within an age sources have the shares that ``dataset`` gives
+    them, or as the text is. Where nothing is old, or nothing new, the other is all.
+    """
+    ages = {"old": replay, "new": 1 - replay}
+    within = {name: _share(name, count, dataset) for name, count in tokens.items()}
+    totals = {age: sum(share for name, share in within.items() if age_of(name) == age) for age in AGES}
+    return {name: ages[age_of(name)] * share / (totals[age_of(name)] or 1) for name, share in within.items()}
+
+
+def _share(name: str, tokens: int, dataset: DatasetConfig) -> float:
+    source = name.removesuffix(f" ({age_of(name)})")
+    return dataset.weights[source] if dataset.weights else tokens * dataset.epochs.get(source, 1.0)

@@ -1,0 +1,118 @@
+"""One maker of a result at a time: the locks behind Prefect's cache keys, and the slots of a GPU."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
+from pathlib import Path
+
+from httpx import HTTPStatusError
+from prefect import get_run_logger
+from prefect.concurrency._asyncio import ConcurrencySlotAcquisitionError
+from prefect.concurrency.sync import concurrency
+from prefect.locking.protocol import LockManager
+from prefect.runtime import deployment
+from prefect.settings import PREFECT_HOME
+
+from lmcore.config import RunConfig
+from lmcore.errors import RunError
+from lmcore.store import locked
+
+GPU_LIMIT = "gpu"
+"""Name of the global concurrency limit that says how many trainings of deployments run at once."""
+
+_SECONDS_OF_LEASE = 60
+"""Prefect's shortest: for so long the slot of a killed training stays taken."""
+
+
+class FileLocks(LockManager):
+    """Prefect's locks as files in its home. The kernel frees one when its process dies, however it dies.
+
+    The holder is the thread, whatever name Prefect gives it: so a cache policy can take the lock before it looks at
+    the record, and Prefect's transaction finds that it has it.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[int, ExitStack]] = {}
+
+    def acquire_lock(
+        self, key: str, holder: str = "", acquire_timeout: float | None = None, hold_timeout: float | None = None
+    ) -> bool:
+        """Wait for it, for however long; at once for the holder itself."""
+        if not self.is_lock_holder(key):
+            lock = ExitStack()
+            lock.enter_context(locked(_path(key), "wait", what=key))
+            self._held[key] = (threading.get_ident(), lock)
+        return True
+
+    def release_lock(self, key: str, holder: str = "") -> None:
+        if self.is_lock_holder(key):
+            self._held.pop(key)[1].close()
+
+    def is_locked(self, key: str) -> bool:
+        if key in self._held:
+            return True
+        try:
+            with locked(_path(key), "refuse", what=key):
+                return False
+        except RunError:
+            return True
+
+    def is_lock_holder(self, key: str, holder: str = "") -> bool:
+        return key in self._held and self._held[key][0] == threading.get_ident()
+
+    def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
+        with locked(_path(key), "wait", what=key):
+            return True
+
+    async def aacquire_lock(
+        self, key: str, holder: str = "", acquire_timeout: float | None = None, hold_timeout: float | None = None
+    ) -> bool:
+        return self.acquire_lock(key)
+
+    async def await_for_lock(self, key: str, timeout: float | None = None) -> bool:
+        return self.wait_for_lock(key)
+
+
+def _path(key: str) -> Path:
+    home: Path = PREFECT_HOME.value()
+    return home / "locks" / key
+
+
+@contextmanager
+def gpu_slot(config: RunConfig) -> Iterator[None]:
+    """One of the slots of the limit "gpu": for a training of a deployment, unless it is told to train on the CPU.
+
+    A server that is away for a while costs the slot, not the training: the lock a GPU in lmcore still stands.
+    Raises RunError when all are taken and config.when_locked is "refuse", or the limit does not exist; ConnectionError
+    when the server does not answer.
+    """
+    if not deployment.id or config.train.device == "cpu":
+        yield
+        return
+    get_run_logger().info("asking for a slot of the concurrency limit %r", GPU_LIMIT)
+    slot = concurrency(
+        GPU_LIMIT,
+        max_retries=0 if config.when_locked == "refuse" else None,
+        lease_duration=_SECONDS_OF_LEASE,
+        strict=True,
+        raise_on_lease_renewal_failure=False,
+    )
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(slot)
+        except ConcurrencySlotAcquisitionError as error:
+            raise _explained(error) from error
+        yield
+
+
+def _explained(error: ConcurrencySlotAcquisitionError) -> Exception:
+    cause = error.__cause__
+    if cause is None:
+        return RunError(f"there is no concurrency limit {GPU_LIMIT!r}: create it with prefect gcl create gpu --limit 1")
+    if isinstance(cause, HTTPStatusError) and cause.response.status_code == HTTPStatus.LOCKED:
+        return RunError(
+            f"every slot of the concurrency limit {GPU_LIMIT!r} is taken by another training: wait for it to end, "
+            "or set when_locked to wait"
+        )
+    return ConnectionError(str(error))

@@ -1,0 +1,140 @@
+"""docs/deploying.md carried out: Postgres (where installed), server, set-up, deploy, worker, a scheduled run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.presets import presets
+from tests.conftest import REPOSITORY, tiny_config
+from tests.deployments.conftest import PASSWORD, Api, clean_environment, free_port
+
+pytestmark = [pytest.mark.flows, pytest.mark.e2e]
+
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+
+
+def python(environment: dict[str, str], *arguments: str) -> str:
+    """``python ARGUMENTS`` in the repository; what it prints."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A Postgres of its own, as any user but root, which it refuses; the URL Prefect wants."""
+    folder, port = Path(tempfile.mkdtemp(prefix="lm-postgres-")), free_port()
+    user: dict[str, Any] = {"user": "nobody", "cwd": "/"} if os.geteuid() == 0 else {}
+    if user:
+        shutil.chown(folder, "nobody")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+
+    def run(*command: str) -> None:
+        subprocess.run(command, **user, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    control, data = str(POSTGRES[-1] / "pg_ctl"), str(folder / "data")
+    try:
+        run(str(POSTGRES[-1] / "initdb"), "-D", data, "-U", "prefect", "--auth", "trust")
+        run(control, "-D", data, "-o", options, "-l", str(folder / "log"), "-w", "start")
+        yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
+    finally:
+        run(control, "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def process(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[None]:
+    """``python ARGUMENTS`` while the body runs, and the end of its whole group."""
+    with open(log, "wb") as file:
+        started = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        os.killpg(started.pid, signal.SIGTERM)
+        started.wait(60)
+        print(log.read_text())
+
+
+@pytest.fixture(scope="module")
+def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """Server, set-up and deployments, on Postgres where it is installed, else on SQLite; and a worker."""
+    home, port = tmp_path_factory.mktemp("production"), free_port()
+    api = Api(port, PASSWORD, home)
+    environment = clean_environment(
+        PREFECT_HOME=str(home),
+        PREFECT_API_URL=api.url,
+        PREFECT_API_AUTH_STRING=PASSWORD,
+        PREFECT_SERVER_API_AUTH_STRING=PASSWORD,
+        PREFECT_SERVER_API_PORT=str(port),
+        PREFECT_SERVER_ANALYTICS_ENABLED="false",
+        PREFECT_WORKER_QUERY_SECONDS="1",
+        PYTHONPATH=str(REPOSITORY),
+        LM_STORE=str(home / "store"),
+    )
+    with ExitStack() as stack:
+        if POSTGRES:
+            environment["PREFECT_API_DATABASE_CONNECTION_URL"] = stack.enter_context(postgres())
+        stack.enter_context(process(environment, home / "server.log", "-m", "prefect", "server", "start"))
+        api.wait(lambda: api.call("/health"))
+        for _ in range(2):  # each step may be repeated
+            python(environment, "-m", "deployments", "setup")
+        deploy = ["deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
+        python(environment, "-m", "prefect", "--no-prompt", *deploy)
+        worker = ["-m", "prefect", "worker", "start", "--pool", "lm", "--name", "worker"]
+        stack.enter_context(process(environment, home / "worker.log", *worker))
+        yield api
+
+
+def test_what_is_deployed(production: Api, check_golden: Callable[[str, str], None]) -> None:
+    flows = {flow["id"]: flow["name"] for flow in production.call("/flows/filter", {})}
+    deployments = production.call("/deployments/filter", {})
+    rows = {}
+    for deployment in deployments:
+        schedules = [(s["slug"], s["schedule"], s["active"]) for s in deployment["schedules"]]
+        rows[f"{flows[deployment['flow_id']]}/{deployment['name']}"] = {
+            "entrypoint": deployment["entrypoint"],
+            "work_pool": deployment["work_pool_name"],
+            "limit": deployment["global_concurrency_limit"]["limit"],
+            "collision": deployment["concurrency_options"]["collision_strategy"],
+            "tags": deployment["tags"],
+            "schedules": schedules,
+        }
+        assert deployment["parameters"] == {"config": presets()[deployment["name"]]}
+    check_golden("deployments.json", json.dumps(rows, indent=1, sort_keys=True) + "\n")
+
+
+def test_a_scheduled_run_appears_by_itself_and_finishes(production: Api, corpus: Path) -> None:
+    deployment = production.call("/deployments/name/prepare_data/small")
+    soon = (datetime.now(UTC) + timedelta(seconds=8)).isoformat()
+    config = tiny_config(corpus, Path()).model_dump(mode="json", exclude={"store"})
+    schedule = {"schedule": {"interval": 86400, "anchor_date": soon}, "active": True, "parameters": {"config": config}}
+    production.call(f"/deployments/{deployment['id']}/schedules", [schedule])
+    filters = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
+
+    run = production.wait(lambda: production.call("/flow_runs/filter", filters))[0]
+    assert production.final_state(run)["type"] == "COMPLETED"
+    run = production.call(f"/flow_runs/{run['id']}")
+    assert run["auto_scheduled"]
+    assert run["work_pool_name"] == "lm"
+    print("late by", datetime.fromisoformat(run["start_time"]) - datetime.fromisoformat(run["expected_start_time"]))
+    assert list((production.home / "store" / "datasets").glob("*/manifest.json"))

@@ -1,0 +1,157 @@
+"""What the doctor says of a server, each thing broken for real on the one that ``make serve`` started."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+from deployments import server
+from deployments.finding import Finding
+from deployments.limits import GPU, create_limits
+from deployments.work_pool import create_work_pool
+from tests.deployments.conftest import PASSWORD, Api, free_port
+
+pytestmark = pytest.mark.flows
+
+
+@pytest.fixture
+def client(served: Api) -> Iterator[SyncPrefectClient]:
+    settings = {PREFECT_API_URL: served.url, PREFECT_API_AUTH_STRING: PASSWORD}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
+        yield client
+
+
+def test_a_served_machine_is_whole(served: Api, client: SyncPrefectClient) -> None:
+    assert not server.reachable().remedy
+    served.wait(lambda: not server.deployments(client).remedy)  # after the first look for work
+    found = {finding.name: finding for finding in (check() for check in server.checks(client))}
+    assert found["deployments"].fact == "6 are there"
+    assert found["work pools"].fact == "no deployment needs one"
+    assert not found["limits"].remedy
+    assert not found["zombie runs"].remedy
+    assert not found["slots"].remedy
+
+
+@pytest.mark.parametrize("password", [None, "somebody:else"])
+def test_a_server_that_asks_for_a_password(served: Api, password: str | None) -> None:
+    with temporary_settings({PREFECT_API_URL: served.url, PREFECT_API_AUTH_STRING: password}):
+        finding = server.reachable()
+    assert finding.fact == f"{served.url} asks for a password"
+    assert "PREFECT_API_AUTH_STRING" in finding.remedy
+
+
+def test_no_server_there() -> None:
+    url = f"http://127.0.0.1:{free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert "does not answer" in server.reachable().fact
+
+
+def test_no_server_named() -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert server.reachable().fact == "none is configured"
+
+
+def test_a_server_of_another_version(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SyncPrefectClient, "client_version", lambda self: "3.0.0")
+    assert "this is 3.0.0" in server.reachable().fact
+
+
+def test_a_deployment_that_nobody_serves(served: Api, client: SyncPrefectClient) -> None:
+    flow = served.call("/flows/", {"name": "forgotten"})
+    deployment = served.call("/deployments/", {"name": "forgotten", "flow_id": flow["id"]})
+    try:
+        assert server.deployments(client).fact == "nobody serves forgotten"
+    finally:
+        client.delete_deployment(deployment["id"])
+    assert not server.deployments(client).remedy
+
+
+def test_a_pool_that_is_paused(served: Api, client: SyncPrefectClient) -> None:
+    for _ in range(2):
+        create_work_pool()
+    flow = served.call("/flows/", {"name": "pooled"})
+    body = {"name": "pooled", "flow_id": flow["id"], "work_pool_name": "lm"}
+    deployment = served.call("/deployments/", body)
+    try:
+        assert server.work_pools(client).fact == "lm has no living worker"
+        client.send_worker_heartbeat("lm", "here", heartbeat_interval_seconds=60)
+        assert server.work_pools(client).fact == "lm has here"
+        client.update_work_pool("lm", WorkPoolUpdate(is_paused=True))
+        assert server.work_pools(client).remedy == "prefect work-pool resume lm"
+    finally:
+        client.delete_deployment(deployment["id"])
+        client.delete_work_pool("lm")
+
+
+def test_a_limit_that_is_missing_or_off(client: SyncPrefectClient) -> None:
+    client.delete_global_concurrency_limit_by_name(GPU)
+    finding = server.limits(client)
+    assert "gpu is missing" in finding.fact
+    assert finding.mend
+    finding.mend()
+    assert not server.limits(client).remedy
+    client.upsert_global_concurrency_limit_by_name(GPU, 0)
+    create_limits()  # leaves alone what somebody set
+    assert "switched off or 0" in server.limits(client).fact
+    client.upsert_global_concurrency_limit_by_name(GPU, 1)
+
+
+def test_automations(client: SyncPrefectClient) -> None:
+    for automation in client.read_automations():
+        client.delete_automation(automation.id)
+    assert "there are none" in server.automations(client).fact
+
+
+def running(served: Api) -> Any:
+    """A flow run that no process runs."""
+    flow = served.call("/flows/", {"name": "dead"})
+    state = {"type": "RUNNING", "name": "Running"}
+    return served.call("/flow_runs/", {"flow_id": flow["id"], "name": "dead-run", "state": state})
+
+
+def test_a_zombie_is_marked_and_a_run_with_a_heartbeat_is_not(served: Api, client: SyncPrefectClient) -> None:
+    dead, alive = running(served), running(served)
+    assert not server.zombies(client).remedy  # both are new
+
+    def found() -> Finding | None:
+        beat(served, alive)
+        finding = server.zombies(client, silence=4)
+        return finding if finding.remedy and alive["id"] not in finding.fact else None
+
+    finding = served.wait(found)
+    assert dead["id"] in finding.fact
+    assert finding.mend
+    finding.mend()
+    assert served.call(f"/flow_runs/{dead['id']}")["state"]["type"] == "CRASHED"
+    assert served.call(f"/flow_runs/{alive['id']}")["state"]["type"] == "RUNNING"
+    client.delete_flow_run(alive["id"])
+
+
+def beat(served: Api, run: Any) -> None:
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run['id']}"}
+    event = {"occurred": datetime.now(UTC).isoformat(), "event": "prefect.flow-run.heartbeat", "resource": resource}
+    served.call("/events", [{**event, "id": str(uuid4())}])
+
+
+def test_a_slot_that_nobody_alive_holds_is_freed(client: SyncPrefectClient) -> None:
+    client.increment_concurrency_slots([GPU], 1, "concurrency")  # without a lease: as after a restart of the server
+    finding = server.slots(client)
+    assert finding.fact == "held by dead runs: 1 of gpu"
+    assert finding.mend
+    finding.mend()
+    assert not server.slots(client).remedy
+    assert server.limits(client).fact == "gpu: 0 of 1 slots are taken"
+
+
+def test_a_slot_of_a_living_run_is_left_alone(served: Api, client: SyncPrefectClient) -> None:
+    run = running(served)
+    client.increment_concurrency_slots([GPU], 1, "concurrency")
+    assert not server.slots(client).remedy
+    client.delete_flow_run(run["id"])
+    assert server.slots(client).remedy
+    client.release_concurrency_slots([GPU], 1, 1)

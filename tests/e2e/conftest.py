@@ -1,0 +1,67 @@
+"""One served pipeline for all tests here: a real server with a password, deployments, and somebody who is told."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.serving import Serving
+
+PASSWORD = "somebody:secret"
+
+
+class Listener:
+    """A web server on loopback that keeps what is posted to it."""
+
+    def __init__(self) -> None:
+        self.heard: list[dict[str, Any]] = []
+        heard = self.heard
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:  # http.server's name
+                heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def of(self, what: str) -> list[dict[str, Any]]:
+        return [notice for notice in self.heard if notice["what"] == what]
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="session")
+def listener() -> Iterator[Listener]:
+    listener = Listener()
+    yield listener
+    listener.close()
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory, listener: Listener) -> Iterator[Serving]:
+    serving = Serving(
+        tmp_path_factory.mktemp("home"),
+        LM_NOTIFY_URL=listener.url,
+        PREFECT_SERVER_API_AUTH_STRING=PASSWORD,
+        PREFECT_API_AUTH_STRING=PASSWORD,
+        PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2",
+        PREFECT_RUNNER_POLL_FREQUENCY="1",
+    )
+    try:
+        serving.wait()
+        yield serving
+    finally:
+        left = serving.stop()
+        print(serving.log.read_text())
+    assert not left

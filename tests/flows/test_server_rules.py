@@ -1,0 +1,73 @@
+"""What a server is told at set-up: automations once, and runs that nobody works on any more."""
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Cancelling, Completed, Crashed, Running
+
+from deployments.automations import create_automations
+from deployments.leftovers import start_leftovers_again
+from tasks.policies import STARTS, start_again
+
+pytestmark = pytest.mark.flows
+
+
+@flow(name="nothing")
+def nothing() -> None:
+    """A flow whose runs are only spoken of."""
+
+
+def run_in(*states: State) -> FlowRun:
+    """A run of a deployment that went through ``states``."""
+    deployment = nothing.to_deployment("rules", tags=["lm"]).apply()
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(deployment, tags=["lm"])
+        for state in states:
+            client.set_flow_run_state(run.id, state, force=True)
+        return client.read_flow_run(run.id)
+
+
+def state_of(run: FlowRun) -> str:
+    with get_client(sync_client=True) as client:
+        return str(client.read_flow_run(run.id).state_name)
+
+
+def test_automations_are_created_once_and_those_that_are_there_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    create_automations()
+    monkeypatch.setenv("LM_NOTIFY_URL", "http://127.0.0.1:9/")
+    create_automations()
+    with get_client(sync_client=True) as client:
+        before = {automation.name: automation.id for automation in client.read_automations()}
+        create_automations()
+        assert {automation.name: automation.id for automation in client.read_automations()} == before
+    assert len([name for name in before if name.startswith("lm: ")]) == 7
+
+
+@pytest.mark.parametrize(
+    ("states", "after"),
+    [
+        ([Running()], "Scheduled"),
+        ([Running(), Cancelling()], "Cancelled"),
+        ([Running(), Completed()], "Completed"),
+    ],
+)
+def test_only_runs_that_have_not_ended_are_settled(states: list[State], after: str) -> None:
+    run = run_in(*states)
+    start_leftovers_again()
+    assert state_of(run) == after
+
+
+@pytest.mark.parametrize(
+    ("states", "after"),
+    [
+        ([Running(), Crashed()], "Scheduled"),
+        ([Crashed()], "Crashed"),
+        ([Running(), Crashed(), Running()], "Running"),
+        ([Running(), Crashed()] * STARTS, "Crashed"),
+    ],
+)
+def test_a_crashed_run_starts_again_if_it_had_begun_and_not_too_often(states: list[State], after: str) -> None:
+    run = run_in(*states)
+    start_again(nothing, run, Crashed())
+    assert state_of(run) == after
