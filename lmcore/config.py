@@ -177,12 +177,12 @@ class ModelConfig(Section):
     layers: int = Field(6, ge=1, le=256)
     """Transformer blocks."""
     width: int = Field(384, ge=8, le=32_768)
-    """Hidden size, a multiple of heads."""
+    """Hidden size, the length of the vector of a token; a multiple of heads."""
     heads: int = Field(6, ge=1, le=256)
-    """Attention heads."""
-    kv_heads: int = Field(0, ge=0, le=256)
+    """Attention heads of a layer."""
+    kv_heads: int = Field(0, ge=0, le=256, title="Key and value heads")
     """Key and value heads, a divisor of heads (llama and qwen3). 0: as many as heads."""
-    mlp_width: int = Field(0, ge=0, le=131_072)
+    mlp_width: int = Field(0, ge=0, le=131_072, title="Feed-forward width")
     """Width of the feed-forward layer. 0: 4 x width for gpt2, 8/3 x width for the gated ones."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability while training (gpt2 everywhere; llama and qwen3 in attention only)."""
@@ -210,18 +210,18 @@ class SampleConfig(Section):
 
     prompts: list[str] = view([""])
     """What the model continues, one sample each. Empty: it begins a document."""
-    every: int = view(0, ge=0, le=1_000_000_000)
+    every: int = view(0, ge=0, le=1_000_000_000, title="Sample every")
     """Steps between samples while training. 0: only after it."""
     tokens: int = view(200, ge=1, le=100_000)
     """Tokens to write at most."""
     temperature: float = view(0.8, ge=0, le=10)
-    """0: always the likeliest token."""
-    top_k: int = view(50, ge=0, le=1_000_000)
+    """Divides the logits before a token is drawn: higher is bolder. 0: always the likeliest token."""
+    top_k: int = view(50, ge=0, le=1_000_000, title="Top-k")
     """Draw among this many likeliest tokens. 0: among all."""
-    top_p: float = view(1.0, gt=0, le=1)
+    top_p: float = view(1.0, gt=0, le=1, title="Top-p")
     """Draw among the likeliest tokens that make up this probability (arXiv 1904.09751)."""
     seed: int = view(0, ge=0, le=2**31 - 1)
-    """Of the draws."""
+    """A number that chooses the draws: the same seed, the same text."""
 
 
 def default_store() -> Path:

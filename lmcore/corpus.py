@@ -26,6 +26,7 @@ from lmcore.exclusions import excluded_hashes
 from lmcore.index import Index
 from lmcore.ledger import Skip
 from lmcore.remote import file_name, hash_stored, is_url, remote_files, stored_size, version
+from lmcore.roots import confine, confine_settings
 from lmcore.section import fingerprint
 from lmcore.store import FORMAT_VERSION, Output, hash_file, prepare_store
 
@@ -140,8 +141,10 @@ def is_unsettled(path: str, settle_seconds: float, as_of: float) -> bool:
 def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     """The corpus in figures, and the opened store; where no corpus is found, no store is made.
 
-    Raises ConfigError when dataset.weights or dataset.epochs name other sources, and what ``scan`` raises.
+    Raises ConfigError when a setting leads outside LM_DATA_ROOTS, or dataset.weights or dataset.epochs name other
+    sources, and what ``scan`` raises.
     """
+    confine_settings(config)
     named, given = set(config.dataset.weights or config.dataset.epochs), set(config.corpus.source_names)
     if named and named != given:
         raise ConfigError(
@@ -253,8 +256,9 @@ class _Finder:
                 found.update((url, url) for url in self._remote(entry, setting))
                 continue
             for path in _expand(entry, setting):
+                confine(path, setting)
                 if path.is_dir():
-                    found.update((os.path.realpath(file), file) for file in self._walk(path))
+                    found.update((os.path.realpath(file), file) for file in self._walk(path, setting))
                 elif not stat.S_ISREG(path.stat().st_mode):
                     raise CorpusError(f"{setting}: {path} is neither a file nor a folder")
                 else:
@@ -268,7 +272,9 @@ class _Finder:
         return dict(sorted(found.items()))
 
     def _remote(self, entry: str, setting: str) -> Iterator[str]:
+        confine(entry, setting)
         for url, below in remote_files(entry, setting).items():
+            confine(url, setting)
             if not below:
                 self._check_included(file_name(url), setting)
             folders = below.split("/")[:-1]
@@ -284,7 +290,7 @@ class _Finder:
                 f"if it is plain text, add --corpus.include '*{Path(name).suffix or name}'"
             )
 
-    def _walk(self, folder: Path) -> Iterator[str]:
+    def _walk(self, folder: Path, setting: str) -> Iterator[str]:
         """Files below ``folder``: hidden and excluded names left out, links followed, each folder once."""
         visited = set()
         for root, folders, names in os.walk(folder.absolute(), followlinks=True, onerror=self._unreadable):
@@ -293,6 +299,7 @@ class _Finder:
                 folders.clear()
                 continue
             visited.add((identity.st_dev, identity.st_ino))
+            confine(root, setting)
             folders[:] = sorted(name for name in folders if not self._leaves_out(name))
             for name in names:
                 path = os.path.join(root, name)
@@ -301,6 +308,8 @@ class _Finder:
                 elif not os.path.isfile(path):
                     self.skipped.append(Skip(path, 0, 0, "not_a_file"))
                 elif _is_text(path):
+                    if os.path.islink(path):
+                        confine(path, setting)
                     yield path
                 else:
                     self.skipped.append(Skip(repr(os.fsencode(path)), 0, 0, "name_is_no_utf8"))

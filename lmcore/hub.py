@@ -5,16 +5,19 @@ from functools import cache
 from pathlib import Path
 
 from lmcore.errors import LMError
+from lmcore.roots import confine_folder
 
 
 def located(source: str, setting: str, what: str, patterns: tuple[str, ...], error: type[LMError]) -> Path:
     """The file or folder of ``source``; of a hub name, those files that match a pattern, fetched or from its cache.
 
     ``setting`` and ``what`` are for messages: which setting gave the source, and what it should lead to. Raises
-    ``error`` when there is no such thing, and ConnectionError, to be tried again, when the hub does not answer.
+    ``error`` when there is no such thing, ConfigError when it is outside LM_DATA_ROOTS, and ConnectionError, to be
+    tried again, when the hub does not answer.
     """
     path = Path(os.path.expanduser(source))
     if path.exists():
+        confine_folder(path, setting)
         return path
     looks_like_path = source.count("/") > 1 or source.startswith((".", "/", "~")) or source.endswith(".model")
     if looks_like_path:

@@ -25,6 +25,7 @@ from fsspec.utils import glob_translate
 from pyarrow.fs import FileSelector, FileSystem
 
 from lmcore.errors import CorpusError, FileChangedError
+from lmcore.roots import confine
 from lmcore.store import hash_file, hash_stream
 
 SECONDS_OF_DOUBT = 2.0
@@ -53,7 +54,11 @@ def file_name(path: str) -> str:
 
 
 def open_stored(path: str) -> IO[bytes]:
-    """The stored bytes of a file; seekable if it is local. What has become a pipe reads as empty, without waiting."""
+    """The stored bytes of a file; seekable if it is local. What has become a pipe reads as empty, without waiting.
+
+    Raises ConfigError when the path now leads outside LM_DATA_ROOTS.
+    """
+    confine(path, "corpus")
     if not is_url(path):
         return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     return io.BufferedReader(_RemoteFile(path), _READ_BYTES)
@@ -84,6 +89,7 @@ def version(path: str) -> str:
 def hash_stored(path: str) -> str:
     """``hash_file`` for paths and URLs."""
     if not is_url(path):
+        confine(path, "corpus")
         return hash_file(Path(path))
     with open_stored(path) as stream:
         return hash_stream(stream)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import ComputedFieldInfo, FieldInfo
 
 Role = Literal["result", "speed", "view"]
 
@@ -26,10 +27,21 @@ def view(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"role": "view"}, **constraints)
 
 
+def _title(name: str, info: FieldInfo | ComputedFieldInfo) -> str:
+    """learning_rate reads "Learning rate" in forms; a field whose name does not read well has a title of its own."""
+    return name.replace("_", " ").capitalize()
+
+
 class Section(BaseModel):
     """Base of all settings: frozen, no unknown keys, docstrings as descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        field_title_generator=_title,
+    )
 
 
 def result_fields(section: BaseModel) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
 
 from lmcore.errors import FormatError, RunError, StoppedError, StoreError, no_space_named
+from lmcore.roots import confine
 
 FORMAT_VERSION = 1
 """Of everything in the store. It is part of every fingerprint: a new version never meets old work."""
@@ -85,8 +86,10 @@ class Record(Output):
 def prepare_store(store: Path) -> Path:
     """Create the store if need be, sweep what dead processes left, and return its absolute path.
 
-    Raises StoreError when it was written by a newer version of this package, or is not a folder.
+    Raises StoreError when it was written by a newer version of this package, or is not a folder, and ConfigError when
+    it is outside LM_DATA_ROOTS.
     """
+    confine(store, "store")
     store = store.expanduser().absolute()
     try:
         store.mkdir(parents=True, exist_ok=True)

@@ -29,14 +29,14 @@ class TrainConfig(Section):
     batch_size: int = Field(16, ge=1, le=1_000_000)
     """Blocks in one optimizer step, all processes together."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    """Of the initial weights, the order of blocks and dropout."""
+    """A number that chooses the initial weights, the order of blocks and dropout."""
 
     # From which weights
-    init_from: str = view("")
+    init_from: str = view("", title="Begin with the weights of")
     """Begin with the weights of a checkpoint folder, an exported or other transformers folder, or a hub name, instead
     of new ones. Its tokenizer must be this run's. The model's shape and dropout are then its own, and the section
     `model` is unused. Where the weights lie does not name the run: what they are does."""
-    init_optimizer: bool = False
+    init_optimizer: bool = Field(False, title="Take over the optimizer")
     """Take over the optimizer's state too, for continued pretraining. Only from a checkpoint folder. The order of
     blocks begins anew: over the same text, another train.seed gives another one."""
     trainable: list[str] = ["*"]
@@ -50,9 +50,9 @@ class TrainConfig(Section):
     """Peak learning rate. Muon's updates are scaled to the size of AdamW's, so it is the same for both."""
     weight_decay: float = Field(0.1, ge=0, le=10)
     """On matrices only, never on biases, norms and other vectors."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(0.9, ge=0, lt=1, title="Beta 1")
     """Decay of Adam's first moment, a step."""
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1, title="Beta 2")
     """Decay of Adam's second moment, a step."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     """Decay of Muon's momentum, a step."""
@@ -89,7 +89,7 @@ class TrainConfig(Section):
     # Arithmetic
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 autocast on GPUs that have it, fp32 elsewhere (a CPU without bf16 units is slower with it)."""
-    tf32: bool = speed(True)
+    tf32: bool = speed(True, title="TF32")
     """On GPUs, multiply fp32 matrices in TF32."""
     deterministic: bool = speed(False)
     """On GPUs, the same bits in every run, at the price of speed. A CPU always does so."""
@@ -107,7 +107,7 @@ class TrainConfig(Section):
     # Where
     device: Literal["auto", "cuda", "mps", "cpu"] = speed("auto")
     """auto: cuda, then mps, then cpu, the first one there."""
-    nproc: int = speed(1, ge=1, le=1024)
+    nproc: int = speed(1, ge=1, le=1024, title="Processes")
     """Processes on this machine, one a GPU, started by torchrun."""
     parallel: Literal["ddp", "fsdp"] = speed("ddp")
     """With several processes: every one holds the model (ddp), or a share of it (fsdp: FSDP2's fully_shard)."""
@@ -120,9 +120,9 @@ class TrainConfig(Section):
     The evaluation after training scores every document."""
     log_every: int = view(10, ge=1, le=1_000_000)
     """Steps between two lines of metrics.jsonl."""
-    tensorboard: bool = view(False)
+    tensorboard: bool = view(False, title="TensorBoard")
     """Write event files for TensorBoard into the run's folder (extra `tensorboard`)."""
-    peak_tflops: float = view(0.0, ge=0, le=1e6)
+    peak_tflops: float = view(0.0, ge=0, le=1e6, title="Peak TFLOP/s")
     """TFLOP/s that a device can do in this precision; MFU is stated against it. 0: MFU is not stated."""
     checkpoint_every: int = speed(500, ge=1, le=1_000_000_000)
     """Steps between checkpoints; the last step always has one."""
