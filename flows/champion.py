@@ -48,7 +48,12 @@ def rollback_champion(choice: VersionChoice) -> str:
     return version.id
 
 
-@flow(name="promote", flow_run_name="promote {choice.model_name} {choice.version}", result_serializer="json")
+@flow(
+    name="promote",
+    flow_run_name="promote {choice.model_name} {choice.version}",
+    persist_result=False,
+    result_serializer="json",
+)
 def promote_version(choice: PromotionChoice) -> str:
     """Use a version, whatever the gate said of it if forced; its id."""
     store = choice.store.expanduser()

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -15,8 +16,11 @@ from lmcore.registry import Version, champion, history
 from lmcore.retraining import RetrainConfig
 from lmcore.tokenization import Dataset
 
+_NEVER_CACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "result_serializer": "json"}
+"""What is looked at may have changed, and what is done is found again in the store."""
 
-@task(name="champion", task_run_name="look at the champion", cache_policy=NO_CACHE, persist_result=False)
+
+@task(name="champion", task_run_name="look at the champion", **_NEVER_CACHED)
 def look_at_champion(store: Path, name: str) -> Champion | None:
     """The version in use. Never cached: somebody may have moved it."""
     found = Champion.of(store, name)
@@ -24,7 +28,7 @@ def look_at_champion(store: Path, name: str) -> Champion | None:
     return found
 
 
-@task(name="news", task_run_name="look for new text", cache_policy=NO_CACHE, persist_result=False)
+@task(name="news", task_run_name="look for new text", **_NEVER_CACHED)
 def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, News]:
     """The dataset told apart by age, and what is new in it."""
     apart, news = told_apart(dataset, champion.dataset)
@@ -34,7 +38,7 @@ def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, News]:
     return apart, news
 
 
-@task(name="gate", task_run_name="champion against challenger", cache_policy=NO_CACHE, persist_result=False)
+@task(name="gate", task_run_name="champion against challenger", **_NEVER_CACHED)
 def gate(config: RetrainConfig, champion: Champion | None, run: Path) -> Decision:
     """Score both models on the same text, and decide. The scores are found again in the run's folder."""
     decision = judge(champion, run, config.gate)
@@ -42,7 +46,7 @@ def gate(config: RetrainConfig, champion: Champion | None, run: Path) -> Decisio
     return decision
 
 
-@task(name="promotion", task_run_name="keep the version", cache_policy=NO_CACHE, persist_result=False)
+@task(name="promotion", task_run_name="keep the version", **_NEVER_CACHED)
 def promotion(
     config: RetrainConfig, champion: Champion | None, run: Path, decision: Decision, key: str, store: Path
 ) -> Version:
@@ -56,13 +60,13 @@ def promotion(
     return version
 
 
-@task(name="retraining report", task_run_name="retraining report", cache_policy=NO_CACHE, persist_result=False)
+@task(name="retraining report", task_run_name="retraining report", **_NEVER_CACHED)
 def retraining_report(page: str) -> None:
     """What was looked at and what was decided, as an artifact."""
     create_markdown_artifact(key="retraining", markdown=page, description="Retraining")
 
 
-@task(name="versions", task_run_name="versions of {name}", cache_policy=NO_CACHE, persist_result=False)
+@task(name="versions", task_run_name="versions of {name}", **_NEVER_CACHED)
 def show_versions(store: Path, name: str) -> None:
     """A model's history as a table, the newest first."""
     current = champion(store, name)
