@@ -30,6 +30,8 @@ def main() -> None:
     port = int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)  # the UI asks for the API where this says
     os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"
+    # Else any page in a browser on this machine may read what the API answers.
+    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", f"http://{_HOST}:{port},http://localhost:{port}")
     # Else a server that is started again forgets who holds a slot, and the slot is taken for ever.
     os.environ.setdefault(
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
