@@ -21,8 +21,8 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def retrain_presets() -> dict[str, dict[str, Any]]:
-    """The same for the flow retrain, which goes on from a checkpoint that only a wsd schedule keeps, and which nobody
-    watches: so files that are still being copied are left for the next time."""
+    """The same for the flow retrain, which nobody watches: files that are still being copied are left for next time.
+    The schedule keeps a trunk, so that retraining.start may name it."""
     found = presets()
     for settings in found.values():
         settings["train"]["schedule"] = "wsd"

@@ -28,13 +28,13 @@ class RetrainingConfig(Section):
     """Name of the model whose versions are kept: models/NAME in the store."""
     min_new_bytes: int = Field(100_000, ge=1, le=10**15)
     """Bytes of new training text below which nothing is trained."""
-    start: Start = "trunk"
-    """What a challenger begins with. trunk: the champion's checkpoint before the decay of a wsd schedule, with the
-    optimizer's state, or if there is none its export. export: its exported weights. scratch: nothing; it is trained on
-    all of the text, as the first model is."""
-    replay: float = Field(0.5, ge=0, lt=1)
+    start: Start = "export"
+    """What a challenger begins with. export: the champion's weights, warmed up again. trunk: its checkpoint before the
+    decay of a wsd schedule, with the optimizer's state, or if there is none its export. scratch: nothing; it is trained
+    on all of the text, as the first model is."""
+    replay: float = Field(0.85, ge=0, lt=1)
     """Share of old text in what a challenger is trained on (arXiv 2403.08763)."""
-    budget: float = Field(4.0, gt=0, le=1e6)
+    budget: float = Field(10.0, gt=0, le=1e6)
     """Tokens a challenger is trained on, replay included, as a multiple of the new text's tokens."""
     budget_minutes: float = Field(0.0, ge=0, le=1e6)
     """Minutes of training at the champion's speed, which the budget may not pass. 0: no such limit."""

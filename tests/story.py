@@ -55,6 +55,17 @@ def documents(sentences: list[Sentence], count: int, seed: int) -> Iterator[str]
         yield f"{seed}の{number}番。{body}"
 
 
+def artifacts(key: str) -> list[Any]:
+    """Of all runs, the newest first."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+    from prefect.client.schemas.sorting import ArtifactSort
+
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+        return client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC)
+
+
 class Story:
     """A folder with the corpus and the store, and what was decided so far."""
 
@@ -72,7 +83,7 @@ class Story:
             train=TrainConfig(
                 epochs=3, batch_size=16, learning_rate=5e-3, min_learning_rate=5e-4, schedule="wsd", log_every=20
             ),
-            retraining=RetrainingConfig(model_name="story", min_new_bytes=10_000),
+            retraining=RetrainingConfig(model_name="story", min_new_bytes=10_000, start="trunk", replay=0.5, budget=4),
         )
 
     def write(self, name: str, sentences: list[Sentence], seed: int) -> None:
@@ -93,10 +104,8 @@ class Story:
 
     def _keep_page(self, number: int) -> None:
         """The newest artifact of the flow, as it is shown in the browser."""
-        from prefect.artifacts import Artifact
-
-        page = Artifact.get("retraining")
-        (self.folder / f"week-{number}.md").write_text(str(page.data if page else ""), encoding="utf-8")
+        [page] = artifacts("retraining")[:1]
+        (self.folder / f"week-{number}.md").write_text(str(page.data), encoding="utf-8")
 
     def command(self, *arguments: str) -> Any:
         """The JSON that ``python -m lmcore`` ends with."""

@@ -11,8 +11,9 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
+from flows.retrain import retrain
 
-FLOWS = [pretrain, prepare_data]
+FLOWS = [pretrain, prepare_data, retrain]
 Schema = dict[str, Any]
 
 _UNITS = re.compile(

@@ -3,14 +3,13 @@
 import json
 
 import pytest
-from prefect.artifacts import Artifact
 
 from flows.champion import VersionChoice, rollback_champion
 from flows.retrain import retrain
 from lmcore.errors import RunError
 from lmcore.registry import history, model_folder
 from lmcore.store import locked, read_manifest
-from tests.story import Story, research
+from tests.story import Story, artifacts, research
 
 pytestmark = pytest.mark.flows
 
@@ -84,7 +83,7 @@ def test_what_was_refused_is_refused_at_once_until_the_text_is_another(story: St
     again = retrain(story.config)
     assert (again.decision, again.champion, again.run_dir) == ("refused before", "v0002", None)
     assert "old text" in again.reasons[0]
-    assert Artifact.get("versions-story")
+    assert artifacts("versions-story")
     (story.corpus / "disorder.txt").unlink()
     assert retrain(story.config).decision == "nothing new"
 
