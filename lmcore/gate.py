@@ -43,11 +43,11 @@ class GateConfig(Section):
     minimum_documents: int = Field(200, ge=2, le=1_000_000_000)
     """Different documents of each text that is judged, below which the champion stays."""
     confidence: float = Field(0.95, ge=0.5, lt=1)
-    """Of the two-sided intervals."""
+    """Probability with which the two-sided intervals are to hold what is true."""
     resamples: int = Field(2000, ge=200, le=1_000_000)
-    """Draws of the bootstrap."""
+    """Draws of the bootstrap: more make the ends of the intervals steadier."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    """Of the draws."""
+    """A number that chooses the draws: the same seed, the same intervals."""
 
 
 class Rule(BaseModel):

@@ -18,7 +18,7 @@ Schema = dict[str, Any]
 
 _UNITS = re.compile(
     r"byte|token|step|block|head|layer|epoch|process|thread|minute|second|share|probability|nats|norm|rate|piece|pass|"
-    r"vector|checkpoint|deviation|validation|decay|TFLOP|number|logits",
+    r"vector|checkpoint|deviation|validation|decay|TFLOP|number|logits|document|draw",
     re.IGNORECASE,
 )
 
