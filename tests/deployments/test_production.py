@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from deployments import server
 from deployments.finding import Finding
-from deployments.presets import presets
+from deployments.presets import presets, retrain_presets
 from tests.conftest import REPOSITORY, tiny_config
 from tests.deployments.conftest import PASSWORD, Api, clean_environment, free_port
 
@@ -142,7 +142,9 @@ def test_what_is_deployed(production: Production, check_golden: Callable[[str, s
             "tags": deployment["tags"],
             "schedules": schedules,
         }
-        assert deployment["parameters"] == {"config": presets()[deployment["name"]]}
+        flow, name = flows[deployment["flow_id"]], deployment["name"]
+        settings = {"pretrain": presets, "prepare_data": presets, "retrain": retrain_presets}
+        assert deployment["parameters"] == ({"config": settings[flow]()[name]} if flow in settings else {})
     check_golden("deployments.json", json.dumps(rows, indent=1, sort_keys=True) + "\n")
 
 
