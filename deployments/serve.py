@@ -30,6 +30,10 @@ def main() -> None:
     port = int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)  # the UI asks for the API where this says
     os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"
+    # Else a server that is started again forgets who holds a slot, and the slot is taken for ever.
+    os.environ.setdefault(
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
+    )
     password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
     if password:
         os.environ["PREFECT_API_AUTH_STRING"] = password  # what clients send

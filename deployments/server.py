@@ -13,12 +13,12 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFi
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
+from deployments.automations import SILENCE, create_automations
 from deployments.finding import Check, Finding
 from deployments.limits import create_limits
 from tasks.locks import GPU_LIMIT as GPU
 
-SECONDS_OF_SILENCE = 540
-"""Three heartbeats. A run that was not heard for so long is dead."""
+_SECONDS_OF_SILENCE = int(SILENCE.total_seconds())
 _OCCUPYING = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
 _PAGE = 200
 
@@ -93,13 +93,15 @@ def automations(client: SyncPrefectClient) -> Finding:
     found = client.read_automations()
     off = [automation.name for automation in found if not automation.enabled]
     if not found:
-        return Finding("automations", "there are none: a run that died shows as running", "python -m deployments setup")
+        return Finding(
+            "automations", "there are none: a run that died shows as running", "--mend creates them", create_automations
+        )
     if off:
         return Finding("automations", f"{', '.join(off)} switched off", "switch it on in the UI, under Automations")
     return Finding("automations", f"{len(found)} are on")
 
 
-def zombies(client: SyncPrefectClient, silence: int = SECONDS_OF_SILENCE) -> Finding:
+def zombies(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Finding:
     """Flow runs that show as running while no process of theirs has given a sign for ``silence`` seconds."""
     dead = [run for run in _runs(client, [StateType.RUNNING, StateType.CANCELLING]) if not _heard(client, run, silence)]
     if not dead:
@@ -113,7 +115,7 @@ def zombies(client: SyncPrefectClient, silence: int = SECONDS_OF_SILENCE) -> Fin
     return Finding("zombie runs", f"shown as running, but dead: {names}", "--mend marks them as crashed", mend)
 
 
-def slots(client: SyncPrefectClient, silence: int = SECONDS_OF_SILENCE) -> Finding:
+def slots(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Finding:
     """Slots of concurrency limits beyond the number of runs that live. A run holds one of a limit at most."""
     living = sum(_heard(client, run, silence) for run in _runs(client, _OCCUPYING))
     surplus = {

@@ -11,13 +11,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, tiny_config
 
 SECONDS = 150
 PASSWORD = "somebody:secret"
@@ -104,6 +105,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2",
         PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL="0.5",
         PREFECT_RUNNER_POLL_FREQUENCY="1",
+        PYTHONPATH=str(Path(__file__).parent / "no_pickle"),
+        LM_TEST_GUARDED=str(home / "guarded"),
     )
     command = [sys.executable, "-m", "deployments.serve"]
     with open(home / "log", "wb") as log:
@@ -120,3 +123,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         print((home / "log").read_text())
     with pytest.raises(OSError):  # noqa: PT011  # the server went with it
         socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A run of a training that was asked for through the API, its last state, and the store it wrote."""
+
+    run: Any
+    state: Any
+    store: Path
+
+
+@pytest.fixture(scope="session")
+def completed(served: Api, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Completed:
+    store = tmp_path_factory.mktemp("completed") / "store"
+    run = served.start("pretrain/tiny", {"config": tiny_config(corpus, store).model_dump(mode="json")})
+    return Completed(run, served.final_state(run), store)

@@ -9,12 +9,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+from deployments import server
+from deployments.finding import Finding
 from deployments.presets import presets
 from tests.conftest import REPOSITORY, tiny_config
 from tests.deployments.conftest import PASSWORD, Api, clean_environment, free_port
@@ -75,8 +80,23 @@ def process(environment: dict[str, str], log: Path, *arguments: str) -> Iterator
         print(log.read_text())
 
 
+@dataclass
+class Production:
+    """The server, and what the doctor said before each step, by the name of the check."""
+
+    api: Api
+    before_setup: dict[str, Finding]
+    before_worker: dict[str, Finding]
+
+
+def examine(api: Api) -> dict[str, Finding]:
+    settings = {PREFECT_API_URL: api.url, PREFECT_API_AUTH_STRING: PASSWORD}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
+        return {finding.name: finding for finding in (check() for check in server.checks(client))}
+
+
 @pytest.fixture(scope="module")
-def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
     """Server, set-up and deployments, on Postgres where it is installed, else on SQLite; and a worker."""
     home, port = tmp_path_factory.mktemp("production"), free_port()
     api = Api(port, PASSWORD, home)
@@ -96,18 +116,20 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             environment["PREFECT_API_DATABASE_CONNECTION_URL"] = stack.enter_context(postgres())
         stack.enter_context(process(environment, home / "server.log", "-m", "prefect", "server", "start"))
         api.wait(lambda: api.call("/health"))
+        before_setup = examine(api)
         for _ in range(2):  # each step may be repeated
             python(environment, "-m", "deployments", "setup")
         deploy = ["deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
         python(environment, "-m", "prefect", "--no-prompt", *deploy)
+        before_worker = examine(api)
         worker = ["-m", "prefect", "worker", "start", "--pool", "lm", "--name", "worker"]
         stack.enter_context(process(environment, home / "worker.log", *worker))
-        yield api
+        yield Production(api, before_setup, before_worker)
 
 
-def test_what_is_deployed(production: Api, check_golden: Callable[[str, str], None]) -> None:
-    flows = {flow["id"]: flow["name"] for flow in production.call("/flows/filter", {})}
-    deployments = production.call("/deployments/filter", {})
+def test_what_is_deployed(production: Production, check_golden: Callable[[str, str], None]) -> None:
+    flows = {flow["id"]: flow["name"] for flow in production.api.call("/flows/filter", {})}
+    deployments = production.api.call("/deployments/filter", {})
     rows = {}
     for deployment in deployments:
         schedules = [(s["slug"], s["schedule"], s["active"]) for s in deployment["schedules"]]
@@ -123,18 +145,29 @@ def test_what_is_deployed(production: Api, check_golden: Callable[[str, str], No
     check_golden("deployments.json", json.dumps(rows, indent=1, sort_keys=True) + "\n")
 
 
-def test_a_scheduled_run_appears_by_itself_and_finishes(production: Api, corpus: Path) -> None:
-    deployment = production.call("/deployments/name/prepare_data/small")
+def test_what_the_doctor_says_on_the_way(production: Production) -> None:
+    bare, idle = production.before_setup, production.before_worker
+    assert {name for name, finding in bare.items() if finding.remedy} == {"deployments", "limits", "automations"}
+    assert "prefect deploy" in bare["deployments"].remedy
+    assert idle["work pools"].fact == "lm has no living worker"
+    assert not idle["limits"].remedy
+    assert not idle["automations"].remedy
+    assert not idle["deployments"].remedy
+    production.api.wait(lambda: not examine(production.api)["work pools"].remedy)
+
+
+def test_a_scheduled_run_appears_by_itself_and_finishes(production: Production, corpus: Path) -> None:
+    deployment = production.api.call("/deployments/name/prepare_data/small")
     soon = (datetime.now(UTC) + timedelta(seconds=8)).isoformat()
     config = tiny_config(corpus, Path()).model_dump(mode="json", exclude={"store"})
     schedule = {"schedule": {"interval": 86400, "anchor_date": soon}, "active": True, "parameters": {"config": config}}
-    production.call(f"/deployments/{deployment['id']}/schedules", [schedule])
+    production.api.call(f"/deployments/{deployment['id']}/schedules", [schedule])
     filters = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
 
-    run = production.wait(lambda: production.call("/flow_runs/filter", filters))[0]
-    assert production.final_state(run)["type"] == "COMPLETED"
-    run = production.call(f"/flow_runs/{run['id']}")
+    run = production.api.wait(lambda: production.api.call("/flow_runs/filter", filters))[0]
+    assert production.api.final_state(run)["type"] == "COMPLETED"
+    run = production.api.call(f"/flow_runs/{run['id']}")
     assert run["auto_scheduled"]
     assert run["work_pool_name"] == "lm"
     print("late by", datetime.fromisoformat(run["start_time"]) - datetime.fromisoformat(run["expected_start_time"]))
-    assert list((production.home / "store" / "datasets").glob("*/manifest.json"))
+    assert list((production.api.home / "store" / "datasets").glob("*/manifest.json"))

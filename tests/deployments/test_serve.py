@@ -9,19 +9,16 @@ import pytest
 
 from deployments.presets import presets
 from tests.conftest import tiny_config
-from tests.deployments.conftest import PASSWORD, Api
+from tests.deployments.conftest import PASSWORD, Api, Completed
 
 pytestmark = pytest.mark.flows
 
 
-def test_a_run_asked_for_through_the_api_completes(served: Api, corpus: Path, tmp_path: Path) -> None:
-    config = tiny_config(corpus, tmp_path / "store").model_dump(mode="json")
-    run = served.start("pretrain/tiny", {"config": config})
-
-    assert served.final_state(run)["type"] == "COMPLETED"
-    artifacts = served.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+def test_a_run_asked_for_through_the_api_completes(served: Api, completed: Completed) -> None:
+    assert completed.state["type"] == "COMPLETED", completed.state
+    artifacts = served.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [completed.run["id"]]}}})
     assert {"report", "losses", "data", "tokenizer", "evaluation", "training"} <= {a["key"] for a in artifacts}
-    assert list((tmp_path / "store" / "runs").glob("*/model/model.safetensors"))
+    assert list((completed.store / "runs").glob("*/model/model.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["pretrain/tiny", "prepare_data/tiny"])

@@ -8,12 +8,15 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.events.actions import DoNothing
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from deployments import server
 from deployments.finding import Finding
-from deployments.limits import GPU, create_limits
+from deployments.limits import create_limits
 from deployments.work_pool import create_work_pool
+from tasks.locks import GPU_LIMIT as GPU
 from tests.deployments.conftest import PASSWORD, Api, free_port
 
 pytestmark = pytest.mark.flows
@@ -101,10 +104,15 @@ def test_a_limit_that_is_missing_or_off(client: SyncPrefectClient) -> None:
     client.upsert_global_concurrency_limit_by_name(GPU, 1)
 
 
-def test_automations(client: SyncPrefectClient) -> None:
-    for automation in client.read_automations():
-        client.delete_automation(automation.id)
-    assert "there are none" in server.automations(client).fact
+def test_an_automation_that_is_switched_off(client: SyncPrefectClient) -> None:
+    trigger = EventTrigger(expect={"never"}, posture=Posture.Reactive, threshold=1)
+    automation = client.create_automation(
+        AutomationCore(name="asleep", enabled=False, trigger=trigger, actions=[DoNothing()])
+    )
+    try:
+        assert server.automations(client).fact == "asleep switched off"
+    finally:
+        client.delete_automation(automation)
 
 
 def running(served: Api) -> Any:
