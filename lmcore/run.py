@@ -15,7 +15,7 @@ from typing import Any, Self
 from lmcore.config import RunConfig
 from lmcore.errors import ConfigError, RunError, StoreError
 from lmcore.origin import Origin, Shape, init_fingerprint, shape_of_settings
-from lmcore.section import fingerprint, result_fields
+from lmcore.section import differences, fingerprint, result_fields
 from lmcore.store import FORMAT_VERSION, check_version, json_bytes, locked, remove, sweep, write_file
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import Tokenizer, TokenizerInfo
@@ -197,25 +197,10 @@ def _clear(folder: Path) -> None:
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    old_fields, new_fields = _flat(old), _flat(new)
-    rows = [
-        f"  {name}: was {old_fields.get(name)!r}, is {new_fields.get(name)!r}"
-        for name in sorted(old_fields.keys() | new_fields.keys())
-        if old_fields.get(name) != new_fields.get(name)
-    ]
+    rows = [f"  {name}: was {was!r}, is {now!r}" for name, was, now in differences(old, new)]
     if rows:
         raise RunError(
             f"run {folder.name} was started with other settings:\n"
             + "\n".join(rows)
             + "\nGive them back, choose another --run NAME, or begin again with --fresh"
         )
-
-
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

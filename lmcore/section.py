@@ -7,6 +7,7 @@ Every field has a role, by what it may change:
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from blake3 import blake3
@@ -63,3 +64,21 @@ def fingerprint(*parts: Any) -> str:
     """16 hexadecimal digits that name JSON values; equal values, equal name, whatever the key order."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return blake3(text.encode()).hexdigest(8)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old value, new value) of every field that differs; None where one side lacks it."""
+    old_fields, new_fields = _flat(old), _flat(new)
+    for name in sorted(old_fields.keys() | new_fields.keys()):
+        if old_fields.get(name) != new_fields.get(name):
+            yield name, old_fields.get(name), new_fields.get(name)
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
