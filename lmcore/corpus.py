@@ -24,6 +24,7 @@ from lmcore.config import DEFAULT_SOURCE, STANDARD_LIBRARY, CorpusConfig, RunCon
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.exclusions import excluded_hashes
 from lmcore.index import Index
+from lmcore.inputs import remember_files
 from lmcore.ledger import Skip
 from lmcore.remote import file_name, hash_stored, is_url, remote_files, stored_size, version
 from lmcore.roots import confine, confine_settings
@@ -155,7 +156,9 @@ def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
         found = scan(config.corpus, index.hash_of)
         if found.ignored_files:
             _log.info("%d files beside them match no pattern of corpus.include", found.ignored_files)
-        return describe(found, config.corpus), prepare_store(config.store)
+        corpus, store = describe(found, config.corpus), prepare_store(config.store)
+        remember_files(store, corpus.id, {file.path: file.digest for file in found.files + found.validation_files})
+        return corpus, store
 
 
 def anchored(config: CorpusConfig) -> CorpusConfig:

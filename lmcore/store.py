@@ -61,6 +61,10 @@ class Record(Output):
     folder: Path
     """The run's folder; not part of the file, so that a store may be moved."""
 
+    @property
+    def store(self) -> Path:
+        return self.folder.parent.parent
+
     def save(self) -> Self:
         """Write the file and return this record."""
         content = self.model_dump(mode="json", exclude={"folder"})
@@ -105,7 +109,7 @@ def prepare_store(store: Path) -> Path:
     else:
         write_file(version_file, json_bytes({"format_version": FORMAT_VERSION}))
     sweep(store)
-    for pattern in ("tokenizers", "shards", "datasets", "datasets/*", "runs", "models/*"):
+    for pattern in ("tokenizers", "shards", "datasets", "datasets/*", "inputs", "runs", "models/*"):
         for folder in store.glob(pattern):
             sweep(folder)
     return store

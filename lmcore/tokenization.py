@@ -72,6 +72,10 @@ class Dataset(Output):
     manifest_hash: str
     """Of manifest.json: another corpus may have the same chunks and another ledger."""
 
+    @property
+    def store(self) -> Path:
+        return self.folder.parent.parent
+
     def account(self) -> str:
         """What became of the bytes, in a line."""
         reasons = ", ".join(f"{pieces:,} {reason}" for reason, pieces in self.skipped.items())
@@ -114,10 +118,11 @@ class _Plan:
     places: Places
 
 
-def dataset_key(config: CorpusConfig, corpus: Corpus, tokenizer: TokenizerInfo) -> str:
-    """Names everything that ``tokenize`` depends on, paths included (they stand in the manifest)."""
-    filters = [config.min_bytes, config.max_bytes, config.deduplicate, config.on_bad_input]
-    return fingerprint(FORMAT_VERSION, corpus.listing, tokenizer.id, config.chunk_bytes, filters)
+def dataset_inputs(config: CorpusConfig, corpus: Corpus, tokenizer: TokenizerInfo) -> dict[str, Any]:
+    """Everything that ``tokenize`` depends on, paths included (they stand in the manifest)."""
+    names = {"chunk_bytes", "min_bytes", "max_bytes", "deduplicate", "on_bad_input"}
+    settings = {f"corpus.{name}": value for name, value in config.model_dump(include=names).items()}
+    return {"corpus": corpus.id, "corpus.listing": corpus.listing, "tokenizer": tokenizer.id, **settings}
 
 
 def tokenize(

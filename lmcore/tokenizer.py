@@ -86,6 +86,13 @@ class TokenizerInfo(Output):
         open_sealed(self.folder)
 
 
+def tokenizer_inputs(config: TokenizerConfig, corpus: Corpus) -> dict[str, Any]:
+    """Everything that ``make_tokenizer`` depends on. Raises as ``identify`` does."""
+    if config.source == "train":
+        return {"corpus": corpus.id, "tokenizer": result_fields(config)}
+    return {"tokenizer": {"source": identify(config, corpus)}}
+
+
 def identify(config: TokenizerConfig, corpus: Corpus) -> str:
     """The id that ``make_tokenizer`` will give, found without making anything.
 

@@ -4,13 +4,14 @@ from prefect import task
 
 from lmcore.config import RunConfig
 from lmcore.dataset import Blocks, build_dataset
-from lmcore.section import fingerprint, result_fields
+from lmcore.inputs import Inputs
+from lmcore.section import result_fields
 from lmcore.tokenization import Dataset
 from tasks.policies import stage
 
 
-def _content(config: RunConfig, dataset: Dataset) -> str:
-    return f"{dataset.folder}-{fingerprint(result_fields(config.dataset))}"
+def _content(config: RunConfig, dataset: Dataset) -> Inputs:
+    return {"store": str(dataset.store), "dataset": {"id": dataset.id, **result_fields(config.dataset)}}
 
 
 @task(name="dataset", task_run_name="blocks of {config.dataset.block_size}", **stage(_content))

@@ -5,13 +5,14 @@ from prefect.artifacts import create_table_artifact
 
 from lmcore.evaluate import Evaluation, evaluate
 from lmcore.export import Export, export
+from lmcore.inputs import Inputs
 from lmcore.run import Run
 from lmcore.train import TrainingResult
 from tasks.policies import stage
 
 
-def _content(training: TrainingResult, evaluation: Evaluation | None = None) -> str:
-    return f"{training.folder}-{training.weights}"
+def _content(training: TrainingResult, evaluation: Evaluation | None = None) -> Inputs:
+    return {"store": str(training.store), "run": training.run, "weights": training.weights}
 
 
 @task(name="evaluation", task_run_name="evaluate", **stage(_content))

@@ -21,6 +21,7 @@ from prefect.tasks import exponential_backoff
 from prefect.transactions import IsolationLevel
 
 from lmcore.errors import LMError, StoppedError, is_transient
+from lmcore.inputs import Inputs, remember, what_changed
 from lmcore.section import fingerprint
 from lmcore.store import FORMAT_VERSION, Output
 from tasks.locks import FileLocks
@@ -35,12 +36,12 @@ _LOCKS = FileLocks()
 class OnDisk(CachePolicy):
     """Cache by content, as long as the output on disk verifies; of equal tasks at a time, one works and the rest wait.
 
-    ``content`` gives, from the task's arguments, a text that names everything the output depends on, its place
-    in the store included; the format version is added here. A task whose ``config`` argument says ``fresh`` is
+    ``content`` gives, from the task's arguments, everything the output depends on, by name, the store's folder
+    (``store``) included; the format version is added here. A task whose ``config`` argument says ``fresh`` is
     not looked up when ``heeds_fresh`` is set.
     """
 
-    content: Callable[..., str] = str
+    content: Callable[..., Inputs] = dict
     heeds_fresh: bool = False
 
     def compute_key(
@@ -50,31 +51,31 @@ class OnDisk(CachePolicy):
         flow_parameters: dict[str, Any],
         **kwargs: Any,
     ) -> str | None:
+        name = task_ctx.task.name
         try:
-            key = f"{task_ctx.task.name}-{fingerprint(FORMAT_VERSION, self.content(**inputs))}"
+            content = {"format": FORMAT_VERSION, **self.content(**inputs)}
         except LMError:
             return None  # the task is about to raise the same, as its own failure
+        key = f"{name}-{fingerprint(content)}"
         logger, records = get_run_logger(), get_result_store()
         if _LOCKS.is_locked(key):
             if "config" in inputs and inputs["config"].when_locked == "refuse":
                 return None  # the run's own lock is about to refuse; what else is made twice is made alike
-            logger.info("%s: waiting for another run that makes the same", task_ctx.task.name)
+            logger.info("%s: waiting for another run that makes the same", name)
         _LOCKS.acquire_lock(key)  # Prefect's transaction lets it go
-        reason = self._why_run(records, key, inputs)
-        if reason is None:
-            logger.info(
-                "%s: cached because its inputs are unchanged and its output is whole (%s)",
-                task_ctx.task.name,
-                key,
-            )
+        if not records.exists(key):
+            reason: str | None = what_changed(name, content)
         else:
-            logger.info("%s: ran because %s", task_ctx.task.name, reason)
+            reason = self._why_void(records, key, inputs)
+        if reason is None:
+            logger.info("%s: cached because its inputs are unchanged and its output is whole", name)
+        else:
+            logger.info("%s: ran because %s", name, reason)
+            remember(name, content)
         return key
 
-    def _why_run(self, records: ResultStore, key: str, inputs: dict[str, Any]) -> str | None:
+    def _why_void(self, records: ResultStore, key: str, inputs: dict[str, Any]) -> str | None:
         """None when the recorded output may be used; else the reason, and the record is void."""
-        if not records.exists(key):
-            return "nothing was made from these inputs before"
         if self.heeds_fresh and inputs["config"].fresh:
             reason = "fresh was asked for"
         else:
@@ -118,7 +119,7 @@ def start_again(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
             client.set_flow_run_state(now.id, Scheduled(message=why))
 
 
-def stage(content: Callable[..., str], heeds_fresh: bool = False) -> dict[str, Any]:
+def stage(content: Callable[..., Inputs], heeds_fresh: bool = False) -> dict[str, Any]:
     """The options of every task that leaves an output in the store."""
     return {
         "cache_policy": OnDisk(

@@ -6,13 +6,20 @@ from prefect.artifacts import create_markdown_artifact
 from lmcore.config import RunConfig
 from lmcore.dataset import Blocks
 from lmcore.evaluate import Evaluation
+from lmcore.inputs import Inputs
 from lmcore.report import Report, report, report_key
 from lmcore.train import TrainingResult
 from tasks.policies import stage
 
 
-def _content(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> str:
-    return report_key(training, evaluation, blocks, config.sample)
+def _content(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Inputs:
+    return {
+        "store": str(training.store),
+        "run": training.run,
+        "weights": training.weights,
+        "sample": config.sample.model_dump(mode="json"),
+        "report": report_key(training, evaluation, blocks, config.sample),
+    }
 
 
 @task(name="report", task_run_name="report", **stage(_content))

@@ -8,15 +8,16 @@ from prefect.artifacts import create_markdown_artifact
 
 from lmcore.config import RunConfig
 from lmcore.corpus import Corpus
+from lmcore.inputs import Inputs
 from lmcore.report import data_page
-from lmcore.tokenization import Dataset, dataset_key, tokenize
+from lmcore.tokenization import Dataset, dataset_inputs, tokenize
 from lmcore.tokenizer import TokenizerInfo
 from tasks.policies import stage
 from tasks.progress import watched
 
 
-def _content(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store: Path) -> str:
-    return f"{store}-{dataset_key(config.corpus, corpus, tokenizer)}"
+def _content(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store: Path) -> Inputs:
+    return {"store": str(store), **dataset_inputs(config.corpus, corpus, tokenizer)}
 
 
 @task(name="tokenization", task_run_name="tokenize {corpus.files} files", **stage(_content))

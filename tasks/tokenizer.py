@@ -7,12 +7,13 @@ from prefect.artifacts import create_table_artifact
 
 from lmcore.config import RunConfig
 from lmcore.corpus import Corpus
-from lmcore.tokenizer import TokenizerInfo, identify, make_tokenizer
+from lmcore.inputs import Inputs
+from lmcore.tokenizer import TokenizerInfo, make_tokenizer, tokenizer_inputs
 from tasks.policies import stage
 
 
-def _content(config: RunConfig, corpus: Corpus, store: Path) -> str:
-    return f"{store}-{identify(config.tokenizer, corpus)}"
+def _content(config: RunConfig, corpus: Corpus, store: Path) -> Inputs:
+    return {"store": str(store), **tokenizer_inputs(config.tokenizer, corpus)}
 
 
 @task(name="tokenizer", task_run_name="tokenizer", **stage(_content))

@@ -8,9 +8,10 @@ from prefect.context import TaskRunContext
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
 from lmcore.history import loss_table
+from lmcore.inputs import Inputs
 from lmcore.launch import train_in_child
 from lmcore.metrics import last_standing, read_metrics
-from lmcore.run import prepare_run, run_key
+from lmcore.run import prepare_run, run_identity
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from lmcore.train import TrainingResult
@@ -19,8 +20,8 @@ from tasks.policies import stage, stopped
 from tasks.progress import LiveTable, watched
 
 
-def _content(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> str:
-    return f"{store}-{run_key(config, dataset)}"
+def _content(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> Inputs:
+    return {"store": str(store), "run": config.run, **run_identity(config, dataset)}
 
 
 @task(name="training", task_run_name="train", **stage(_content, heeds_fresh=True))

@@ -33,7 +33,7 @@ class Number(Output):
 def test_of_two_equal_tasks_at_once_one_works_and_the_other_is_cached(tmp_path: Path) -> None:
     began, go_on, runs = threading.Event(), threading.Event(), list[int]()
 
-    @task(name="count", **stage(lambda: str(tmp_path)))
+    @task(name="count", **stage(lambda: {"store": str(tmp_path)}))
     def count() -> Number:
         runs.append(1)
         began.set()

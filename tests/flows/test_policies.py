@@ -8,9 +8,11 @@ import pytest
 from prefect import flow, task
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
+from flows.prepare_data import prepare_data
 from lmcore.errors import CorpusError, NoSpaceError, TrainingKilledError
 from lmcore.store import Output, StoreError
 from tasks.policies import stage
+from tests.conftest import tiny_config, write_corpus
 
 pytestmark = pytest.mark.flows
 
@@ -28,7 +30,7 @@ class Made(Output):
 
 def make_stage(path: Path, failures: list[Exception], runs: list[int]) -> object:
     """A task that fails as told, then writes a file."""
-    options = stage(lambda: str(path))
+    options = stage(lambda: {"store": str(path.parent), "path": str(path)})
     options["retry_delay_seconds"] = 0
 
     @task(name="make", **options)
@@ -80,6 +82,51 @@ def test_a_tampered_or_torn_record_is_void(tmp_path: Path) -> None:
     record.write_text(json.dumps(content))
     assert state_of(make) == "Completed"
     assert len(runs) == 3
+
+
+def reasons(caplog: pytest.LogCaptureFixture, task_name: str) -> list[str]:
+    """What the task's runs said of why they ran or did not."""
+    said = [record.getMessage() for record in caplog.records]
+    return [line.removeprefix(f"{task_name}: ") for line in said if line.startswith(f"{task_name}: ")]
+
+
+def test_a_task_says_which_input_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, object] = {"learning_rate": 0.001, "steps": 5}
+    path = tmp_path / "file"
+
+    @task(name="changing", **stage(lambda: {"store": str(tmp_path), "train": dict(settings)}))
+    def changing() -> Made:
+        path.write_bytes(b"12345")
+        return Made(path=path, size=5)
+
+    state_of(changing)
+    state_of(changing)
+    settings["learning_rate"] = 0.0005
+    state_of(changing)
+    path.unlink()
+    state_of(changing)
+    first, second, third, fourth = reasons(caplog, "changing")
+    assert first == "ran because nothing of its kind is in this store yet"
+    assert second == "cached because its inputs are unchanged and its output is whole"
+    assert third.startswith("ran because train.learning_rate is 0.0005, was 0.001 (last made 2")
+    assert fourth.startswith("ran because its earlier output is gone or damaged")
+
+
+def test_a_task_counts_the_files_that_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus = write_corpus(tmp_path / "corpus", documents=200)
+    for name in ("changed", "gone"):
+        (corpus / f"{name}.txt").write_text(f"{name}\n" * 20)
+    config = tiny_config(corpus, tmp_path / "store")
+    prepare_data(config)
+    (corpus / "changed.txt").write_text("other\n" * 20)
+    (corpus / "gone.txt").unlink()
+    for number in range(3):
+        (corpus / f"new{number}.txt").write_text(f"{number}\n" * 20)
+    caplog.clear()
+    prepare_data(config)
+    [tokenizer], [tokenization, *_] = reasons(caplog, "tokenizer"), reasons(caplog, "tokenization")
+    for reason in (tokenizer, tokenization):
+        assert reason.startswith("ran because the corpus changed: files 3 new, 1 changed, 1 gone")
 
 
 def _records() -> list[Path]:
