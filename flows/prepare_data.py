@@ -1,10 +1,12 @@
 """Corpus -> tokenizer -> shards -> blocks."""
 
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import Task, flow
-from prefect.runtime import deployment
+from prefect.runtime import deployment, flow_run
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
@@ -15,6 +17,7 @@ from lmcore.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
 from tasks.logs import quiet_prefect
+from tasks.pages import tag_run
 from tasks.policies import start_again
 from tasks.server import tie_ends
 from tasks.tokenization import tokenization
@@ -75,12 +78,24 @@ def prepare(
         raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")
     corpus, store = stages.run(look_at_corpus, config)
     trained = known or stages.run(tokenizer, config, corpus, store)
-    return stages.run(tokenization, config, corpus, trained, store), trained, store
+    dataset = stages.run(tokenization, config, corpus, trained, store)
+    tag_run(f"corpus {config.corpus.label}", f"dataset {dataset.id}")
+    return dataset, trained, store
+
+
+def named(what: Callable[[Any], str], kind: type[RunConfig] = RunConfig) -> Callable[[], str]:
+    """A flow's run name: what it does by its settings, on which corpus, when."""
+
+    def name() -> str:
+        config = kind.model_validate(flow_run.parameters["config"])
+        return f"{what(config)} on {config.corpus.label} {datetime.now():%Y-%m-%d %H:%M}"
+
+    return name
 
 
 @flow(
     name="prepare_data",
-    flow_run_name="prepare data",
+    flow_run_name=named(lambda config: "prepare data"),
     persist_result=False,
     result_serializer="json",
     on_crashed=[start_again],

@@ -3,17 +3,18 @@
 from pathlib import Path
 from textwrap import indent
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from flows.prepare_data import Stages, prepare
+from flows.prepare_data import Stages, named, prepare
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.dataset import blocks
 from tasks.evaluation import evaluation, export_model
+from tasks.pages import tag_run
 from tasks.policies import start_again, stopped
 from tasks.reporting import loss_report
 from tasks.training import training
@@ -53,18 +54,12 @@ class Pretrained(BaseModel):
         )
 
 
-def _run_name() -> str:
-    from prefect.runtime import flow_run
-
-    config = RunConfig.model_validate(flow_run.parameters["config"])
-    model, origin = config.model, config.train.init_from
-    if origin:
-        return f"pretrain from {Path(origin).name}"
-    return f"pretrain {model.architecture} {model.layers}x{model.width}"
-
-
 @flow(
-    name="pretrain", flow_run_name=_run_name, persist_result=False, result_serializer="json", on_crashed=[start_again]
+    name="pretrain",
+    flow_run_name=named(lambda config: f"pretrain {config.model_label}"),
+    persist_result=False,
+    result_serializer="json",
+    on_crashed=[start_again],
 )
 def pretrain(config: RunConfig) -> Pretrained:
     """Train a language model on a corpus, evaluate it, export it and report."""
@@ -81,11 +76,21 @@ def trained_model(
     config: RunConfig, stages: Stages, dataset: Dataset, tokenizer: TokenizerInfo, store: Path
 ) -> Pretrained:
     """The stages from a dataset to an exported model and its report."""
+    tag_run("continued" if config.train.init_from else config.model.architecture)
     counted = stages.run(blocks, config, dataset)
     trained = stages.run(training, config, dataset, tokenizer, store)
     score = stages.run(evaluation, trained)
     exported = stages.run(export_model, trained, score)
     page = stages.run(loss_report, config, trained, score, counted)
+    get_run_logger().info(
+        "%s at step %d: %.4f nats per token, %.4f bits per byte; the model is in %s, the report in %s",
+        trained.run,
+        trained.step,
+        score.nats_per_token,
+        score.bits_per_byte,
+        exported.model_dir,
+        page.path,
+    )
     return Pretrained(
         run_dir=trained.folder,
         dataset_id=dataset.id,

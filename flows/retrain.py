@@ -7,7 +7,7 @@ from prefect import flow
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from flows.prepare_data import Stages, prepare
+from flows.prepare_data import Stages, named, prepare
 from flows.pretrain import trained_model
 from lmcore.challenge import Champion, refused_before
 from lmcore.config import RunConfig
@@ -58,7 +58,7 @@ class Retrained(BaseModel):
 
 @flow(
     name="retrain",
-    flow_run_name="retrain {config.retraining.model_name}",
+    flow_run_name=named(lambda config: f"retrain {config.retraining.model_name}", RetrainConfig),
     persist_result=False,
     result_serializer="json",
     on_crashed=[start_again],

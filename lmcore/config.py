@@ -33,6 +33,19 @@ _Name = Annotated[str, Field(min_length=1)]
 _Paths = Annotated[list[str], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
 
 
+_LABELS = 2
+"""Names in a corpus's label."""
+
+
+def _last_name(path: str) -> str:
+    """wiki of texts/wiki/*.jsonl and of s3://texts/wiki?region=x."""
+    if path == STANDARD_LIBRARY:
+        return path.rstrip(":")
+    local = path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    names = [name for name in re.sub(r"\?.*$", "", local).split("/") if name and not re.search(r"[*\[]", name)]
+    return names[-1] if names else path
+
+
 class CorpusConfig(Section):
     """Which text is read, and how it is cut into documents."""
 
@@ -85,6 +98,12 @@ class CorpusConfig(Section):
     share chunks of a quarter."""
     workers: int = speed(0, ge=0, le=1024)
     """Threads that tokenize. 0: one for each core."""
+
+    @property
+    def label(self) -> str:
+        """What a person would call it: the names of its sources, or the last names of its paths."""
+        names = [*dict.fromkeys(map(_last_name, self.paths)), *sorted(self.sources)] or ["no text"]
+        return " and ".join(names if len(names) <= _LABELS else [*names[: _LABELS - 1], f"{len(names) - 1} more"])
 
     @property
     def source_names(self) -> list[str]:
@@ -256,3 +275,10 @@ class RunConfig(Section):
     """Train again from the beginning, even where a checkpoint or a finished run is there."""
     when_locked: Literal["wait", "refuse"] = view("wait")
     """What a second start of a running run does: wait for the first to end, or fail at once."""
+
+    @property
+    def model_label(self) -> str:
+        """What a person would call the model: gpt2 6x384, or that it begins with another."""
+        if self.train.init_from:
+            return f"from {_last_name(self.train.init_from)}"
+        return f"{self.model.architecture} {self.model.layers}x{self.model.width}"

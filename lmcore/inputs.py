@@ -8,6 +8,7 @@ Losing them costs a reason, never a result.
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ _MOST_FILES = 100_000
 _SHOWN = 3
 _LONGEST = 60
 """Characters of a value."""
+_HASH = re.compile("[0-9a-f]{16,}")
 _log = logging.getLogger(__name__)
 
 
@@ -65,6 +67,8 @@ def what_changed(task: str, inputs: Inputs) -> str:
 
 
 def _in_words(folder: Path, name: str, was: Any, now: Any) -> str:
+    if all(isinstance(value, str) and _HASH.fullmatch(value) for value in (was, now)) and name != "corpus":
+        return f"{name} changed"
     if name != "corpus" or was is None or now is None:
         return f"{name} is {_shown(now)}, was {_shown(was)}"
     before, after = _files(folder, was), _files(folder, now)

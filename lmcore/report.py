@@ -1,8 +1,11 @@
 """A finished run as a page for people: report.md and report.png."""
 
 import base64
+import math
 import platform
 import re
+import shlex
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,11 @@ from lmcore.plot import loss_picture
 from lmcore.run import Run
 from lmcore.scores import Score
 from lmcore.section import fingerprint
+from lmcore.shards import SPLITS
 from lmcore.store import Record, hash_file, read_manifest, write_file
 from lmcore.stream import source_names
 from lmcore.tokenization import Dataset
+from lmcore.tokenizer import TokenizerInfo
 from lmcore.tokenizer_report import dataset_report
 from lmcore.train import TrainingResult
 
@@ -199,13 +204,80 @@ def _source_losses(scores: dict[str, Score]) -> list[str]:
 
 def data_page(dataset: Dataset) -> str:
     """The dataset and its byte ledger as a page of its own."""
-    parts = [f"# Dataset {dataset.id}", *data_sections(read_manifest(dataset.folder))]
-    parts.append(
+    manifest = read_manifest(dataset.folder)
+    parts = [
+        f"# Dataset {dataset.id}",
+        *data_sections(manifest),
         f"{dataset.chunks_made} of {dataset.chunks} chunks were new; "
-        f"{dataset.duplicate_documents:,} documents stand in it more than once; tokenizer {dataset.tokenizer_id}."
-    )
-    parts.append(dataset_report(dataset.folder, dataset.tokenizer_id).markdown())
+        f"{dataset.duplicate_documents:,} documents stand in it more than once; tokenizer {dataset.tokenizer_id}.",
+        "## Sources",
+        markdown.table(("source", "files", "documents", "tokens", "bytes of text"), _source_rows(manifest["chunks"])),
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def _source_rows(chunks: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for name in sorted({chunk["source"] for chunk in chunks}):
+        own = [chunk for chunk in chunks if chunk["source"] == name]
+        files = {span["path"] for chunk in own for span in chunk["spans"]}
+        totals = (
+            sum(chunk[split][figure] for chunk in own for split in SPLITS)
+            for figure in ("documents", "tokens", "text_bytes")
+        )
+        yield (name, f"{len(files):,}", *(f"{total:,}" for total in totals))
+
+
+def tokenizer_page(dataset: Dataset) -> str:
+    """The dataset's tokenizer, and how well it fits the text."""
+    info = TokenizerInfo.open(dataset.store / "tokenizers" / dataset.tokenizer_id)
+    rows = ((name.replace("_", " "), _figure(value)) for name, value in info.model_dump(exclude={"id"}).items())
+    fit = dataset_report(dataset.folder, dataset.tokenizer_id).markdown()
+    return f"# Tokenizer {info.id}\n\n{markdown.table(('figure', ''), rows)}\n\n{fit}\n"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def evaluation_rows(evaluation: Evaluation) -> list[dict[str, str]]:
+    """A table of the validation text: all of it, then each source's part where there are several."""
+    scores: dict[str, Evaluation | Score] = {"all": evaluation, **evaluation.sources}
+    return [
+        {
+            "text": name,
+            "documents": f"{score.documents:,}",
+            "tokens": f"{score.tokens:,}",
+            "nats per token": f"{score.nats_per_token:.4f}",
+            "perplexity": f"{math.exp(score.nats_per_token):,.2f}",
+            "bits per byte": f"{score.bits_per_byte:.4f}",
+        }
+        for name, score in scores.items()
+    ]
+
+
+def run_page(training: TrainingResult) -> str:
+    """Where a run's files are, how to look at them, and its losses."""
+    run = Run.open(training.folder)
+    losses = (map(_figure, row.values()) for row in loss_table(read_metrics(run.metrics)))
+    parts = [
+        f"# {training.run}",
+        f"Trained to step {training.step:,} on {training.device}. Everything of the run is in this folder:",
+        _fenced(str(run.folder)),
+        "TensorBoard shows this run beside all others that were made with `train.tensorboard`:",
+        _fenced(f"tensorboard --logdir {shlex.quote(str(run.folder.parent))}"),
+        "The losses of some runs as a picture, and a text written by the model:",
+        _fenced(
+            f"python -m lmcore plot {(folder := shlex.quote(str(run.folder)))}\npython -m lmcore generate {folder}"
+        ),
+        "## Losses",
+        markdown.table(("step", "tokens", "train", "validation"), losses),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def samples_page(found: Report) -> str:
+    """What the trained model wrote."""
+    return "\n\n".join([f"# Samples of {found.folder.name}", *map(_fenced, found.samples)]) + "\n"
 
 
 def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> list[str]:

@@ -45,10 +45,6 @@ class Output(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    def rows(self) -> list[dict[str, str]]:
-        """Name and value of every figure, for tables."""
-        return [{"figure": name, "value": str(value)} for name, value in self.model_dump().items() if value != {}]
-
     def verify(self) -> None:
         """Raise ``StoreError`` unless everything this speaks of is on disk, whole and unchanged."""
         raise NotImplementedError(f"{type(self).__name__} has nothing on disk to verify")

@@ -50,7 +50,7 @@ class TokenizerReport:
         return self.text_bytes / max(1, self.tokens)
 
     def markdown(self) -> str:
-        """The section of the data page."""
+        """The section of the tokenizer's page."""
         shares = {
             "ids that hold part of a character (byte fallback)": self.partial_tokens / max(1, self.tokens),
             "unknown ids": self.unknown_tokens / max(1, self.tokens),
@@ -58,7 +58,7 @@ class TokenizerReport:
         }
         part = self.documents + self.tokens < self.all_tokens
         lines = [
-            "## Tokenizer",
+            "## How it fits the text",
             "",
             f"Counted over {'the first ' if part else ''}{self.tokens:,} tokens in {self.documents:,} documents"
             f"{f' of {self.all_tokens:,} tokens' if part else ''}.",

@@ -12,7 +12,7 @@ from tasks.policies import worth_a_retry
 
 @task(
     name="corpus",
-    task_run_name="look at the corpus",
+    task_run_name="look at {config.corpus.label}",
     cache_policy=NO_CACHE,
     persist_result=False,
     result_serializer="json",

@@ -1,11 +1,12 @@
 """Score the trained model, and export it."""
 
 from prefect import task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import Artifact, TableArtifact
 
 from lmcore.evaluate import Evaluation, evaluate
 from lmcore.export import Export, export
 from lmcore.inputs import Inputs
+from lmcore.report import evaluation_rows
 from lmcore.run import Run
 from lmcore.train import TrainingResult
 from tasks.policies import stage
@@ -15,19 +16,22 @@ def _content(training: TrainingResult, evaluation: Evaluation | None = None) -> 
     return {"store": str(training.store), "run": training.run, "weights": training.weights}
 
 
-@task(name="evaluation", task_run_name="evaluate", **stage(_content))
+def _page(evaluation: Evaluation) -> list[Artifact]:
+    run = evaluation.folder.name
+    return [TableArtifact(key="evaluation", table=evaluation_rows(evaluation), description=f"Validation of {run}")]
+
+
+@task(
+    name="evaluation",
+    task_run_name="evaluate {training.run} at step {training.step}",
+    **stage(_content, page=_page),
+)
 def evaluation(training: TrainingResult) -> Evaluation:
     """Score every validation document once."""
-    score = evaluate(Run.open(training.folder), training.checkpoint)
-    create_table_artifact(
-        key="evaluation",
-        table=score.rows(),
-        description=f"Validation of {training.run}",
-    )
-    return score
+    return evaluate(Run.open(training.folder), training.checkpoint)
 
 
-@task(name="export", task_run_name="export", **stage(_content))
+@task(name="export", task_run_name="export {training.run}", **stage(_content))
 def export_model(training: TrainingResult, evaluation: Evaluation) -> Export:
     """Write the folder that transformers opens."""
     return export(training, evaluation)

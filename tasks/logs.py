@@ -1,6 +1,7 @@
 """What Prefect prints: facts for people, no tracebacks for errors that explain themselves."""
 
 import logging
+import re
 
 from lmcore.errors import LMError
 
@@ -14,12 +15,21 @@ class _NoTraceback(logging.Filter):
         return not (record.exc_info and isinstance(record.exc_info[1], LMError))
 
 
-_NO_TRACEBACK = _NoTraceback()
+class _NoMachinery(logging.Filter):
+    """Drops that all is well with hooks and states; what fails is said at another level."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.levelno == logging.INFO and _MACHINERY.match(record.getMessage()))
+
+
+_MACHINERY = re.compile("Running hook |Hook .* finished running|Finished in state (Completed|Cached)")
+_FILTERS = (_NoTraceback(), _NoMachinery())
 
 
 def quiet_prefect() -> None:
     """Make Prefect's loggers in this process leave out tracebacks of deliberate errors and inner workings."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(_NO_TRACEBACK)
+        for unwanted in _FILTERS:
+            logging.getLogger(name).addFilter(unwanted)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -25,6 +25,7 @@ from lmcore.inputs import Inputs, remember, what_changed
 from lmcore.section import fingerprint
 from lmcore.store import FORMAT_VERSION, Output
 from tasks.locks import FileLocks
+from tasks.pages import Page, shown
 
 STARTS = 4
 """How often a deployment's run is started at most: the first time, and after each of three crashes."""
@@ -119,8 +120,8 @@ def start_again(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
             client.set_flow_run_state(now.id, Scheduled(message=why))
 
 
-def stage(content: Callable[..., Inputs], heeds_fresh: bool = False) -> dict[str, Any]:
-    """The options of every task that leaves an output in the store."""
+def stage(content: Callable[..., Inputs], heeds_fresh: bool = False, page: Page | None = None) -> dict[str, Any]:
+    """The options of every task that leaves an output in the store; ``page`` shows it, made or found again."""
     return {
         "cache_policy": OnDisk(
             content=content,
@@ -134,4 +135,5 @@ def stage(content: Callable[..., Inputs], heeds_fresh: bool = False) -> dict[str
         "retry_delay_seconds": exponential_backoff(backoff_factor=5),
         "retry_jitter_factor": 0.5,
         "retry_condition_fn": worth_a_retry,
+        "on_completion": [] if page is None else [shown(page)],
     }

@@ -1,13 +1,13 @@
 """Write the report and show it in the Prefect UI."""
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import Artifact, MarkdownArtifact
 
 from lmcore.config import RunConfig
 from lmcore.dataset import Blocks
 from lmcore.evaluate import Evaluation
 from lmcore.inputs import Inputs
-from lmcore.report import Report, report, report_key
+from lmcore.report import Report, report, report_key, samples_page
 from lmcore.train import TrainingResult
 from tasks.policies import stage
 
@@ -22,13 +22,19 @@ def _content(config: RunConfig, training: TrainingResult, evaluation: Evaluation
     }
 
 
-@task(name="report", task_run_name="report", **stage(_content))
+def _page(found: Report) -> list[Artifact]:
+    run = found.folder.name
+    page = found.markdown(inline_picture=True)
+    return [
+        MarkdownArtifact(key="report", markdown=page, description=f"Report of {run}"),
+        MarkdownArtifact(key="samples", markdown=samples_page(found), description=f"Samples of {run}"),
+    ]
+
+
+@task(name="report", task_run_name="report of {training.run}", **stage(_content, page=_page))
 def loss_report(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Report:
-    """The page in the run's folder, and the same as an artifact with the picture inside it."""
+    """The page in the run's folder; its artifact has the picture inside it."""
     page = report(training, evaluation, blocks, config.sample)
     for warning in page.warnings:
         get_run_logger().warning(warning)
-    create_markdown_artifact(
-        key="report", markdown=page.markdown(inline_picture=True), description=f"Report of {training.run}"
-    )
     return page

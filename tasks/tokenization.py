@@ -4,12 +4,12 @@ import logging
 from pathlib import Path
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import Artifact, MarkdownArtifact
 
 from lmcore.config import RunConfig
 from lmcore.corpus import Corpus
 from lmcore.inputs import Inputs
-from lmcore.report import data_page
+from lmcore.report import data_page, tokenizer_page
 from lmcore.tokenization import Dataset, dataset_inputs, tokenize
 from lmcore.tokenizer import TokenizerInfo
 from tasks.policies import stage
@@ -20,7 +20,20 @@ def _content(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store:
     return {"store": str(store), **dataset_inputs(config.corpus, corpus, tokenizer)}
 
 
-@task(name="tokenization", task_run_name="tokenize {corpus.files} files", **stage(_content))
+def _page(dataset: Dataset) -> list[Artifact]:
+    return [
+        MarkdownArtifact(key="data", markdown=data_page(dataset), description=f"Dataset {dataset.id}"),
+        MarkdownArtifact(
+            key="tokenizer", markdown=tokenizer_page(dataset), description=f"Tokenizer {dataset.tokenizer_id}"
+        ),
+    ]
+
+
+@task(
+    name="tokenization",
+    task_run_name="tokenize {corpus.files} files of {config.corpus.label}",
+    **stage(_content, page=_page),
+)
 def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store: Path) -> Dataset:
     """Encode what the store does not hold yet. Called directly, so that a cancel reaches it."""
     done = 0
@@ -32,5 +45,4 @@ def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, st
     with watched("tokenizing", "bytes", lambda: (done, corpus.stored_bytes, "")):
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
     get_run_logger().log(logging.WARNING if dataset.lost_much else logging.INFO, dataset.account())
-    create_markdown_artifact(key="data", markdown=data_page(dataset), description=f"Dataset {dataset.id}")
     return dataset

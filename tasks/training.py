@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prefect import get_run_logger, task
+from prefect.artifacts import Artifact, MarkdownArtifact
 from prefect.context import TaskRunContext
 
 from lmcore.config import RunConfig
@@ -11,6 +12,7 @@ from lmcore.history import loss_table
 from lmcore.inputs import Inputs
 from lmcore.launch import train_in_child
 from lmcore.metrics import last_standing, read_metrics
+from lmcore.report import run_page
 from lmcore.run import prepare_run, run_identity
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
@@ -24,7 +26,15 @@ def _content(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
     return {"store": str(store), "run": config.run, **run_identity(config, dataset)}
 
 
-@task(name="training", task_run_name="train", **stage(_content, heeds_fresh=True))
+def _page(training: TrainingResult) -> list[Artifact]:
+    return [MarkdownArtifact(key="run", markdown=run_page(training), description=f"Files of {training.run}")]
+
+
+@task(
+    name="training",
+    task_run_name="train {config.model_label} on dataset {dataset.id}",
+    **stage(_content, heeds_fresh=True, page=_page),
+)
 def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> TrainingResult:
     """Start or continue the run. Called directly, so that a cancel reaches it and through it the child.
 

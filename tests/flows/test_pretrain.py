@@ -1,13 +1,22 @@
 """The flows as people call them from Python, against a real Prefect server."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
@@ -33,6 +42,33 @@ def again(finished: tuple[RunConfig, Pretrained]) -> RunConfig:
     config, _ = finished
     assert all(cached for name, cached in pretrain(config).cached.items() if name != "corpus")
     return config
+
+
+PAGES = {"data", "tokenizer", "run", "evaluation", "report", "samples"}
+
+
+def last_flow_run() -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+
+
+def test_a_run_is_named_and_tagged_by_what_it_is(again: RunConfig) -> None:
+    result = pretrain(again)
+    run = last_flow_run()
+    label = again.corpus.label
+    assert re.fullmatch(rf"pretrain gpt2 1x16 on {label} \d{{4}}-\d\d-\d\d \d\d:\d\d", run.name)
+    assert set(run.tags) == {f"corpus {label}", f"dataset {result.dataset_id}", "gpt2"}
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    assert {f"look at {label}", f"train gpt2 1x16 on dataset {result.dataset_id}"} <= {task.name for task in tasks}
+
+
+def test_a_log_has_facts_and_no_machinery(again: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.clear()
+    result = pretrain(again)
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("prefect.")]
+    assert any(str(result.model_dir) in line and f"{result.valid_loss:.4f}" in line for line in lines)
+    assert not [line for line in lines if "hook" in line.lower() or "Finished in state Cached" in line]
 
 
 def artifacts(key: str) -> list[Artifact]:
@@ -204,3 +240,18 @@ def test_results_are_json_never_pickle_failures_too(again: RunConfig, tmp_path: 
     for record in records:
         content = json.loads(record.read_bytes())
         assert content.get("metadata", {}).get("serializer", {}).get("type", "json") == "json"
+
+
+def test_a_cached_run_shows_the_same_pages(again: RunConfig) -> None:
+    found = []
+    for settings in (again, again.model_copy(update={"fresh": True})):
+        pretrain(settings)
+        with get_client(sync_client=True) as client:
+            wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[last_flow_run().id]))
+            found.append({str(page.key): page for page in client.read_artifacts(artifact_filter=wanted)})
+    cached, fresh = found
+    assert PAGES <= cached.keys() <= fresh.keys()
+    assert fresh.keys() - cached.keys() <= {"losses", "training", "tokenizing"}  # live, while work is done
+    assert all(page.task_run_id for page in cached.values())
+    for key in ("data", "tokenizer", "samples"):
+        assert cached[key].data == fresh[key].data

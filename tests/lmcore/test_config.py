@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from lmcore.config import ModelConfig, RunConfig, TrainConfig
+from lmcore.config import CorpusConfig, ModelConfig, RunConfig, TrainConfig
 from lmcore.section import fingerprint, result_fields
 
 
@@ -83,3 +83,29 @@ def test_the_store_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 def test_settings_are_cheap_to_import() -> None:
     code = "import lmcore.config, sys; sys.exit('torch' in sys.modules or 'prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("corpus", "label"),
+    [
+        ({"paths": ["stdlib:"]}, "stdlib"),
+        ({"paths": ["texts/wiki/"]}, "wiki"),
+        ({"paths": ["texts/wiki/**/*.jsonl"]}, "wiki"),
+        ({"paths": ["s3://bucket/texts/?region=eu", "a.txt"]}, "texts and a.txt"),
+        ({"paths": ["a", "b"], "sources": {"web": ["x"]}}, "a and 2 more"),
+        ({"sources": {"wiki": ["x"], "web": ["y"]}}, "web and wiki"),
+        ({}, "no text"),
+    ],
+)
+def test_a_corpus_is_called_by_its_last_names(corpus: dict[str, object], label: str) -> None:
+    assert CorpusConfig.model_validate(corpus).label == label
+
+
+def test_a_folder_that_is_here_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert CorpusConfig(paths=["."]).label == tmp_path.name
+
+
+def test_a_model_is_called_by_its_shape_or_its_beginning() -> None:
+    assert RunConfig().model_label == "gpt2 6x384"
+    assert RunConfig(train=TrainConfig(init_from="models/mine")).model_label == "from mine"

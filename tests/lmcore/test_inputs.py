@@ -30,6 +30,13 @@ def test_many_changes_are_counted_and_long_values_cut(tmp_path: Path) -> None:
     assert "..., was x, c is false, was true and 2 more (last made " in said
 
 
+def test_hashes_are_not_shown(tmp_path: Path) -> None:
+    remember("train", inputs(tmp_path, weights="0" * 32, run="a"))
+    assert what_changed("train", inputs(tmp_path, weights="1" * 32, run="b")).startswith(
+        "run is b, was a, weights changed"
+    )
+
+
 def test_the_same_inputs_again_are_said_to_be_so(tmp_path: Path) -> None:
     assert what_changed("train", inputs(tmp_path, a=1)) == "nothing of its kind is in this store yet"
     remember("train", inputs(tmp_path, a=1))

@@ -13,8 +13,18 @@ import lmcore.report
 from lmcore.config import SampleConfig
 from lmcore.dataset import Blocks
 from lmcore.errors import StoreError
+from lmcore.evaluate import Score
 from lmcore.metrics import Row, read_metrics
-from lmcore.report import Report, data_page, data_sections, report
+from lmcore.report import (
+    Report,
+    data_page,
+    data_sections,
+    evaluation_rows,
+    report,
+    run_page,
+    samples_page,
+    tokenizer_page,
+)
 from tests.conftest import Prepared, Trained, train_and_evaluate
 
 SAMPLE = SampleConfig(tokens=20)
@@ -198,3 +208,39 @@ def test_the_keys_of_the_golden_manifest_are_those_of_a_real_one(prepared: Prepa
 
 def test_a_missing_run_leaves_no_report(tmp_path: Path) -> None:
     assert Report.load(tmp_path) is None
+
+
+def test_the_page_of_a_dataset_counts_its_sources(mixed: Prepared) -> None:
+    text = data_page(mixed.dataset)
+    rows = [line.split(" | ") for line in text[text.index("## Sources") :].splitlines() if line.startswith("| w")]
+    assert [row[0] for row in rows] == ["| web", "| wiki"]
+    totals = [sum(int(row[column].strip(" |").replace(",", "")) for row in rows) for column in (2, 3)]
+    dataset = mixed.dataset
+    assert totals == [dataset.documents + dataset.validation_documents, dataset.tokens + dataset.validation_tokens]
+
+
+def test_the_page_of_a_tokenizer_says_what_it_is_and_how_it_fits(prepared: Prepared) -> None:
+    text = tokenizer_page(prepared.dataset)
+    assert text.startswith(f"# Tokenizer {prepared.tokenizer.id}\n")
+    assert f"| seen bytes | {prepared.tokenizer.seen_bytes:,} |" in text
+    assert f"| vocab size | {prepared.tokenizer.vocab_size} |" in text
+    assert "bytes per token" in text
+
+
+def test_the_page_of_a_run_says_where_it_is(trained: Trained) -> None:
+    text = run_page(trained.training)
+    assert f"\n{trained.run.folder}\n" in text
+    assert f"tensorboard --logdir {trained.run.folder.parent}\n" in text
+    assert "| 20 | " in text
+
+
+def test_the_evaluation_has_a_row_for_all_text_and_for_each_source(trained: Trained) -> None:
+    score = Score(documents=1000, tokens=2000, text_bytes=10, nats=2000.0)
+    first, *others = evaluation_rows(trained.evaluation.model_copy(update={"sources": {"web": score}}))
+    assert first["nats per token"] == f"{trained.evaluation.nats_per_token:.4f}"
+    assert [(row["text"], row["documents"], row["perplexity"]) for row in others] == [("web", "1,000", "2.72")]
+
+
+def test_the_page_of_samples_cannot_be_broken_by_them(tmp_path: Path) -> None:
+    found = Report(folder=tmp_path / "run", about="", samples=["a ```` b", "# c"], warnings=[], hashes={})
+    assert samples_page(found) == "# Samples of run\n\n`````text\na ```` b\n`````\n\n```text\n# c\n```\n"

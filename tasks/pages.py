@@ -1,0 +1,43 @@
+"""What the Prefect UI shows of a run besides its states: artifacts of what a task made or found again, and tags.
+
+An artifact has the same key in each run, so that its page shows the history.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from prefect import Task
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
+
+_log = logging.getLogger(__name__)
+
+Page = Callable[[Any], list[Artifact]]
+"""The artifacts that show a task's result."""
+
+
+def shown(page: Page) -> Callable[[Task[..., Any], TaskRun, State[Any]], None]:
+    """A task's hook on_completion that publishes its page; a result from the cache is shown like a new one.
+
+    What goes wrong here costs the page, never the run.
+    """
+
+    def show(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> None:
+        for artifact in page(state.result()):
+            named = {"task_run_id": task_run.id, "flow_run_id": task_run.flow_run_id}
+            artifact.model_copy(update=named).create()
+
+    return show
+
+
+def tag_run(*tags: str) -> None:
+    """Add tags to the flow run, to find it by; a server that does not take them costs the tags only."""
+    try:
+        with get_client(sync_client=True) as client:
+            known = client.read_flow_run(flow_run.id).tags
+            client.update_flow_run(flow_run.id, tags=[*known, *(tag for tag in tags if tag not in known)])
+    except Exception as error:
+        _log.debug("tags %s not added: %s", tags, error)
