@@ -15,7 +15,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class TrainConfig(Section):
     """The training loop."""
 
-    model_config = ConfigDict(title="Training")
+    model_config = ConfigDict(title="Training settings")  # equal to the field's, pydantic would leave both out of forms
 
     # How long
     max_steps: int = Field(0, ge=0, le=1_000_000_000)

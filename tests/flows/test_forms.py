@@ -30,7 +30,10 @@ def schema_of(flow: Flow[..., Any]) -> Schema:
 def leaves(schema: Schema, node: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
     """Every setting that is no group, and every group."""
     if "$ref" in node:
+        # The form draws the title beside the reference, or else the name; never the definition's own.
+        shown = node.get("title", path.rpartition(".")[2].replace("_", " ").capitalize())
         node = {**schema["definitions"][node["$ref"].rpartition("/")[2]], **node}
+        assert path == "config" or node["title"] == shown, f"{path} is titled {shown} in the form"
     yield path, node
     for name, field in node.get("properties", {}).items():
         yield from leaves(schema, field, f"{path}.{name}".lstrip("."))

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from flows.prepare_data import prepare_data
 from flows.pretrain import Pretrained, pretrain
 from lmcore.config import RunConfig
-from lmcore.errors import CorpusError
+from lmcore.errors import ConfigError, CorpusError
 from tests.conftest import tiny_config, write_corpus
 
 pytestmark = pytest.mark.flows
@@ -168,6 +168,15 @@ def test_a_missing_corpus_fails_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(CorpusError, match=r"nowhere does not exist"):
         pretrain(config)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_flow_keeps_to_the_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/link").symlink_to(write_corpus(tmp_path / "elsewhere"))
+    monkeypatch.setenv("LM_DATA_ROOTS", str(tmp_path / "data"))
+    with pytest.raises(ConfigError, match=r"corpus.paths: .*link leads to .*elsewhere, which is outside the places"):
+        pretrain(tiny_config(tmp_path / "data/link", tmp_path / "data/store"))
+    assert not (tmp_path / "data/store").exists()
 
 
 def is_wanted(text: str) -> bool:
