@@ -5,7 +5,7 @@ export CORPUS
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check serve clean
+.PHONY: help demo test check story serve clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -28,6 +28,9 @@ check: .venv/.installed ## lint, types and import walls
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+story: .venv/.installed ## four weeks of a model that is trained again by itself, in minutes
+	@$(BIN)/python -m tests.story
 
 serve: .venv/.installed ## Prefect server and the flows' deployments, on this machine only
 	@$(BIN)/python -m deployments.serve

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.cli import load_config
+from lmcore.retraining import RetrainConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -16,4 +17,17 @@ def presets() -> dict[str, dict[str, Any]]:
     return {
         path.stem: load_config(path).model_dump(mode="json", exclude={"store"})
         for path in sorted(CONFIGS.glob("*.toml"))
+    }
+
+
+def retrain_presets() -> dict[str, dict[str, Any]]:
+    """The same for the flow retrain, which nobody watches: files that are still being copied are left for next time.
+    The schedule keeps a trunk, so that retraining.start may name it."""
+    found = presets()
+    for settings in found.values():
+        settings["train"]["schedule"] = "wsd"
+        settings["corpus"]["settle_seconds"] = 60.0
+    return {
+        name: RetrainConfig.model_validate(settings).model_dump(mode="json", exclude={"store"})
+        for name, settings in found.items()
     }

@@ -30,6 +30,8 @@ def main() -> None:
     port = int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)  # the UI asks for the API where this says
     os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"
+    # Else any page in a browser on this machine may read what the API answers.
+    os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", f"http://{_HOST}:{port},http://localhost:{port}")
     # Else a server that is started again forgets who holds a slot, and the slot is taken for ever.
     os.environ.setdefault(
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
@@ -89,18 +91,22 @@ def _serve_deployments() -> None:
     from deployments.automations import create_automations
     from deployments.leftovers import start_leftovers_again
     from deployments.limits import create_limits
-    from deployments.presets import presets
+    from deployments.presets import presets, retrain_presets
+    from flows.champion import promote_version, rollback_champion, versions
     from flows.prepare_data import prepare_data
     from flows.pretrain import pretrain
+    from flows.retrain import retrain
 
     create_limits()
     create_automations()
     start_leftovers_again()
     deployments: list[Any] = [
         flow.to_deployment(name, parameters={"config": settings}, tags=["lm", name], description=flow.description)
-        for flow in (pretrain, prepare_data)
-        for name, settings in presets().items()
+        for flow, found in ((pretrain, presets()), (prepare_data, presets()), (retrain, retrain_presets()))
+        for name, settings in found.items()
     ]
+    buttons: list[Any] = [rollback_champion, promote_version, versions]
+    deployments += [flow.to_deployment("model", tags=["lm"], description=flow.description) for flow in buttons]
     serve(*deployments)
 
 

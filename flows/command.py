@@ -11,16 +11,17 @@ from prefect import Flow
 from prefect.exceptions import CancelledRun
 
 from lmcore import cli
+from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
 
 
-def run_command(flow: Flow[..., Any], about: str) -> None:
-    """Run ``flow``, whose result has a ``summary()``; a deliberate error is one line and status 1."""
-    cli.main(lambda: _run(flow, about))
+def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunConfig) -> None:
+    """Run ``flow`` with settings of a kind; its result has a ``summary()``. A deliberate error is one line."""
+    cli.main(lambda: _run(flow, about, kind))
 
 
-def _run(flow: Flow[..., Any], about: str) -> None:
-    config = cli.parse(sys.argv[1:], f"python -m flows.{flow.name}", about)
+def _run(flow: Flow[..., Any], about: str, kind: type[RunConfig]) -> None:
+    config = cli.parse(sys.argv[1:], f"python -m flows.{flow.name}", about, kind)
     try:
         outcome: Any = flow(config)
     except CancelledRun as stop:

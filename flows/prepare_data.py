@@ -68,24 +68,26 @@ class PreparedData(BaseModel):
         )
 
 
-def prepare(config: RunConfig, stages: Stages) -> tuple[Dataset, TokenizerInfo, Path]:
-    """The stages that both flows share: dataset, tokenizer, and the store they are in."""
+def prepare(
+    config: RunConfig, stages: Stages, known: TokenizerInfo | None = None
+) -> tuple[Dataset, TokenizerInfo, Path]:
+    """The stages that all flows share: dataset, tokenizer (``known``, or by the settings), and their store."""
     quiet_prefect()
     tie_ends()
     if config.corpus.filter and deployment.id:
         raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")
     corpus, store = stages.run(look_at_corpus, config)
-    trained = stages.run(tokenizer, config, corpus, store)
+    trained = known or stages.run(tokenizer, config, corpus, store)
     dataset = stages.run(tokenization, config, corpus, trained, store)
     tag_run(f"corpus {config.corpus.label}", f"dataset {dataset.id}")
     return dataset, trained, store
 
 
-def named(what: Callable[[RunConfig], str]) -> Callable[[], str]:
-    """A flow's run name: what it does, on which corpus, when."""
+def named(what: Callable[[Any], str], kind: type[RunConfig] = RunConfig) -> Callable[[], str]:
+    """A name for the runs of a flow whose settings are of this kind: what it does, on which corpus, when."""
 
     def name() -> str:
-        config = RunConfig.model_validate(flow_run.parameters["config"])
+        config = kind.model_validate(flow_run.parameters["config"])
         return f"{what(config)} on {config.corpus.label} {datetime.now():%Y-%m-%d %H:%M}"
 
     return name

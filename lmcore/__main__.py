@@ -4,13 +4,21 @@
     pretrain [flags]         the same, then train, evaluate, export and report
     train RUN_FOLDER         start or continue the training of one run (what the pipeline calls for every training)
     generate MODEL [flags]   what a model writes; MODEL is an exported folder, a run or a checkpoint
+    evaluate MODEL [flags]   how well any model that transformers opens predicts text, in bits per byte
     plot RUN [RUN ...]       the losses of runs in one picture
     ledger DATASET           where every byte of its corpus went, and the pieces that were left out
     verify DATASET           read every byte of it again; exit status 1 if anything is wrong
+    verify MODEL             the same of a version, its receipt and everything it names, down to the corpus
     repair DATASET           encode its damaged chunks again
-    seen-by DOCUMENT         the datasets and runs that hold a document (a hash of 16 digits, or a file with its text)
+    seen-by DOCUMENT         the datasets, runs and versions that hold a document (16 hexadecimal digits, or a file)
+    models NAME              the versions of a model, its champion and its history
+    promote MODEL [flags]    make a version the champion; rollback NAME [--to v0001] takes that back
+    diff MODEL MODEL         in what two versions differ
+    replay MODEL             train a version again and compare losses and weights
+    prune NAME --keep N      remove old versions, never the champion
 
-DATASET is an id, RUN a name or a folder; --store says where (default: LM_STORE, else ./store).
+DATASET is an id, RUN a name or a folder, MODEL is NAME/v0001 or NAME for its champion; --store says where (default:
+LM_STORE, else ./store).
 
 The last line on standard output is one JSON object. A command that was stopped (SIGTERM, train.max_minutes) ends with
 status 75, and the same command continues.
@@ -28,7 +36,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lmcore import cli
+from lmcore import cli, registry_cli
 from lmcore.config import RunConfig, SampleConfig, default_store
 from lmcore.errors import StoppedError
 
@@ -42,11 +50,18 @@ def main() -> None:
         "pretrain": _pretrain,
         "train": _train,
         "generate": _generate,
+        "evaluate": _evaluate,
         "plot": _plot,
         "ledger": _ledger,
         "verify": _verify,
         "repair": _repair,
         "seen-by": _seen_by,
+        "models": registry_cli.models,
+        "promote": registry_cli.promote_version,
+        "rollback": registry_cli.roll_back,
+        "diff": registry_cli.diff_versions,
+        "replay": registry_cli.replay_version,
+        "prune": registry_cli.prune_versions,
     }
     verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     if verb not in verbs:
@@ -56,14 +71,14 @@ def main() -> None:
 
 
 def _tokenize(arguments: list[str]) -> None:
-    config = cli.parse(arguments, "python -m lmcore tokenize", "Corpus to shards.")
+    config: RunConfig = cli.parse(arguments, "python -m lmcore tokenize", "Corpus to shards.")
     dataset, tokenizer, _ = _prepare(config)
     figures = {"skipped_bytes": dataset.skipped_bytes, "unaccounted_bytes": dataset.unaccounted_bytes}
     print(json.dumps({"dataset_id": dataset.id, "tokenizer_id": tokenizer.id, **figures}))
 
 
 def _pretrain(arguments: list[str]) -> None:
-    config = cli.parse(arguments, "python -m lmcore pretrain", "Corpus to a trained model.")
+    config: RunConfig = cli.parse(arguments, "python -m lmcore pretrain", "Corpus to a trained model.")
 
     from lmcore.dataset import build_dataset
     from lmcore.evaluate import evaluate
@@ -140,8 +155,11 @@ def _in_a_line(path: str) -> str:
 
 
 def _verify(arguments: list[str]) -> None:
-    name, store = _named("verify", "dataset", arguments)
+    name, store = _named("verify", "dataset_or_version", arguments)
     from lmcore.audit import find_dataset, problems
+
+    if not any((folder / "manifest.json").is_file() for folder in (store / "datasets" / name, Path(name))):
+        registry_cli.verify_version(store, name)
 
     dataset = find_dataset(store, name)
     found = list(problems(dataset))
@@ -186,6 +204,31 @@ def _generate(arguments: list[str]) -> None:
     print(json.dumps({"model": name, "samples": samples}, ensure_ascii=False))
 
 
+def _evaluate(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lmcore evaluate")
+    parser.add_argument("model", help="an exported or other transformers folder, a run's folder or name, a checkpoint")
+    parser.add_argument("--corpus", nargs="+", default=[], help="new text: files, folders, globs; each is a source")
+    parser.add_argument("--dataset", help="old text: the validation documents of a dataset of any tokenizer, by its id")
+    parser.add_argument("--block-size", type=int, default=0, help="tokens in a window (default: the model's context)")
+    parser.add_argument("--out", type=Path, help="write the score of every document to this Arrow file")
+    parser.add_argument("--store", type=Path, default=default_store())
+    options = parser.parse_args(arguments)
+    store = options.store.expanduser()
+
+    from lmcore.audit import find_dataset
+    from lmcore.run import find_folder
+    from lmcore.scoring import labelled, score_texts
+
+    dataset = find_dataset(store, options.dataset) if options.dataset else None
+    folder = find_folder(store, options.model)
+    scores = score_texts(folder, labelled(dataset, options.corpus), block_size=options.block_size)
+    if options.out:
+        scores.save(options.out.expanduser())
+    figures = scores.figures()
+    _log.info("%s", scores.table())
+    print(json.dumps({"model": options.model, **figures}, ensure_ascii=False))
+
+
 def _plot(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m lmcore plot")
     parser.add_argument("runs", nargs="+", help="a run's folder or name")
@@ -208,9 +251,9 @@ def _seen_by(arguments: list[str]) -> None:
     found = list(seen_by(store, hashes))
     for kind, holder, split in found:
         print(f"{kind} {holder} ({split})")
-    names = {kind: [holder for other, holder, _ in found if other == kind] for kind in ("dataset", "run", "unreadable")}
-    figures = {"datasets": names["dataset"], "runs": names["run"], "unreadable": names["unreadable"]}
-    print(json.dumps({"document": f"{hashes[''][0]:016x}", **figures}))
+    kinds = {"dataset": "datasets", "run": "runs", "version": "versions", "unreadable": "unreadable"}
+    names = {plural: [holder for other, holder, _ in found if other == kind] for kind, plural in kinds.items()}
+    print(json.dumps({"document": f"{hashes[''][0]:016x}", **names}))
 
 
 def _train(arguments: list[str]) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from lmcore.encoding import QUARANTINE
-from lmcore.errors import CorpusError, LMError, StoreError
+from lmcore.errors import CorpusError, LMError, RegistryError, StoreError
+from lmcore.exclusions import HASH
+from lmcore.registry import models, versions
 from lmcore.shards import SPLITS, Shard, damage_named, shard_path
 from lmcore.store import hash_text, open_sealed, read_manifest
 from lmcore.tokenization import dataset_id, remake
@@ -137,7 +139,7 @@ def ledger_by_file(dataset: Path) -> list[dict[str, Any]]:
         files.setdefault(path, Counter()).update(figures)
 
     for file in manifest.get("inputs", []):
-        add(**file)
+        add(**{name: value for name, value in file.items() if name != "blake3"})
     for span in (span for entry in manifest["chunks"] for span in entry["spans"]):
         add(span["path"], **{name: span.get(name, 0) for name in _ACCOUNT})
     for skip in manifest["ledger"]["skips"]:
@@ -153,7 +155,7 @@ def document_hashes(text_or_hash: str) -> dict[str, list[int]]:
         content = path.read_bytes()
         texts = (content.removesuffix(b"\n").removesuffix(b"\r"), content)
         return {form: [hash_text(_normalized(text, form)) for text in texts] for form in ("", "NFC", "NFKC")}
-    if not re.fullmatch("[0-9a-fA-F]{16}", text_or_hash):
+    if not re.fullmatch(HASH, text_or_hash):
         raise CorpusError(f"{text_or_hash} is neither a document hash (16 hexadecimal digits) nor a file")
     return {form: [int(text_or_hash, 16)] for form in ("", "NFC", "NFKC")}
 
@@ -163,7 +165,7 @@ def _normalized(utf8: bytes, form: Any) -> bytes:
 
 
 def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, str, str]]:
-    """("dataset", id, split) and ("run", name, split) of everything in the store that holds a document.
+    """("dataset", id, split), ("run", name, split) and ("version", name, split) of all that holds a document.
 
     ("unreadable", id, what is wrong) of a dataset that may hold it too, and cannot say.
     """
@@ -186,3 +188,7 @@ def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, 
             name = json.loads(config.read_bytes())["identity"]["dataset_id"]
             if name in holders:
                 yield "run", config.parent.name, holders[name]
+    for version in (version for model in models(store) for version in versions(store, model)):
+        with suppress(RegistryError, LookupError):
+            if (name := version.receipt()["dataset"]["id"]) in holders:
+                yield "version", str(version), holders[name]

@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import re
 import signal
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import (
@@ -23,6 +24,8 @@ from pydantic_settings import (
 from lmcore.config import RunConfig, SampleConfig
 from lmcore.errors import ConfigError, LMError, StoppedError
 
+Settings = TypeVar("Settings", bound=RunConfig)
+
 ERROR_PREFIX = "error: "
 """Begins the message of a deliberate error; a parent process finds it by this."""
 STOPPED_STATUS = 75
@@ -33,20 +36,26 @@ _PATHS = {"--corpus.paths": "paths", "--corpus.validation_paths": "validation_pa
 _OF_THE_FILES_CORPUS = ("include", "exclude", "document")
 
 
-def load_config(path: Path) -> RunConfig:
+def load_config(path: Path, kind: type[Settings] = RunConfig) -> Settings:  # type: ignore[assignment]
     """The settings of a TOML file. Raises ConfigError that names the file and the field."""
     try:
-        return RunConfig.model_validate(_read_toml(path))
+        return kind.model_validate(_read_toml(path))
     except ValidationError as error:
         raise ConfigError(_explain(error, str(path))) from None
 
 
-def parse(arguments: list[str], program: str, about: str) -> RunConfig:
-    """Settings from ``--config FILE.toml`` and flags such as ``--train.max_steps 200``, which go first.
+def parse(
+    arguments: list[str],
+    program: str,
+    about: str,
+    kind: type[Settings] = RunConfig,  # type: ignore[assignment]
+) -> Settings:
+    """Settings of a kind from ``--config FILE.toml`` and flags such as ``--train.max_steps 200``, which go first.
 
     ``--corpus.paths`` also puts include, exclude and document back to their defaults, since those of the file
     describe the file's own corpus. Raises ConfigError; exits with help on --help and on an unknown flag.
     """
+    arguments = [_underscored(argument) for argument in arguments]
     taken, arguments = _take(("--config", *_PATHS), arguments)
     path = Path(taken["--config"][-1]) if "--config" in taken else None
     paths = {
@@ -59,7 +68,7 @@ def parse(arguments: list[str], program: str, about: str) -> RunConfig:
             corpus = {name: value for name, value in corpus.items() if name not in _OF_THE_FILES_CORPUS}
         content["corpus"] = corpus | paths
 
-    class CommandLine(BaseSettings, RunConfig):
+    class CommandLine(BaseSettings, kind):  # type: ignore[misc,valid-type]
         model_config = SettingsConfigDict(cli_implicit_flags=True)
 
         @classmethod
@@ -89,7 +98,7 @@ def parse(arguments: list[str], program: str, about: str) -> RunConfig:
             f"command line: {error}. A name with a comma, or one that begins with [ or {{, stands in quotes and "
             """brackets: --corpus.exclude '["[a-z]*"]'; one with a quote in it, in the --config file"""
         ) from None
-    return RunConfig.model_validate(settings.model_dump())
+    return kind.model_validate(settings.model_dump())
 
 
 def sample_settings(options: dict[str, Any]) -> SampleConfig:
@@ -148,6 +157,13 @@ def _take(flags: tuple[str, ...], arguments: list[str]) -> tuple[dict[str, list[
         else:
             rest.append(argument)
     return found, rest
+
+
+def _underscored(argument: str) -> str:
+    """--fresh-tokenizer is --fresh_tokenizer; values stay as they are, and so does the beginning of --no-fresh."""
+    flag, equals, value = argument.partition("=")
+    parts = re.fullmatch("(--(?:no-)?)(.+)", flag)
+    return f"{parts[1]}{parts[2].replace('-', '_')}{equals}{value}" if parts else argument
 
 
 def _paths(value: str) -> list[str]:

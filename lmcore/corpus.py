@@ -22,6 +22,7 @@ from typing import Any
 from lmcore.compression import compression_of
 from lmcore.config import DEFAULT_SOURCE, STANDARD_LIBRARY, CorpusConfig, RunConfig
 from lmcore.errors import ConfigError, CorpusError
+from lmcore.exclusions import excluded_hashes
 from lmcore.index import Index
 from lmcore.inputs import remember_files
 from lmcore.ledger import Skip
@@ -169,7 +170,11 @@ def anchored(config: CorpusConfig) -> CorpusConfig:
 
     sources = {name: absolute(paths) for name, paths in config.sources.items()}
     paths = {name: absolute(getattr(config, name)) for name in ("paths", "validation_paths")}
-    return config.model_copy(update={"sources": sources, **paths})
+    return config.model_copy(update={"sources": sources, **paths, "exclude_documents": _excluded(config)})
+
+
+def _excluded(config: CorpusConfig) -> list[str]:
+    return [f"{value:016x}" for value in excluded_hashes(config)]
 
 
 def describe(found: Scan, config: CorpusConfig) -> Corpus:
@@ -178,6 +183,7 @@ def describe(found: Scan, config: CorpusConfig) -> Corpus:
         **reading(config),
         # What is left out is not trained on, by a tokenizer either.
         **config.model_dump(include={"min_bytes", "max_bytes", "deduplicate"}, exclude_defaults=True),
+        **({"exclude_documents": _excluded(config)} if config.exclude_documents else {}),
         "validation": "files" if config.validation_paths else config.validation_fraction,
     }
 

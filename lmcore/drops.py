@@ -1,8 +1,8 @@
 """Which documents of a dataset are left out, and why: lists of rows in the manifest, so that shards never depend
 on each other or on a filter, and changing a filter encodes nothing.
 
-Every document is left out for one reason, the first of: validation_text, too_short, too_long_for_max_bytes,
-duplicate.
+Every document is left out for one reason, the first of: excluded, validation_text, too_short,
+too_long_for_max_bytes, duplicate.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore.config import CorpusConfig
+from lmcore.exclusions import excluded_hashes
 from lmcore.shards import SPLITS, Shard, shard_path
 
 Rows = npt.NDArray[Any]
@@ -23,12 +24,14 @@ def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: P
     Of documents with the same text the first in that order stays. Returns documents and text bytes by reason.
     """
     left_out: dict[str, dict[str, int]] = {}
+    excluded = np.array(excluded_hashes(config), np.uint64)
     held_out = hashes(entries, store, "validation") if config.validation_paths else np.empty(0, np.uint64)
     for split in SPLITS:
         first = _firsts(entries, store, split, config) if config.deduplicate else None
         for number, entry in enumerate(entries):
             shard = _shard(entry, store, split)
             reasons = {
+                "excluded": np.isin(shard.hashes, excluded),
                 "validation_text": np.isin(shard.hashes, held_out) if split == "train" else None,
                 "too_short": shard.text_bytes < config.min_bytes,
                 "too_long_for_max_bytes": shard.text_bytes > config.max_bytes,

@@ -9,6 +9,7 @@
     |   +-- FormatError    it is of a newer format
     |   +-- NoSpaceError   the disk under the store is full
     +-- RunError           a run is locked, or what it was started with has changed
+    +-- RegistryError      a model or version is not there, or another promotion was first
     +-- StoppedError       a signal asked for the end; the same command continues
     +-- TrainingError      the training process or the loss broke
         +-- TrainingKilledError   it was ended by a signal: the one LMError worth a retry
@@ -65,6 +66,10 @@ class NoSpaceError(StoreError):
 
 class RunError(LMError):
     """A run is locked by another process, or continues under changed conditions."""
+
+
+class RegistryError(LMError):
+    """A model or a version is not there, the gate refused it, or another promotion was first."""
 
 
 class TrainingError(LMError):

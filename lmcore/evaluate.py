@@ -5,21 +5,24 @@ EOS is predicted exactly once. Bits per byte divide by the UTF-8 bytes of the or
 different tokenizers compare.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from lmcore.checkpoint import trained_model, weights_hash
 from lmcore.device import autocast, choose_device, choose_precision
 from lmcore.distributed import Ranks
+from lmcore.loss import token_cross_entropy, token_nats
+from lmcore.model import has_plain_head
 from lmcore.run import Run
+from lmcore.scores import Score
 from lmcore.store import Record
 from lmcore.stream import IGNORED_LABEL, TokenStream, source_names
 from lmcore.training_config import Precision
@@ -28,43 +31,18 @@ _SORTED_BATCHES = 64
 """Windows of this many batches are sorted by length together, so that little padding is computed."""
 
 _TOKENS_AT_ONCE = 8192
-"""Whose logits are there together, as fp32."""
+"""In a batch; where the model's logits are whole, they are there together as fp32."""
 
-Window = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+_ROWS_AT_ONCE, _CHUNK_TOKENS = 128, 2048
+"""Windows in a batch and tokens whose logits are there together, for any model."""
 
+Window = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
+"""Inputs, labels, and the number of the document."""
 
-@dataclass(frozen=True)
-class Score:
-    """The outcome of scoring some documents."""
+Document = tuple[npt.NDArray[Any], int, int]
+"""Ids with EOS at the end, UTF-8 bytes of the text, hash."""
 
-    documents: int = 0
-    tokens: int = 0
-    """Ids that were predicted: those of the documents and an EOS for each."""
-    text_bytes: int = 0
-    nats: float = 0.0
-
-    def __add__(self, other: "Score") -> "Score":
-        return Score(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
-
-    @classmethod
-    def of(cls, figures: torch.Tensor) -> "Score":
-        """From its fields as numbers."""
-        documents, tokens, text_bytes, nats = figures.tolist()
-        return cls(int(documents), int(tokens), int(text_bytes), nats)
-
-    @property
-    def nats_per_token(self) -> float:
-        return self.nats / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nats per token); infinite where that is beyond a float."""
-        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits for the whole text, its EOS included, over the bytes of the text."""
-        return self.nats / math.log(2) / self.text_bytes
+Numbers = npt.NDArray[np.int64]
 
 
 class Evaluation(Record):
@@ -108,6 +86,16 @@ def evaluate(run: Run, checkpoint: Path) -> Evaluation:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Figures by document, in the order in which they were given."""
+
+    hashes: npt.NDArray[np.uint64]
+    nats: npt.NDArray[np.float64]
+    tokens: npt.NDArray[np.int64]
+    text_bytes: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Scorer:
     """Scores documents with a model as it is at the time of the call."""
 
@@ -117,6 +105,8 @@ class Scorer:
     block_size: int
     batch_size: int
     eos_id: int
+    chunk_tokens: int = 0
+    """Whose logits are there at once, for a model that does nothing to them; 0: those of a whole batch."""
 
     @classmethod
     def of_run(cls, run: Run, model: torch.nn.Module) -> Self:
@@ -133,64 +123,90 @@ class Scorer:
             eos_id=run.tokenizer_info.eos_id,
         )
 
+    @classmethod
+    def of_model(cls, model: PreTrainedModel, block_size: int, eos_id: int, precision: Precision) -> Self:
+        """Scores with any model, whose logits are never there all at once if it does nothing to them."""
+        return cls(
+            model=model,
+            device=model.device,
+            precision=precision,
+            block_size=block_size,
+            batch_size=_ROWS_AT_ONCE,
+            eos_id=eos_id,
+            chunk_tokens=_CHUNK_TOKENS if has_plain_head(model) else 0,
+        )
+
+    def __call__(self, documents: Iterable[Document]) -> Score:
+        """Score documents, at least one."""
+        found = self.each(documents)
+        sums = (column.sum() for column in (found.tokens, found.text_bytes, found.nats))
+        return Score.of([len(found.nats), *sums])
+
     @torch.no_grad()
-    def __call__(self, documents: Iterable[tuple[npt.NDArray[Any], int, int]]) -> Score:
-        """Score (ids with EOS at the end, text bytes, hash) of documents, at least one."""
-        count = text_bytes = tokens = 0
-        nats = torch.zeros((), dtype=torch.float64)
+    def each(self, documents: Iterable[Document]) -> Scored:
+        """Score documents one by one, in windows of many at once."""
+        about: list[tuple[int, int, int]] = []
 
         def windows() -> Iterator[Window]:
-            nonlocal count, text_bytes
-            for ids, document_bytes, _ in documents:
-                count += 1
-                text_bytes += document_bytes
-                yield from self._windows(ids)
+            for ids, text_bytes, hash_ in documents:
+                about.append((len(ids), text_bytes, hash_))
+                yield from self._windows(ids, len(about) - 1)
 
         was_training = self.model.training
         self.model.eval()
-        for inputs, labels in self._batches(windows()):
-            tokens += int((labels != IGNORED_LABEL).sum())
-            nats += self._nats(inputs.to(self.device), labels.to(self.device)).cpu()
+        numbers, nats = [np.empty(0, np.int64)], [np.empty(0)]
+        for inputs, labels, rows in self._batches(windows()):
+            nats.append(self._nats(inputs.to(self.device), labels.to(self.device)))
+            numbers.append(rows)
         self.model.train(was_training)
-        return Score(documents=count, tokens=tokens, text_bytes=text_bytes, nats=nats.item())
-
-    def _nats(self, inputs_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-        with autocast(self.precision, self.device):
-            logits_BTV = self.model(input_ids=inputs_BT, use_cache=False).logits
-        losses = cross_entropy(
-            logits_BTV.float().flatten(0, 1),
-            labels_BT.flatten(),
-            ignore_index=IGNORED_LABEL,
-            reduction="none",
+        tokens, text_bytes, hashes = (list(column) for column in zip(*about, strict=True)) if about else ([], [], [])
+        return Scored(
+            hashes=np.array(hashes, np.uint64),
+            nats=np.bincount(np.concatenate(numbers), np.concatenate(nats), len(about)).astype(np.float64),
+            tokens=np.array(tokens, np.int64),
+            text_bytes=np.array(text_bytes, np.int64),
         )
-        return losses.cpu().double().sum()
 
-    def _windows(self, ids: npt.NDArray[Any]) -> Iterator[Window]:
+    def _nats(self, inputs_BT: torch.Tensor, labels_BT: torch.Tensor) -> npt.NDArray[np.float64]:
+        """The sum of every row."""
+        with autocast(self.precision, self.device):
+            losses_N = self._losses(inputs_BT, labels_BT.flatten())
+        sums: npt.NDArray[np.float64] = losses_N.cpu().double().view(inputs_BT.shape).sum(dim=1).numpy()
+        return sums
+
+    def _losses(self, inputs_BT: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        model: Any = self.model
+        if not self.chunk_tokens:
+            logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
+            return token_cross_entropy(logits_BTV.flatten(0, 1), labels_N)
+        hidden_BTC = model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
+        head = model.get_output_embeddings()
+        return token_nats(hidden_BTC.flatten(0, 1), head.weight, head.bias, labels_N, self.chunk_tokens)
+
+    def _windows(self, ids: npt.NDArray[Any], number: int) -> Iterator[Window]:
         sequence = np.concatenate([[self.eos_id], ids.astype(np.int64)])
         for start in range(0, len(ids), self.block_size):
             piece = sequence[start : start + self.block_size + 1]
-            yield piece[:-1], piece[1:]
+            yield piece[:-1], piece[1:], number
 
-    def _batches(self, windows: Iterator[Window]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        waiting: list[Window] = []
-        for window in windows:
-            waiting.append(window)
-            if len(waiting) == _SORTED_BATCHES * self.batch_size:
-                yield from self._padded(waiting)
-                waiting = []
-        yield from self._padded(waiting)
+    def _batches(self, windows: Iterator[Window]) -> Iterator[tuple[torch.Tensor, torch.Tensor, Numbers]]:
+        while waiting := list(islice(windows, _SORTED_BATCHES * self.batch_size)):
+            waiting.sort(key=lambda window: -len(window[0]))
+            while waiting:
+                rows = max(1, min(self.batch_size, _TOKENS_AT_ONCE // len(waiting[0][0])))
+                yield self._padded(waiting[:rows])
+                del waiting[:rows]
 
-    def _padded(self, windows: list[Window]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        windows.sort(key=lambda window: -len(window[0]))
-        for start in range(0, len(windows), self.batch_size):
-            batch = windows[start : start + self.batch_size]
-            shape = (len(batch), len(batch[0][0]))
-            inputs = np.full(shape, self.eos_id, dtype=np.int64)
-            labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
-            for row, (window_inputs, window_labels) in enumerate(batch):
-                inputs[row, : len(window_inputs)] = window_inputs
-                labels[row, : len(window_labels)] = window_labels
-            yield torch.from_numpy(inputs), torch.from_numpy(labels)
+    def _padded(self, windows: list[Window]) -> tuple[torch.Tensor, torch.Tensor, Numbers]:
+        """Windows, the longest first, as inputs and labels (B, T) and the numbers of their documents."""
+        shape = (len(windows), len(windows[0][0]))
+        inputs = np.full(shape, self.eos_id, dtype=np.int64)
+        labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+        for row, (window_inputs, window_labels, _) in enumerate(windows):
+            inputs[row, : len(window_inputs)] = window_inputs
+            labels[row, : len(window_labels)] = window_labels
+        numbers = np.array([number for *_, number in windows], np.int64)
+        return torch.from_numpy(inputs), torch.from_numpy(labels), numbers
 
 
 class Validation:
@@ -217,7 +233,8 @@ class Validation:
         if not self._is_shared:
             return scores
         return {
-            name: Score.of(self._ranks.sum(torch.tensor(astuple(score)).double())) for name, score in scores.items()
+            name: Score.of(self._ranks.sum(torch.tensor(astuple(score)).double()).tolist())
+            for name, score in scores.items()
         }
 
 

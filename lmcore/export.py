@@ -60,26 +60,32 @@ def open_model(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
     Raises StoreError when a run has no checkpoint or what we wrote is damaged, ConfigError when it is no model that
     transformers opens, TokenizerError when it has no tokenizer or no end of text.
     """
+    folder = model_folder(folder)
     if (folder / "state.json").exists():
-        return _of_run(Run.open(folder.absolute().parents[1]), folder)
+        run = Run.open(folder.absolute().parents[1])
+        open_sealed(folder)
+        return trained_model(run, folder), run.tokenizer(), run.config.dataset.block_size
+    return _of_export(folder)
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder itself, or of a run what it trained best, or its newest checkpoint.
+
+    Raises StoreError when a run has no checkpoint.
+    """
     if not (folder / "checkpoints").is_dir():
-        return _of_export(folder)
+        return folder
     run = Run.open(folder)
     result = TrainingResult.load(run.folder)
     checkpoint = result.checkpoint if result is not None else newest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise StoreError(f"{folder} has no checkpoint yet")
-    return _of_run(run, checkpoint)
-
-
-def _of_run(run: Run, checkpoint: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
-    open_sealed(checkpoint)
-    return trained_model(run, checkpoint), run.tokenizer(), run.config.dataset.block_size
+    return checkpoint
 
 
 def _of_export(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
-    if (folder / MANIFEST).exists():
-        open_sealed(folder)
+    manifest = open_sealed(folder) if (folder / MANIFEST).exists() else {}
+    tokenizer_id = manifest.get("identity", {}).get("tokenizer_id", "")
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
     except (SafetensorError, RuntimeError, OSError, ValueError, TypeError) as error:
@@ -89,7 +95,7 @@ def _of_export(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
         ) from None
     config = model.config.get_text_config()
     special = {"eos_id": _end_of_text(folder, config), "pad_id": config.pad_token_id}
-    tokenizer = Tokenizer(folder, {"id": "", "vocab_size": config.vocab_size, **special})
+    tokenizer = Tokenizer(folder, {"id": tokenizer_id, "vocab_size": config.vocab_size, **special})
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return model, tokenizer, positions or _UNSTATED_POSITIONS
 

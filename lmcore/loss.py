@@ -28,6 +28,11 @@ def cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tens
     return functional.cross_entropy(logits_NV.float(), labels_N, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
+def token_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """Nats of every label, 0 where it is -100, in fp32 whatever the logits are."""
+    return functional.cross_entropy(logits_NV.float(), labels_N, ignore_index=IGNORED_LABEL, reduction="none")
+
+
 def linear_cross_entropy(
     hidden_NC: torch.Tensor,
     weight_VC: torch.Tensor,
@@ -47,6 +52,20 @@ def linear_cross_entropy(
     apply: Any = _ChunkedCrossEntropy.apply
     nats: torch.Tensor = apply(*parts, labels_N, chunk_tokens, wanted)
     return nats
+
+
+@torch.no_grad()
+def token_nats(
+    hidden_NC: torch.Tensor,
+    weight_VC: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_N: torch.Tensor,
+    chunk_tokens: int,
+) -> torch.Tensor:
+    """What ``linear_cross_entropy`` sums: the nats of every label, 0 where it is -100, in fp32; without gradients."""
+    hidden_NC, weight_VC, bias_V = _for_matmul((hidden_NC, weight_VC, bias_V))
+    chunks = zip(torch.split(hidden_NC, chunk_tokens), torch.split(labels_N, chunk_tokens), strict=True)
+    return torch.cat([token_cross_entropy(functional.linear(h_nC, weight_VC, bias_V), y_n) for h_nC, y_n in chunks])
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -100,7 +100,7 @@ def _opened(origin: Origin) -> PreTrainedModel:
             f"train.init_from: {origin.folder} lacks {len(missing)} of the weights of {type(model).__name__}, such as "
             f"{', '.join(map(str, missing[:3]))}"
         )
-    if _sees_ahead(model):
+    if sees_ahead(model):
         raise ConfigError(
             f"train.init_from: {type(model).__name__} in {origin.folder} sees later tokens: it is not causal"
         )
@@ -109,7 +109,7 @@ def _opened(origin: Origin) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def _sees_ahead(model: PreTrainedModel) -> bool:
+def sees_ahead(model: PreTrainedModel) -> bool:
     """True if another last token changes what comes before it, as in an encoder that is opened as a language model."""
     ids_BT = torch.arange(_few_tokens(model)).repeat(2, 1)
     ids_BT[1, -1] = 0  # unless it is so already, which one token only can be

@@ -51,11 +51,15 @@ def by_age(source: str, age: Age) -> str:
 
 
 def age_of(source: str) -> Age:
-    """Of a source of a dataset that is told apart. Raises ValueError for another."""
+    """Of a source; of one that is not told apart, all is new."""
+    return "old" if source == by_age(undated(source), "old") else "new"
+
+
+def undated(source: str) -> str:
+    """The source that a part by age is of."""
     for age in AGES:
-        if source.endswith(f" ({age})"):
-            return age
-    raise ValueError(f"source {source!r} has no age")
+        source = source.removesuffix(f" ({age})")
+    return source
 
 
 def told_apart(dataset: Dataset, earlier: Path) -> tuple[Dataset, News]:

@@ -1,4 +1,4 @@
-"""Pictures of losses: one run's for its report, or those of several runs on each other."""
+"""Pictures: losses of one run for its report, of several runs on each other, and what a gate compared."""
 
 import logging
 from collections.abc import Iterator
@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore.errors import ConfigError, StoreError
+from lmcore.gate import Comparison
 from lmcore.metrics import Row, by_step, read_metrics
 from lmcore.store import write_file
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache otherwise
 
 _COLORS = {"train": "#7da7d9", "validation": "#c0392b"}
+_VERDICTS = {True: "#2e8b57", False: "#c0392b", None: "#8a8a8a"}
+_LIMIT = "#444444"
 _MOST_POINTS = 1000
 """Of a curve. A longer one is drawn as means of neighbouring points: no more would be seen."""
 _JAPANESE_FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "Hiragino Sans", "Yu Gothic", "MS Gothic")
@@ -25,7 +28,7 @@ _JAPANESE_FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "Hiragino 
 
 def loss_picture(rows: list[Row], title: str) -> bytes:
     """Training and validation loss of one run against tokens, as PNG."""
-    with _axes() as axes:
+    with _loss_axes() as axes:
         for kind, color in _COLORS.items():
             _curve(axes, rows, kind, color=color, linewidth=1.4, label=kind)
         axes.set_title(_labels([title])[0], fontsize=10)
@@ -34,7 +37,7 @@ def loss_picture(rows: list[Row], title: str) -> bytes:
 
 def compare_losses(runs: dict[str, list[Row]]) -> bytes:
     """The losses of several runs, each in a colour of its own, as PNG: training a thin line, validation with dots."""
-    with _axes() as axes:
+    with _loss_axes() as axes:
         for number, (name, rows) in enumerate(zip(_labels(list(runs)), runs.values(), strict=True)):
             # The earlier the wider, so that runs that lie on each other are all seen.
             style = {"color": f"C{number % 10}", "linewidth": 1.2 + 1.6 * min(len(runs) - 1 - number, 2)}
@@ -42,6 +45,26 @@ def compare_losses(runs: dict[str, list[Row]]) -> bytes:
             _curve(axes, rows, "validation", **style)
             axes.plot([], [], "o-", label=name, markersize=4, **style)
         axes.set_title("pale: training loss, with dots: validation loss", fontsize=10)
+        return _png(axes)
+
+
+def comparison_picture(comparisons: list[Comparison], title: str) -> bytes:
+    """Differences in bits per byte with their confidence intervals, and what they may not pass, as PNG."""
+    with _axes(height=1.6 + 0.4 * len(comparisons)) as axes:
+        axes.axvline(0, color="black", linewidth=0.8)
+        for place, each in enumerate(comparisons):
+            color = _VERDICTS[None if each.limit is None else each.is_within]
+            axes.plot([each.low, each.high], [place, place], color=color, linewidth=2.4, solid_capstyle="butt")
+            axes.plot(each.difference, place, "o", color=color)
+            if each.limit is not None:
+                axes.plot([each.limit] * 2, [place - 0.4, place + 0.4], color=_LIMIT, linestyle="--", linewidth=1.4)
+        axes.set_yticks(range(len(comparisons)), _labels([each.name for each in comparisons]), fontsize=9)
+        axes.set_ylim(len(comparisons) - 0.4, -0.6)
+        axes.set_xlabel("challenger less champion (bits per byte): left is better")
+        axes.set_title(_labels([title])[0], fontsize=10)
+        for label, color in (("met", _VERDICTS[True]), ("not met", _VERDICTS[False]), ("shown only", _VERDICTS[None])):
+            axes.plot([], [], "o-", color=color, label=label)
+        axes.plot([], [], color=_LIMIT, linestyle="--", label="limit")
         return _png(axes)
 
 
@@ -64,16 +87,23 @@ def plot(folders: list[Path], path: Path) -> Path:
 
 
 @contextmanager
-def _axes() -> Iterator[Any]:
-    """Empty axes; texts may be Japanese while the body runs."""
+def _loss_axes() -> Iterator[Any]:
+    """Empty axes for losses."""
+    with _axes(height=4.5) as axes:
+        axes.set_xlabel("tokens trained on")
+        axes.set_ylabel("loss (nats per token)")
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        yield axes
+
+
+@contextmanager
+def _axes(height: float) -> Iterator[Any]:
+    """Empty axes, some inches high; texts may be Japanese while the body runs."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"font.family": _fonts()}):
-        axes = Figure(figsize=(8, 4.5), dpi=110, layout="constrained").subplots()
-        axes.set_xlabel("tokens trained on")
-        axes.set_ylabel("loss (nats per token)")
-        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        axes = Figure(figsize=(8, height), dpi=110, layout="constrained").subplots()
         axes.grid(alpha=0.25)
         yield axes
 

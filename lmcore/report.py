@@ -16,13 +16,14 @@ from lmcore.config import SampleConfig
 from lmcore.dataset import Blocks, SourceCounts
 from lmcore.device import choose_device
 from lmcore.errors import StoreError
-from lmcore.evaluate import Evaluation, Score
+from lmcore.evaluate import Evaluation
 from lmcore.generate import generate
 from lmcore.history import events, figures, loss_table, source_table, warnings
 from lmcore.metrics import Row, read_metrics
 from lmcore.origin import in_transformers
 from lmcore.plot import loss_picture
 from lmcore.run import Run
+from lmcore.scores import Score
 from lmcore.section import fingerprint
 from lmcore.shards import SPLITS
 from lmcore.store import Record, hash_file, read_manifest, write_file
@@ -126,20 +127,20 @@ def _page(
     parts = [
         f"# {training.run}",
         *(f"**Warning:** {warning}." for warning in _warnings(rows, run)),
-        _table(("result", ""), _summary(run, training, evaluation, blocks, rows).items()),
+        markdown.table(("result", ""), _summary(run, training, evaluation, blocks, rows).items()),
         "![loss](report.png)",
         "## Samples",
         *_sample_sections(*samples),
         *_earlier_samples([row for row in read_metrics(run.samples) if row["step"] < training.step]),
         "## Losses",
-        _table(("step", "tokens", "train", "validation"), (row.values() for row in loss_table(rows, 12))),
+        markdown.table(("step", "tokens", "train", "validation"), (row.values() for row in loss_table(rows, 12))),
         *_source_losses(evaluation.sources),
         *_sources_over_time(source_table(rows)),
         *_events(events(rows)),
         "## Data",
         *data_sections(manifest, blocks),
         "## Made with",
-        _table(("", ""), _ids_and_versions(run).items()),
+        markdown.table(("", ""), _ids_and_versions(run).items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -181,11 +182,15 @@ def _earlier_samples(rows: list[Row]) -> list[str]:
 
 
 def _sources_over_time(table: list[dict[str, Any]]) -> list[str]:
-    return [_table(("step", *list(table[0])[1:]), (row.values() for row in table))] if table else []
+    return [markdown.table(("step", *list(table[0])[1:]), (row.values() for row in table))] if table else []
 
 
 def _events(found: list[tuple[int, str]]) -> list[str]:
-    return ["## Events", _table(("step", ""), ((f"{step:,}", message) for step, message in found))] if found else []
+    return (
+        ["## Events", markdown.table(("step", ""), ((f"{step:,}", message) for step, message in found))]
+        if found
+        else []
+    )
 
 
 def _source_losses(scores: dict[str, Score]) -> list[str]:
@@ -194,7 +199,7 @@ def _source_losses(scores: dict[str, Score]) -> list[str]:
         (name, f"{score.documents:,}", f"{score.tokens:,}", f"{score.nats_per_token:.4f}", f"{score.bits_per_byte:.4f}")
         for name, score in scores.items()
     ]
-    return [_table(head, figures)] if figures else []
+    return [markdown.table(head, figures)] if figures else []
 
 
 def data_page(dataset: Dataset) -> str:
@@ -293,10 +298,10 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
         ("**unaccounted**", f"**{ledger['unaccounted_bytes']:,}**"),
     ]
     sections = [
-        _table(("split", "documents", "tokens", "bytes of text"), counts),
+        markdown.table(("split", "documents", "tokens", "bytes of text"), counts),
         f"Longest document {longest:,} bytes; {len(manifest['chunks'])} chunks; "
         f"{ledger['stored_bytes']:,} bytes on disk.",
-        _table(("bytes", ""), account),
+        markdown.table(("bytes", ""), account),
     ]
     for reason, row in ledger["dropped"].items():
         sections.append(f"{row['documents']:,} documents ({row['bytes']:,} bytes) were left out: {reason}.")
@@ -313,7 +318,7 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
         sections.append(f"{blocks.train_blocks:,} training blocks of {blocks.block_size} tokens; {rest}")
         if len(blocks.sources) > 1:
             head = ("source", "documents", "tokens", "bytes of text", "share of training")
-            sections.append(_table(head, (_source_row(name, row) for name, row in blocks.sources.items())))
+            sections.append(markdown.table(head, (_source_row(name, row) for name, row in blocks.sources.items())))
     return sections
 
 
@@ -332,15 +337,6 @@ def _ids_and_versions(run: Run) -> dict[str, str]:
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         **{name: version(name) for name in _PACKAGES},
     }
-
-
-def _table(head: tuple[str, ...], rows: Any) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _fenced(text: str) -> str:

@@ -12,7 +12,8 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from lmcore.config import DatasetConfig, RunConfig
-from lmcore.news import AGES, News, age_of, tokens_by_source
+from lmcore.gate import GateConfig
+from lmcore.news import AGES, News, age_of, tokens_by_source, undated
 from lmcore.section import Section
 
 Start = Literal["trunk", "export", "scratch"]
@@ -27,18 +28,16 @@ class RetrainingConfig(Section):
     """Name of the model whose versions are kept: models/NAME in the store."""
     min_new_bytes: int = Field(100_000, ge=1, le=10**15)
     """Bytes of new training text below which nothing is trained."""
-    start: Start = "trunk"
-    """What a challenger begins with. trunk: the champion's checkpoint before the decay of a wsd schedule, with the
-    optimizer's state, or if there is none its export. export: its exported weights. scratch: nothing; it is trained on
-    all of the text, as the first model is."""
-    replay: float = Field(0.5, ge=0, lt=1)
+    start: Start = "export"
+    """What a challenger begins with. export: the champion's weights, warmed up again. trunk: its checkpoint before the
+    decay of a wsd schedule, with the optimizer's state, or if there is none its export. scratch: nothing; it is trained
+    on all of the text, as the first model is."""
+    replay: float = Field(0.85, ge=0, lt=1)
     """Share of old text in what a challenger is trained on (arXiv 2403.08763)."""
-    budget: float = Field(4.0, gt=0, le=1e6)
+    budget: float = Field(10.0, gt=0, le=1e6)
     """Tokens a challenger is trained on, replay included, as a multiple of the new text's tokens."""
     budget_minutes: float = Field(0.0, ge=0, le=1e6)
     """Minutes of training at the champion's speed, which the budget may not pass. 0: no such limit."""
-    fresh_tokenizer: bool = False
-    """Train another tokenizer, on all of the text. The challenger then begins from scratch."""
 
 
 class RetrainConfig(RunConfig):
@@ -48,10 +47,26 @@ class RetrainConfig(RunConfig):
 
     retraining: RetrainingConfig = Field(RetrainingConfig(), title="Retraining")
     """When a model is trained again, and how."""
+    gate: GateConfig = Field(GateConfig(), title="Gate")
+    """When a challenger takes the champion's place."""
+    fresh_tokenizer: bool = False
+    """Train another tokenizer, on all of the text, instead of the champion's. The challenger begins from scratch."""
 
     def run_config(self) -> RunConfig:
         """The settings of a run from scratch."""
         return RunConfig.model_validate(self.model_dump(include=set(RunConfig.model_fields)))
+
+
+def too_little(config: RetrainConfig, news: News) -> str:
+    """Why there is nothing to train on, in words; empty if there is."""
+    if news.new_bytes < config.retraining.min_new_bytes:
+        return (
+            f"{news.new_bytes:,} bytes of new training text in {news.new_documents:,} documents, "
+            f"retraining.min_new_bytes is {config.retraining.min_new_bytes:,}"
+        )
+    if news.new_tokens <= config.dataset.block_size:
+        return f"{news.new_tokens:,} tokens of new training text fill no block of {config.dataset.block_size}"
+    return ""
 
 
 def continued(
@@ -99,5 +114,5 @@ def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float
 
 
 def _share(name: str, tokens: int, dataset: DatasetConfig) -> float:
-    source = name.removesuffix(f" ({age_of(name)})")
+    source = undated(name)
     return dataset.weights[source] if dataset.weights else tokens * dataset.epochs.get(source, 1.0)

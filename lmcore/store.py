@@ -1,6 +1,6 @@
 """The store: one folder that holds everything made, and the ways anything is written into it.
 
-    tokenizers/<id>/  shards/<key>/  datasets/<id>/manifest.json  runs/<run>/...
+    tokenizers/<id>/  shards/<key>/  datasets/<id>/manifest.json  runs/<run>/...  models/<name>/...
 
 A folder is sealed: it is written under a temporary name, its manifest.json lists size and hash of
 every file, all is synced, and one rename puts it in place. So a folder under its final name is
@@ -105,7 +105,7 @@ def prepare_store(store: Path) -> Path:
     else:
         write_file(version_file, json_bytes({"format_version": FORMAT_VERSION}))
     sweep(store)
-    for pattern in ("tokenizers", "shards", "datasets", "datasets/*", "inputs", "runs"):
+    for pattern in ("tokenizers", "shards", "datasets", "datasets/*", "inputs", "runs", "models/*"):
         for folder in store.glob(pattern):
             sweep(folder)
     return store

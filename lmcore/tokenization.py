@@ -203,7 +203,7 @@ class _Work:
             self.ledger.add(account)
             undecodable = account.undecodable_stored_bytes
             row = {"path": file.path, "stored_bytes": account.stored_bytes, "undecodable_stored_bytes": undecodable}
-            self.inputs.append(row)
+            self.inputs.append({**row, "blake3": file.digest})
         return [_Plan(self._key(places.digest, group), group, places) for places in outline.chunks]
 
     def _read(self, group: Group) -> tuple[Group, Outline]:

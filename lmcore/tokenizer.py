@@ -21,6 +21,7 @@ from lmcore.config import CorpusConfig, TokenizerConfig
 from lmcore.corpus import Corpus, SourceFile, scan_again
 from lmcore.documents import Document, read_documents
 from lmcore.errors import CorpusError, FileChangedError, TokenizerError
+from lmcore.exclusions import excluded_hashes
 from lmcore.hub import located
 from lmcore.index import Index
 from lmcore.ledger import Ledger
@@ -99,7 +100,11 @@ def identify(config: TokenizerConfig, corpus: Corpus) -> str:
     """
     if config.source == "train":
         return fingerprint(FORMAT_VERSION, result_fields(config), corpus.id)
-    source = _locate(config.source)
+    return identify_files(_locate(config.source))
+
+
+def identify_files(source: Path) -> str:
+    """The id of a tokenizer that is there: a .model file, or a folder. Raises TokenizerError when it holds none."""
     files = [source] if source.is_file() else _tokenizer_files(source)
     return fingerprint(FORMAT_VERSION, sorted([file.name, hash_file(file)] for file in files))
 
@@ -246,6 +251,7 @@ def _training_texts(
     with Index(store) as index:
         found = scan_again(corpus_config, corpus, index.hash_of)
         held_out = {document.hash for document in _documents(found.validation_files, corpus_config, index)}
+        held_out |= set(excluded_hashes(corpus_config))
         fraction = 0.0 if corpus_config.validation_paths else corpus_config.validation_fraction
         heap: list[tuple[int, int, str]] = []
         chosen: set[int] = set()

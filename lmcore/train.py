@@ -34,7 +34,7 @@ from lmcore.clock import Clock
 from lmcore.device import choose_device, device_locked, peak_memory
 from lmcore.distributed import Ranks, joined
 from lmcore.errors import RunError, StoppedError, TrainingError
-from lmcore.evaluate import Score, Validation
+from lmcore.evaluate import Validation
 from lmcore.generate import write_samples
 from lmcore.guard import EarlyStopping
 from lmcore.learner import Learner
@@ -45,6 +45,7 @@ from lmcore.model import flops_per_token, parameter_count
 from lmcore.origin import init_checkpoint
 from lmcore.run import Run
 from lmcore.schedule import Schedule, planned_steps
+from lmcore.scores import Score
 from lmcore.store import Record, locked, open_sealed
 from lmcore.stream import IGNORED_LABEL
 from lmcore.tokenization import verify_chunks

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 # Before torch is loaded, here and in every process that tests start: its threads only wait for each other on models
 # this small, and on a busy machine for minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples every time, so that who changed nothing breaks nothing; --hypothesis-profile default draws others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.corpus import describe, scan

@@ -29,13 +29,13 @@ from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import TokenizerInfo, make_tokenizer
 from lmcore.train import TrainingResult, train
 
-OLD_BYTES, EPOCHS = 3_000_000, 3.0
+OLD_BYTES, EPOCHS = 2_000_000, 4.0
 RECIPES: dict[str, dict[str, Any]] = {
-    "trunk, replay 0.50, budget 8": {"replay": 0.5, "budget": 8},
-    "trunk, replay 0.25, budget 8": {"replay": 0.25, "budget": 8},
-    "trunk, replay 0.75, budget 8": {"replay": 0.75, "budget": 8},
-    "trunk, replay 0.50, budget 4": {"replay": 0.5, "budget": 4},
-    "export warmed up again, replay 0.50, budget 8": {"replay": 0.5, "budget": 8, "start": "export"},
+    "trunk, replay 0.75, budget 10": {"replay": 0.75, "budget": 10},
+    "trunk, replay 0.85, budget 10": {"replay": 0.85, "budget": 10},
+    "trunk, replay 0.90, budget 10": {"replay": 0.9, "budget": 10},
+    "trunk, replay 0.85, budget 5": {"replay": 0.85, "budget": 5},
+    "export warmed up again, replay 0.85, budget 10": {"replay": 0.85, "budget": 10, "start": "export"},
 }
 
 
@@ -87,11 +87,11 @@ class Experiment:
         self.new_held = write(folder / "new-held.jsonl", taken(new_held, OLD_BYTES // 10))
         self.config = RunConfig(
             store=folder / "store",
-            tokenizer=TokenizerConfig(vocab_size=4000),
+            tokenizer=TokenizerConfig(vocab_size=2000),
             dataset=DatasetConfig(block_size=128),
-            model=ModelConfig(layers=3, width=128, heads=4),
+            model=ModelConfig(layers=2, width=96, heads=4),
             train=TrainConfig(
-                batch_size=16,
+                batch_size=8,
                 epochs=EPOCHS,
                 learning_rate=3e-3,
                 min_learning_rate=3e-4,

@@ -115,7 +115,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         )
     api = Api(port, PASSWORD, home)
     try:
-        api.wait(lambda: api.call("/deployments/name/prepare_data/tiny"))  # the last of them
+        api.wait(lambda: api.call("/deployments/name/versions/model"))  # the last of them
         yield api
     finally:
         os.killpg(process.pid, signal.SIGINT)

@@ -136,7 +136,7 @@ def test_a_lock_that_is_in_use_and_one_that_a_killed_process_left(tmp_path: Path
 def test_a_lock_that_outlived_its_owner(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with owner(
-        lock, "child = os.fork(); print(child or '', flush=True); child or time.sleep(60); os._exit(0)"
+        lock, "child = os.fork(); print(child, flush=True) if child else time.sleep(60); os._exit(0)"
     ) as process:
         assert process.stdout
         child = int(process.stdout.readline())

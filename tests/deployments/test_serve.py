@@ -74,6 +74,14 @@ def test_the_browser_asks_this_server_and_telemetry_is_off(served: Api) -> None:
     assert served.call("/admin/settings")["server"]["analytics_enabled"] is False
 
 
+@pytest.mark.parametrize(("host", "allowed"), [("127.0.0.1", True), ("localhost", True), ("elsewhere.example", False)])
+def test_pages_of_other_sites_may_not_read_the_api(served: Api, host: str, allowed: bool) -> None:
+    request = served.request("/health")
+    request.add_header("Origin", f"http://{host}:{served.port}")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert ("Access-Control-Allow-Origin" in answer.headers) is allowed
+
+
 def test_the_gpu_limit_is_there(served: Api) -> None:
     limit = served.call("/v2/concurrency_limits/gpu")
     assert limit["active"]

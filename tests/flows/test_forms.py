@@ -11,13 +11,14 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
+from flows.retrain import retrain
 
-FLOWS = [pretrain, prepare_data]
+FLOWS = [pretrain, prepare_data, retrain]
 Schema = dict[str, Any]
 
 _UNITS = re.compile(
     r"byte|token|step|block|head|layer|epoch|process|thread|minute|second|share|probability|nats|norm|rate|piece|pass|"
-    r"vector|checkpoint|deviation|validation|decay|TFLOP|number|logits",
+    r"vector|checkpoint|deviation|validation|decay|TFLOP|number|logits|document|draw",
     re.IGNORECASE,
 )
 

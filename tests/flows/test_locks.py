@@ -40,7 +40,7 @@ def test_of_two_equal_tasks_at_once_one_works_and_the_other_is_cached(tmp_path: 
         go_on.wait(60)
         return Number(value=len(runs))
 
-    @flow(name="counting")
+    @flow(name="counting", result_serializer="json")
     def counting() -> str:
         get_run_logger().info("counting")
         return str(count(return_state=True).name)  # type: ignore[attr-defined]
@@ -88,7 +88,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "an-id")
 
 
-@flow(name="taking a slot")
+@flow(name="taking a slot", result_serializer="json")
 def taking_a_slot(config: RunConfig) -> str:
     with gpu_slot(config):
         return "taken"
@@ -103,7 +103,7 @@ def test_a_slot_is_waited_for_or_refused_and_never_invented(tmp_path: Path) -> N
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1))
     assert taking_a_slot(config) == "taken"
 
-    @flow(name="two at once")
+    @flow(name="two at once", result_serializer="json")
     def two_at_once() -> None:
         with gpu_slot(config), gpu_slot(config):
             pass

@@ -248,7 +248,8 @@ def test_results_are_json_never_pickle_failures_too(again: RunConfig, tmp_path: 
     assert records
     for record in records:
         content = json.loads(record.read_bytes())
-        assert content.get("metadata", {}).get("serializer", {}).get("type", "json") == "json"
+        about = content.get("metadata", {}) if isinstance(content, dict) else {}
+        assert about.get("serializer", {}).get("type", "json") == "json"
 
 
 def test_a_cached_run_shows_the_same_pages(again: RunConfig) -> None:

@@ -16,6 +16,7 @@ from lmcore.checkpoint import newest_checkpoint, step_of
 from lmcore.cli import STOPPED_STATUS
 from lmcore.metrics import read_metrics
 from lmcore.run import Run
+from lmcore.scores import DocumentScores
 from lmcore.store import is_whole
 from tests.conftest import Trained, start, wait_for_step, wait_until, write_corpus
 
@@ -250,6 +251,35 @@ def test_generate_continues_every_prompt(trained: Trained, tmp_path: Path) -> No
 )
 def test_generating_from_what_is_wrong_is_one_line(error: str, arguments: list[str], tmp_path: Path) -> None:
     assert_fails(1, error, "generate", *arguments, "--store", tmp_path)
+
+
+def test_evaluate_scores_a_model_on_old_and_new_text(trained: Trained, tmp_path: Path) -> None:
+    text = write_corpus(tmp_path / "more", documents=30, seed=5)
+    dataset, store = trained.run.identity["dataset_id"], trained.run.store
+    flags = ["--corpus", text, "--dataset", dataset, "--out", tmp_path / "scores.arrow", "--store", store]
+    status, output, errors = call("evaluate", trained.run.folder.name, *flags)
+    assert status == 0, errors
+    figures = json.loads(output[-1])
+    old, new = figures["groups"]["old"], figures["groups"]["new"]
+    assert old["bits_per_byte"] == pytest.approx(trained.evaluation.bits_per_byte, rel=1e-5)
+    assert new["documents"] == 30
+    assert set(figures["sources"]) == {"corpus", str(text)}
+    assert [line.split()[-1] for line in errors[-5:]] == ["all", "new", "old", str(text), "corpus"]
+    scores = DocumentScores.load(tmp_path / "scores.arrow")
+    assert scores.fingerprint == figures["fingerprint"]
+    assert scores.total.bits_per_byte == figures["bits_per_byte"]
+
+
+@pytest.mark.parametrize(
+    ("error", "flags"),
+    [
+        ("there is no text to score", []),
+        ("there is no dataset none", ["--dataset", "none"]),
+        ("does not exist", ["--corpus", "no/such/file.txt"]),
+    ],
+)
+def test_evaluating_on_what_is_no_text_is_one_line(error: str, flags: list[str], trained: Trained) -> None:
+    assert_fails(1, error, "evaluate", trained.run.folder, *flags)
 
 
 def test_plot_draws_runs_by_name_and_by_folder(trained: Trained, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from lmcore.config import CorpusConfig, DatasetConfig, TokenizerConfig
 from lmcore.corpus import describe, scan
 from lmcore.errors import StoreError
 from lmcore.mixture import open_blocks
-from lmcore.news import age_of, by_age, document_hashes, tokens_by_source, told_apart
+from lmcore.news import age_of, by_age, document_hashes, tokens_by_source, told_apart, undated
 from lmcore.store import prepare_store, read_manifest
 from lmcore.stream import TokenStream, source_names
 from lmcore.tokenization import Dataset, tokenize
@@ -130,6 +130,7 @@ def test_an_earlier_dataset_that_is_gone_is_named(lines: list[str], tmp_path: Pa
         told_apart(whole, growing.store / "datasets" / "no-such")
 
 
-def test_a_source_without_age_is_refused() -> None:
-    with pytest.raises(ValueError, match="'wiki' has no age"):
-        age_of("wiki")
+def test_a_source_is_known_by_its_part() -> None:
+    assert [age_of(by_age("wiki", age)) for age in ("old", "new")] == ["old", "new"]
+    assert {undated(by_age("wiki", age)) for age in ("old", "new")} == {undated("wiki")} == {"wiki"}
+    assert age_of("wiki") == "new"

@@ -1,0 +1,158 @@
+"""Text has grown: what is new -> a challenger -> both models scored on the same text -> promoted, or why not."""
+
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow
+from pydantic import BaseModel, ConfigDict
+
+from flows.command import run_command
+from flows.prepare_data import Stages, named, prepare
+from flows.pretrain import trained_model
+from lmcore.challenge import Champion, refused_before
+from lmcore.config import RunConfig
+from lmcore.errors import StoppedError
+from lmcore.news import News
+from lmcore.registry import model_folder
+from lmcore.retraining import RetrainConfig, continued, too_little
+from lmcore.retraining_report import retraining_page
+from lmcore.run import run_key
+from lmcore.store import locked
+from lmcore.tokenization import Dataset
+from lmcore.tokenizer import TokenizerInfo
+from tasks.policies import start_again, stopped
+from tasks.retraining import gate, look_at_champion, look_for_news, promotion, retraining_report
+
+Verdict = Literal["first model", "nothing new", "refused before", "promoted", "refused"]
+
+
+class Retrained(BaseModel):
+    """What the flow returns, and the last line of the command."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    decision: Verdict
+    reasons: list[str]
+    model_name: str
+    champion: str | None
+    """The version in use now."""
+    version: str | None
+    """The challenger's; None where nothing was trained."""
+    dataset_id: str
+    new_documents: int
+    new_bytes: int
+    run_dir: Path | None
+    model_dir: Path | None
+    """The folder of the version in use."""
+    cached: dict[str, bool]
+
+    def summary(self) -> str:
+        """Lines for a person."""
+        return (
+            f"decision    {self.decision}: {'; '.join(self.reasons)}\n"
+            f"new text    {self.new_documents:,} documents, {self.new_bytes:,} bytes\n"
+            f"champion    {self.model_name}/{self.champion}\n"
+            f"model       {self.model_dir}"
+        )
+
+
+@flow(
+    name="retrain",
+    flow_run_name=named(lambda config: f"retrain {config.retraining.model_name}", RetrainConfig),
+    persist_result=False,
+    result_serializer="json",
+    on_crashed=[start_again],
+)
+def retrain(config: RetrainConfig) -> Retrained:
+    """Train a model again if its text has grown, and use it if it is proved better."""
+    store, name = config.store.expanduser().absolute(), config.retraining.model_name
+    lock = model_folder(store, name) / "retraining.lock"
+    try:
+        with locked(lock, config.when_locked, what=f"the retraining of {name}"):
+            return _retrained(config, store)
+    except StoppedError as stop:
+        unfinished: Retrained = stopped(stop)
+        return unfinished
+
+
+def _retrained(config: RetrainConfig, store: Path) -> Retrained:
+    stages = Stages()
+    champion = stages.run(look_at_champion, store, config.retraining.model_name)
+    known = champion.tokenizer if champion and not config.fresh_tokenizer else None
+    dataset, tokenizer, _ = prepare(config.run_config(), stages, known)
+    if champion is None:
+        return _challenged(config, store, stages, None, config.run_config(), dataset, tokenizer, None)
+    apart, news = stages.run(look_for_news, dataset, champion)
+    if why := too_little(config, news):
+        return _left_alone(config, stages, champion, "nothing new", why, dataset, news)
+    challenger = _challenger(config, champion, apart, news)
+    if event := refused_before(store, config.retraining.model_name, challenger, apart):
+        why = f"the same text and settings were refused at {event['time']}: {event['reason']}"
+        return _left_alone(config, stages, champion, "refused before", why, apart, news)
+    return _challenged(config, store, stages, champion, challenger, apart, tokenizer, news)
+
+
+def _challenger(config: RetrainConfig, champion: Champion, apart: Dataset, news: News) -> RunConfig:
+    """The settings of the challenger's run."""
+    if config.fresh_tokenizer or config.retraining.start == "scratch":
+        return config.run_config().model_copy(update={"run": ""})
+    trunk = champion.trunk if config.retraining.start == "trunk" else None
+    return continued(config, apart.folder, news, trunk, champion.version.folder, champion.tokens_per_second)
+
+
+def _left_alone(
+    config: RetrainConfig, stages: Stages, champion: Champion, verdict: Verdict, why: str, dataset: Dataset, news: News
+) -> Retrained:
+    """Nothing is trained, and the page says what was looked at."""
+    stages.run(retraining_report, retraining_page(config, f"{verdict}: {why}", champion, dataset, news))
+    return Retrained(
+        decision=verdict,
+        reasons=[why],
+        model_name=config.retraining.model_name,
+        champion=champion.version.id,
+        version=None,
+        dataset_id=dataset.id,
+        new_documents=news.new_documents,
+        new_bytes=news.new_bytes,
+        run_dir=None,
+        model_dir=champion.version.folder,
+        cached=stages.cached,
+    )
+
+
+def _challenged(
+    config: RetrainConfig,
+    store: Path,
+    stages: Stages,
+    champion: Champion | None,
+    challenger: RunConfig,
+    dataset: Dataset,
+    tokenizer: TokenizerInfo,
+    news: News | None,
+) -> Retrained:
+    """Train the challenger, let the gate decide, and keep what it decided."""
+    trained = trained_model(challenger, stages, dataset, tokenizer, store)
+    decision = stages.run(gate, config, champion, trained.run_dir)
+    key = run_key(challenger, dataset)
+    version = stages.run(promotion, config, champion, trained.run_dir, decision, key, store)
+    verdict: Verdict = "refused" if not decision.promoted else "promoted" if champion else "first model"
+    page = retraining_page(config, decision.verdict, champion, dataset, news, decision, trained.run_dir)
+    stages.run(retraining_report, page)
+    current = version if decision.promoted or champion is None else champion.version
+    return Retrained(
+        decision=verdict,
+        reasons=decision.reasons,
+        model_name=config.retraining.model_name,
+        champion=current.id if decision.promoted or champion else None,
+        version=version.id,
+        dataset_id=dataset.id,
+        new_documents=news.new_documents if news else dataset.documents,
+        new_bytes=news.new_bytes if news else dataset.text_bytes,
+        run_dir=trained.run_dir,
+        model_dir=current.folder,
+        cached=stages.cached,
+    )
+
+
+if __name__ == "__main__":
+    run_command(retrain, "Train a model again if its text has grown.", RetrainConfig)

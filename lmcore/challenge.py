@@ -1,0 +1,132 @@
+"""The champion of a model, and a challenger that is judged against it and kept as a version.
+
+Both are scored on the same validation documents, told apart by age; the gate decides; the version, its receipt and the
+history say what was decided. Everything is found again where it was done already, so a retraining that is
+interrupted between any two of these goes on when it is started again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from lmcore.checkpoint import is_sound
+from lmcore.config import RunConfig
+from lmcore.errors import FormatError, StoreError
+from lmcore.gate import Decision, GateConfig, decide, decide_first
+from lmcore.news import age_of, document_hashes, undated
+from lmcore.registry import Version, champion, history, promote, record_refusal, versions
+from lmcore.run import Run, run_key
+from lmcore.scores import DocumentScores
+from lmcore.scoring import LabelledText, dataset_texts, score_texts
+from lmcore.tokenization import Dataset
+from lmcore.tokenizer import TokenizerInfo
+from lmcore.train import TrainingResult
+from lmcore.version import add_version
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version in use, and what it was made from."""
+
+    version: Version
+    receipt: dict[str, Any]
+
+    @classmethod
+    def of(cls, store: Path, name: str) -> Self | None:
+        """The champion of model ``name``; None before the first one. Raises as ``registry.champion`` does."""
+        version = champion(store, name)
+        return None if version is None else cls(version, version.receipt())
+
+    @property
+    def dataset(self) -> Path:
+        """The folder of the dataset it was trained on."""
+        return self.version.store / "datasets" / str(self.receipt["dataset"]["id"])
+
+    @property
+    def tokenizer(self) -> TokenizerInfo:
+        """Raises StoreError when it is gone from the store."""
+        return TokenizerInfo.open(self.version.store / "tokenizers" / str(self.receipt["tokenizer"]["id"]))
+
+    @property
+    def trunk(self) -> Path | None:
+        """The checkpoint before its decay, if its schedule had one that is still whole."""
+        if not self.receipt["training"]["trunk"]:
+            return None
+        run = self.version.store / "runs" / str(self.receipt["run"])
+        path = run / "checkpoints" / Path(self.receipt["training"]["trunk"]).name
+        return path if is_sound(path) else None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of its training."""
+        return float(self.receipt["training"]["tokens_per_second"])
+
+
+def refused_before(store: Path, name: str, config: RunConfig, dataset: Dataset) -> dict[str, Any] | None:
+    """The event by which a challenger of these very settings on this very dataset was refused, if there is one."""
+    key = run_key(config, dataset)
+    refusals = (event for event in history(store, name) if event["event"] == "refused")
+    return next((event for event in refusals if event.get("run_key") == key), None)
+
+
+def judge(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
+    """Score the challenger, and the champion if there is one, on the validation documents of the challenger's dataset.
+
+    ``folder`` is that of the challenger's run, which has been exported; the scores are kept there. Raises StoreError
+    where the text cannot be had from the dataset, or the champion's own dataset, which says what it was trained on, is
+    gone.
+    """
+    run = Run.open(folder)
+    trained = document_hashes(run.dataset_folder, "train")
+    challenger = _scores(run, run.folder / "model", _weights(folder))
+    if best is None:
+        return decide_first(challenger, gate, {"challenger": trained}, run.folder).save()
+    before = document_hashes(best.dataset, "train")
+    # A challenger that goes on from the champion has seen the champion's text as well.
+    seen = np.union1d(trained, before) if run.config.train.init_from else trained
+    scores = _scores(run, best.version.folder, str(best.receipt["training"]["weights"]))
+    return decide(scores, challenger, gate, {"champion": before, "challenger": seen}, run.folder).save()
+
+
+def settle(store: Path, name: str, best: Champion | None, folder: Path, decision: Decision, key: str) -> Version:
+    """Keep the challenger as a version, and make it the champion or record why not. ``key`` names its run.
+
+    Raises RegistryError when the champion is no longer ``best``: another promotion was first.
+    """
+    run, weights, content = Run.open(folder), _weights(folder), decision.model_dump(mode="json", exclude={"folder"})
+    same = (each for each in versions(store, name) if each.receipt()["training"]["weights"] == weights)
+    version = next(same, None) or add_version(store, name, run, content)
+    reason = "; ".join(decision.reasons)
+    if decision.promoted:
+        expected = best.version.id if best else None
+        return promote(store, name, version.id, expected=expected, reason=reason, decision=content)
+    record_refusal(store, name, reason, content, version=version.id, run=run.folder.name, run_key=key)
+    return version
+
+
+def _weights(run_folder: Path) -> str:
+    result = TrainingResult.load(run_folder)
+    if result is None:
+        raise StoreError(f"{run_folder / TrainingResult.file_name} is missing: run the pipeline again")
+    return result.weights
+
+
+def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
+    """Of every validation document of the run's dataset, from the run's folder if they are there already."""
+    path = run.folder / "scores" / f"{weights[:16]}.arrow"
+    try:
+        return DocumentScores.load(path)
+    except FormatError:
+        raise
+    except StoreError:  # not there, or damaged
+        path.parent.mkdir(exist_ok=True)
+    train = run.config.train
+    return score_texts(model, _validation(run.dataset_folder), train.device, train.precision).save(path)
+
+
+def _validation(dataset: Path) -> Iterator[LabelledText]:
+    for text, source, text_bytes in dataset_texts(dataset):
+        yield LabelledText(text, undated(source), age_of(source), text_bytes)

@@ -1,0 +1,133 @@
+"""The verbs of python -m lmcore that are about the models of a store: their flags, and what they print."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from lmcore.config import default_store
+from lmcore.registry import Version, champion, find_version, history, promote, prune, rollback, versions
+
+_log = logging.getLogger("lmcore")
+
+
+def _parser(verb: str, **arguments: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m lmcore {verb}")
+    for name, about in arguments.items():
+        parser.add_argument(name, help=about)
+    parser.add_argument("--store", type=Path, default=default_store())
+    return parser
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    options = parser.parse_args(arguments)
+    options.store = options.store.expanduser()
+    return options
+
+
+def _print(**result: Any) -> None:
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def models(arguments: list[str]) -> None:
+    options = _parsed(_parser("models", model="the model's name"), arguments)
+    current = champion(options.store, options.model)
+    rows = [_row(version, version == current) for version in versions(options.store, options.model)]
+    for row in rows:
+        print(*(str(value) for value in row.values()))
+    for event in history(options.store, options.model):
+        print(event["time"], event["event"], event["version"] or "", event["reason"])
+    _print(model=options.model, champion=current.id if current else None, versions=rows)
+
+
+def _row(version: Version, is_champion: bool) -> dict[str, Any]:
+    receipt = version.receipt()
+    figures = {name: receipt["evaluation"][name] for name in ("nats_per_token", "bits_per_byte")}
+    role = "champion" if is_champion else ""
+    return {"version": version.id, "created": receipt["created"], "run": receipt["run"], **figures, "role": role}
+
+
+def promote_version(arguments: list[str]) -> None:
+    parser = _parser("promote", version="NAME/v0002")
+    parser.add_argument("--expect", help="the champion it is to replace (default: the one it was compared with)")
+    parser.add_argument("--reason", default="by hand")
+    parser.add_argument("--force", action="store_true", help="although the gate refused it")
+    options = _parsed(parser, arguments)
+    version = find_version(options.store, options.version)
+    expected = options.expect if options.expect is not None else version.receipt()["champion_before"]
+    promoted = promote(
+        options.store,
+        version.model,
+        version.id,
+        expected=expected or None,
+        reason=options.reason,
+        force=options.force,
+    )
+    _print(model=promoted.model, champion=promoted.id, champion_before=expected or None)
+
+
+def roll_back(arguments: list[str]) -> None:
+    parser = _parser("rollback", model="the model's name")
+    parser.add_argument("--to", default="", help="a version (default: the champion before this one)")
+    parser.add_argument("--reason", default="by hand")
+    options = _parsed(parser, arguments)
+    version = rollback(options.store, options.model, options.to, reason=options.reason)
+    _print(model=version.model, champion=version.id)
+
+
+def prune_versions(arguments: list[str]) -> None:
+    parser = _parser("prune", model="the model's name")
+    parser.add_argument("--keep", type=_count, required=True, help="newest versions to keep, beside the champion")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    options = _parsed(parser, arguments)
+    gone = prune(options.store, options.model, options.keep, options.dry_run)
+    _print(model=options.model, pruned=gone, dry_run=options.dry_run)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return int(text)
+
+
+def diff_versions(arguments: list[str]) -> None:
+    options = _parsed(_parser("diff", one="NAME/v0001, or NAME for the champion", other="likewise"), arguments)
+    from lmcore.receipt import diff
+
+    one, other = (find_version(options.store, name) for name in (options.one, options.other))
+    rows = diff(one, other)
+    width = max((len(name) for name, _, _ in rows), default=0)
+    for name, old, new in rows:
+        print(f"{name:<{width}}  {old!s}  ->  {new!s}")
+    _print(versions=[str(one), str(other)], differences={name: [old, new] for name, old, new in rows})
+
+
+def verify_version(store: Path, name: str) -> None:
+    """Print what no longer matches its receipt; ends with status 1 if there is anything."""
+    from lmcore.receipt import check_receipt, program_differences
+
+    version = find_version(store, name)
+    found = list(check_receipt(version))
+    for line in found:
+        print(line)
+    for line in program_differences(version.receipt()) if not found else []:
+        _log.info("made by another program: %s", line)
+    _print(version=str(version), problems=len(found))
+    sys.exit(1 if found else 0)
+
+
+def replay_version(arguments: list[str]) -> None:
+    options = _parsed(_parser("replay", version="NAME/v0001, or NAME for the champion"), arguments)
+    from lmcore.receipt import program_differences
+    from lmcore.replay import replay
+
+    version = find_version(options.store, options.version)
+    for line in program_differences(version.receipt()):
+        _log.warning("made by another program: %s", line)
+    result = replay(version, _log.info)
+    for line in result.differences:
+        print(line)
+    print(result.model_dump_json())
+    sys.exit(1 if result.differences else 0)

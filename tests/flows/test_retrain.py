@@ -1,0 +1,115 @@
+"""Weeks of retraining, as a schedule would run them, against a real Prefect server."""
+
+import json
+
+import pytest
+
+from flows.champion import VersionChoice, rollback_champion
+from flows.retrain import retrain
+from lmcore.errors import RunError
+from lmcore.registry import history, model_folder
+from lmcore.store import locked, read_manifest
+from tests.story import Story, artifacts, research
+
+pytestmark = pytest.mark.flows
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """Told to its end; tests only look at it, or go on from there."""
+    story = Story(tmp_path_factory.mktemp("story"), count=1_700)
+    story.run()
+    return story
+
+
+def test_the_story_is_told_as_it_should_be(story: Story) -> None:
+    assert [(each["week"], each["decision"], each["champion"]) for each in story.told] == [
+        (1, "first model", "v0001"),
+        (2, "nothing new", "v0001"),
+        (3, "promoted", "v0002"),
+        (4, "refused", "v0002"),
+        (4, "rolled back", "v0001"),
+        (4, "verified", "v0001"),
+    ]
+    assert story.told[3]["reasons"][0].startswith("old text: +")
+    assert story.told[5]["reasons"] == ["0 problems"]
+
+
+def test_the_history_tells_it_too(story: Story) -> None:
+    events = [(event["event"], event["version"]) for event in history(story.config.store, "story")]
+    assert (
+        events[:8]
+        == [
+            ("added", "v0001"),
+            ("promoted", "v0001"),
+            ("added", "v0002"),
+            ("promoted", "v0002"),
+            ("added", "v0003"),
+            ("refused", "v0003"),
+            ("rolled back", "v0001"),
+        ][:8]
+    )
+
+
+def test_each_week_has_its_page(story: Story) -> None:
+    pages = [(story.folder / f"week-{week}.md").read_text(encoding="utf-8") for week in (1, 2, 3, 4)]
+    assert [page.splitlines()[0].split(":")[1].strip() for page in pages] == [
+        *("promoted", "nothing new", "promoted", "refused")
+    ]
+    assert all("| looked at |" in page for page in pages)
+    assert ["data:image/png" in page for page in pages] == [False, False, True, True]
+
+
+def test_a_retraining_cost_what_was_new(story: Story) -> None:
+    store = story.config.store
+    runs = [json.loads(path.read_bytes()) for path in sorted(store.glob("runs/*/training.json"))]
+    scratch, *later = sorted(runs, key=lambda run: not run["run"].startswith("gpt2"))
+    assert len(later) == 2
+    for run in later:
+        config = json.loads((store / "runs" / run["run"] / "config.json").read_bytes())["config"]
+        assert config["train"]["init_optimizer"]
+        assert set(config["dataset"]["weights"]) == {"corpus (old)", "corpus (new)"}
+        assert run["tokens"] == pytest.approx(config["train"]["max_tokens"], rel=0.02)
+    assert scratch["trunk"]
+
+
+def test_all_go_on_with_the_first_tokenizer(story: Story) -> None:
+    datasets = [read_manifest(path.parent) for path in story.config.store.glob("datasets/*/manifest.json")]
+    assert len({dataset["tokenizer_id"] for dataset in datasets}) == 1
+
+
+def test_what_was_refused_is_refused_at_once_until_the_text_is_another(story: Story) -> None:
+    rollback_champion(VersionChoice(model_name="story", store=story.config.store, version="v0002"))
+    again = retrain(story.config)
+    assert (again.decision, again.champion, again.run_dir) == ("refused before", "v0002", None)
+    assert "old text" in again.reasons[0]
+    assert artifacts("versions-story")
+    (story.corpus / "disorder.txt").unlink()
+    assert retrain(story.config).decision == "nothing new"
+
+
+def test_a_second_retraining_is_refused_while_one_runs(story: Story) -> None:
+    lock = model_folder(story.config.store.absolute(), "story") / "retraining.lock"
+    with locked(lock, "refuse"), pytest.raises(RunError, match="the retraining of story is in use by"):
+        retrain(story.config.model_copy(update={"when_locked": "refuse"}))
+    assert retrain(story.config).decision == "nothing new"
+
+
+def test_an_interrupted_retraining_goes_on_where_it_was(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended after the version was made and before it was promoted or refused: it is not made, or trained, twice."""
+    story.write("more research", [research], seed=4)
+    with monkeypatch.context() as patched:
+        for name in ("promote", "record_refusal"):
+            patched.setattr(f"lmcore.challenge.{name}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(story.config)
+    result = retrain(story.config)
+    assert result.decision in ("promoted", "refused")
+    assert result.version == "v0004"
+    assert result.cached["training"]
+    added = [event["version"] for event in history(story.config.store, "story") if event["event"] == "added"]
+    assert added == ["v0001", "v0002", "v0003", "v0004"]
+
+
+def interrupted(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
