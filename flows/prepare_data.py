@@ -84,7 +84,7 @@ def prepare(
 
 
 def named(what: Callable[[Any], str], kind: type[RunConfig] = RunConfig) -> Callable[[], str]:
-    """A flow's run name: what it does by its settings, on which corpus, when."""
+    """A name for the runs of a flow whose settings are of this kind: what it does, on which corpus, when."""
 
     def name() -> str:
         config = kind.model_validate(flow_run.parameters["config"])

@@ -59,7 +59,10 @@ def what_changed(task: str, inputs: Inputs) -> str:
     if not history:
         return "nothing of its kind is in this store yet"
     nearest = min(history, key=lambda entry: len(list(differences(entry["inputs"], inputs))))
-    found = [_in_words(folder, *difference) for difference in differences(nearest["inputs"], inputs)]
+    changed = {name: (was, now) for name, was, now in differences(nearest["inputs"], inputs)}
+    if "corpus" in changed:
+        changed.pop("corpus.listing", None)  # the same once more
+    found = [_in_words(folder, name, *values) for name, values in changed.items()]
     if not found:
         return f"no result is recorded of its last start with the same inputs ({nearest['time']})"
     rest = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -87,7 +90,13 @@ def _in_words(folder: Path, name: str, was: Any, now: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = "not set" if value is None else value if isinstance(value, str) and value else json.dumps(value)
+    text = (
+        "not set"
+        if value is None
+        else value
+        if isinstance(value, str) and value
+        else json.dumps(value, ensure_ascii=False)
+    )
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from prefect import flow, task
+from prefect.artifacts import Artifact
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows.prepare_data import prepare_data
@@ -110,6 +111,23 @@ def test_a_task_says_which_input_changed(tmp_path: Path, caplog: pytest.LogCaptu
     assert second == "cached because its inputs are unchanged and its output is whole"
     assert third.startswith("ran because train.learning_rate is 0.0005, was 0.001 (last made 2")
     assert fourth.startswith("ran because its earlier output is gone or damaged")
+
+
+def test_a_page_that_cannot_be_made_costs_the_page_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, shown = tmp_path / "file", list[int]()
+
+    def page(made: Made) -> list[Artifact]:
+        shown.append(made.size)
+        raise StoreError("the page is gone")
+
+    @task(name="paged", **stage(lambda: {"store": str(tmp_path)}, page=page))
+    def paged() -> Made:
+        path.write_bytes(b"12345")
+        return Made(path=path, size=5)
+
+    assert [state_of(paged), state_of(paged)] == ["Completed", "Cached"]
+    assert shown == [5, 5]
+    assert "error was encountered while running hook" in caplog.text
 
 
 def test_a_task_counts_the_files_that_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

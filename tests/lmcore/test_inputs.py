@@ -30,6 +30,13 @@ def test_many_changes_are_counted_and_long_values_cut(tmp_path: Path) -> None:
     assert "..., was x, c is false, was true and 2 more (last made " in said
 
 
+def test_a_rename_is_told_only_where_the_text_is_the_same(tmp_path: Path) -> None:
+    remember("tokenize", inputs(tmp_path, corpus="a", **{"corpus.listing": "0" * 16}))
+    renamed, other = (inputs(tmp_path, corpus=name, **{"corpus.listing": "1" * 16}) for name in ("a", "b"))
+    assert what_changed("tokenize", renamed).startswith("corpus.listing changed (")
+    assert what_changed("tokenize", other).startswith("the corpus changed (")
+
+
 def test_hashes_are_not_shown(tmp_path: Path) -> None:
     remember("train", inputs(tmp_path, weights="0" * 32, run="a"))
     assert what_changed("train", inputs(tmp_path, weights="1" * 32, run="b")).startswith(
