@@ -25,7 +25,7 @@ from lmcore.metrics import read_metrics
 from lmcore.mixture import open_blocks
 from lmcore.model import NextTokenLoss, new_model
 from lmcore.run import Run, run_name
-from lmcore.store import hash_text, locked
+from lmcore.store import hash_text, locked, read_manifest
 from lmcore.train import TrainingResult, train
 from tests.benchmarks.kill_training import Train as KilledTraining
 from tests.benchmarks.kills import kills
@@ -198,7 +198,8 @@ def in_own_store(prepared: Prepared, tmp_path: Path) -> tuple[Run, Path]:
     store = tmp_path / "store"
     for name in ("tokenizers", "shards", "datasets", f"runs/{run.folder.name}"):
         shutil.copytree(prepared.store / name, store / name)
-    [shard] = store.glob("shards/*/train.arrow")
+    [chunk] = read_manifest(run.dataset_folder)["chunks"]  # others may have tokenized in this store too
+    shard = store / "shards" / chunk["key"] / "train.arrow"
     for path in shard.parent.iterdir():
         os.utime(path, (1e9, 1e9))
     return Run.open(store / "runs" / run.folder.name), shard
