@@ -169,7 +169,7 @@ def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, 
     """
     holders: dict[str, str] = {}
     # A folder without a manifest is what a killed run left.
-    for folder in sorted(path.parent for path in (store / "datasets").glob("*/manifest.json")):
+    for folder in sorted(path.parent for path in (store / "datasets").glob("[!.]*/manifest.json")):
         try:
             manifest = read_manifest(folder)
             wanted = np.array(document[manifest["corpus"]["normalize"]], np.uint64)
@@ -199,7 +199,7 @@ def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, 
 
 def _runs(store: Path) -> Iterator[tuple[str, str, str]]:
     """(path in the store, id of the dataset, path of what it began with) of every run."""
-    for config in sorted((store / "runs").glob("*/config.json")):
+    for config in sorted((store / "runs").glob("[!.]*/config.json")):
         with suppress(ValueError, LookupError):
             record = json.loads(config.read_bytes())
             origin = Path(record["config"]["train"]["init_from"])

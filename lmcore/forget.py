@@ -180,7 +180,7 @@ def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str
 def _users(store: Path, chunks: set[str], datasets: dict[Path, dict[str, Any]]) -> Iterator[str]:
     """Runs of datasets that have one of the chunks."""
     using = {path.name for path, content in datasets.items() if chunks & {entry["key"] for entry in content["chunks"]}}
-    for config in sorted((store / "runs").glob("*/config.json")):
+    for config in sorted((store / "runs").glob("[!.]*/config.json")):
         if Run.open(config.parent).identity["dataset_id"] in using:
             yield config.parent.name
 

@@ -2,12 +2,10 @@
 
 import argparse
 import json
-import logging
 from pathlib import Path
 
 from lmcore.config import default_store
-
-_log = logging.getLogger("lmcore")
+from lmcore.registry_cli import count_of
 
 
 def forget_document(arguments: list[str]) -> None:
@@ -28,7 +26,9 @@ def forget_document(arguments: list[str]) -> None:
 
 def collect_garbage(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m lmcore gc")
-    parser.add_argument("--keep-runs", type=int, default=3, help="newest runs to keep with all they need (default: 3)")
+    parser.add_argument(
+        "--keep-runs", type=count_of, default=3, help="newest runs to keep with all they need (default: 3)"
+    )
     parser.add_argument("--grace-hours", type=float, default=24.0, help="younger things are kept (default: 24)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     parser.add_argument("--store", type=Path, default=default_store())

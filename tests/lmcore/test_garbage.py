@@ -78,11 +78,15 @@ def names(store: Path, kind: str) -> list[str]:
     return sorted(path.name for path in (store / kind).iterdir())
 
 
+def oldest_run(store: Path) -> Path:
+    return min((store / "runs").iterdir(), key=lambda run: (run / "config.json").stat().st_mtime)
+
+
 def check_whole(store: Path) -> None:
     """Every version verifies, and every run that is more than somebody's beginning has all that it needs."""
     for version in versions(store, "lm"):
         assert list(check_receipt(version)) == []
-    for folder in (store / "runs").iterdir():
+    for folder in (store / "runs").glob("[!.]*"):
         run = Run.open(folder)
         if (folder / "training.json").exists():
             assert list(problems(run.dataset_folder)) == []
@@ -134,15 +138,16 @@ def test_a_dry_run_says_what_a_real_one_does(store: Path) -> None:
 def test_what_is_young_stays_though_nothing_needs_it(store: Path) -> None:
     shutil.rmtree(store / "models")
     before = {kind: names(store, kind) for kind in KINDS}
-    os.utime(store / "runs" / before["runs"][2] / "config.json")  # all others were started long ago
+    run = oldest_run(store)
+    os.utime(run / "config.json")  # all others were started long ago
     collect(store, keep_runs=0)
-    assert {kind: names(store, kind) for kind in KINDS} == before | {"runs": [before["runs"][2]]}
+    assert {kind: names(store, kind) for kind in KINDS} == before | {"runs": [run.name]}
     check_whole(store)
 
 
 def test_a_run_that_is_training_stays_with_all_it_needs(store: Path) -> None:
     shutil.rmtree(store / "models")
-    oldest = min((store / "runs").iterdir(), key=lambda run: (run / "config.json").stat().st_mtime)
+    oldest = oldest_run(store)
     with locked(oldest / "lock", "refuse"):
         collect(store, keep_runs=0, grace_seconds=0)
     run = Run.open(oldest)
