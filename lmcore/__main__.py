@@ -16,6 +16,8 @@
     diff MODEL MODEL         in what two versions differ
     replay MODEL             train a version again and compare losses and weights
     prune NAME --keep N      remove old versions, never the champion
+    forget DOCUMENT          purge a document from the store, and say what was trained on it
+    gc [flags]               remove what no version and no newer run needs
 
 DATASET is an id, RUN a name or a folder, MODEL is NAME/v0001 or NAME for its champion; --store says where (default:
 LM_STORE, else ./store).
@@ -36,7 +38,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lmcore import cli, registry_cli
+from lmcore import cli, registry_cli, store_cli
 from lmcore.config import RunConfig, SampleConfig, default_store
 from lmcore.errors import StoppedError
 
@@ -62,6 +64,8 @@ def main() -> None:
         "diff": registry_cli.diff_versions,
         "replay": registry_cli.replay_version,
         "prune": registry_cli.prune_versions,
+        "forget": store_cli.forget_document,
+        "gc": store_cli.collect_garbage,
     }
     verb, arguments = (sys.argv[1] if len(sys.argv) > 1 else ""), sys.argv[2:]
     if verb not in verbs:

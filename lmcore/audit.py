@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from lmcore.encoding import QUARANTINE
+from lmcore.encoding import read_quarantine
 from lmcore.errors import CorpusError, LMError, RegistryError, StoreError
-from lmcore.exclusions import HASH
+from lmcore.exclusions import HASH, forgotten_events
 from lmcore.registry import models, versions
-from lmcore.shards import SPLITS, Shard, damage_named, shard_path
+from lmcore.shards import SPLITS, Shard, shard_path
 from lmcore.store import hash_text, open_sealed, read_manifest
 from lmcore.tokenization import dataset_id, remake
 from lmcore.tokenizer import TokenizerInfo
@@ -119,9 +118,7 @@ def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
     for entry in (entry for entry in manifest["chunks"] if entry["spans"]):
         folder = dataset.parent.parent / "shards" / entry["key"]
         starts = [account["start"] for account in read_manifest(folder)["ledger"]]
-        with damage_named(folder / QUARANTINE):
-            rows = pa.ipc.open_file(pa.memory_map(str(folder / QUARANTINE))).read_all().to_pylist()
-        for row in rows:
+        for row in read_quarantine(folder):
             span = entry["spans"][row["span"]]
             place = row["offset"] + span["start"] - starts[row["span"]]
             kept[span["path"], place, row["reason"]] = row["content"]
@@ -165,13 +162,14 @@ def _normalized(utf8: bytes, form: Any) -> bytes:
 
 
 def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, str, str]]:
-    """("dataset", id, split), ("run", name, split) and ("version", name, split) of all that holds a document.
+    """("dataset", id, split) of all that holds a document, ("run", name, why) and ("version", name, why) that saw it.
 
-    ("unreadable", id, what is wrong) of a dataset that may hold it too, and cannot say.
+    A run has seen it when its dataset holds it, did so until it was forgotten, or when what the run began with has
+    seen it. ("unreadable", id, what is wrong) of a dataset that may hold it too, and cannot say.
     """
     holders: dict[str, str] = {}
     # A folder without a manifest is what a killed run left.
-    for folder in sorted(path.parent for path in (store / "datasets").glob("*/manifest.json")):
+    for folder in sorted(path.parent for path in (store / "datasets").glob("[!.]*/manifest.json")):
         try:
             manifest = read_manifest(folder)
             wanted = np.array(document[manifest["corpus"]["normalize"]], np.uint64)
@@ -183,12 +181,45 @@ def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, 
         except (StoreError, OSError) as error:
             yield "unreadable", folder.name, str(error)
     yield from (("dataset", name, split) for name, split in holders.items())
-    for config in sorted((store / "runs").glob("*/config.json")):
+    seen = _had_seen(store, {value for values in document.values() for value in values})
+    trainings = [*_runs(store), *_versions(store)]
+    for _ in trainings:  # as long as a chain of beginnings can be
+        known = len(seen)
+        for path, dataset, origin in trainings:
+            if dataset in holders:
+                seen.setdefault(path, holders[dataset])
+            elif any(f"{origin}/".startswith(f"{other}/") for other in seen):
+                seen.setdefault(path, f"began with {origin}")
+        if len(seen) == known:
+            break
+    for path, why in seen.items():
+        kind, _, name = path.partition("/")
+        yield {"runs": "run", "models": "version"}[kind], name, why
+
+
+def _runs(store: Path) -> Iterator[tuple[str, str, str]]:
+    """(path in the store, id of the dataset, path of what it began with) of every run."""
+    for config in sorted((store / "runs").glob("[!.]*/config.json")):
         with suppress(ValueError, LookupError):
-            name = json.loads(config.read_bytes())["identity"]["dataset_id"]
-            if name in holders:
-                yield "run", config.parent.name, holders[name]
+            record = json.loads(config.read_bytes())
+            origin = Path(record["config"]["train"]["init_from"])
+            inside = origin.relative_to(store.absolute()) if origin.is_relative_to(store.absolute()) else origin
+            yield f"runs/{config.parent.name}", record["identity"]["dataset_id"], inside.as_posix()
+
+
+def _versions(store: Path) -> Iterator[tuple[str, str, str]]:
+    """Likewise of every version of every model."""
     for version in (version for model in models(store) for version in versions(store, model)):
         with suppress(RegistryError, LookupError):
-            if (name := version.receipt()["dataset"]["id"]) in holders:
-                yield "version", str(version), holders[name]
+            receipt = version.receipt()
+            yield f"models/{version}", receipt["dataset"]["id"], (receipt["origin"] or {}).get("path", "")
+
+
+def _had_seen(store: Path, document: set[int]) -> dict[str, str]:
+    """Runs and versions, by their paths, that saw it before it was forgotten."""
+    seen = {}
+    for event in forgotten_events(store):
+        if document & {int(name, 16) for name in event["documents"]}:
+            paths = [*(f"runs/{name}" for name in event["runs"]), *(f"models/{name}" for name in event["versions"])]
+            seen.update(dict.fromkeys(paths, f"until {event['time']}, when it was forgotten"))
+    return seen

@@ -15,6 +15,7 @@ import numpy as np
 from lmcore.checkpoint import is_sound
 from lmcore.config import RunConfig
 from lmcore.errors import FormatError, StoreError
+from lmcore.exclusions import without_forgotten
 from lmcore.gate import Decision, GateConfig, decide, decide_first
 from lmcore.news import age_of, document_hashes, undated
 from lmcore.registry import Version, champion, history, promote, record_refusal, versions
@@ -42,8 +43,9 @@ class Champion:
 
     @property
     def dataset(self) -> Path:
-        """The folder of the dataset it was trained on."""
-        return self.version.store / "datasets" / str(self.receipt["dataset"]["id"])
+        """The folder of the dataset it was trained on, without what was forgotten since."""
+        store = self.version.store
+        return store / "datasets" / without_forgotten(store, str(self.receipt["dataset"]["id"]))
 
     @property
     def tokenizer(self) -> TokenizerInfo:

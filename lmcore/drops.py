@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore.config import CorpusConfig
-from lmcore.exclusions import excluded_hashes
+from lmcore.exclusions import excluded_hashes, forgotten
 from lmcore.shards import SPLITS, Shard, shard_path
 
 Rows = npt.NDArray[Any]
@@ -24,7 +24,7 @@ def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: P
     Of documents with the same text the first in that order stays. Returns documents and text bytes by reason.
     """
     left_out: dict[str, dict[str, int]] = {}
-    excluded = np.array(excluded_hashes(config), np.uint64)
+    excluded = np.union1d(np.array(excluded_hashes(config), np.uint64), forgotten(store))
     held_out = hashes(entries, store, "validation") if config.validation_paths else np.empty(0, np.uint64)
     for split in SPLITS:
         first = _firsts(entries, store, split, config) if config.deduplicate else None
@@ -37,7 +37,7 @@ def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: P
                 "too_long_for_max_bytes": shard.text_bytes > config.max_bytes,
                 "duplicate": None if first is None else ~first[number],
             }
-            _drop(entry[split], shard, reasons, left_out)
+            drop(entry[split], shard, reasons, left_out)
     return left_out
 
 
@@ -71,9 +71,10 @@ def _firsts(
     return np.split(is_first, np.cumsum([len(shard) for shard in shards]))[:-1]
 
 
-def _drop(
+def drop(
     figures: dict[str, Any], shard: Shard, reasons: dict[str, Rows | None], left_out: dict[str, dict[str, int]]
 ) -> None:
+    """Leave rows out of an entry's split, each for the first of its reasons, which ``left_out`` counts."""
     dropped = np.zeros(len(shard), np.bool_)
     for reason, rows in reasons.items():
         new = np.zeros_like(dropped) if rows is None else rows & ~dropped

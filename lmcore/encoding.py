@@ -22,10 +22,11 @@ import pyarrow as pa
 
 from lmcore.config import CorpusConfig
 from lmcore.documents import Document, parse
-from lmcore.ledger import Ledger
-from lmcore.shards import SPLITS, shard_path, write_shard
+from lmcore.exclusions import forgotten
+from lmcore.ledger import Ledger, Skip
+from lmcore.shards import SPLITS, blanked, damage_named, shard_path, write_shard
 from lmcore.spans import Span
-from lmcore.store import sealed_folder
+from lmcore.store import hash_text, sealed_folder
 from lmcore.tokenizer import Tokenizer
 
 QUARANTINE = "quarantine.arrow"
@@ -61,6 +62,8 @@ def encode(job: Job) -> None:
             ledger.require_no_skips()
     nothing = _encoded([], tokenizer, 1)
     tokens, lengths, text_bytes, hashes = (np.concatenate(parts) for parts in zip(nothing, *encoded, strict=True))
+    away = forgotten(job.store)
+    tokens, lengths = blanked(tokens, lengths, np.isin(hashes, away))
     counts: dict[str, Any] = {}
     about = {
         "kind": "chunk",
@@ -85,7 +88,8 @@ def encode(job: Job) -> None:
                 "text_bytes": int(text_bytes[kept].sum()),
                 "longest_bytes": int(text_bytes[kept].max(initial=0)),
             }
-        _write_quarantine(folder / QUARANTINE, ledgers)
+        pieces = [(number, skip) for number, ledger in enumerate(ledgers) for skip in ledger.skipped]
+        write_quarantine(folder / QUARANTINE, [_piece(*piece, away) for piece in pieces])
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -138,20 +142,26 @@ def _account(span: Span, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _write_quarantine(path: Path, ledgers: list[Ledger]) -> None:
-    """The pieces themselves; of one that is too long, the beginning."""
-    pieces = [(number, skip) for number, ledger in enumerate(ledgers) for skip in ledger.skipped]
-    table = pa.record_batch(
-        {
-            "span": pa.array([number for number, _ in pieces], pa.int32()),
-            "offset": pa.array([skip.offset for _, skip in pieces], pa.int64()),
-            "length": pa.array([skip.length for _, skip in pieces], pa.int64()),
-            "reason": pa.array([skip.reason for _, skip in pieces], pa.string()),
-            "content": pa.array([skip.content for _, skip in pieces], pa.large_binary()),
-        }
-    )
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_batch(table)
+def _piece(span: int, skip: Skip, forgotten: Any) -> dict[str, Any]:
+    content = b"" if hash_text(skip.content) in forgotten else skip.content
+    return {"span": span, "offset": skip.offset, "length": skip.length, "reason": skip.reason, "content": content}
+
+
+def write_quarantine(path: Path, pieces: list[dict[str, Any]]) -> None:
+    """The pieces themselves, by span, offset, length, reason and content; of one that is too long, the beginning."""
+    types = {"span": pa.int32(), "offset": pa.int64(), "length": pa.int64(), "reason": pa.string()}
+    types["content"] = pa.large_binary()
+    batch = pa.record_batch({name: pa.array([row[name] for row in pieces], kind) for name, kind in types.items()})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def read_quarantine(chunk_folder: Path) -> list[dict[str, Any]]:
+    """What ``write_quarantine`` was given. Raises StoreError when it is missing or damaged."""
+    with damage_named(chunk_folder / QUARANTINE):
+        table = pa.ipc.open_file(pa.memory_map(str(chunk_folder / QUARANTINE))).read_all()
+        pieces: list[dict[str, Any]] = table.to_pylist()
+        return pieces
 
 
 class Encoders:

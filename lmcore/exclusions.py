@@ -1,11 +1,22 @@
-"""Documents that the settings name by their hashes, to be left out of a dataset."""
+"""Documents that are to be left out, by their hashes: those the settings name, and those the store has forgotten.
 
+``corpus.exclude_documents`` leaves documents out of one dataset. ``forgotten.jsonl`` in the store is for ever:
+a document in it is in no dataset that is made there, and no shard that is written there holds its ids (forget.py).
+It holds hashes and names, no text; a line an event.
+"""
+
+import json
 import re
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from lmcore.config import CorpusConfig
-from lmcore.errors import ConfigError
+from lmcore.errors import ConfigError, StoreError
 
+FORGOTTEN = "forgotten.jsonl"
 HASH = "[0-9a-fA-F]{16}"
 
 
@@ -31,3 +42,28 @@ def _lines(entry: str) -> list[str]:
             f"one a line: {error}"
         ) from None
     return [line.strip() for line in lines if line.strip()]
+
+
+def forgotten_events(store: Path) -> list[dict[str, Any]]:
+    """What was forgotten in a store, oldest first: time, documents, chunks, datasets {old: new}, runs, versions."""
+    path = store / FORGOTTEN
+    if not path.exists():
+        return []
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")  # after the last line end: nothing, or what a kill cut off
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged: {error}. It says which documents must stay out: restore it") from None
+
+
+def forgotten(store: Path) -> npt.NDArray[np.uint64]:
+    """The hashes of all documents that the store has forgotten."""
+    names = {name for event in forgotten_events(store) for name in event["documents"]}
+    return np.array(sorted(int(name, 16) for name in names), np.uint64)
+
+
+def without_forgotten(store: Path, dataset: str) -> str:
+    """The id of what a dataset has become by documents that were forgotten since; its own where none was."""
+    for event in forgotten_events(store):
+        dataset = event["datasets"].get(dataset) or dataset
+    return dataset

@@ -22,6 +22,7 @@ from blake3 import blake3
 from lmcore.audit import problems
 from lmcore.drops import hashes
 from lmcore.errors import LMError, StoreError
+from lmcore.exclusions import forgotten_events
 from lmcore.origin import Origin
 from lmcore.registry import Version, utc_now
 from lmcore.remote import hash_stored
@@ -170,10 +171,11 @@ def _check_corpus(files: dict[str, str]) -> Iterator[str]:
 def _check_dataset(store: Path, receipt: Receipt) -> Iterator[str]:
     dataset = store / "datasets" / receipt["dataset"]["id"]
     if not (dataset / MANIFEST).exists():
-        yield f"dataset {dataset.name} is missing"
+        yield _why_gone(store, dataset.name)
         return
     yield from (f"dataset {dataset.name}: {problem}" for _, problem in problems(dataset))
-    chunks = {f"shards/{key}": seal for key, seal in receipt["dataset"]["chunks"].items()}
+    rewritten = {key for event in forgotten_events(store) for key in event["chunks"]}
+    chunks = {f"shards/{key}": seal for key, seal in receipt["dataset"]["chunks"].items() if key not in rewritten}
     yield from _few(list(_check_sealed(store, chunks, reads=False)))
     excluded = np.array([int(name, 16) for name in receipt["corpus"]["excluded"]], np.uint64)
     try:
@@ -182,6 +184,17 @@ def _check_dataset(store: Path, receipt: Receipt) -> Iterator[str]:
         return  # told above
     for value in excluded[np.isin(excluded, held)]:
         yield f"dataset {dataset.name} holds document {value:016x}, which the receipt says is excluded"
+
+
+def _why_gone(store: Path, dataset: str) -> str:
+    for event in forgotten_events(store):
+        if dataset in event["datasets"]:
+            return (
+                f"dataset {dataset} is no more: document {', '.join(event['documents'])} was forgotten at "
+                f"{event['time']}. The weights have seen it all the same. Without it the dataset is "
+                f"{event['datasets'][dataset] or 'empty'}"
+            )
+    return f"dataset {dataset} is missing"
 
 
 def _check_sealed(store: Path, seals: dict[str, str], reads: bool = True) -> Iterator[str]:

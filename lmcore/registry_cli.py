@@ -79,14 +79,14 @@ def roll_back(arguments: list[str]) -> None:
 
 def prune_versions(arguments: list[str]) -> None:
     parser = _parser("prune", model="the model's name")
-    parser.add_argument("--keep", type=_count, required=True, help="newest versions to keep, beside the champion")
+    parser.add_argument("--keep", type=count_of, required=True, help="newest versions to keep, beside the champion")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
     options = _parsed(parser, arguments)
     gone = prune(options.store, options.model, options.keep, options.dry_run)
     _print(model=options.model, pruned=gone, dry_run=options.dry_run)
 
 
-def _count(text: str) -> int:
+def count_of(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
     return int(text)

@@ -66,6 +66,16 @@ def write_shard(
         writer.write_batch(batch)
 
 
+def blanked(
+    tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Ids and lengths without the text of some documents, of which nothing but the EOS stays: their rows keep
+    their places, which drop-lists count on."""
+    is_kept = np.repeat(~rows, lengths)
+    is_kept[np.cumsum(lengths) - 1] = True
+    return tokens[is_kept], np.where(rows, 1, lengths)
+
+
 def _checksum(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> str:
     digest = blake3(tokens.view(np.uint8).data)
     digest.update(offsets.view(np.uint8).data)
@@ -107,6 +117,7 @@ class Shard:
                 raise pa.ArrowInvalid(f"input_ids is {column.type}")
             self.tokens: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=True)
             self.offsets: npt.NDArray[np.int64] = column.offsets.to_numpy(zero_copy_only=True)
+            self.positions: npt.NDArray[np.int64] = batch.column("position").to_numpy()
             self.text_bytes: npt.NDArray[np.int64] = batch.column("text_bytes").to_numpy()
             self.hashes: npt.NDArray[np.uint64] = batch.column("hash").to_numpy()
 

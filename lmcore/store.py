@@ -8,6 +8,7 @@ whole, and ``open_sealed`` proves it. Temporary names carry their owner (host, b
 those of dead owners are swept. Locks are flock(2) locks: they die with the process that holds them.
 """
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -36,6 +37,8 @@ DIGEST_BYTES = 16
 """Of a BLAKE3 digest, where it names content."""
 
 _TEMPORARY = ".tmp-"
+_HERE, _RENAME_EXCHANGE = -100, 2
+"""AT_FDCWD and a flag of renameat2(2)."""
 _SECONDS_BETWEEN_TRIES = 0.1
 _log = logging.getLogger(__name__)
 
@@ -145,12 +148,12 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def sealed_folder(path: Path, about: Callable[[], dict[str, Any]]) -> Iterator[Path]:
+def sealed_folder(path: Path, about: Callable[[], dict[str, Any]], replaces: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder; on success seal it and move it to ``path``.
 
     ``about()`` is called after the body and gives what the manifest says besides format_version and
     files. If another process put the same folder there first, theirs stays; a damaged one is
-    replaced. On any failure nothing is left behind.
+    replaced, with ``replaces`` any. On any failure nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with no_space_named(path.parent):
@@ -159,15 +162,27 @@ def sealed_folder(path: Path, about: Callable[[], dict[str, Any]]) -> Iterator[P
             temporary.chmod(0o755)
             yield temporary
             _seal(temporary, about())
-            while not _moved(temporary, path):
-                try:
-                    open_sealed(path)
+            while not (replaces and _exchanged(temporary, path)) and not _moved(temporary, path):
+                if not replaces and _is_sealed(path):
                     return
-                except StoreError:
-                    remove(path)
+                remove(path)
             _sync_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchanged(folder: Path, path: Path) -> bool:
+    """Let two folders change names at once (renameat2 of Linux); False where that cannot be done."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_HERE, os.fsencode(folder), _HERE, os.fsencode(path), _RENAME_EXCHANGE) == 0
+
+
+def _is_sealed(path: Path) -> bool:
+    try:
+        open_sealed(path)
+    except StoreError:
+        return False
+    return True
 
 
 def _moved(folder: Path, path: Path) -> bool:
@@ -389,6 +404,28 @@ def locked(
         file.write(json.dumps(owner_now))
         file.flush()
         yield
+
+
+@contextmanager
+def in_use(store: Path) -> Iterator[None]:
+    """Make new things in a store from old ones, as many at a time as like to; nothing is taken away meanwhile."""
+    with open(_use(store), "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def out_of_use(store: Path) -> Iterator[None]:
+    """Take things away from a store. Raises RunError while somebody makes new ones."""
+    with open(_use(store), "a+") as file:
+        if not _lock(file):
+            raise RunError(f"store {store} is in use: text is being tokenized, or things are being removed. Try later")
+        yield
+
+
+def _use(store: Path) -> Path:
+    store.mkdir(parents=True, exist_ok=True)
+    return store / "in_use"
 
 
 def _lock(file: IO[str]) -> bool:

@@ -4,6 +4,7 @@ A corpus is read in groups of files (chunks.py), a group in chunks; a chunk that
 again, and a group whose outline is known and whose chunks are all there is not even read.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from lmcore.store import (
     MANIFEST,
     Output,
     hash_file,
+    in_use,
     is_whole,
     manifest_bytes,
     open_sealed,
@@ -140,6 +142,21 @@ def tokenize(
     twice config.workers chunks are on their way at a time: set it to the number of its workers.
     Memory: about three chunks a worker. Raises CorpusError when no text, or no validation text, is found.
     """
+    with in_use(store):
+        dataset = _tokenize(config, corpus, tokenizer, store, progress, executor)
+        for folder in (dataset.folder, tokenizer.folder):
+            os.utime(folder / MANIFEST)  # gc spares what was wanted lately, made anew or not
+    return dataset
+
+
+def _tokenize(
+    config: CorpusConfig,
+    corpus: Corpus,
+    tokenizer: TokenizerInfo,
+    store: Path,
+    progress: Progress,
+    executor: Executor | None,
+) -> Dataset:
     done = 0
 
     def advance(stored_bytes: int) -> None:
@@ -260,7 +277,7 @@ def remake(dataset: Path, keys: set[str]) -> None:
         paths.setdefault(entry["key"], set()).update(span["path"] for span in entry["spans"])
     known, wanted = set().union(*paths.values()), set().union(*(paths[key] for key in keys))
     left = set(keys)
-    with Index(store) as index:
+    with in_use(store), Index(store) as index:
         found = scan(config, index.hash_of)
         # Others beside them, that came later, would be packed with them.
         files, validation_files = (

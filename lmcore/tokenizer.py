@@ -21,7 +21,7 @@ from lmcore.config import CorpusConfig, TokenizerConfig
 from lmcore.corpus import Corpus, SourceFile, scan_again
 from lmcore.documents import Document, read_documents
 from lmcore.errors import CorpusError, FileChangedError, TokenizerError
-from lmcore.exclusions import excluded_hashes
+from lmcore.exclusions import excluded_hashes, forgotten
 from lmcore.hub import located
 from lmcore.index import Index
 from lmcore.ledger import Ledger
@@ -251,7 +251,7 @@ def _training_texts(
     with Index(store) as index:
         found = scan_again(corpus_config, corpus, index.hash_of)
         held_out = {document.hash for document in _documents(found.validation_files, corpus_config, index)}
-        held_out |= set(excluded_hashes(corpus_config))
+        held_out |= {*excluded_hashes(corpus_config), *forgotten(store).tolist()}
         fraction = 0.0 if corpus_config.validation_paths else corpus_config.validation_fraction
         heap: list[tuple[int, int, str]] = []
         chosen: set[int] = set()

@@ -1,0 +1,250 @@
+"""Take a document out of a store: out of shards, datasets, quarantine, and what models wrote after reading it.
+
+The event is written to forgotten.jsonl first, and from then on no dataset made here holds the document, even if the
+corpus still does (exclusions.py). Then every dataset that kept it gives way to the same one without it, and the
+document's ids go from the shards; rows keep their places, so nothing is encoded again and datasets that had left it
+out stay as they are. Each step leaves a whole store, and the same command does what a kill left undone.
+
+Weights cannot forget. The runs and versions that saw the document are named, and stay.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lmcore.audit import document_hashes, seen_by
+from lmcore.drops import drop
+from lmcore.encoding import QUARANTINE, read_quarantine, write_quarantine
+from lmcore.exclusions import FORGOTTEN, forgotten
+from lmcore.registry import utc_now
+from lmcore.run import Run
+from lmcore.shards import SPLITS, Shard, blanked, shard_path, write_shard
+from lmcore.store import (
+    MANIFEST,
+    Output,
+    hash_text,
+    locked,
+    manifest_bytes,
+    open_sealed,
+    out_of_use,
+    prepare_store,
+    read_manifest,
+    remove,
+    sealed_folder,
+    write_file,
+)
+from lmcore.tokenization import dataset_id
+
+_WRITTEN = ("samples.jsonl", "report.md", "report.json", "report.png", "tensorboard")
+"""What in a run's folder may repeat a document word for word."""
+
+_Hashes = npt.NDArray[np.uint64]
+
+
+class Forgotten(Output):
+    """What was, or on a dry run would be, done about a document."""
+
+    documents: list[str]
+    """Its hashes: with and without the line end at its end, and by normalization, as far as they were found."""
+    chunks: list[str]
+    """Keys of chunks that held it, in a shard or in quarantine."""
+    datasets: dict[str, str]
+    """Datasets that held it -> the same without it; empty where nothing would be left of a split."""
+    runs: list[str]
+    """Runs that were trained or validated on it, or went on from one that was. Their weights stay as they are."""
+    versions: list[str]
+    """Likewise."""
+    files: list[str]
+    """Files of runs that are removed, because what a model wrote may repeat what it read."""
+    corpus_paths: list[str]
+    """Files of the corpus that it came from: it stands there until its owner deletes it."""
+
+
+def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
+    """Purge a document, given as ``seen-by`` takes it: a hash, or a file with its text.
+
+    Raises RunError while a run that uses it is running, or somebody tokenizes.
+    """
+    names = document_hashes(document)
+    store = prepare_store(store)  # what a killed one set aside may hold the text
+    with out_of_use(store), ExitStack() as running:
+        found = np.unique(np.array([value for values in names.values() for value in values], np.uint64))
+        texts = [Path(document).read_bytes()] if Path(document).is_file() else []
+        chunks = {folder: held for folder in _chunks(store) if (held := _held(folder, found, texts)).any_there}
+        present = np.unique(np.concatenate([found[:0], *(held.hashes for held in chunks.values())]))
+        wanted = present if len(present) else np.array(names[""][:1], np.uint64)
+        datasets = {folder: read_manifest(folder) for folder in _datasets(store)}
+        plan = _planned(store, names, wanted, chunks, datasets)
+        for name in _users(store, {folder.name for folder in chunks}, datasets):
+            running.enter_context(locked(store / "runs" / name / "lock", "refuse"))
+        if not dry_run:
+            _purge(store, plan, wanted, texts, datasets, list(chunks))
+        return plan
+
+
+class _Held:
+    """What a chunk holds of a document."""
+
+    def __init__(self, hashes: _Hashes, in_quarantine: bool) -> None:
+        self.hashes, self.in_quarantine = hashes, in_quarantine
+
+    @property
+    def any_there(self) -> bool:
+        return bool(len(self.hashes)) or self.in_quarantine
+
+
+def _chunks(store: Path) -> Iterator[Path]:
+    return (path.parent for path in sorted((store / "shards").glob(f"[!.]*/{MANIFEST}")))
+
+
+def _datasets(store: Path) -> Iterator[Path]:
+    return (path.parent for path in sorted((store / "datasets").glob(f"[!.]*/{MANIFEST}")))
+
+
+def _held(chunk: Path, wanted: _Hashes, texts: list[bytes]) -> _Held:
+    """Documents of the chunk whose ids are still there."""
+    found = [wanted[:0]]
+    for split in SPLITS:
+        shard = Shard(shard_path(chunk, split))
+        rows = np.isin(shard.hashes, wanted) & (np.diff(shard.offsets) > 1)
+        found.append(shard.hashes[rows])
+    pieces = [row["content"] for row in read_quarantine(chunk)]
+    return _Held(np.unique(np.concatenate(found)), any(_is_in(piece, wanted, texts) for piece in pieces))
+
+
+def _is_in(piece: bytes, wanted: _Hashes, texts: list[bytes]) -> bool:
+    """True for a piece that is the document, or holds its text."""
+    if not piece:
+        return False
+    return hash_text(piece) in wanted or any(text.rstrip(b"\r\n") in piece for text in texts if text.strip())
+
+
+def _planned(
+    store: Path,
+    names: dict[str, list[int]],
+    wanted: _Hashes,
+    chunks: dict[Path, _Held],
+    datasets: dict[Path, dict[str, Any]],
+) -> Forgotten:
+    replaced = {}
+    for folder, manifest in datasets.items():
+        without = _without(manifest, store, wanted)
+        if without is not manifest:
+            replaced[folder.name] = without["id"] if without else ""
+    seen = list(seen_by(store, names))
+    runs = sorted({name for kind, name, _ in seen if kind == "run"})
+    keys = {folder.name for folder in chunks}
+    entries = (entry for manifest in datasets.values() for entry in manifest["chunks"] if entry["key"] in keys)
+    return Forgotten(
+        documents=[f"{value:016x}" for value in wanted.tolist()],
+        chunks=sorted(keys),
+        datasets=replaced,
+        runs=runs,
+        versions=sorted({name for kind, name, _ in seen if kind == "version"}),
+        files=[f"runs/{run}/{name}" for run in runs for name in _WRITTEN if (store / "runs" / run / name).exists()],
+        corpus_paths=sorted({span["path"] for entry in entries for span in entry["spans"]}),
+    )
+
+
+def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str, Any]:
+    """The dataset's manifest without some documents: the same object if it kept none, {} if a split would be empty."""
+    entries, left_out = deepcopy(manifest["chunks"]), deepcopy(manifest["ledger"]["dropped"])
+    before = left_out.get("excluded", {"documents": 0})["documents"]
+    for entry in entries:
+        for split in SPLITS:
+            shard = Shard(shard_path(store / "shards" / entry["key"], split))
+            earlier = np.zeros(len(shard), np.bool_)
+            earlier[entry[split]["dropped"]] = True
+            new = np.isin(shard.hashes, wanted)
+            if (new & ~earlier).any():
+                drop(entry[split], shard, {"": earlier, "excluded": new}, left_out)
+    left_out.pop("", None)
+    if left_out.get("excluded", {"documents": 0})["documents"] == before:
+        return manifest
+    totals = {
+        split: {name: sum(entry[split][name] for entry in entries) for name in manifest["splits"][split]}
+        for split in SPLITS
+    }
+    if not all(totals[split]["documents"] for split in SPLITS):
+        return {}
+    about = {"id": dataset_id(entries, manifest["tokenizer_id"]), "splits": totals, "chunks": entries}
+    return {**manifest, **about, "ledger": {**manifest["ledger"], "dropped": left_out}}
+
+
+def _users(store: Path, chunks: set[str], datasets: dict[Path, dict[str, Any]]) -> Iterator[str]:
+    """Runs of datasets that have one of the chunks."""
+    using = {path.name for path, content in datasets.items() if chunks & {entry["key"] for entry in content["chunks"]}}
+    for config in sorted((store / "runs").glob("[!.]*/config.json")):
+        if Run.open(config.parent).identity["dataset_id"] in using:
+            yield config.parent.name
+
+
+def _purge(
+    store: Path,
+    plan: Forgotten,
+    wanted: _Hashes,
+    texts: list[bytes],
+    datasets: dict[Path, dict[str, Any]],
+    chunks: list[Path],
+) -> None:
+    _remember(store, plan)
+    for folder, manifest in datasets.items():
+        without = _without(manifest, store, wanted)
+        if without is manifest:
+            continue
+        if without:
+            new = folder.with_name(without["id"])
+            new.mkdir(exist_ok=True)
+            write_file(new / MANIFEST, manifest_bytes(without))
+        remove(folder)
+    for chunk in chunks:
+        _purge_chunk(chunk, wanted, texts)
+    for name in plan.files:
+        remove(store / name) if (store / name).is_dir() else (store / name).unlink(missing_ok=True)
+
+
+def _remember(store: Path, plan: Forgotten) -> None:
+    """Append the event, unless nothing of it is new: a second call then only finishes the first."""
+    known = {f"{value:016x}" for value in forgotten(store).tolist()}
+    if set(plan.documents) <= known and not (plan.datasets or plan.chunks):
+        return
+    event = {"time": utc_now(), **plan.model_dump(include={"documents", "chunks", "datasets", "runs", "versions"})}
+    path = store / FORGOTTEN
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    write_file(path, whole + json.dumps(event, ensure_ascii=False).encode() + b"\n")
+
+
+def _purge_chunk(folder: Path, wanted: _Hashes, texts: list[bytes]) -> None:
+    """Put the chunk without the document's ids and pieces in its place."""
+    manifest = open_sealed(folder)
+    about = {name: value for name, value in manifest.items() if name not in ("files", "format_version")}
+    with sealed_folder(folder, lambda: about, replaces=True) as new:
+        for split in SPLITS:
+            about["splits"][split]["tokens"] = _purge_shard(shard_path(folder, split), shard_path(new, split), wanted)
+        rows = read_quarantine(folder)
+        pieces = [row | ({"content": b""} if _is_in(row["content"], wanted, texts) else {}) for row in rows]
+        write_quarantine(new / QUARANTINE, pieces)
+
+
+def _purge_shard(old: Path, new: Path, wanted: _Hashes) -> int:
+    """Tokens that are left."""
+    shard = Shard(old)
+    tokens, lengths = blanked(shard.tokens, np.diff(shard.offsets), np.isin(shard.hashes, wanted))
+    write_shard(
+        new,
+        tokens,
+        lengths,
+        shard.text_bytes,
+        shard.positions,
+        shard.hashes,
+        tokenizer_id=shard.metadata["tokenizer_id"],
+        eos_id=int(shard.metadata["eos_id"]),
+    )
+    return len(tokens)

@@ -1,0 +1,280 @@
+"""A forgotten document is in no file of the store, comes back by no way, and who saw it is said plainly."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmcore.audit import document_hashes, problems, repair, seen_by, skipped_pieces
+from lmcore.challenge import Champion
+from lmcore.config import CorpusConfig
+from lmcore.corpus import describe, scan
+from lmcore.errors import RunError
+from lmcore.evaluate import evaluate
+from lmcore.exclusions import forgotten_events
+from lmcore.export import export
+from lmcore.forget import Forgotten, forget
+from lmcore.receipt import check_receipt
+from lmcore.registry import promote, versions
+from lmcore.run import Run
+from lmcore.shards import SPLITS, Shard, shard_path
+from lmcore.store import hash_text, in_use, locked, open_sealed
+from lmcore.stream import TokenStream
+from lmcore.tokenization import Dataset, tokenize
+from lmcore.tokenizer import Tokenizer
+from lmcore.train import train
+from lmcore.version import add_version
+from tests.conftest import Prepared, prepare, tiny_config, write_corpus
+
+
+def settings(corpus: Path, **more: object) -> CorpusConfig:
+    return CorpusConfig.model_validate({"paths": [str(corpus)], "chunk_bytes": 2000, **more})
+
+
+def tokenized(store: Path, prepared: Prepared, **more: object) -> Dataset:
+    config = settings(store.parent / "corpus", **more)
+    return tokenize(config, describe(scan(config), config), prepared.tokenizer, store)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """A store with the version lm/v0001, whose run wrote samples, and a corpus with two bad lines."""
+    folder = tmp_path_factory.mktemp("forgetting")
+    corpus = write_corpus(folder / "corpus")
+    with open(corpus / "text.txt", "ab") as file:
+        file.write(b"bad \xff line\nlast bad \xfe line\n")
+    config = tiny_config(corpus, folder / "store", max_steps=4)
+    prepared = prepare(config.model_copy(update={"corpus": settings(corpus)}))
+    run = prepared.run()
+    training = train(run)
+    export(training, evaluate(run, training.checkpoint))
+    run.samples.write_text(text_of(corpus).decode())
+    (run.folder / "report.md").write_text("report")
+    (run.folder / "tensorboard").mkdir()
+    (run.folder / "tensorboard" / "events").write_text("events")
+    add_version(prepared.store, "lm", run, {"promoted": True})
+    promote(prepared.store, "lm", "v0001", expected=None, reason="first")
+    return prepared
+
+
+def text_of(corpus: Path) -> bytes:
+    """The document to forget: one of the training split."""
+    lines = (corpus / "text.txt").read_bytes().splitlines()
+    return next(line for line in lines[7:] if hash_text(line) >= 0.05 * 2**64)
+
+
+@pytest.fixture
+def store(original: Prepared, tmp_path: Path) -> Path:
+    """A copy of the store beside a copy of its corpus."""
+    shutil.copytree(original.store.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def document(store: Path) -> str:
+    """A file with the text."""
+    (store.parent / "document").write_bytes(text_of(store.parent / "corpus"))
+    return str(store.parent / "document")
+
+
+def shard_texts(store: Path) -> list[bytes]:
+    """The text of every row of every shard, dropped or not."""
+    texts = []
+    for path in (store / "shards").glob("*/*.arrow"):
+        if path.stem in SPLITS:
+            shard = Shard(path)
+            tokenizer = Tokenizer(store / "tokenizers" / shard.metadata["tokenizer_id"])
+            ids = [shard.tokens[a:b] for a, b in zip(shard.offsets[:-1], shard.offsets[1:], strict=True)]
+            texts += [tokenizer.decode(row[:-1].tolist()).encode() for row in ids]
+    return texts
+
+
+def files_with(store: Path, text: bytes) -> list[Path]:
+    return [path for path in store.rglob("*") if path.is_file() and text in path.read_bytes()]
+
+
+def of_kind(store: Path, document: str, kind: str) -> list[str]:
+    return [name for found, name, _ in seen_by(store, document_hashes(document)) if found == kind]
+
+
+def test_a_forgotten_document_is_nowhere_and_who_saw_it_is_named(store: Path, document: str) -> None:
+    text = Path(document).read_bytes()
+    [old], [run] = of_kind(store, document, "dataset"), of_kind(store, document, "run")
+    assert of_kind(store, document, "version") == ["lm/v0001"]
+    assert text in shard_texts(store)
+    assert files_with(store, text)
+    done = forget(store, document)
+    assert (list(done.datasets), done.runs, done.versions) == ([old], [run], ["lm/v0001"])
+    assert done.documents == [f"{hash_text(text):016x}"]
+    assert len(done.chunks) == 1
+    assert text not in shard_texts(store)
+    assert files_with(store, text) == []
+    assert not (store / "runs" / run / "tensorboard").exists()
+    assert not (store / "datasets" / old).exists()
+    assert list(problems(store / "datasets" / done.datasets[old])) == []
+    assert of_kind(store, document, "dataset") == []
+    assert (of_kind(store, document, "run"), of_kind(store, document, "version")) == ([run], ["lm/v0001"])
+    best = Champion.of(store, "lm")
+    assert best is not None
+    assert best.dataset == store / "datasets" / done.datasets[old]
+
+
+def test_what_went_on_from_a_model_that_saw_it_has_seen_it(store: Path, original: Prepared, document: str) -> None:
+    [first] = of_kind(store, document, "run")
+    without = tokenized(store, original, exclude_documents=[f"{hash_text(Path(document).read_bytes()):016x}"])
+    second = replace(original, store=store, dataset=without).run(init_from=str(store / "runs" / first / "model"))
+    third = replace(original, store=store, dataset=without).run(init_from=str(store / "models" / "lm" / "v0001"))
+    unseen = replace(original, store=store, dataset=without).run()
+    assert sorted(of_kind(store, document, "run")) == sorted([first, second.folder.name, third.folder.name])
+    assert sorted(forget(store, document).runs) == sorted([first, second.folder.name, third.folder.name])
+    assert sorted(of_kind(store, document, "run")) == sorted([first, second.folder.name, third.folder.name])
+    assert unseen.folder.name not in of_kind(store, document, "run")
+
+
+def test_only_the_chunk_that_held_it_changes(store: Path, document: str) -> None:
+    before = {path: path.stat().st_ino for path in (store / "shards").glob("*/*")}
+    [changed] = forget(store, document).chunks
+    after = {path: path.stat().st_ino for path in (store / "shards").glob("*/*")}
+    assert {path.parent.name for path in before if before[path] != after[path]} == {changed}
+    assert len(before) > 3 * 4
+    open_sealed(store / "shards" / changed)
+
+
+def test_it_does_not_come_back_though_the_corpus_still_holds_it(store: Path, original: Prepared, document: str) -> None:
+    text = Path(document).read_bytes()
+    done = forget(store, document)
+    again = tokenized(store, original)
+    assert (again.id, again.chunks_made) == (next(iter(done.datasets.values())), 0)
+    assert again.dropped == {"excluded": 1}
+    shutil.rmtree(shard_path(store / "shards" / done.chunks[0], "train").parent)
+    assert repair(again.folder) == done.chunks
+    assert text not in shard_texts(store)
+    assert list(problems(again.folder)) == []
+    whole = tokenized(store, original, chunk_bytes=100_000)
+    assert whole.dropped == {"excluded": 1}
+    assert text not in shard_texts(store)
+
+
+def test_a_dataset_that_had_left_it_out_stays_and_its_version_verifies(
+    store: Path, original: Prepared, document: str
+) -> None:
+    without = tokenized(store, original, exclude_documents=[f"{hash_text(Path(document).read_bytes()):016x}"])
+    ids = list(TokenStream(without.folder, "train").documents())
+    done = forget(store, document)
+    assert without.id == next(iter(done.datasets.values()))
+    assert list(problems(without.folder)) == []
+    assert [row[0].tolist() for row in TokenStream(without.folder, "train").documents()] == [
+        row[0].tolist() for row in ids
+    ]
+
+
+def test_a_version_that_saw_it_says_so_when_it_is_verified(
+    store: Path, original: Prepared, document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [version] = versions(store, "lm")
+    assert list(check_receipt(version)) == []
+    done = forget(store, document)
+    [line] = check_receipt(version)
+    assert f"document {done.documents[0]} was forgotten at " in line
+    assert "The weights have seen it all the same" in line
+
+
+def test_a_dry_run_says_the_same_and_does_nothing(store: Path, document: str) -> None:
+    def state() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in store.rglob("*") if path.is_file() and path.name != "lock"}
+
+    before = state()
+    (store / "in_use").touch()
+    said = forget(store, document, dry_run=True)
+    assert state() == before | {store / "in_use": b""}
+    assert forget(store, document) == said
+    assert set(said.files) == {f"runs/{said.runs[0]}/{name}" for name in ("samples.jsonl", "report.md", "tensorboard")}
+    assert all(Path(path).name == "text.txt" for path in said.corpus_paths)
+
+
+def test_a_second_call_finds_nothing_left_to_do(store: Path, document: str) -> None:
+    forget(store, document)
+    again = forget(store, document)
+    assert (again.chunks, again.datasets, again.files) == ([], {}, [])
+    assert again.versions == ["lm/v0001"]
+    assert len(forgotten_events(store)) == 1
+
+
+def test_a_piece_in_quarantine_is_forgotten_too(store: Path, original: Prepared) -> None:
+    (store.parent / "piece").write_bytes(b"bad \xff line")
+    dataset = tokenized(store, original)
+    assert forget(store, str(store.parent / "piece")).datasets == {}
+    assert [piece for *_, piece in skipped_pieces(dataset.folder)] == [b"", b"last bad \xfe line"]
+    assert list(problems(dataset.folder)) == []
+
+
+def test_what_was_never_there_is_remembered_all_the_same(store: Path) -> None:
+    done = forget(store, f"{7:016x}")
+    assert done == Forgotten(
+        documents=[f"{7:016x}"], chunks=[], datasets={}, runs=[], versions=[], files=[], corpus_paths=[]
+    )
+    assert [event["documents"] for event in forgotten_events(store)] == [done.documents]
+
+
+def test_nothing_is_taken_from_a_run_that_is_running_or_while_text_is_tokenized(store: Path, document: str) -> None:
+    [run] = of_kind(store, document, "run")
+    before = shard_texts(store)
+    with locked(Run.open(store / "runs" / run).lock, "refuse"), pytest.raises(RunError, match=f"{run} is in use by"):
+        forget(store, document)
+    with in_use(store), pytest.raises(RunError, match="is in use: text is being tokenized"):
+        forget(store, document)
+    assert shard_texts(store) == before
+    assert forgotten_events(store) == []
+
+
+def forget_and_die(store: Path, document: str, write: int) -> None:
+    """Never returns: the process kills itself before the given one of its renames and removals."""
+    left = write
+
+    def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        return call
+
+    for module, name in ((os, "replace"), (os, "rename"), (Path, "unlink"), (shutil, "rmtree")):
+        setattr(module, name, deadly(getattr(module, name)))
+    status = 1
+    try:
+        forget(store, document)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the child starts no thread
+def test_a_kill_anywhere_is_made_good_by_the_same_command(store: Path, original: Prepared, document: str) -> None:
+    text, write, ended = Path(document).read_bytes(), 0, False
+    while not ended:
+        write += 1
+        copy = store.parent / str(write)
+        shutil.copytree(store, copy / "store")
+        shutil.copytree(store.parent / "corpus", copy / "corpus")
+        child = os.fork()
+        if child == 0:
+            forget_and_die(copy / "store", document, write)
+        _, status = os.waitpid(child, 0)
+        ended = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+        assert ended or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+        forget(copy / "store", document)
+        dataset = tokenized(copy / "store", original)  # makes again what the kill took in the middle of a swap
+        assert list(problems(dataset.folder)) == []
+        assert text not in shard_texts(copy / "store")
+        assert of_kind(copy / "store", document, "dataset") == []
+        assert of_kind(copy / "store", document, "version") == ["lm/v0001"]
+        assert files_with(copy / "store", text) == []
+    assert write > 5

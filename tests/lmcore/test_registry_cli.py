@@ -1,0 +1,80 @@
+"""The verbs of models and of what is taken out of a store: a JSON line for programs, an error line for people."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmcore.evaluate import evaluate
+from lmcore.export import export
+from lmcore.train import train
+from lmcore.version import add_version
+from tests.conftest import prepare, tiny_config, write_corpus
+from tests.lmcore.test_main import assert_fails, call
+
+REFUSED = {"promoted": False, "reasons": ["old text +0.014 bits per byte"], "rules": []}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With lm/v0001, which the gate promoted, lm/v0002, which it refused, and the store's own corpus beside it."""
+    folder = tmp_path_factory.mktemp("verbs")
+    prepared = prepare(tiny_config(write_corpus(folder / "corpus"), folder / "store"))
+    for seed, decision in enumerate(({"promoted": True, "reasons": [], "rules": []}, REFUSED)):
+        run = prepared.run(seed=seed, max_steps=2)
+        training = train(run)
+        export(training, evaluate(run, training.checkpoint))
+        add_version(prepared.store, "lm", run, decision)
+    return prepared.store
+
+
+def last_line(status: int, *arguments: object) -> dict[str, Any]:
+    found, output, errors = call(*arguments)
+    assert found == status, errors
+    result: dict[str, Any] = json.loads(output[-1])
+    return result
+
+
+def test_a_model_from_promotion_to_gc(store: Path) -> None:
+    here = ("--store", store)
+    assert last_line(0, "promote", "lm/v0001", *here)["champion"] == "v0001"
+    assert_fails(1, "lm/v0002 was not found better: old text +0.014 bits per byte", "promote", "lm/v0002", *here)
+    assert_fails(
+        1, "expected was none, found is v0001, promoted at", "promote", "lm/v0002", "--force", "--expect", "", *here
+    )
+    assert last_line(0, "promote", "lm/v0002", "--force", "--expect", "v0001", *here)["champion"] == "v0002"
+    listed = last_line(0, "models", "lm", *here)
+    assert (listed["champion"], [row["role"] for row in listed["versions"]]) == ("v0002", ["", "champion"])
+    assert last_line(0, "rollback", "lm", "--reason", "it swears", *here) == {"model": "lm", "champion": "v0001"}
+    differences = last_line(0, "diff", "lm", "lm/v0002", *here)["differences"]
+    assert differences["config.train.seed"] == [0, 1]
+    assert last_line(0, "verify", "lm", *here) == {"version": "lm/v0001", "problems": 0}
+    assert last_line(0, "replay", "lm/v0001", *here)["differences"] == []
+    assert last_line(0, "prune", "lm", "--keep", 0, "--dry-run", *here)["pruned"] == ["v0002"]
+    assert last_line(0, "prune", "lm", "--keep", 0, *here)["pruned"] == ["v0002"]
+    assert last_line(0, "gc", "--keep-runs", 0, "--grace-hours", 0, *here)["removed"] == 1
+    (store.parent / "document").write_bytes((store.parent / "corpus" / "text.txt").read_bytes().splitlines()[3])
+    said = last_line(0, "forget", store.parent / "document", "--dry-run", *here)
+    done = last_line(0, "forget", store.parent / "document", *here)
+    assert done == said | {"dry_run": False}
+    assert done["versions"] == ["lm/v0001"]
+    assert last_line(0, "seen-by", store.parent / "document", *here)["versions"] == ["lm/v0001"]
+    assert last_line(1, "verify", "lm", *here) == {"version": "lm/v0001", "problems": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "arguments"),
+    [
+        (1, "there is no model nothing", ("rollback", "nothing")),
+        (1, "model nothing has no champion", ("verify", "nothing")),
+        (1, "'../x' cannot name a model", ("models", "../x")),
+        (1, "neither a document hash", ("forget", "nothing")),
+        (2, "'-1' is no number from 0 on", ("prune", "lm", "--keep=-1")),
+        (2, "'-3' is no number from 0 on", ("gc", "--keep-runs=-3")),
+    ],
+)
+def test_a_wrong_name_is_one_line(tmp_path: Path, status: int, error: str, arguments: tuple[str, ...]) -> None:
+    found, output, errors = call(*arguments, "--store", tmp_path)
+    assert (found, output) == (status, [])
+    assert error in errors[-1]
