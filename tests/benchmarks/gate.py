@@ -51,8 +51,8 @@ class Simulation:
 
     @classmethod
     def of_shapes(cls, draw: np.random.Generator, documents: int) -> Self:
-        """Made up: 1.5 nats a byte; documents differ by 25 %, and what two models need for one by about 1 %, for a short
-        one by more, with heavy tails. So it was found between two seeds of small models on Japanese text."""
+        """Made up: 1.5 nats a byte; documents differ by 25 %, and what two models need for one by about 1 %, for a
+        short one by more, with heavy tails. So it was found between two seeds of small models on Japanese text."""
         text_bytes = np.maximum(20, draw.lognormal(7, 1.4, 20_000)).astype(np.int64)
         hard = draw.lognormal(0, 0.25, 20_000) * 1.5 * text_bytes
         spread = 0.002 + 0.005 * np.sqrt(300 / text_bytes)
