@@ -6,7 +6,7 @@ different tokenizers compare.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -68,7 +68,9 @@ def evaluate(run: Run, checkpoint: Path) -> Evaluation:
     if found is not None and found.weights == weights:
         return found
     device = choose_device(run.config.train.device)
-    score_documents = Scorer.of_run(run, trained_model(run, checkpoint).to(device))
+    model = trained_model(run, checkpoint).to(device)
+    chunk_tokens = run.config.train.loss_chunk_tokens if has_plain_head(model) else 0
+    score_documents = replace(Scorer.of_run(run, model), chunk_tokens=chunk_tokens)
     scores = {
         name: score_documents(TokenStream(run.dataset_folder, "validation", name).documents())
         for name in source_names(run.dataset_folder, "validation")

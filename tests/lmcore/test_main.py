@@ -308,3 +308,11 @@ def test_settings_and_help_need_no_torch(module: str) -> None:
         output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert not {"torch", "transformers", "pyarrow"} & set(output.split())
+
+
+def test_the_gate_needs_no_torch() -> None:
+    with start("-c", _IMPORT, "lmcore.gate") as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "lmcore.gate" in output.split()
+    assert not {"torch", "transformers"} & set(output.split())
