@@ -30,7 +30,7 @@ from lmcore.training_config import Precision
 _SORTED_BATCHES = 64
 """Windows of this many batches are sorted by length together, so that little padding is computed."""
 
-_TOKENS_AT_ONCE = 8192
+_TOKENS_AT_ONCE = 4096
 """In a batch; where the model's logits are whole, they are there together as fp32."""
 
 _ROWS_AT_ONCE, _CHUNK_TOKENS = 128, 2048
