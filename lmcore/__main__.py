@@ -221,10 +221,12 @@ def _evaluate(arguments: list[str]) -> None:
 
     from lmcore.audit import find_dataset
     from lmcore.run import find_folder
-    from lmcore.scoring import labelled, score_texts
 
     dataset = find_dataset(store, options.dataset) if options.dataset else None
     folder = find_folder(store, options.model)
+
+    from lmcore.scoring import labelled, score_texts
+
     scores = score_texts(folder, labelled(dataset, options.corpus), block_size=options.block_size)
     if options.out:
         scores.save(options.out.expanduser())

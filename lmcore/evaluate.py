@@ -6,7 +6,7 @@ different tokenizers compare.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -30,7 +30,7 @@ from lmcore.training_config import Precision
 _SORTED_BATCHES = 64
 """Windows of this many batches are sorted by length together, so that little padding is computed."""
 
-_TOKENS_AT_ONCE = 8192
+_TOKENS_AT_ONCE = 4096
 """In a batch; where the model's logits are whole, they are there together as fp32."""
 
 _ROWS_AT_ONCE, _CHUNK_TOKENS = 128, 2048
@@ -68,7 +68,9 @@ def evaluate(run: Run, checkpoint: Path) -> Evaluation:
     if found is not None and found.weights == weights:
         return found
     device = choose_device(run.config.train.device)
-    score_documents = Scorer.of_run(run, trained_model(run, checkpoint).to(device))
+    model = trained_model(run, checkpoint).to(device)
+    chunk_tokens = run.config.train.loss_chunk_tokens if has_plain_head(model) else 0
+    score_documents = replace(Scorer.of_run(run, model), chunk_tokens=chunk_tokens)
     scores = {
         name: score_documents(TokenStream(run.dataset_folder, "validation", name).documents())
         for name in source_names(run.dataset_folder, "validation")

@@ -161,37 +161,34 @@ def decide(
     if champion is not None and all(rule.passed for rule in rules):
         comparisons = list(_comparisons(champion, challenger, config))
         rules += _judgement(comparisons, config)
-    promoted = all(rule.passed for rule in rules)
-    named = [
-        rule for rule in rules if (rule.rule in {each.name for each in comparisons} if promoted else not rule.passed)
-    ]
+    return _decision(champion, challenger, rules, comparisons, config, folder)
+
+
+def decide_first(challenger: DocumentScores, config: GateConfig, trained_on: TrainedOn, folder: Path) -> Decision:
+    """Judge a model that no champion stands against: its scores must be there, finite, and of text it never saw."""
+    return _decision(None, challenger, list(_soundness("challenger", challenger, trained_on)), [], config, folder)
+
+
+def _decision(
+    champion: DocumentScores | None,
+    challenger: DocumentScores,
+    rules: list[Rule],
+    comparisons: list[Comparison],
+    config: GateConfig,
+    folder: Path,
+) -> Decision:
+    refused = [rule.sentence for rule in rules if not rule.passed]
+    judged = {each.name for each in comparisons}
+    found = [rule.sentence for rule in rules if rule.rule in judged]
     return Decision(
         folder=folder,
-        promoted=promoted,
-        reasons=[rule.sentence for rule in named],
+        promoted=not refused,
+        reasons=refused or found or [f"the first model: {challenger.total.bits_per_byte:.4f} bits per byte"],
         rules=rules,
         comparisons=comparisons,
         confidence=config.confidence,
         evaluation_set=challenger.fingerprint,
         champion="" if champion is None else champion.weights,
-        challenger=challenger.weights,
-    )
-
-
-def decide_first(challenger: DocumentScores, config: GateConfig, trained_on: TrainedOn, folder: Path) -> Decision:
-    """Judge a model that no champion stands against: its scores must be there, finite, and of text it never saw."""
-    rules = list(_soundness("challenger", challenger, trained_on))
-    promoted = all(rule.passed for rule in rules)
-    first = f"the first model: {challenger.total.bits_per_byte:.4f} bits per byte" if promoted else ""
-    return Decision(
-        folder=folder,
-        promoted=promoted,
-        reasons=[first] if promoted else [rule.sentence for rule in rules if not rule.passed],
-        rules=rules,
-        comparisons=[],
-        confidence=config.confidence,
-        evaluation_set=challenger.fingerprint,
-        champion="",
         challenger=challenger.weights,
     )
 

@@ -16,7 +16,8 @@ import pytest
 from lmcore.checkpoint import trained_model
 from lmcore.export import export
 from lmcore.metrics import MetricsWriter
-from tests.conftest import Prepared, train_and_evaluate
+from lmcore.scoring import LabelledText, dataset_texts, score_texts
+from tests.conftest import Prepared, Trained, train_and_evaluate
 
 DOCS = Path(__file__).parents[1] / "docs"
 TO_MLFLOW = {
@@ -120,3 +121,22 @@ def test_a_gguf_file_holds_the_exported_model(
     pieces = file.fields["tokenizer.ggml.tokens"].contents()
     assert pieces[:6] == ["<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>"]
     assert len(pieces) == len(embedding)
+
+
+@pytest.mark.filterwarnings("default")  # of a library's own
+def test_the_harness_scores_an_export_much_as_we_do(
+    prepared: Prepared, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    folder = export(trained.training, trained.evaluation).model_dir
+    texts = [LabelledText(text, source, "new") for text, source, _ in dataset_texts(prepared.dataset.folder)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": each.text}) + "\n" for each in texts))
+    monkeypatch.setattr(sys, "argv", ["harness.py", str(folder), str(path)])
+    names: dict[str, Any] = {}
+    exec(program("lm-eval.md"), names)
+    assert names["results"]["bits_per_byte,none"] == pytest.approx(
+        score_texts(folder, texts).total.bits_per_byte, rel=0.05
+    )

@@ -91,8 +91,9 @@ def model_dir(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", [c for c in commands("README.md") if c.startswith("python -m lmcore")])
 def test_a_command_about_a_run_runs(command: str, model_dir: Path, home: Path, tmp_path: Path) -> None:
     places = {"path/to/model": model_dir, "path/to/run": model_dir.parent, "path/to/other-run": model_dir.parent}
+    places["path/to/text"] = write_corpus(tmp_path / "text", documents=20)
     words = [str(places.get(word, word)) for word in shlex.split(command)]
-    words += ["--out", str(tmp_path / "losses.png")] if "plot" in words else ["--tokens", "3"]
+    words += {"plot": ["--out", str(tmp_path / "losses.png")], "generate": ["--tokens", "3"]}.get(words[3], [])
     assert json.loads(run([sys.executable, *words[1:]], home, tmp_path).splitlines()[-1])
 
 

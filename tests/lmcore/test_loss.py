@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lmcore.loss import cross_entropy, linear_cross_entropy
+from lmcore.loss import cross_entropy, linear_cross_entropy, token_cross_entropy, token_nats
 
 SIZES = st.integers(1, 40)
 LOW = [torch.bfloat16, torch.float16]
@@ -188,3 +188,17 @@ def test_it_compiles_in_one_graph(low: torch.dtype | None, frozen: list[int]) ->
     found, expected = (loss_and_gradients(parts, 7, low, loss) for loss in (compiled, linear_cross_entropy))
     for one, other in zip(found, expected, strict=True):
         assert (one is None and other is None) or (one - other).abs().max() <= 1e-6 * other.abs().max()
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=SIZES, chunk=st.integers(1, 50), bias=st.booleans(), seed=st.integers(0, 99))
+def test_the_nats_of_every_token_are_those_of_whole_logits(n: int, chunk: int, bias: bool, seed: int) -> None:
+    hidden, weight, offset, labels = parts = some_parts(n, 7, 30, bias, seed=seed)
+    found = token_nats(*parts, chunk)
+    expected = token_cross_entropy(functional.linear(hidden, weight, offset), labels)
+    assert not found.requires_grad
+    assert torch.equal(found == 0, labels == -100)
+    assert_close(
+        [found, found.sum()],
+        [expected.detach(), cross_entropy(hidden @ weight.T + (0 if offset is None else offset), labels).detach()],
+    )

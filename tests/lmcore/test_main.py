@@ -270,16 +270,8 @@ def test_evaluate_scores_a_model_on_old_and_new_text(trained: Trained, tmp_path:
     assert scores.total.bits_per_byte == figures["bits_per_byte"]
 
 
-@pytest.mark.parametrize(
-    ("error", "flags"),
-    [
-        ("there is no text to score", []),
-        ("there is no dataset none", ["--dataset", "none"]),
-        ("does not exist", ["--corpus", "no/such/file.txt"]),
-    ],
-)
-def test_evaluating_on_what_is_no_text_is_one_line(error: str, flags: list[str], trained: Trained) -> None:
-    assert_fails(1, error, "evaluate", trained.run.folder, *flags)
+def test_evaluating_on_a_dataset_that_is_not_there_is_one_line(trained: Trained) -> None:
+    assert_fails(1, "there is no dataset none", "evaluate", trained.run.folder, "--dataset", "none")
 
 
 def test_plot_draws_runs_by_name_and_by_folder(trained: Trained, tmp_path: Path) -> None:
@@ -316,3 +308,11 @@ def test_settings_and_help_need_no_torch(module: str) -> None:
         output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert not {"torch", "transformers", "pyarrow"} & set(output.split())
+
+
+def test_the_gate_needs_no_torch() -> None:
+    with start("-c", _IMPORT, "lmcore.gate") as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "lmcore.gate" in output.split()
+    assert not {"torch", "transformers"} & set(output.split())
