@@ -1,7 +1,7 @@
 """Corpus -> tokenizer -> shards -> blocks."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,7 +88,7 @@ def named(what: Callable[[Any], str], kind: type[RunConfig] = RunConfig) -> Call
 
     def name() -> str:
         config = kind.model_validate(flow_run.parameters["config"])
-        return f"{what(config)} on {config.corpus.label} {datetime.now():%Y-%m-%d %H:%M}"
+        return f"{what(config)} on {config.corpus.label} {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
     return name
 

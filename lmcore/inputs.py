@@ -1,6 +1,6 @@
-"""What the last results were made from, so that a person is told what has changed since: hints in small JSON files.
+"""What the last starts were made from, so that a person is told what has changed since: hints in small JSON files.
 
-    inputs/<task>.json          the inputs of a task's last results, newest first
+    inputs/<task>.json          the inputs of a task's last starts, newest first
     inputs/files-<corpus>.json  the files of a corpus: path -> hash
 
 Losing them costs a reason, never a result.
@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ Inputs = dict[str, Any]
 """JSON values by name, nested; under ``store`` the store's folder, under ``corpus`` the id of a corpus."""
 
 _KEPT = 20
-"""Results a task, and corpora: runs of different models and texts take turns."""
+"""Starts a task, and corpora: runs of different models and texts take turns."""
 _MOST_FILES = 100_000
 """A larger corpus is not listed."""
 _SHOWN = 3
@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 
 
 def remember(task: str, inputs: Inputs) -> None:
-    """Keep the inputs of a result that is about to be made."""
-    entry = {"time": f"{datetime.now():%Y-%m-%d %H:%M}", "inputs": inputs}
+    """Keep the inputs of a result that is about to be made; it may yet fail, so what is kept is a start."""
+    entry = {"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "inputs": inputs}
     path = _folder(inputs) / f"{task}.json"
     earlier = [other for other in _history(path) if other["inputs"] != inputs]
     _keep(path, [entry, *earlier][:_KEPT])
@@ -53,7 +53,7 @@ def remember_files(store: Path, corpus_id: str, files: dict[str, str]) -> None:
 
 
 def what_changed(task: str, inputs: Inputs) -> str:
-    """In words, what these inputs have in which the nearest of the last results had others."""
+    """In words, what these inputs have in which the nearest of the last starts had others."""
     folder = _folder(inputs)
     history = _history(folder / f"{task}.json")
     if not history:
@@ -66,7 +66,7 @@ def what_changed(task: str, inputs: Inputs) -> str:
     if not found:
         return f"no result is recorded of its last start with the same inputs ({nearest['time']})"
     rest = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return f"{', '.join(found[:_SHOWN])}{rest} (last made {nearest['time']})"
+    return f"{', '.join(found[:_SHOWN])}{rest} (last started {nearest['time']})"
 
 
 def _in_words(folder: Path, name: str, was: Any, now: Any) -> str:

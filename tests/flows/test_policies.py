@@ -109,7 +109,7 @@ def test_a_task_says_which_input_changed(tmp_path: Path, caplog: pytest.LogCaptu
     first, second, third, fourth = reasons(caplog, "changing")
     assert first == "ran because nothing of its kind is in this store yet"
     assert second == "cached because its inputs are unchanged and its output is whole"
-    assert third.startswith("ran because train.learning_rate is 0.0005, was 0.001 (last made 2")
+    assert third.startswith("ran because train.learning_rate is 0.0005, was 0.001 (last started 2")
     assert fourth.startswith("ran because its earlier output is gone or damaged")
 
 

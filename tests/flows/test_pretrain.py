@@ -56,7 +56,7 @@ def test_a_run_is_named_and_tagged_by_what_it_is(again: RunConfig) -> None:
     result = pretrain(again)
     run = last_flow_run()
     label = again.corpus.label
-    assert re.fullmatch(rf"pretrain gpt2 1x16 on {label} \d{{4}}-\d\d-\d\d \d\d:\d\d", run.name)
+    assert re.fullmatch(rf"pretrain gpt2 1x16 on {label} \d{{4}}-\d\d-\d\d \d\d:\d\d UTC", run.name)
     assert set(run.tags) == {f"corpus {label}", f"dataset {result.dataset_id}", "gpt2"}
     with get_client(sync_client=True) as client:
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))

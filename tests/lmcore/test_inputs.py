@@ -20,14 +20,14 @@ def test_the_nearest_of_the_last_results_is_compared(tmp_path: Path) -> None:
     for rate, model in ((0.001, "gpt2"), (0.002, "llama"), (0.003, "llama")):
         remember("train", inputs(tmp_path, train={"rate": rate}, model=model))
     said = what_changed("train", inputs(tmp_path, train={"rate": 0.004}, model="gpt2"))
-    assert said.startswith("train.rate is 0.004, was 0.001 (last made ")
+    assert said.startswith("train.rate is 0.004, was 0.001 (last started ")
 
 
 def test_many_changes_are_counted_and_long_values_cut(tmp_path: Path) -> None:
     remember("train", inputs(tmp_path, a=1, b="x", c=True, d=None, e=5))
     said = what_changed("train", inputs(tmp_path, a=2, b="y" * 100, c=False, d=3))
     assert "a is 2, was 1, b is yyy" in said
-    assert "..., was x, c is false, was true and 2 more (last made " in said
+    assert "..., was x, c is false, was true and 2 more (last started " in said
 
 
 def test_a_rename_is_told_only_where_the_text_is_the_same(tmp_path: Path) -> None:
