@@ -83,9 +83,17 @@ def drop(
             row["documents"] += int(new.sum())
             row["bytes"] += int(shard.text_bytes[new].sum())
             dropped |= new
-    kept = ~dropped
+    leave_out(figures, shard, dropped)
+
+
+def leave_out(figures: dict[str, Any], shard: Shard, dropped: Rows) -> None:
+    """Put the rows that an entry's split leaves out, and the figures of the others, into the split's figures.
+
+    These must be of the whole shard where nothing is left out; it is then not read.
+    """
     figures["dropped"] = np.flatnonzero(dropped).tolist()
     if dropped.any():
+        kept = ~dropped
         figures["documents"] = int(kept.sum())
         figures["tokens"] = int(np.diff(shard.offsets)[kept].sum())
         figures["text_bytes"] = int(shard.text_bytes[kept].sum())

@@ -30,7 +30,6 @@ from lmcore.store import (
     Output,
     hash_text,
     locked,
-    manifest_bytes,
     open_sealed,
     out_of_use,
     prepare_store,
@@ -39,7 +38,7 @@ from lmcore.store import (
     sealed_folder,
     write_file,
 )
-from lmcore.tokenization import dataset_id
+from lmcore.tokenization import dataset_id, put_manifest, totals
 
 _WRITTEN = ("samples.jsonl", "report.md", "report.json", "report.png", "tensorboard")
 """What in a run's folder may repeat a document word for word."""
@@ -76,15 +75,22 @@ def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
     with out_of_use(store), ExitStack() as running:
         found = np.unique(np.array([value for values in names.values() for value in values], np.uint64))
         texts = [Path(document).read_bytes()] if Path(document).is_file() else []
-        chunks = {folder: held for folder in _chunks(store) if (held := _held(folder, found, texts)).any_there}
+        chunks = {
+            folder: held for folder in _sealed(store, "shards") if (held := _held(folder, found, texts)).any_there
+        }
         present = np.unique(np.concatenate([found[:0], *(held.hashes for held in chunks.values())]))
         wanted = present if len(present) else np.array(names[""][:1], np.uint64)
-        datasets = {folder: read_manifest(folder) for folder in _datasets(store)}
-        plan = _planned(store, names, wanted, chunks, datasets)
+        datasets = {folder: read_manifest(folder) for folder in _sealed(store, "datasets")}
+        replaced = {
+            folder: without
+            for folder, manifest in datasets.items()
+            if (without := _without(manifest, store, wanted)) is not None
+        }
+        plan = _planned(store, names, wanted, chunks, datasets, replaced)
         for name in _users(store, {folder.name for folder in chunks}, datasets):
             running.enter_context(locked(store / "runs" / name / "lock", "refuse"))
         if not dry_run:
-            _purge(store, plan, wanted, texts, datasets, list(chunks))
+            _purge(store, plan, wanted, texts, replaced, list(chunks))
         return plan
 
 
@@ -99,12 +105,8 @@ class _Held:
         return bool(len(self.hashes)) or self.in_quarantine
 
 
-def _chunks(store: Path) -> Iterator[Path]:
-    return (path.parent for path in sorted((store / "shards").glob(f"[!.]*/{MANIFEST}")))
-
-
-def _datasets(store: Path) -> Iterator[Path]:
-    return (path.parent for path in sorted((store / "datasets").glob(f"[!.]*/{MANIFEST}")))
+def _sealed(store: Path, kind: str) -> Iterator[Path]:
+    return (path.parent for path in sorted((store / kind).glob(f"[!.]*/{MANIFEST}")))
 
 
 def _held(chunk: Path, wanted: _Hashes, texts: list[bytes]) -> _Held:
@@ -131,12 +133,8 @@ def _planned(
     wanted: _Hashes,
     chunks: dict[Path, _Held],
     datasets: dict[Path, dict[str, Any]],
+    replaced: dict[Path, dict[str, Any]],
 ) -> Forgotten:
-    replaced = {}
-    for folder, manifest in datasets.items():
-        without = _without(manifest, store, wanted)
-        if without is not manifest:
-            replaced[folder.name] = without["id"] if without else ""
     seen = list(seen_by(store, names))
     runs = sorted({name for kind, name, _ in seen if kind == "run"})
     keys = {folder.name for folder in chunks}
@@ -144,7 +142,7 @@ def _planned(
     return Forgotten(
         documents=[f"{value:016x}" for value in wanted.tolist()],
         chunks=sorted(keys),
-        datasets=replaced,
+        datasets={folder.name: without["id"] if without else "" for folder, without in replaced.items()},
         runs=runs,
         versions=sorted({name for kind, name, _ in seen if kind == "version"}),
         files=[f"runs/{run}/{name}" for run in runs for name in _WRITTEN if (store / "runs" / run / name).exists()],
@@ -152,8 +150,8 @@ def _planned(
     )
 
 
-def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str, Any]:
-    """The dataset's manifest without some documents: the same object if it kept none, {} if a split would be empty."""
+def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str, Any] | None:
+    """The dataset's manifest without some documents: None if it kept none of them, {} if a split would be empty."""
     entries, left_out = deepcopy(manifest["chunks"]), deepcopy(manifest["ledger"]["dropped"])
     before = left_out.get("excluded", {"documents": 0})["documents"]
     for entry in entries:
@@ -166,14 +164,11 @@ def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str
                 drop(entry[split], shard, {"": earlier, "excluded": new}, left_out)
     left_out.pop("", None)
     if left_out.get("excluded", {"documents": 0})["documents"] == before:
-        return manifest
-    totals = {
-        split: {name: sum(entry[split][name] for entry in entries) for name in manifest["splits"][split]}
-        for split in SPLITS
-    }
-    if not all(totals[split]["documents"] for split in SPLITS):
+        return None
+    splits = totals(entries)
+    if not all(splits[split]["documents"] for split in SPLITS):
         return {}
-    about = {"id": dataset_id(entries, manifest["tokenizer_id"]), "splits": totals, "chunks": entries}
+    about = {"id": dataset_id(entries, manifest["tokenizer_id"]), "splits": splits, "chunks": entries}
     return {**manifest, **about, "ledger": {**manifest["ledger"], "dropped": left_out}}
 
 
@@ -190,18 +185,13 @@ def _purge(
     plan: Forgotten,
     wanted: _Hashes,
     texts: list[bytes],
-    datasets: dict[Path, dict[str, Any]],
+    replaced: dict[Path, dict[str, Any]],
     chunks: list[Path],
 ) -> None:
     _remember(store, plan)
-    for folder, manifest in datasets.items():
-        without = _without(manifest, store, wanted)
-        if without is manifest:
-            continue
+    for folder, without in replaced.items():
         if without:
-            new = folder.with_name(without["id"])
-            new.mkdir(exist_ok=True)
-            write_file(new / MANIFEST, manifest_bytes(without))
+            put_manifest(folder.with_name(without["id"]), without)
         remove(folder)
     for chunk in chunks:
         _purge_chunk(chunk, wanted, texts)

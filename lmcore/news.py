@@ -13,15 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lmcore.drops import hashes, leave_out
 from lmcore.errors import StoreError
 from lmcore.shards import SPLITS, Shard, shard_path
-from lmcore.store import MANIFEST, Output, hash_file, manifest_bytes, read_manifest, write_file
-from lmcore.tokenization import Dataset, dataset_id
+from lmcore.store import MANIFEST, Output, hash_file, read_manifest
+from lmcore.tokenization import Dataset, dataset_id, put_manifest, totals
 
 Age = Literal["old", "new"]
 AGES: tuple[Age, Age] = ("old", "new")
 Entry = dict[str, Any]
-_FIGURES = ("documents", "tokens", "text_bytes")
 
 
 class News(Output):
@@ -73,17 +73,18 @@ def told_apart(dataset: Dataset, earlier: Path) -> tuple[Dataset, News]:
     entries = [part for entry in manifest["chunks"] for part in _parts(entry, store, known)]
     name = dataset_id(entries, dataset.tokenizer_id)
     apart = _written(dataset, {**manifest, "id": name, "chunks": entries})
-    figures = {age: _totals(entries, age, "train") for age in AGES}
+    figures = {age: totals([entry for entry in entries if age_of(entry["source"]) == age]) for age in AGES}
+    new, old = figures["new"]["train"], figures["old"]["train"]
     here = document_hashes(dataset.folder, "train")
     news = News(
         dataset_id=name,
         since=earlier.name,
-        new_documents=figures["new"]["documents"],
-        new_bytes=figures["new"]["text_bytes"],
-        new_tokens=figures["new"]["tokens"],
-        new_validation_documents=_totals(entries, "new", "validation")["documents"],
-        old_documents=figures["old"]["documents"],
-        old_tokens=figures["old"]["tokens"],
+        new_documents=new["documents"],
+        new_bytes=new["text_bytes"],
+        new_tokens=new["tokens"],
+        new_validation_documents=figures["new"]["validation"]["documents"],
+        old_documents=old["documents"],
+        old_tokens=old["tokens"],
         gone_documents=int((~np.isin(document_hashes(earlier, "train"), here)).sum()),
     )
     return apart, news
@@ -93,17 +94,12 @@ def document_hashes(dataset: Path, *splits: str) -> npt.NDArray[np.uint64]:
     """Of the documents of a dataset, of all splits if none is named, each hash once."""
     try:
         chunks = read_manifest(dataset)["chunks"]
-        found = [
-            np.delete(_shard(entry, dataset.parent.parent, split).hashes, entry[split]["dropped"])
-            for entry in chunks
-            for split in splits or SPLITS
-        ]
+        return np.unique(hashes(chunks, dataset.parent.parent, *(splits or SPLITS)))
     except StoreError as error:
         raise StoreError(
             f"{error}. What is new since dataset {dataset.name} can only be told with it: put it back "
             "(python -m lmcore repair), or train anew with retraining.start = scratch"
         ) from None
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
 
 
 def tokens_by_source(dataset: Path) -> dict[str, int]:
@@ -115,24 +111,20 @@ def tokens_by_source(dataset: Path) -> dict[str, int]:
     return tokens
 
 
-def _shard(entry: Entry, store: Path, split: str) -> Shard:
-    return Shard(shard_path(store / "shards" / entry["key"], split))
-
-
 def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator[Entry]:
     """The entry's old and its new documents, as entries of their own; one that has none is left out.
 
     The chunk's spans, and with them its account, stay with the first of the two.
     """
-    shards = {split: _shard(entry, store, split) for split in SPLITS}
+    shards = {split: Shard(shard_path(store / "shards" / entry["key"], split)) for split in SPLITS}
     is_known = {split: np.isin(shard.hashes, known) for split, shard in shards.items()}
     parts = []
     for age in AGES:
         part = deepcopy(entry) | {"source": by_age(entry["source"], age)}
         for split, shard in shards.items():
-            stays = is_known[split] if age == "old" else ~is_known[split]
-            stays[entry[split]["dropped"]] = False
-            part[split] |= _figures(shard, stays)
+            dropped = ~is_known[split] if age == "old" else is_known[split].copy()
+            dropped[entry[split]["dropped"]] = True
+            leave_out(part[split], shard, dropped)
         parts.append(part)
     kept = [part for part in parts if any(part[split]["documents"] for split in SPLITS)] or parts[:1]
     for part in kept[1:]:
@@ -140,28 +132,10 @@ def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator
     yield from kept
 
 
-def _figures(shard: Shard, stays: npt.NDArray[np.bool_]) -> Entry:
-    return {
-        "dropped": np.flatnonzero(~stays).tolist(),
-        "documents": int(stays.sum()),
-        "tokens": int(np.diff(shard.offsets)[stays].sum()),
-        "text_bytes": int(shard.text_bytes[stays].sum()),
-        "longest_bytes": int(shard.text_bytes[stays].max(initial=0)),
-    }
-
-
-def _totals(entries: list[Entry], age: Age, split: str) -> dict[str, int]:
-    mine = [entry[split] for entry in entries if age_of(entry["source"]) == age]
-    return {name: sum(figures[name] for figures in mine) for name in _FIGURES}
-
-
 def _written(dataset: Dataset, manifest: dict[str, Any]) -> Dataset:
     """The dataset of a manifest, which is written unless it is there."""
     folder = dataset.folder.parent / str(manifest["id"])
-    content = manifest_bytes({key: value for key, value in manifest.items() if key != "format_version"})
-    folder.mkdir(exist_ok=True)
-    if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != content:
-        write_file(folder / MANIFEST, content)
+    put_manifest(folder, manifest)
     return dataset.model_copy(
         update={"id": manifest["id"], "folder": folder, "manifest_hash": hash_file(folder / MANIFEST)}
     )

@@ -144,8 +144,7 @@ def tokenize(
     """
     with in_use(store):
         dataset = _tokenize(config, corpus, tokenizer, store, progress, executor)
-        for folder in (dataset.folder, tokenizer.folder):
-            os.utime(folder / MANIFEST)  # gc spares what was wanted lately, made anew or not
+        os.utime(tokenizer.folder / MANIFEST)  # as put_manifest does
     return dataset
 
 
@@ -345,6 +344,26 @@ def dataset_id(entries: list[dict[str, Any]], tokenizer_id: str) -> str:
     return fingerprint(FORMAT_VERSION, tokenizer_id, content)
 
 
+def totals(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Documents, tokens and text bytes of each split of some entries, without what they leave out."""
+    names = ("documents", "tokens", "text_bytes")
+    return {split: {name: sum(entry[split][name] for entry in entries) for name in names} for split in SPLITS}
+
+
+def put_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a dataset's manifest; where this very one is there, only its time is set: gc spares what was wanted lately.
+
+    The id names chunks and drops. Where they came from may change (a rename): then the same dataset gets a manifest
+    with the new paths, and its readers see the old one or the new.
+    """
+    content = manifest_bytes(manifest)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() == content:
+        os.utime(folder / MANIFEST)
+    else:
+        write_file(folder / MANIFEST, content)
+
+
 def _write_manifest(
     entries: list[dict[str, Any]],
     ledger: Ledger,
@@ -357,34 +376,26 @@ def _write_manifest(
 ) -> Dataset:
     name = dataset_id(entries, tokenizer.id)
     folder = store / "datasets" / name
-    totals = {
-        split: {name: sum(entry[split][name] for entry in entries) for name in ("documents", "tokens", "text_bytes")}
-        for split in SPLITS
-    }
+    splits = totals(entries)
     manifest = {
         "kind": "dataset",
         "id": name,
         "tokenizer_id": tokenizer.id,
-        "splits": totals,
+        "splits": splits,
         "chunks": entries,
         "ledger": ledger.to_json() | {"dropped": left_out},
         "inputs": sorted(inputs, key=lambda row: str(row["path"])),
         "corpus": result_fields(anchored(config)),
         "files": {},
     }
-    encoded = manifest_bytes(manifest)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The id names chunks and drops. Where they came from may change (a rename): then the same
-    # dataset gets a manifest with the new paths, and its readers see the old one or the new.
-    if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != encoded:
-        write_file(folder / MANIFEST, encoded)
+    put_manifest(folder, manifest)
     texts = hashes(entries, store, *SPLITS)
     return Dataset(
         id=name,
         folder=folder,
         tokenizer_id=tokenizer.id,
-        **totals["train"],
-        **{f"validation_{name}": value for name, value in totals["validation"].items()},
+        **splits["train"],
+        **{f"validation_{name}": value for name, value in splits["validation"].items()},
         dropped_documents=sum(row["documents"] for row in left_out.values()),
         duplicate_documents=len(texts) - len(np.unique(texts)),
         longest_document_bytes=max(e[split]["longest_bytes"] for e in entries for split in SPLITS),
