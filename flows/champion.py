@@ -6,15 +6,15 @@ from prefect import flow
 from pydantic import Field
 
 from lmcore.config import default_store
-from lmcore.registry import promote, rollback
-from lmcore.section import Section
+from lmcore.registry import NUMBER, promote, rollback
+from lmcore.section import NAME, Section
 from tasks.retraining import show_versions
 
 
 class ModelChoice(Section):
     """A model of a store."""
 
-    model_name: str = Field("lm", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    model_name: str = Field("lm", pattern=f"^{NAME}$")
     """Name of the model: models/NAME in the store."""
     store: Path = Field(default_factory=default_store)
     """Folder of everything that is made. Default: the environment variable LM_STORE, else ./store."""
@@ -23,7 +23,7 @@ class ModelChoice(Section):
 class VersionChoice(ModelChoice):
     """A version of a model."""
 
-    version: str = Field("", pattern=r"^(v[0-9]{4,9})?$")
+    version: str = Field("", pattern=f"^({NUMBER})?$")
     """Such as v0001. Empty: for a rollback the champion before this one."""
     reason: str = Field("by hand", min_length=1)
     """What the history is to say of it."""
@@ -32,9 +32,9 @@ class VersionChoice(ModelChoice):
 class PromotionChoice(VersionChoice):
     """A version that is to be used."""
 
-    version: str = Field(pattern=r"^v[0-9]{4,9}$")
+    version: str = Field(pattern=f"^{NUMBER}$")
     """Such as v0002."""
-    expected: str = Field("", pattern=r"^(v[0-9]{4,9})?$")
+    expected: str = Field("", pattern=f"^({NUMBER})?$")
     """The champion that it is to replace: nothing is changed if another is in use by then. Empty: there is none yet."""
     force: bool = False
     """Although the gate refused it."""

@@ -131,11 +131,8 @@ def _prepare(config: RunConfig) -> Any:
 
 
 def _named(verb: str, thing: str, arguments: list[str]) -> tuple[str, Path]:
-    parser = argparse.ArgumentParser(prog=f"python -m lmcore {verb}")
-    parser.add_argument(thing)
-    parser.add_argument("--store", type=Path, default=default_store())
-    options = vars(parser.parse_args(arguments))
-    return options[thing], options["store"].expanduser()
+    options = vars(cli.verb_parser(verb, **{thing: ""}).parse_args(arguments))
+    return options[thing], options["store"]
 
 
 def _ledger(arguments: list[str]) -> None:
@@ -209,21 +206,19 @@ def _generate(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lmcore evaluate")
-    parser.add_argument("model", help="an exported or other transformers folder, a run's folder or name, a checkpoint")
+    about = "an exported or other transformers folder, a run's folder or name, a checkpoint"
+    parser = cli.verb_parser("evaluate", model=about)
     parser.add_argument("--corpus", nargs="+", default=[], help="new text: files, folders, globs; each is a source")
     parser.add_argument("--dataset", help="old text: the validation documents of a dataset of any tokenizer, by its id")
     parser.add_argument("--block-size", type=int, default=0, help="tokens in a window (default: the model's context)")
     parser.add_argument("--out", type=Path, help="write the score of every document to this Arrow file")
-    parser.add_argument("--store", type=Path, default=default_store())
     options = parser.parse_args(arguments)
-    store = options.store.expanduser()
 
     from lmcore.audit import find_dataset
     from lmcore.run import find_folder
 
-    dataset = find_dataset(store, options.dataset) if options.dataset else None
-    folder = find_folder(store, options.model)
+    dataset = find_dataset(options.store, options.dataset) if options.dataset else None
+    folder = find_folder(options.store, options.model)
 
     from lmcore.scoring import labelled, score_texts
 
@@ -236,15 +231,14 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _plot(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lmcore plot")
+    parser = cli.verb_parser("plot")
     parser.add_argument("runs", nargs="+", help="a run's folder or name")
     parser.add_argument("--out", type=Path, default=Path("losses.png"), help="the picture, a PNG (default: losses.png)")
-    parser.add_argument("--store", type=Path, default=default_store())
     options = parser.parse_args(arguments)
     from lmcore.plot import plot
     from lmcore.run import find_folder
 
-    folders = [find_folder(options.store.expanduser(), name) for name in options.runs]
+    folders = [find_folder(options.store, name) for name in options.runs]
     picture = plot(folders, options.out.expanduser())
     print(json.dumps({"picture": str(picture), "runs": options.runs}, ensure_ascii=False))
 

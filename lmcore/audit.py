@@ -16,7 +16,7 @@ from lmcore.errors import CorpusError, LMError, RegistryError, StoreError
 from lmcore.exclusions import HASH, forgotten_events
 from lmcore.registry import models, versions
 from lmcore.shards import SPLITS, Shard, shard_path
-from lmcore.store import hash_text, open_sealed, read_manifest
+from lmcore.store import hash_text, inside, open_sealed, read_manifest
 from lmcore.tokenization import dataset_id, remake
 from lmcore.tokenizer import TokenizerInfo
 
@@ -202,9 +202,8 @@ def _runs(store: Path) -> Iterator[tuple[str, str, str]]:
     for config in sorted((store / "runs").glob("[!.]*/config.json")):
         with suppress(ValueError, LookupError):
             record = json.loads(config.read_bytes())
-            origin = Path(record["config"]["train"]["init_from"])
-            inside = origin.relative_to(store.absolute()) if origin.is_relative_to(store.absolute()) else origin
-            yield f"runs/{config.parent.name}", record["identity"]["dataset_id"], inside.as_posix()
+            origin = inside(store.absolute(), Path(record["config"]["train"]["init_from"]))
+            yield f"runs/{config.parent.name}", record["identity"]["dataset_id"], origin
 
 
 def _versions(store: Path) -> Iterator[tuple[str, str, str]]:

@@ -21,7 +21,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from lmcore.config import RunConfig, SampleConfig
+from lmcore.config import RunConfig, SampleConfig, default_store
 from lmcore.errors import ConfigError, LMError, StoppedError
 
 Settings = TypeVar("Settings", bound=RunConfig)
@@ -99,6 +99,22 @@ def parse(
             """brackets: --corpus.exclude '["[a-z]*"]'; one with a quote in it, in the --config file"""
         ) from None
     return kind.model_validate(settings.model_dump())
+
+
+def verb_parser(verb: str, **arguments: str) -> argparse.ArgumentParser:
+    """The parser of ``python -m lmcore VERB`` that works in a store: positional arguments with their help, --store."""
+    parser = argparse.ArgumentParser(prog=f"python -m lmcore {verb}")
+    for name, about in arguments.items():
+        parser.add_argument(name, help=about)
+    parser.add_argument("--store", type=lambda text: Path(text).expanduser(), default=default_store().expanduser())
+    return parser
+
+
+def count(text: str) -> int:
+    """The type of an argument that counts."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return int(text)
 
 
 def sample_settings(options: dict[str, Any]) -> SampleConfig:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from lmcore.section import Section, speed, view
+from lmcore.section import NAME, Section, speed, view
 from lmcore.training_config import TrainConfig as TrainConfig
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
@@ -267,7 +267,7 @@ class RunConfig(Section):
     """What the trained model writes for the report."""
     store: Path = Field(default_factory=default_store, json_schema_extra={"role": "view"})
     """Folder of everything that is made. Default: the environment variable LM_STORE, else ./store."""
-    run: str = view("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99})?$")
+    run: str = view("", pattern=f"^({NAME})?$")
     """Name of the run. Empty: made from the settings and the dataset, so equal runs share a folder."""
     rehash: bool = view(False)
     """Read every file again, even where size and time say that it is unchanged."""

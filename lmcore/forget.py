@@ -28,6 +28,7 @@ from lmcore.shards import SPLITS, Shard, blanked, shard_path, write_shard
 from lmcore.store import (
     MANIFEST,
     Output,
+    content_of,
     hash_text,
     locked,
     open_sealed,
@@ -213,8 +214,7 @@ def _remember(store: Path, plan: Forgotten) -> None:
 
 def _purge_chunk(folder: Path, wanted: _Hashes, texts: list[bytes]) -> None:
     """Put the chunk without the document's ids and pieces in its place."""
-    manifest = open_sealed(folder)
-    about = {name: value for name, value in manifest.items() if name not in ("files", "format_version")}
+    about = content_of(open_sealed(folder))
     with sealed_folder(folder, lambda: about, replaces=True) as new:
         for split in SPLITS:
             about["splits"][split]["tokens"] = _purge_shard(shard_path(folder, split), shard_path(new, split), wanted)

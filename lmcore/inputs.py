@@ -90,13 +90,9 @@ def _in_words(folder: Path, name: str, was: Any, now: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = (
-        "not set"
-        if value is None
-        else value
-        if isinstance(value, str) and value
-        else json.dumps(value, ensure_ascii=False)
-    )
+    if value is None:
+        return "not set"
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 

@@ -29,7 +29,7 @@ from lmcore.remote import hash_stored
 from lmcore.run import Run
 from lmcore.section import differences
 from lmcore.shards import SPLITS
-from lmcore.store import DIGEST_BYTES, FORMAT_VERSION, MANIFEST, hash_file, open_sealed, read_manifest
+from lmcore.store import DIGEST_BYTES, FORMAT_VERSION, MANIFEST, hash_file, inside, open_sealed, read_manifest
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "pyarrow", "numpy")
 _RESULTS = ("training.json", "evaluation.json", "metrics.jsonl")
@@ -109,16 +109,12 @@ def _seal(folder: Path) -> str:
     return hash_file(folder / MANIFEST)
 
 
-def _inside(store: Path, path: Path) -> str:
-    return path.relative_to(store).as_posix() if path.is_relative_to(store) else str(path)
-
-
 def _origin(run: Run) -> dict[str, str] | None:
     """Where the first weights came from; None for new ones."""
     if not run.config.train.init_from:
         return None
     path = Path(run.config.train.init_from).expanduser()
-    where = _inside(run.store, path.absolute()) if path.exists() else run.config.train.init_from
+    where = inside(run.store, path.absolute()) if path.exists() else run.config.train.init_from
     return {"path": where, "fingerprint": run.identity["first_weights"]}
 
 
@@ -126,7 +122,7 @@ def _checkpoints(run: Run, training: dict[str, Any]) -> dict[str, str]:
     """The checkpoint that was exported, and the trunk to go on from, if there is one."""
     paths = [run.checkpoints / f"step-{training['step']:08d}"]
     paths += [run.checkpoints / Path(training["trunk"]).name] if training["trunk"] else []
-    return {_inside(run.store, path): _seal(path) for path in paths}
+    return {inside(run.store, path): _seal(path) for path in paths}
 
 
 # --- is it all still so? ---
@@ -235,8 +231,8 @@ def _check_origin(store: Path, origin: dict[str, str] | None) -> Iterator[str]:
 
 def origin_path(store: Path, origin: dict[str, str]) -> str:
     """What train.init_from is to be, now that the store lies at ``store``."""
-    inside = store / origin["path"]
-    return str(inside) if inside.exists() else origin["path"]
+    here = store / origin["path"]
+    return str(here) if here.exists() else origin["path"]
 
 
 def program_differences(receipt: Receipt) -> list[str]:

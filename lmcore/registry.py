@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.errors import RegistryError, no_space_named
+from lmcore.section import NAME
 from lmcore.store import check_version, json_bytes, locked, read_manifest, remove, sweep, write_file
 
 Event = dict[str, Any]
@@ -29,8 +30,8 @@ Event = dict[str, Any]
 RECEIPT = "receipt.json"
 _CHAMPION = "champion.json"
 _HISTORY = "history.jsonl"
-_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_NUMBER = "v[0-9]{4,9}"
+NUMBER = "v[0-9]{4,9}"
+"""A pattern of the ids of versions."""
 _CHANGES_CHAMPION = ("promoted", "rolled back")
 
 
@@ -66,20 +67,20 @@ class Version:
 
 def model_folder(store: Path, name: str) -> Path:
     """Where a model's versions are, or will be. Raises RegistryError for a name that would lead elsewhere."""
-    if not re.fullmatch(_NAME, name):
+    if not re.fullmatch(NAME, name):
         raise RegistryError(f"{name!r} cannot name a model: letters, digits, . _ and - (no / and no . in front)")
     return store.absolute() / "models" / name
 
 
 def models(store: Path) -> list[str]:
     """The names of all models."""
-    return sorted(path.name for path in (store / "models").glob("*") if re.fullmatch(_NAME, path.name))
+    return sorted(path.name for path in (store / "models").glob("*") if re.fullmatch(NAME, path.name))
 
 
 def versions(store: Path, name: str) -> list[Version]:
     """All versions of a model, oldest first."""
     folder = model_folder(store, name)
-    found = [Version(name, path.name, path) for path in folder.glob("v*") if re.fullmatch(_NUMBER, path.name)]
+    found = [Version(name, path.name, path) for path in folder.glob("v*") if re.fullmatch(NUMBER, path.name)]
     return sorted(found, key=lambda version: version.number)
 
 
@@ -90,7 +91,7 @@ def find_version(store: Path, name: str) -> Version:
         if (found := champion(store, model)) is None:
             raise RegistryError(f"model {model} has no champion in {store / 'models'}: name a version, {model}/v0001")
         return found
-    if not re.fullmatch(_NUMBER, number):
+    if not re.fullmatch(NUMBER, number):
         raise RegistryError(f"{number!r} is no version: they are called v0001, v0002, ...")
     version = Version(model, number, model_folder(store, model) / number)
     if not version.folder.is_dir():
@@ -186,7 +187,7 @@ def prune(store: Path, name: str, keep: int, dry_run: bool = False) -> list[str]
 def _origin(version: Version) -> str:
     """The version of the same model whose weights this one began with, or none."""
     path = (version.receipt().get("origin") or {}).get("path", "")
-    found = re.fullmatch(f"models/{re.escape(version.model)}/({_NUMBER})", path)
+    found = re.fullmatch(f"models/{re.escape(version.model)}/({NUMBER})", path)
     return found[1] if found else ""
 
 

@@ -1,30 +1,15 @@
 """The verbs of python -m lmcore that are about the models of a store: their flags, and what they print."""
 
-import argparse
 import json
 import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-from lmcore.config import default_store
+from lmcore.cli import count, verb_parser
 from lmcore.registry import Version, champion, find_version, history, promote, prune, rollback, versions
 
 _log = logging.getLogger("lmcore")
-
-
-def _parser(verb: str, **arguments: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m lmcore {verb}")
-    for name, about in arguments.items():
-        parser.add_argument(name, help=about)
-    parser.add_argument("--store", type=Path, default=default_store())
-    return parser
-
-
-def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    options = parser.parse_args(arguments)
-    options.store = options.store.expanduser()
-    return options
 
 
 def _print(**result: Any) -> None:
@@ -32,7 +17,7 @@ def _print(**result: Any) -> None:
 
 
 def models(arguments: list[str]) -> None:
-    options = _parsed(_parser("models", model="the model's name"), arguments)
+    options = verb_parser("models", model="the model's name").parse_args(arguments)
     current = champion(options.store, options.model)
     rows = [_row(version, version == current) for version in versions(options.store, options.model)]
     for row in rows:
@@ -50,11 +35,11 @@ def _row(version: Version, is_champion: bool) -> dict[str, Any]:
 
 
 def promote_version(arguments: list[str]) -> None:
-    parser = _parser("promote", version="NAME/v0002")
+    parser = verb_parser("promote", version="NAME/v0002")
     parser.add_argument("--expect", help="the champion it is to replace (default: the one it was compared with)")
     parser.add_argument("--reason", default="by hand")
     parser.add_argument("--force", action="store_true", help="although the gate refused it")
-    options = _parsed(parser, arguments)
+    options = parser.parse_args(arguments)
     version = find_version(options.store, options.version)
     expected = options.expect if options.expect is not None else version.receipt()["champion_before"]
     promoted = promote(
@@ -69,31 +54,25 @@ def promote_version(arguments: list[str]) -> None:
 
 
 def roll_back(arguments: list[str]) -> None:
-    parser = _parser("rollback", model="the model's name")
+    parser = verb_parser("rollback", model="the model's name")
     parser.add_argument("--to", default="", help="a version (default: the champion before this one)")
     parser.add_argument("--reason", default="by hand")
-    options = _parsed(parser, arguments)
+    options = parser.parse_args(arguments)
     version = rollback(options.store, options.model, options.to, reason=options.reason)
     _print(model=version.model, champion=version.id)
 
 
 def prune_versions(arguments: list[str]) -> None:
-    parser = _parser("prune", model="the model's name")
-    parser.add_argument("--keep", type=count_of, required=True, help="newest versions to keep, beside the champion")
+    parser = verb_parser("prune", model="the model's name")
+    parser.add_argument("--keep", type=count, required=True, help="newest versions to keep, beside the champion")
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
-    options = _parsed(parser, arguments)
+    options = parser.parse_args(arguments)
     gone = prune(options.store, options.model, options.keep, options.dry_run)
     _print(model=options.model, pruned=gone, dry_run=options.dry_run)
 
 
-def count_of(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
-    return int(text)
-
-
 def diff_versions(arguments: list[str]) -> None:
-    options = _parsed(_parser("diff", one="NAME/v0001, or NAME for the champion", other="likewise"), arguments)
+    options = verb_parser("diff", one="NAME/v0001, or NAME for the champion", other="likewise").parse_args(arguments)
     from lmcore.receipt import diff
 
     one, other = (find_version(options.store, name) for name in (options.one, options.other))
@@ -119,7 +98,7 @@ def verify_version(store: Path, name: str) -> None:
 
 
 def replay_version(arguments: list[str]) -> None:
-    options = _parsed(_parser("replay", version="NAME/v0001, or NAME for the champion"), arguments)
+    options = verb_parser("replay", version="NAME/v0001, or NAME for the champion").parse_args(arguments)
     from lmcore.receipt import program_differences
     from lmcore.replay import replay
 

@@ -1,7 +1,6 @@
 """A finished run as a page for people: report.md and report.png."""
 
 import base64
-import math
 import platform
 import re
 import shlex
@@ -186,11 +185,8 @@ def _sources_over_time(table: list[dict[str, Any]]) -> list[str]:
 
 
 def _events(found: list[tuple[int, str]]) -> list[str]:
-    return (
-        ["## Events", markdown.table(("step", ""), ((f"{step:,}", message) for step, message in found))]
-        if found
-        else []
-    )
+    rows = ((f"{step:,}", message) for step, message in found)
+    return ["## Events", markdown.table(("step", ""), rows)] if found else []
 
 
 def _source_losses(scores: dict[str, Score]) -> list[str]:
@@ -248,7 +244,7 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, str]]:
             "documents": f"{score.documents:,}",
             "tokens": f"{score.tokens:,}",
             "nats per token": f"{score.nats_per_token:.4f}",
-            "perplexity": f"{math.exp(score.nats_per_token):,.2f}",
+            "perplexity": f"{score.perplexity:,.2f}",
             "bits per byte": f"{score.bits_per_byte:.4f}",
         }
         for name, score in scores.items()

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from lmcore.config import DatasetConfig, RunConfig
 from lmcore.gate import GateConfig
 from lmcore.news import AGES, News, age_of, tokens_by_source, undated
-from lmcore.section import Section
+from lmcore.section import NAME, Section
 
 Start = Literal["trunk", "export", "scratch"]
 
@@ -24,7 +24,7 @@ class RetrainingConfig(Section):
 
     model_config = ConfigDict(title="Retraining", protected_namespaces=())
 
-    model_name: str = Field("lm", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    model_name: str = Field("lm", pattern=f"^{NAME}$")
     """Name of the model whose versions are kept: models/NAME in the store."""
     min_new_bytes: int = Field(100_000, ge=1, le=10**15)
     """Bytes of new training text below which nothing is trained."""

@@ -16,6 +16,9 @@ from pydantic.fields import ComputedFieldInfo, FieldInfo
 
 Role = Literal["result", "speed", "view"]
 
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+"""A pattern of names, of runs and of models, that can be those of folders."""
+
 
 def speed(default: Any, **constraints: Any) -> Any:
     """A field that changes how fast a run is, never what it computes."""

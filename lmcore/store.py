@@ -163,7 +163,7 @@ def sealed_folder(path: Path, about: Callable[[], dict[str, Any]], replaces: boo
             yield temporary
             _seal(temporary, about())
             while not (replaces and _exchanged(temporary, path)) and not _moved(temporary, path):
-                if not replaces and _is_sealed(path):
+                if not replaces and is_sealed(path):
                     return
                 remove(path)
             _sync_folder(path.parent)
@@ -177,7 +177,8 @@ def _exchanged(folder: Path, path: Path) -> bool:
     return rename is not None and rename(_HERE, os.fsencode(folder), _HERE, os.fsencode(path), _RENAME_EXCHANGE) == 0
 
 
-def _is_sealed(path: Path) -> bool:
+def is_sealed(path: Path) -> bool:
+    """True if the folder is there and proves whole. Reads every byte."""
     try:
         open_sealed(path)
     except StoreError:
@@ -252,6 +253,16 @@ def open_sealed(folder: Path, hash_of: Callable[[Path], str] | None = None) -> d
         if (hash_of or hash_file)(file) != expected["blake3"]:
             raise StoreError(f"{file} is damaged: its bytes are not those that were written")
     return manifest
+
+
+def content_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says besides what sealing a folder puts into it."""
+    return {name: value for name, value in manifest.items() if name not in ("files", "format_version")}
+
+
+def inside(store: Path, path: Path) -> str:
+    """The path within the store, so that the store may be moved; of one that is elsewhere, the path itself."""
+    return path.relative_to(store).as_posix() if path.is_relative_to(store) else str(path)
 
 
 def is_whole(folder: Path, hash_of: Callable[[Path], str] | None = None) -> bool:

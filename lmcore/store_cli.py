@@ -1,22 +1,17 @@
 """The verbs of python -m lmcore that take things out of a store: their flags, and what they print."""
 
-import argparse
 import json
-from pathlib import Path
 
-from lmcore.config import default_store
-from lmcore.registry_cli import count_of
+from lmcore.cli import count, verb_parser
 
 
 def forget_document(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lmcore forget")
-    parser.add_argument("document", help="a hash of 16 hexadecimal digits, or a file with the document's text")
+    parser = verb_parser("forget", document="a hash of 16 hexadecimal digits, or a file with the document's text")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    parser.add_argument("--store", type=Path, default=default_store())
     options = parser.parse_args(arguments)
     from lmcore.forget import forget
 
-    done = forget(options.store.expanduser(), options.document, options.dry_run)
+    done = forget(options.store, options.document, options.dry_run)
     for name in (*done.runs, *done.versions):
         print(f"{name} has seen it: its weights cannot forget. Train again without it, from new weights")
     for path in done.corpus_paths:
@@ -25,18 +20,17 @@ def forget_document(arguments: list[str]) -> None:
 
 
 def collect_garbage(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lmcore gc")
+    parser = verb_parser("gc")
     parser.add_argument(
-        "--keep-runs", type=count_of, default=3, help="newest runs to keep with all they need (default: 3)"
+        "--keep-runs", type=count, default=3, help="newest runs to keep with all they need (default: 3)"
     )
     parser.add_argument("--grace-hours", type=float, default=24.0, help="younger things are kept (default: 24)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    parser.add_argument("--store", type=Path, default=default_store())
     options = parser.parse_args(arguments)
     from lmcore.garbage import collect
 
     grace_seconds = options.grace_hours * 3600
-    gone = collect(options.store.expanduser(), options.keep_runs, grace_seconds, options.dry_run)
+    gone = collect(options.store, options.keep_runs, grace_seconds, options.dry_run)
     for path, size in gone.removed.items():
         print(f"{size:>16,} bytes  {path}")
     print(json.dumps({"removed": len(gone.removed), "bytes": gone.bytes, "dry_run": options.dry_run}))

@@ -15,7 +15,7 @@ from lmcore import markdown
 from lmcore.receipt import Receipt, make_receipt
 from lmcore.registry import RECEIPT, Version, adding, champion
 from lmcore.run import Run
-from lmcore.store import MANIFEST, json_bytes, open_sealed, sealed_folder
+from lmcore.store import MANIFEST, content_of, json_bytes, open_sealed, sealed_folder
 
 CARD = "README.md"
 METRICS = "metrics.jsonl"
@@ -31,7 +31,7 @@ def add_version(
     has no whole export, RegistryError for a name that cannot be one.
     """
     export = run.folder / "model"
-    about = {name: value for name, value in open_sealed(export).items() if name not in ("files", "format_version")}
+    about = content_of(open_sealed(export))
     with adding(store, name) as version:
         before = champion(store, name)
         receipt = make_receipt(run, version, before.id if before else None, decision)

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib import pyplot
 
-from lmcore.errors import StoreError
 from lmcore.metrics import read_metrics
 from lmcore.run import Run
-from lmcore.store import open_sealed
+from lmcore.store import is_sealed
 from tests.benchmarks.kill_training import STEPS, Train, truncate_newest
 
 matplotlib.use("agg")
@@ -67,16 +66,8 @@ def _starts(campaign: Train) -> Iterator[Start]:
 def _newest_whole(run: Run) -> int:
     """The step that the next start goes on from."""
     return max(
-        (int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*") if _whole(path)), default=0
+        (int(path.name.removeprefix("step-")) for path in run.checkpoints.glob("step-*") if is_sealed(path)), default=0
     )
-
-
-def _whole(checkpoint: Path) -> bool:
-    try:
-        open_sealed(checkpoint)
-    except StoreError:
-        return False
-    return True
 
 
 def _start(run: Run, first: int, end: str = "") -> Start:
