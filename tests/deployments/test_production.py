@@ -22,7 +22,8 @@ from deployments import server
 from deployments.finding import Finding
 from deployments.presets import presets, retrain_presets
 from tests.conftest import REPOSITORY, tiny_config
-from tests.deployments.conftest import PASSWORD, Api, clean_environment, free_port
+from tests.deployments.conftest import PASSWORD, Api
+from tests.serving import clean_environment, free_port
 
 pytestmark = [pytest.mark.flows, pytest.mark.e2e]
 

@@ -25,7 +25,7 @@ def test_a_run_asked_for_through_the_api_completes(served: Api, completed: Compl
 def test_a_form_never_chooses_code(served: Api, corpus: Path, tmp_path: Path, name: str) -> None:
     config = tiny_config(corpus, tmp_path / "store").model_dump(mode="json")
     config["corpus"]["filter"] = "json.loads"
-    state = served.final_state(served.start(name, {"config": config}))
+    state = served.final_state(served.start_named(name, {"config": config}))
     assert state["type"] == "FAILED"
     assert "corpus.filter names code" in state["message"]
     assert not (tmp_path / "store").exists()

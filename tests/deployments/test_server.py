@@ -17,7 +17,8 @@ from deployments.finding import Finding
 from deployments.limits import create_limits
 from deployments.work_pool import create_work_pool
 from tasks.locks import GPU_LIMIT as GPU
-from tests.deployments.conftest import PASSWORD, Api, free_port
+from tests.deployments.conftest import PASSWORD, Api
+from tests.serving import free_port
 
 pytestmark = pytest.mark.flows
 

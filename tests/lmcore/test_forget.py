@@ -2,11 +2,9 @@
 
 import os
 import shutil
-import signal
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,6 +28,9 @@ from lmcore.tokenizer import Tokenizer
 from lmcore.train import train
 from lmcore.version import add_version
 from tests.conftest import Prepared, prepare, tiny_config, write_corpus
+from tests.dying import ends
+
+WRITES = [(os, "replace"), (os, "rename"), (Path, "unlink"), (shutil, "rmtree")]
 
 
 def settings(corpus: Path, **more: object) -> CorpusConfig:
@@ -232,30 +233,6 @@ def test_nothing_is_taken_from_a_run_that_is_running_or_while_text_is_tokenized(
     assert forgotten_events(store) == []
 
 
-def forget_and_die(store: Path, document: str, write: int) -> None:
-    """Never returns: the process kills itself before the given one of its renames and removals."""
-    left = write
-
-    def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-
-        return call
-
-    for module, name in ((os, "replace"), (os, "rename"), (Path, "unlink"), (shutil, "rmtree")):
-        setattr(module, name, deadly(getattr(module, name)))
-    status = 1
-    try:
-        forget(store, document)
-        status = 0
-    finally:
-        os._exit(status)
-
-
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the child starts no thread
 def test_a_kill_anywhere_is_made_good_by_the_same_command(store: Path, original: Prepared, document: str) -> None:
     text, write, ended = Path(document).read_bytes(), 0, False
@@ -264,12 +241,7 @@ def test_a_kill_anywhere_is_made_good_by_the_same_command(store: Path, original:
         copy = store.parent / str(write)
         shutil.copytree(store, copy / "store")
         shutil.copytree(store.parent / "corpus", copy / "corpus")
-        child = os.fork()
-        if child == 0:
-            forget_and_die(copy / "store", document, write)
-        _, status = os.waitpid(child, 0)
-        ended = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
-        assert ended or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+        ended = ends(partial(forget, copy / "store", document), write, WRITES)
         forget(copy / "store", document)
         dataset = tokenized(copy / "store", original)  # makes again what the kill took in the middle of a swap
         assert list(problems(dataset.folder)) == []

@@ -2,10 +2,8 @@
 
 import os
 import shutil
-import signal
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +21,9 @@ from lmcore.store import in_use, locked, open_sealed, remove
 from lmcore.train import train
 from lmcore.version import add_version
 from tests.conftest import Prepared, prepare, tiny_config, write_corpus
+from tests.dying import ends
+
+REMOVALS = [(os, "rename"), (os, "unlink"), (shutil, "rmtree")]
 
 KINDS = ("runs", "datasets", "shards", "tokenizers")
 
@@ -196,30 +197,6 @@ def test_all_that_is_reached_verifies_and_a_second_gc_removes_nothing(
     assert collect(store, keep_runs=keep_runs, grace_seconds=0).removed == {}
 
 
-def collect_and_die(store: Path, write: int) -> None:
-    """Never returns: the process kills itself before the given one of its renames and removals."""
-    left = write
-
-    def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-
-        return call
-
-    for module, name in ((os, "rename"), (os, "unlink"), (shutil, "rmtree")):
-        setattr(module, name, deadly(getattr(module, name)))
-    status = 1
-    try:
-        collect(store, keep_runs=0, grace_seconds=0)
-        status = 0
-    finally:
-        os._exit(status)
-
-
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the child starts no thread
 def test_a_kill_anywhere_leaves_a_whole_store_and_the_next_gc_ends_it(store: Path, tmp_path: Path) -> None:
     remove(versions(store, "lm")[0].folder)
@@ -227,12 +204,7 @@ def test_a_kill_anywhere_leaves_a_whole_store_and_the_next_gc_ends_it(store: Pat
     while not ended:
         write += 7
         copy = copied(store, tmp_path / str(write))
-        child = os.fork()
-        if child == 0:
-            collect_and_die(copy, write)
-        _, status = os.waitpid(child, 0)
-        ended = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
-        assert ended or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+        ended = ends(partial(collect, copy, keep_runs=0, grace_seconds=0), write, REMOVALS)
         check_whole(copy)
         collect(copy, keep_runs=0, grace_seconds=0)
         check_whole(copy)

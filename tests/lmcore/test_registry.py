@@ -3,10 +3,9 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lmcore.registry import (
 )
 from lmcore.store import sealed_folder
 from tests.conftest import REPOSITORY
+from tests.dying import ends
 
 BETTER = {"promoted": True, "reasons": ["new text -0.1 bits per byte"], "rules": []}
 WORSE = {"promoted": False, "reasons": ["old text +0.014 bits per byte, allowed 0.005"], "rules": []}
@@ -208,6 +208,9 @@ except RegistryError as error:
     assert [event["version"] for event in history(tmp_path, "ja") if event["event"] == "promoted"] == ["v0001", winner]
 
 
+WRITES = [(os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree")]
+
+
 def change_much(store: Path) -> None:
     """Every kind of change, from the champion v0002 of two versions."""
     add(store)
@@ -215,30 +218,6 @@ def change_much(store: Path) -> None:
     rollback(store, "ja", reason="back")
     promote(store, "ja", "v0003", expected="v0002", reason="again", force=True)
     prune(store, "ja", keep=0)
-
-
-def change_and_die(store: Path, write: int) -> None:
-    """Never returns: the process kills itself before the given one of its writes, renames, syncs and removals."""
-    left = write
-
-    def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-
-        return call
-
-    for module, name in ((os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (shutil, "rmtree")):
-        setattr(module, name, deadly(getattr(module, name)))
-    status = 1
-    try:
-        change_much(store)
-        status = 0
-    finally:
-        os._exit(status)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the child starts no thread
@@ -250,12 +229,7 @@ def test_a_kill_at_any_write_leaves_a_registry_that_the_next_command_mends(tmp_p
         for number in (1, 2):
             add(store)
             promote(store, "ja", f"v000{number}", expected=champion_id(store), reason="")
-        child = os.fork()
-        if child == 0:
-            change_and_die(store, write)
-        _, status = os.waitpid(child, 0)
-        ended = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
-        assert ended or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
+        ended = ends(partial(change_much, store), write, WRITES)
         assert champion_id(store) in ("v0002", "v0003")
         known = events(store)
         record_refusal(store, "ja", "the next command", WORSE)
