@@ -5,26 +5,22 @@ history say what was decided. Everything is found again where it was done alread
 interrupted between any two of these goes on when it is started again.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from lmcore.checkpoint import is_sound
 from lmcore.config import RunConfig
 from lmcore.errors import FormatError, StoreError
 from lmcore.exclusions import without_forgotten
 from lmcore.gate import Decision, GateConfig, decide, decide_first
 from lmcore.news import age_of, document_hashes, undated
 from lmcore.registry import Version, champion, history, promote, record_refusal, versions
-from lmcore.run import Run, run_key
+from lmcore.run import Run, TrainingResult, is_sound, run_key
 from lmcore.scores import DocumentScores
-from lmcore.scoring import LabelledText, dataset_texts, score_texts
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
-from lmcore.train import TrainingResult
 from lmcore.version import add_version
 
 
@@ -118,6 +114,8 @@ def _weights(run_folder: Path) -> str:
 
 def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
     """Of every validation document of the run's dataset, from the run's folder if they are there already."""
+    from lmcore.scoring import LabelledText, dataset_texts, score_texts  # and with it torch: few retrainings come here
+
     path = run.folder / "scores" / f"{weights[:16]}.arrow"
     try:
         return DocumentScores.load(path)
@@ -126,9 +124,8 @@ def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
     except StoreError:  # not there, or damaged
         path.parent.mkdir(exist_ok=True)
     train = run.config.train
-    return score_texts(model, _validation(run.dataset_folder), train.device, train.precision).save(path)
-
-
-def _validation(dataset: Path) -> Iterator[LabelledText]:
-    for text, source, text_bytes in dataset_texts(dataset):
-        yield LabelledText(text, undated(source), age_of(source), text_bytes)
+    texts = (
+        LabelledText(text, undated(source), age_of(source), text_bytes)
+        for text, source, text_bytes in dataset_texts(run.dataset_folder)
+    )
+    return score_texts(model, texts, train.device, train.precision).save(path)
