@@ -5,7 +5,6 @@ history say what was decided. Everything is found again where it was done alread
 interrupted between any two of these goes on when it is started again.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,13 +14,12 @@ import numpy as np
 from lmcore.checkpoint import is_sound
 from lmcore.config import RunConfig
 from lmcore.errors import FormatError, StoreError
-from lmcore.exclusions import without_forgotten
 from lmcore.gate import Decision, GateConfig, decide, decide_first
-from lmcore.news import age_of, document_hashes, undated
+from lmcore.news import document_hashes
 from lmcore.registry import Version, champion, history, promote, record_refusal, versions
 from lmcore.run import Run, run_key
 from lmcore.scores import DocumentScores
-from lmcore.scoring import LabelledText, dataset_texts, score_texts
+from lmcore.scoring import held_out, score_texts
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from lmcore.train import TrainingResult
@@ -44,8 +42,7 @@ class Champion:
     @property
     def dataset(self) -> Path:
         """The folder of the dataset it was trained on, without what was forgotten since."""
-        store = self.version.store
-        return store / "datasets" / without_forgotten(store, str(self.receipt["dataset"]["id"]))
+        return self.version.dataset
 
     @property
     def tokenizer(self) -> TokenizerInfo:
@@ -126,9 +123,4 @@ def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
     except StoreError:  # not there, or damaged
         path.parent.mkdir(exist_ok=True)
     train = run.config.train
-    return score_texts(model, _validation(run.dataset_folder), train.device, train.precision).save(path)
-
-
-def _validation(dataset: Path) -> Iterator[LabelledText]:
-    for text, source, text_bytes in dataset_texts(dataset):
-        yield LabelledText(text, undated(source), age_of(source), text_bytes)
+    return score_texts(model, held_out(run.dataset_folder), train.device, train.precision).save(path)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmcore.audit import problems
-from lmcore.errors import RunError
+from lmcore.errors import RunError, StoreError
 from lmcore.evaluate import evaluate
 from lmcore.export import export
 from lmcore.garbage import collect
@@ -154,6 +154,21 @@ def test_a_run_that_is_training_stays_with_all_it_needs(store: Path) -> None:
     run = Run.open(oldest)
     assert names(store, "runs") == [oldest.name]
     assert names(store, "datasets") == [run.dataset_folder.name]
+    check_whole(store)
+
+
+def test_a_run_that_cannot_say_what_it_needs_stops_gc_only_if_it_stays(store: Path) -> None:
+    shutil.rmtree(store / "models")
+    _, run, *_ = sorted((store / "runs").iterdir(), key=lambda run: (run / "config.json").stat().st_mtime)
+    for content in ("{", '{"identity": {"format_version": 99}}'):
+        (run / "config.json").write_text(content)
+        before = {kind: names(store, kind) for kind in KINDS}
+        with pytest.raises(StoreError, match=rf"{run.name}/config.json (is damaged|has format version 99)"):
+            collect(store, keep_runs=6, grace_seconds=0)
+        assert {kind: names(store, kind) for kind in KINDS} == before
+    os.utime(run / "config.json", (0, 0))
+    collect(store, keep_runs=5, grace_seconds=0)
+    assert run.name not in names(store, "runs")
     check_whole(store)
 
 
