@@ -11,28 +11,18 @@ from hypothesis import strategies as st
 
 from lmcore.audit import problems
 from lmcore.errors import RunError, StoreError
-from lmcore.evaluate import evaluate
-from lmcore.export import export
 from lmcore.garbage import collect
 from lmcore.receipt import check_receipt
 from lmcore.registry import promote, versions
 from lmcore.run import Run
 from lmcore.store import in_use, locked, open_sealed, remove
-from lmcore.train import train
 from lmcore.version import add_version
-from tests.conftest import Prepared, prepare, tiny_config, write_corpus
+from tests.conftest import finished, prepare, tiny_config, write_corpus
 from tests.dying import ends
 
 REMOVALS = [(os, "rename"), (os, "unlink"), (shutil, "rmtree")]
 
 KINDS = ("runs", "datasets", "shards", "tokenizers")
-
-
-def finished(prepared: Prepared, **settings: object) -> Run:
-    run = prepared.run(max_steps=2, **settings)
-    training = train(run)
-    export(training, evaluate(run, training.checkpoint))
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +40,10 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tokenizer = config.tokenizer.model_copy(update={"source": str(source)})
             config = config.model_copy(update={"tokenizer": tokenizer})
         prepared = prepare(config)
-        runs.append(finished(prepared, schedule="wsd", decay="50 %", init_from=trunk))
+        runs.append(finished(prepared, max_steps=2, schedule="wsd", decay="50 %", init_from=trunk))
         add_version(prepared.store, "lm", runs[-1], {"promoted": True})
         trunk = str(runs[-1].checkpoints / "step-00000001")
-        runs.append(finished(prepared, seed=9))
+        runs.append(finished(prepared, max_steps=2, seed=9))
     for age, run in enumerate(reversed(runs)):
         os.utime(run.folder / "config.json", (1e9 - age, 1e9 - age))
     promote(folder / "store", "lm", "v0001", expected=None, reason="")

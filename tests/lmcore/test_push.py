@@ -9,13 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.errors import ConfigError, StoreError
-from lmcore.evaluate import evaluate
-from lmcore.export import export
 from lmcore.push import push, pushed
 from lmcore.registry import Version, history
-from lmcore.train import train
 from lmcore.version import add_version
-from tests.conftest import Prepared, prepare, tiny_config, write_corpus
+from tests.conftest import finished, prepare, tiny_config, write_corpus
 from tests.hub import LFS_WARNING, Hub, running_hub
 from tests.lmcore.test_main import assert_fails, call
 
@@ -25,26 +22,15 @@ PUBLIC = {"README.md", "config.json", "generation_config.json", "model.safetenso
 
 
 @pytest.fixture(scope="module")
-def prepared_here(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    folder = tmp_path_factory.mktemp("pushing")
-    return prepare(tiny_config(write_corpus(folder / "corpus"), folder / "store"))
-
-
-def add(prepared: Prepared, **settings: object) -> Version:
-    run = prepared.run(max_steps=2, **settings)
-    training = train(run)
-    export(training, evaluate(run, training.checkpoint))
-    return add_version(prepared.store, "ja", run, DECISION)
-
-
-@pytest.fixture(scope="module")
-def versions(prepared_here: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Version, Version]:
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Version, Version]:
     """Two of a model; the second began with weights from outside the store."""
-    first = add(prepared_here)
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "weights"
-    AutoModelForCausalLM.from_pretrained(first.folder).save_pretrained(elsewhere)
-    AutoTokenizer.from_pretrained(first.folder).save_pretrained(elsewhere)
-    return first, add(prepared_here, init_from=str(elsewhere))
+    folder = tmp_path_factory.mktemp("pushing")
+    prepared = prepare(tiny_config(write_corpus(folder / "corpus"), folder / "store"))
+    first = add_version(prepared.store, "ja", finished(prepared, max_steps=2), DECISION)
+    for kind in (AutoModelForCausalLM, AutoTokenizer):
+        kind.from_pretrained(first.folder).save_pretrained(folder / "weights")
+    run = finished(prepared, max_steps=2, init_from=str(folder / "weights"))
+    return first, add_version(prepared.store, "ja", run, DECISION)
 
 
 @pytest.fixture
