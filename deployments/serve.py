@@ -92,7 +92,7 @@ def _serve_deployments() -> None:
     from deployments.leftovers import start_leftovers_again
     from deployments.limits import create_limits
     from deployments.presets import presets, retrain_presets
-    from flows.champion import promote_version, rollback_champion, versions
+    from flows import models, store
     from flows.prepare_data import prepare_data
     from flows.pretrain import pretrain
     from flows.retrain import retrain
@@ -105,8 +105,12 @@ def _serve_deployments() -> None:
         for flow, found in ((pretrain, presets()), (prepare_data, presets()), (retrain, retrain_presets()))
         for name, settings in found.items()
     ]
-    buttons: list[Any] = [rollback_champion, promote_version, versions]
-    deployments += [flow.to_deployment("model", tags=["lm"], description=flow.description) for flow in buttons]
+    buttons: dict[str, list[Any]] = {"model": models.BUTTONS, "store": store.BUTTONS}
+    deployments += [
+        flow.to_deployment(name, tags=["lm"], description=flow.description)
+        for name, found in buttons.items()
+        for flow in found
+    ]
     serve(*deployments)
 
 

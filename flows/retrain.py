@@ -11,9 +11,10 @@ from flows.prepare_data import Stages, named, prepare
 from flows.pretrain import trained_model
 from lmcore.challenge import Champion, refused_before
 from lmcore.config import RunConfig
-from lmcore.errors import StoppedError
+from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.news import News
-from lmcore.registry import model_folder
+from lmcore.push import pushed
+from lmcore.registry import Version, model_folder
 from lmcore.retraining import RetrainConfig, continued, too_little
 from lmcore.retraining_report import retraining_page
 from lmcore.run import run_key
@@ -21,7 +22,7 @@ from lmcore.store import locked
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.policies import start_again, stopped
-from tasks.retraining import gate, look_at_champion, look_for_news, promotion, retraining_report
+from tasks.retraining import gate, look_at_champion, look_for_news, promotion, push_to_hub, retraining_report
 
 Verdict = Literal["first model", "nothing new", "refused before", "promoted", "refused"]
 
@@ -44,6 +45,8 @@ class Retrained(BaseModel):
     run_dir: Path | None
     model_dir: Path | None
     """The folder of the version in use."""
+    hub: str
+    """Whether the version in use is in retraining.hub_repository, and where or why not. Empty where none is named."""
     cached: dict[str, bool]
 
     def summary(self) -> str:
@@ -52,7 +55,7 @@ class Retrained(BaseModel):
             f"decision    {self.decision}: {'; '.join(self.reasons)}\n"
             f"new text    {self.new_documents:,} documents, {self.new_bytes:,} bytes\n"
             f"champion    {self.model_name}/{self.champion}\n"
-            f"model       {self.model_dir}"
+            f"model       {self.model_dir}" + (f"\nhub         {self.hub}" if self.hub else "")
         )
 
 
@@ -69,14 +72,13 @@ def retrain(config: RetrainConfig) -> Retrained:
     lock = model_folder(store, name) / "retraining.lock"
     try:
         with locked(lock, config.when_locked, what=f"the retraining of {name}"):
-            return _retrained(config, store)
+            return _retrained(config, store, Stages())
     except StoppedError as stop:
         unfinished: Retrained = stopped(stop)
         return unfinished
 
 
-def _retrained(config: RetrainConfig, store: Path) -> Retrained:
-    stages = Stages()
+def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
     champion = stages.run(look_at_champion, store, config.retraining.model_name)
     known = champion.tokenizer if champion and not config.fresh_tokenizer else None
     dataset, tokenizer, _ = prepare(config.run_config(), stages, known)
@@ -105,19 +107,7 @@ def _left_alone(
 ) -> Retrained:
     """Nothing is trained, and the page says what was looked at."""
     stages.run(retraining_report, retraining_page(config, f"{verdict}: {why}", champion, dataset, news))
-    return Retrained(
-        decision=verdict,
-        reasons=[why],
-        model_name=config.retraining.model_name,
-        champion=champion.version.id,
-        version=None,
-        dataset_id=dataset.id,
-        new_documents=news.new_documents,
-        new_bytes=news.new_bytes,
-        run_dir=None,
-        model_dir=champion.version.folder,
-        cached=stages.cached,
-    )
+    return _result(config, stages, verdict, [why], champion.version, dataset, news)
 
 
 def _challenged(
@@ -131,27 +121,53 @@ def _challenged(
     news: News | None,
 ) -> Retrained:
     """Train the challenger, let the gate decide, and keep what it decided."""
-    trained = trained_model(challenger, stages, dataset, tokenizer, store)
-    decision = stages.run(gate, config, champion, trained.run_dir)
-    key = run_key(challenger, dataset)
-    version = stages.run(promotion, config, champion, trained.run_dir, decision, key, store)
+    run = trained_model(challenger, stages, dataset, tokenizer, store).run_dir
+    decision = stages.run(gate, config, champion, run)
+    version = stages.run(promotion, config, champion, run, decision, run_key(challenger, dataset), store)
     verdict: Verdict = "refused" if not decision.promoted else "promoted" if champion else "first model"
-    page = retraining_page(config, decision.verdict, champion, dataset, news, decision, trained.run_dir)
+    page = retraining_page(config, decision.verdict, champion, dataset, news, decision, run)
     stages.run(retraining_report, page)
-    current = version if decision.promoted or champion is None else champion.version
+    in_use = version if decision.promoted else champion.version if champion else None
+    return _result(config, stages, verdict, decision.reasons, in_use, dataset, news, version, run)
+
+
+def _result(
+    config: RetrainConfig,
+    stages: Stages,
+    verdict: Verdict,
+    reasons: list[str],
+    in_use: Version | None,
+    dataset: Dataset,
+    news: News | None,
+    version: Version | None = None,
+    run: Path | None = None,
+) -> Retrained:
+    """What came of it, once the champion is where the settings want it."""
+    hub = _on_hub(config.retraining.hub_repository, stages, in_use) if in_use else ""
     return Retrained(
         decision=verdict,
-        reasons=decision.reasons,
+        reasons=reasons,
         model_name=config.retraining.model_name,
-        champion=current.id if decision.promoted or champion else None,
-        version=version.id,
+        champion=in_use.id if in_use else None,
+        version=version.id if version else None,
         dataset_id=dataset.id,
         new_documents=news.new_documents if news else dataset.documents,
         new_bytes=news.new_bytes if news else dataset.text_bytes,
-        run_dir=trained.run_dir,
-        model_dir=current.folder,
+        run_dir=run,
+        model_dir=in_use.folder if in_use else None,
+        hub=hub,
         cached=stages.cached,
     )
+
+
+def _on_hub(repository: str, stages: Stages, version: Version) -> str:
+    """Whether the version is in the repository, if one is named; it is put there, as far as that can be done now."""
+    if not repository or pushed(version, repository):
+        return f"{version} is in {repository}" if repository else ""
+    try:
+        return f"{version} is in {repository}: {stages.run(push_to_hub, version, repository)}"
+    except (ConfigError, StoreError, ConnectionError) as error:
+        return f"{version} is not in {repository}, the next retraining tries again: {error}"
 
 
 if __name__ == "__main__":

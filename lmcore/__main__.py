@@ -16,6 +16,7 @@
     diff MODEL MODEL         in what two versions differ
     replay MODEL             train a version again and compare losses and weights
     prune NAME --keep N      remove old versions, never the champion
+    push MODEL USER/NAME     put a version into a repository of the Hugging Face hub (token: HF_TOKEN)
     forget DOCUMENT          purge a document from the store, and say what was trained on it
     gc [flags]               remove what no version and no newer run needs
 
@@ -41,12 +42,14 @@ from rich.console import Console
 from lmcore import cli, registry_cli, store_cli
 from lmcore.config import RunConfig, SampleConfig, default_store
 from lmcore.errors import StoppedError
+from lmcore.markdown import columns
 
 _log = logging.getLogger("lmcore")
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    _log.setLevel(logging.INFO)  # of libraries, warnings only
     verbs = {
         "tokenize": _tokenize,
         "pretrain": _pretrain,
@@ -64,6 +67,7 @@ def main() -> None:
         "diff": registry_cli.diff_versions,
         "replay": registry_cli.replay_version,
         "prune": registry_cli.prune_versions,
+        "push": registry_cli.push_version,
         "forget": store_cli.forget_document,
         "gc": store_cli.collect_garbage,
     }
@@ -206,27 +210,30 @@ def _generate(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    about = "an exported or other transformers folder, a run's folder or name, a checkpoint"
+    about = "a version, an exported or other transformers folder, a run's folder or name, a checkpoint"
     parser = cli.verb_parser("evaluate", model=about)
     parser.add_argument("--corpus", nargs="+", default=[], help="new text: files, folders, globs; each is a source")
-    parser.add_argument("--dataset", help="old text: the validation documents of a dataset of any tokenizer, by its id")
+    parser.add_argument(
+        "--dataset", default="", help="old text: the validation documents of a dataset of any tokenizer, by its id"
+    )
+    parser.add_argument("--champion", help="else: the validation text of the champion of this model (default: MODEL's)")
     parser.add_argument("--block-size", type=int, default=0, help="tokens in a window (default: the model's context)")
     parser.add_argument("--out", type=Path, help="write the score of every document to this Arrow file")
     options = parser.parse_args(arguments)
 
-    from lmcore.audit import find_dataset
     from lmcore.run import find_folder
 
-    dataset = find_dataset(options.store, options.dataset) if options.dataset else None
     folder = find_folder(options.store, options.model)
 
-    from lmcore.scoring import labelled, score_texts
+    from lmcore.scoring import evaluation_texts, score_texts
 
-    scores = score_texts(folder, labelled(dataset, options.corpus), block_size=options.block_size)
+    champion = options.champion or options.model.partition("/")[0]
+    texts = evaluation_texts(options.store, options.corpus, options.dataset, champion)
+    scores = score_texts(folder, texts, block_size=options.block_size)
     if options.out:
         scores.save(options.out.expanduser())
     figures = scores.figures()
-    _log.info("%s", scores.table())
+    _log.info("%s", columns(scores.rows()))
     print(json.dumps({"model": options.model, **figures}, ensure_ascii=False))
 
 
@@ -279,7 +286,7 @@ def _train(arguments: list[str]) -> None:
 
     is_first = Ranks.of_environment().is_first
     if not is_first:
-        logging.getLogger().setLevel(logging.ERROR)
+        _log.setLevel(logging.ERROR)
     parent = os.getppid() if is_worker() else options.parent
     if parent is not None:
         end_with_parent(parent)

@@ -1,6 +1,5 @@
 """Questions about a finished dataset: is it whole, where did the bytes go, who has seen a document; and its repair."""
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -15,6 +14,8 @@ from lmcore.encoding import read_quarantine
 from lmcore.errors import CorpusError, LMError, RegistryError, StoreError
 from lmcore.exclusions import HASH, forgotten_events
 from lmcore.registry import models, versions
+from lmcore.roots import confine, confine_folder
+from lmcore.run import Run, run_folders
 from lmcore.shards import SPLITS, Shard, shard_path
 from lmcore.store import hash_text, inside, open_sealed, read_manifest
 from lmcore.tokenization import dataset_id, remake
@@ -25,9 +26,13 @@ _SKIPS = ("skipped_pieces", "skipped_bytes", "stored_bytes", "undecodable_stored
 
 
 def find_dataset(store: Path, name: str) -> Path:
-    """The folder of a dataset, by its id or its own path. Raises StoreError when there is none."""
+    """The folder of a dataset, by its id or its own path.
+
+    Raises StoreError when there is none, and ConfigError when it is outside LM_DATA_ROOTS.
+    """
     for folder in (store / "datasets" / name, Path(name)):
         if (folder / "manifest.json").is_file():
+            confine_folder(folder, "dataset")
             return folder.absolute()
     raise StoreError(f"there is no dataset {name} in {store / 'datasets'}: give another id, or --store")
 
@@ -149,6 +154,7 @@ def document_hashes(text_or_hash: str) -> dict[str, list[int]]:
     normalization of a corpus, the hashes that the document may have there."""
     path = Path(text_or_hash)
     if path.is_file():
+        confine(path, "document")
         content = path.read_bytes()
         texts = (content.removesuffix(b"\n").removesuffix(b"\r"), content)
         return {form: [hash_text(_normalized(text, form)) for text in texts] for form in ("", "NFC", "NFKC")}
@@ -165,7 +171,7 @@ def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, 
     """("dataset", id, split) of all that holds a document, ("run", name, why) and ("version", name, why) that saw it.
 
     A run has seen it when its dataset holds it, did so until it was forgotten, or when what the run began with has
-    seen it. ("unreadable", id, what is wrong) of a dataset that may hold it too, and cannot say.
+    seen it. ("unreadable", id, what is wrong) of a dataset or run that may hold it too, and cannot say.
     """
     holders: dict[str, str] = {}
     # A folder without a manifest is what a killed run left.
@@ -182,7 +188,12 @@ def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, 
             yield "unreadable", folder.name, str(error)
     yield from (("dataset", name, split) for name, split in holders.items())
     seen = _had_seen(store, {value for values in document.values() for value in values})
-    trainings = [*_runs(store), *_versions(store)]
+    trainings = list(_versions(store))
+    for folder in run_folders(store):
+        try:
+            trainings.append(_training(Run.open(folder)))
+        except StoreError as error:
+            yield "unreadable", folder.name, str(error)
     for _ in trainings:  # as long as a chain of beginnings can be
         known = len(seen)
         for path, dataset, origin in trainings:
@@ -197,13 +208,10 @@ def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, 
         yield {"runs": "run", "models": "version"}[kind], name, why
 
 
-def _runs(store: Path) -> Iterator[tuple[str, str, str]]:
-    """(path in the store, id of the dataset, path of what it began with) of every run."""
-    for config in sorted((store / "runs").glob("[!.]*/config.json")):
-        with suppress(ValueError, LookupError):
-            record = json.loads(config.read_bytes())
-            origin = inside(store.absolute(), Path(record["config"]["train"]["init_from"]))
-            yield f"runs/{config.parent.name}", record["identity"]["dataset_id"], origin
+def _training(run: Run) -> tuple[str, str, str]:
+    """(path in the store, id of the dataset, path of what it began with)."""
+    origin = inside(run.store, Path(run.config.train.init_from))
+    return f"runs/{run.folder.name}", str(run.identity["dataset_id"]), origin
 
 
 def _versions(store: Path) -> Iterator[tuple[str, str, str]]:

@@ -13,9 +13,8 @@ import numpy as np
 
 from lmcore.config import RunConfig
 from lmcore.errors import FormatError, StoreError
-from lmcore.exclusions import without_forgotten
 from lmcore.gate import Decision, GateConfig, decide, decide_first
-from lmcore.news import age_of, document_hashes, undated
+from lmcore.news import document_hashes
 from lmcore.registry import Version, champion, history, promote, record_refusal, versions
 from lmcore.run import Run, TrainingResult, is_sound, run_key
 from lmcore.scores import DocumentScores
@@ -40,8 +39,7 @@ class Champion:
     @property
     def dataset(self) -> Path:
         """The folder of the dataset it was trained on, without what was forgotten since."""
-        store = self.version.store
-        return store / "datasets" / without_forgotten(store, str(self.receipt["dataset"]["id"]))
+        return self.version.dataset
 
     @property
     def tokenizer(self) -> TokenizerInfo:
@@ -114,7 +112,7 @@ def _weights(run_folder: Path) -> str:
 
 def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
     """Of every validation document of the run's dataset, from the run's folder if they are there already."""
-    from lmcore.scoring import LabelledText, dataset_texts, score_texts  # and with it torch: few retrainings come here
+    from lmcore.scoring import held_out, score_texts  # and with it torch: few retrainings come here
 
     path = run.folder / "scores" / f"{weights[:16]}.arrow"
     try:
@@ -124,8 +122,4 @@ def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
     except StoreError:  # not there, or damaged
         path.parent.mkdir(exist_ok=True)
     train = run.config.train
-    texts = (
-        LabelledText(text, undated(source), age_of(source), text_bytes)
-        for text, source, text_bytes in dataset_texts(run.dataset_folder)
-    )
-    return score_texts(model, texts, train.device, train.precision).save(path)
+    return score_texts(model, held_out(run.dataset_folder), train.device, train.precision).save(path)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from lmcore.checkpoint import trained_model
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.origin import control_ids
+from lmcore.roots import confine_folder
 from lmcore.run import Export, Run, TrainingResult, newest_checkpoint
 from lmcore.scores import Evaluation
 from lmcore.store import MANIFEST, is_whole, json_bytes, open_sealed, read_manifest, remove, sealed_folder
@@ -61,8 +62,9 @@ def open_model(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
 def model_folder(folder: Path) -> Path:
     """The folder itself, or of a run what it trained best, or its newest checkpoint.
 
-    Raises StoreError when a run has no checkpoint.
+    Raises StoreError when a run has no checkpoint, and ConfigError when it is outside LM_DATA_ROOTS.
     """
+    confine_folder(folder, "model")
     if not (folder / "checkpoints").is_dir():
         return folder
     run = Run.open(folder)
@@ -70,6 +72,7 @@ def model_folder(folder: Path) -> Path:
     checkpoint = result.checkpoint if result is not None else newest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise StoreError(f"{folder} has no checkpoint yet")
+    confine_folder(checkpoint, "model")
     return checkpoint
 
 

@@ -23,7 +23,7 @@ from lmcore.drops import drop
 from lmcore.encoding import QUARANTINE, read_quarantine, write_quarantine
 from lmcore.exclusions import FORGOTTEN, forgotten
 from lmcore.registry import utc_now
-from lmcore.run import Run
+from lmcore.run import Run, run_folders
 from lmcore.shards import SPLITS, Shard, blanked, shard_path, write_shard
 from lmcore.store import (
     MANIFEST,
@@ -65,11 +65,28 @@ class Forgotten(Output):
     corpus_paths: list[str]
     """Files of the corpus that it came from: it stands there until its owner deletes it."""
 
+    def rows(self) -> list[dict[str, str]]:
+        """As a table: what held it, who has seen it, and where it came from."""
+        seen = "has seen it: its weights cannot forget. Train again without it, from new weights"
+        came = "it came from there; delete it there too. This store leaves it out in any case"
+        parts = [
+            *((f"shards/{name}", "held it, and is written again without it") for name in self.chunks),
+            *(
+                (f"datasets/{name}", f"gives way to {to or 'nothing: it held no more'}")
+                for name, to in self.datasets.items()
+            ),
+            *((name, "may repeat it, and is removed") for name in self.files),
+            *((name, seen) for name in (*self.runs, *self.versions)),
+            *((path, came) for path in self.corpus_paths),
+        ]
+        return [{"what": what, "about it": about} for what, about in parts]
+
 
 def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
     """Purge a document, given as ``seen-by`` takes it: a hash, or a file with its text.
 
-    Raises RunError while a run that uses it is running, or somebody tokenizes.
+    Raises RunError while a run that uses it is running, or somebody tokenizes, and StoreError when a run cannot say
+    what it was trained on.
     """
     names = document_hashes(document)
     store = prepare_store(store)  # what a killed one set aside may hold the text
@@ -176,9 +193,9 @@ def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str
 def _users(store: Path, chunks: set[str], datasets: dict[Path, dict[str, Any]]) -> Iterator[str]:
     """Runs of datasets that have one of the chunks."""
     using = {path.name for path, content in datasets.items() if chunks & {entry["key"] for entry in content["chunks"]}}
-    for config in sorted((store / "runs").glob("[!.]*/config.json")):
-        if Run.open(config.parent).identity["dataset_id"] in using:
-            yield config.parent.name
+    for folder in run_folders(store):
+        if Run.open(folder).identity["dataset_id"] in using:
+            yield folder.name
 
 
 def _purge(

@@ -7,7 +7,6 @@ before datasets, and these before chunks and tokenizers: what is left is whole, 
 being tokenized nothing is removed.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from typing import Any
 from lmcore.errors import LMError, RunError
 from lmcore.exclusions import without_forgotten
 from lmcore.registry import models, versions
-from lmcore.store import MANIFEST, Output, locked, out_of_use, prepare_store, read_manifest, remove, sweep
+from lmcore.run import Run
+from lmcore.store import MANIFEST, Output, inside, locked, out_of_use, prepare_store, read_manifest, remove, sweep
 
 _KINDS = ("datasets", "shards", "tokenizers")
 _CONFIG, _LOCK = "config.json", "lock"
@@ -35,6 +35,10 @@ class Garbage(Output):
     @property
     def bytes(self) -> int:
         return sum(self.removed.values())
+
+    def rows(self) -> list[dict[str, str]]:
+        """As a table."""
+        return [{"bytes": f"{size:,}", "path": path} for path, size in self.removed.items()]
 
 
 @dataclass
@@ -56,12 +60,11 @@ class _Reached:
 
     def run(self, folder: Path) -> None:
         self.paths.add(f"runs/{folder.name}")
-        if record := _record(folder):
-            self.dataset(record["identity"]["dataset_id"])
-            self.paths.add(f"tokenizers/{record['identity']['tokenizer_id']}")
-            origin = Path(record["config"]["train"]["init_from"]).expanduser()
-            if origin.is_relative_to(self.store):
-                self._origin(origin.relative_to(self.store).as_posix())
+        if (folder / _CONFIG).exists():
+            run = Run.open(folder)
+            self.dataset(str(run.identity["dataset_id"]))
+            self.paths.add(f"tokenizers/{run.identity['tokenizer_id']}")
+            self._origin(inside(self.store, Path(run.config.train.init_from)))
 
     def dataset(self, name: str) -> None:
         self.paths.add(f"datasets/{name}")
@@ -74,22 +77,16 @@ class _Reached:
         """A checkpoint or export in a run; its run's settings and tokenizer are needed to open it."""
         if found := re.fullmatch(_CHECKPOINT, path):
             self.pinned.setdefault(found[1], set()).add(found[2])
-            if record := _record(self.store / found[1]):
-                self.paths.add(f"tokenizers/{record['identity']['tokenizer_id']}")
-
-
-def _record(run: Path) -> dict[str, Any]:
-    """What its config.json says; {} where it has none, which is no run."""
-    with suppress(OSError, ValueError):
-        record: dict[str, Any] = json.loads((run / _CONFIG).read_bytes())
-        return record
-    return {}
+            if (self.store / found[1] / _CONFIG).exists():
+                tokenizer = Run.open(self.store / found[1]).identity["tokenizer_id"]
+                self.paths.add(f"tokenizers/{tokenizer}")
 
 
 def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_run: bool = False) -> Garbage:
     """Remove what is out of reach; the newest ``keep_runs`` runs, by their last start, stay.
 
-    Raises RunError while somebody tokenizes, RegistryError when a version's receipt cannot be read.
+    Raises RunError while somebody tokenizes, RegistryError when a version's receipt cannot be read, StoreError when a
+    run that stays cannot say what it needs.
     """
     store = prepare_store(store)
     with out_of_use(store), ExitStack() as held:

@@ -27,7 +27,7 @@ def located(source: str, setting: str, what: str, patterns: tuple[str, ...], err
     try:
         return _fetched(source, patterns)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, errors.HTTPError) as cause:
-        if _is_no_answer(cause):
+        if is_no_answer(cause):
             raise ConnectionError(f"{setting}: the hub did not answer for {source}: {cause}") from cause
         raise error(
             f"{setting}: {source} is no file or folder here, and no {what} of that name came from the hub "
@@ -42,7 +42,7 @@ def _fetched(name: str, patterns: tuple[str, ...]) -> Path:
     return Path(snapshot_download(name, allow_patterns=list(patterns)))
 
 
-def _is_no_answer(error: BaseException) -> bool:
+def is_no_answer(error: BaseException) -> bool:
     """True for a broken connection and a server in trouble; False for "no", and where the hub is switched off."""
     from huggingface_hub import errors
 
@@ -50,7 +50,7 @@ def _is_no_answer(error: BaseException) -> bool:
         error, errors.LocalEntryNotFoundError
     ):  # not in the cache either; its cause says why the hub gave none
         cause = error.__cause__
-        return cause is not None and not isinstance(cause, errors.OfflineModeIsEnabled) and _is_no_answer(cause)
+        return cause is not None and not isinstance(cause, errors.OfflineModeIsEnabled) and is_no_answer(cause)
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
     return not isinstance(error, errors.HFValidationError)

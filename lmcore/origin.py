@@ -22,7 +22,7 @@ from lmcore.transformers_view import open_in_transformers
 
 Shape = dict[str, Any]
 
-_MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 _NO_SHAPE = ("transformers_version", "_name_or_path")
 """What config.json says of how it was written."""
 _SHOWN = 4
@@ -97,7 +97,7 @@ class Origin:
         Raises ConfigError when that is no model, StoreError for a damaged one, ConnectionError when the hub does not
         answer.
         """
-        folder = located(name, "train.init_from", "model", (*_MODEL_FILES, *TOKENIZER_FILES), ConfigError)
+        folder = located(name, "train.init_from", "model", (*MODEL_FILES, *TOKENIZER_FILES), ConfigError)
         manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
         if manifest.get("kind") == "checkpoint":
             from lmcore.run import Run  # which asks this module what its own run begins with

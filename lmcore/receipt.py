@@ -245,6 +245,11 @@ def diff(one: Version, other: Version) -> list[tuple[str, Any, Any]]:
     return list(differences(_compared(one.receipt()), _compared(other.receipt())))
 
 
+def difference_rows(one: Version, other: Version) -> list[dict[str, str]]:
+    """``diff`` as a table."""
+    return [{"field": name, "one": str(old), "other": str(new)} for name, old, new in diff(one, other)]
+
+
 def _compared(receipt: Receipt) -> dict[str, Any]:
     figures = ("step", "tokens", "train_loss", "validation_loss", "parameters", "weights", "skipped_steps")
     scores = ("nats_per_token", "bits_per_byte", "perplexity", "documents", "text_bytes")

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.errors import RegistryError, no_space_named
+from lmcore.exclusions import without_forgotten
+from lmcore.roots import confine
 from lmcore.section import NAME
 from lmcore.store import check_version, json_bytes, locked, read_manifest, remove, sweep, write_file
 
@@ -54,6 +56,11 @@ class Version:
     def store(self) -> Path:
         return self.folder.parents[2]
 
+    @property
+    def dataset(self) -> Path:
+        """The folder of the dataset it was trained on, without what was forgotten since. Raises as ``receipt`` does."""
+        return self.store / "datasets" / without_forgotten(self.store, str(self.receipt()["dataset"]["id"]))
+
     def receipt(self) -> dict[str, Any]:
         """What the version was made from. Raises RegistryError when it is missing or damaged."""
         path = self.folder / RECEIPT
@@ -66,10 +73,15 @@ class Version:
 
 
 def model_folder(store: Path, name: str) -> Path:
-    """Where a model's versions are, or will be. Raises RegistryError for a name that would lead elsewhere."""
+    """Where a model's versions are, or will be.
+
+    Raises RegistryError for a name that would lead elsewhere, and ConfigError when it is outside LM_DATA_ROOTS.
+    """
     if not re.fullmatch(NAME, name):
         raise RegistryError(f"{name!r} cannot name a model: letters, digits, . _ and - (no / and no . in front)")
-    return store.absolute() / "models" / name
+    folder = store.absolute() / "models" / name
+    confine(folder, "store")
+    return folder
 
 
 def models(store: Path) -> list[str]:
@@ -116,6 +128,12 @@ def history(store: Path, name: str) -> list[Event]:
     events = _events(folder)
     missing = [event for event in [_champion_event(folder)] if event and event not in events]
     return events + missing
+
+
+def history_rows(store: Path, name: str) -> list[dict[str, str]]:
+    """A model's history as a table, the newest first."""
+    columns = ("time", "event", "version", "reason")
+    return [{name: str(event[name] or "") for name in columns} for event in reversed(history(store, name))]
 
 
 def promote(
@@ -167,6 +185,14 @@ def record_refusal(store: Path, name: str, reason: str, decision: dict[str, Any]
         before = _champion_event(folder)
         event = _event("refused", None, before["version"] if before else None, reason, decision)
         _append(folder, {**event, **about})
+
+
+def record_push(store: Path, name: str, version: str, repository: str, commit: str) -> None:
+    """Write into the history that a version was put into a repository of a hub, by that commit."""
+    with _changing(store, name) as folder:
+        before = _champion_event(folder)
+        event = _event("pushed", version, before["version"] if before else None, f"{repository}: {commit}", None)
+        _append(folder, {**event, "repository": repository})
 
 
 def prune(store: Path, name: str, keep: int, dry_run: bool = False) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.cli import count, verb_parser
-from lmcore.registry import Version, champion, find_version, history, promote, prune, rollback, versions
+from lmcore.markdown import columns
+from lmcore.registry import Version, champion, find_version, history_rows, promote, prune, rollback, versions
 
 _log = logging.getLogger("lmcore")
 
@@ -22,8 +23,7 @@ def models(arguments: list[str]) -> None:
     rows = [_row(version, version == current) for version in versions(options.store, options.model)]
     for row in rows:
         print(*(str(value) for value in row.values()))
-    for event in history(options.store, options.model):
-        print(event["time"], event["event"], event["version"] or "", event["reason"])
+    print(columns(history_rows(options.store, options.model)))
     _print(model=options.model, champion=current.id if current else None, versions=rows)
 
 
@@ -71,16 +71,25 @@ def prune_versions(arguments: list[str]) -> None:
     _print(model=options.model, pruned=gone, dry_run=options.dry_run)
 
 
+def push_version(arguments: list[str]) -> None:
+    parser = verb_parser(
+        "push", version="NAME/v0001, or NAME for the champion", repository="on the hub, such as user/name"
+    )
+    options = parser.parse_args(arguments)
+    from lmcore.push import push
+
+    version = find_version(options.store, options.version)
+    commit = push(version, options.repository)
+    _print(version=str(version), repository=options.repository, commit=commit)
+
+
 def diff_versions(arguments: list[str]) -> None:
     options = verb_parser("diff", one="NAME/v0001, or NAME for the champion", other="likewise").parse_args(arguments)
-    from lmcore.receipt import diff
+    from lmcore.receipt import diff, difference_rows
 
     one, other = (find_version(options.store, name) for name in (options.one, options.other))
-    rows = diff(one, other)
-    width = max((len(name) for name, _, _ in rows), default=0)
-    for name, old, new in rows:
-        print(f"{name:<{width}}  {old!s}  ->  {new!s}")
-    _print(versions=[str(one), str(other)], differences={name: [old, new] for name, old, new in rows})
+    print(columns(difference_rows(one, other)))
+    _print(versions=[str(one), str(other)], differences={name: [old, new] for name, old, new in diff(one, other)})
 
 
 def verify_version(store: Path, name: str) -> None:

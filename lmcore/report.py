@@ -18,7 +18,7 @@ from lmcore.mixture import Blocks, SourceCounts
 from lmcore.origin import in_transformers
 from lmcore.plot import loss_picture
 from lmcore.run import Run, TrainingResult
-from lmcore.scores import Evaluation, Score
+from lmcore.scores import Evaluation, Score, score_rows
 from lmcore.section import fingerprint
 from lmcore.shards import SPLITS
 from lmcore.store import Record, hash_file, read_manifest, write_file
@@ -236,18 +236,8 @@ def _figure(value: Any) -> str:
 
 def evaluation_rows(evaluation: Evaluation) -> list[dict[str, str]]:
     """A table of the validation text: all of it, then each source's part where there are several."""
-    scores: dict[str, Evaluation | Score] = {"all": evaluation, **evaluation.sources}
-    return [
-        {
-            "text": name,
-            "documents": f"{score.documents:,}",
-            "tokens": f"{score.tokens:,}",
-            "nats per token": f"{score.nats_per_token:.4f}",
-            "perplexity": f"{score.perplexity:,.2f}",
-            "bits per byte": f"{score.bits_per_byte:.4f}",
-        }
-        for name, score in scores.items()
-    ]
+    total = Score(evaluation.documents, evaluation.tokens, evaluation.text_bytes, evaluation.nats)
+    return score_rows([("all", total), *evaluation.sources.items()])
 
 
 def run_page(training: TrainingResult) -> str:

@@ -76,6 +76,22 @@ class Score:
         return self.nats / math.log(2) / self.text_bytes
 
 
+def score_rows(scores: Iterable[tuple[str, Score]]) -> list[dict[str, str]]:
+    """A table of scores, each under a name."""
+    return [
+        {
+            "text": name,
+            "documents": f"{score.documents:,}",
+            "bytes": f"{score.text_bytes:,}",
+            "tokens": f"{score.tokens:,}",
+            "nats per token": f"{score.nats_per_token:.4f}",
+            "perplexity": f"{score.perplexity:,.2f}",
+            "bits per byte": f"{score.bits_per_byte:.4f}",
+        }
+        for name, score in scores
+    ]
+
+
 @dataclass(frozen=True, eq=False)
 class DocumentScores:
     """One model's score of every document of an evaluation set; all columns have a row a document."""
@@ -131,14 +147,10 @@ class DocumentScores:
         ids = {"weights": self.weights, "tokenizer_id": self.tokenizer_id, "block_size": self.block_size}
         return ids | {"fingerprint": self.fingerprint} | _figures(self.total) | parts
 
-    def table(self) -> str:
-        """All documents, every group and every source, a line each."""
-        lines = [f"{'documents':>10} {'bytes':>14} {'tokens':>14} {'nats/token':>11} {'bits/byte':>10}  of"]
+    def rows(self) -> list[dict[str, str]]:
+        """A table of all documents, every group and every source."""
         named = [(name, score) for label in LABELS for name, score in self.by(label).items()]
-        for name, score in [("all", self.total), *named]:
-            counts = f"{score.documents:>10,} {score.text_bytes:>14,} {score.tokens:>14,}"
-            lines.append(f"{counts} {score.nats_per_token:>11.4f} {score.bits_per_byte:>10.4f}  {name}")
-        return "\n".join(lines)
+        return score_rows([("all", self.total), *named])
 
     def order(self) -> npt.NDArray[np.intp]:
         """An order of the rows that does not depend on the order they are in."""
@@ -199,7 +211,8 @@ class DocumentScores:
 
 
 def _figures(score: Score) -> dict[str, float]:
-    return {**asdict(score), "nats_per_token": score.nats_per_token, "bits_per_byte": score.bits_per_byte}
+    about = {name: getattr(score, name) for name in ("nats_per_token", "perplexity", "bits_per_byte")}
+    return asdict(score) | about
 
 
 def _plain(kind: Any) -> Any:

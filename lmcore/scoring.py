@@ -5,12 +5,13 @@ text itself; so models compare whatever their tokenizers and contexts. Texts tha
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from lmcore.audit import find_dataset
 from lmcore.config import CorpusConfig
 from lmcore.corpus import scan
 from lmcore.device import choose_device, choose_precision
@@ -20,6 +21,8 @@ from lmcore.evaluate import Document, Scorer
 from lmcore.export import model_folder, open_model
 from lmcore.ledger import Ledger
 from lmcore.model import sees_ahead
+from lmcore.news import age_of, undated
+from lmcore.registry import champion, models
 from lmcore.scores import DocumentScores
 from lmcore.section import fingerprint
 from lmcore.store import MANIFEST, hash_file, hash_text, read_manifest
@@ -99,19 +102,32 @@ def corpus_texts(config: CorpusConfig) -> Iterator[tuple[str, str, int]]:
             yield document.text, file.source, document.text_bytes
 
 
-def labelled(dataset: Path | None, paths: list[str]) -> Iterator[LabelledText]:
-    """The validation documents of a dataset as old text, and those of files as new; a path is a source.
+def held_out(dataset: Path) -> Iterator[LabelledText]:
+    """The validation documents of a dataset, old and new as it tells them apart."""
+    for text, source, text_bytes in dataset_texts(dataset):
+        yield LabelledText(text, undated(source), age_of(source), text_bytes)
 
-    Raises ConfigError when there is neither, and as ``dataset_texts`` and ``corpus_texts`` do.
+
+def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: str = "") -> Iterator[LabelledText]:
+    """The validation documents of a dataset, by its id, as old text, and those of a corpus as new; a path is a source.
+
+    Where neither is named, what is held out of the dataset of the champion of ``model``. Raises ConfigError when there
+    is none, and as ``find_dataset``, ``dataset_texts`` and ``corpus_texts`` do.
     """
-    if dataset is None and not paths:
-        raise ConfigError("there is no text to score: give --corpus PATH or --dataset ID")
-    if dataset is not None:
-        for text, source, text_bytes in dataset_texts(dataset):
-            yield LabelledText(text, source, "old", text_bytes)
-    if paths:
-        for text, source, text_bytes in corpus_texts(CorpusConfig(sources={path: [path] for path in paths})):
-            yield LabelledText(text, source, "new", text_bytes)
+    if not corpus and not dataset:
+        best = champion(store, model) if model in models(store) else None
+        if best is None:
+            raise ConfigError(
+                f"there is no text to score: {model!r} is no model with a champion, whose validation text it could be. "
+                "Give --corpus PATH, --dataset ID or --champion NAME"
+            )
+        return held_out(best.dataset)
+    old = dataset_texts(find_dataset(store, dataset)) if dataset else ()
+    new = corpus_texts(CorpusConfig(sources={path: [path] for path in corpus})) if corpus else ()
+    return chain(
+        (LabelledText(text, source, "old", text_bytes) for text, source, text_bytes in old),
+        (LabelledText(text, source, "new", text_bytes) for text, source, text_bytes in new),
+    )
 
 
 def _documents(

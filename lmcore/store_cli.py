@@ -3,6 +3,7 @@
 import json
 
 from lmcore.cli import count, verb_parser
+from lmcore.markdown import columns
 
 
 def forget_document(arguments: list[str]) -> None:
@@ -12,10 +13,7 @@ def forget_document(arguments: list[str]) -> None:
     from lmcore.forget import forget
 
     done = forget(options.store, options.document, options.dry_run)
-    for name in (*done.runs, *done.versions):
-        print(f"{name} has seen it: its weights cannot forget. Train again without it, from new weights")
-    for path in done.corpus_paths:
-        print(f"{path}: it came from there; delete it there too. This store leaves it out in any case")
+    print(columns(done.rows()))
     print(json.dumps({**done.model_dump(mode="json"), "dry_run": options.dry_run}, ensure_ascii=False))
 
 
@@ -31,6 +29,5 @@ def collect_garbage(arguments: list[str]) -> None:
 
     grace_seconds = options.grace_hours * 3600
     gone = collect(options.store, options.keep_runs, grace_seconds, options.dry_run)
-    for path, size in gone.removed.items():
-        print(f"{size:>16,} bytes  {path}")
+    print(columns(gone.rows()))
     print(json.dumps({"removed": len(gone.removed), "bytes": gone.bytes, "dry_run": options.dry_run}))

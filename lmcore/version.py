@@ -64,7 +64,8 @@ def model_card(receipt: Receipt, licence: str, language: str) -> str:
         rows = ((name, f"{score['nats'] / score['tokens']:.4f}") for name, score in sources.items())
         lines.append(markdown.table(("source", "nats per token"), rows))
     lines += ["", "## Why it is here", "", *_decision(receipt["decision"])]
-    lines += ["", f"{RECEIPT} has the hash of everything above. The model knows only the text it was trained on.", ""]
+    receipt_is = f"{RECEIPT}, which stays in the store, has the hash of everything above."
+    lines += ["", f"{receipt_is} The model knows only the text it was trained on.", ""]
     return "\n".join(lines)
 
 
@@ -72,7 +73,7 @@ def _facts(receipt: Receipt) -> Iterator[tuple[str, str]]:
     training, score, splits = receipt["training"], receipt["evaluation"], receipt["dataset"]["splits"]
     yield "created", receipt["created"]
     yield "run", receipt["run"]
-    yield "trained from", (receipt["origin"] or {"path": "new weights"})["path"]
+    yield "trained from", _beginning(receipt["origin"])
     yield "parameters", f"{training['parameters']:,}"
     yield "trained on", f"{training['tokens']:,} tokens in {training['last_step']:,} steps"
     yield "text", f"{splits['train']['documents']:,} documents, {splits['train']['text_bytes']:,} bytes"
@@ -88,6 +89,12 @@ def _facts(receipt: Receipt) -> Iterator[tuple[str, str]]:
     yield "tokenizer", receipt["tokenizer"]["id"]
     yield "weights", training["weights"]
     yield "champion before", receipt["champion_before"] or "none"
+
+
+def _beginning(origin: dict[str, str] | None) -> str:
+    """A place in the store or on a hub; of a folder elsewhere its name, since the card may be published."""
+    path = origin["path"] if origin else "new weights"
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _decision(decision: dict[str, Any]) -> list[str]:

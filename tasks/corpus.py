@@ -3,22 +3,17 @@
 from pathlib import Path
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from lmcore.config import RunConfig
 from lmcore.corpus import Corpus, open_corpus
-from tasks.policies import worth_a_retry
+from tasks.policies import NEVER_CACHED, RETRIED
 
 
 @task(
     name="corpus",
     task_run_name="look at {config.corpus.label}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    result_serializer="json",
-    retries=2,
-    retry_delay_seconds=10,
-    retry_condition_fn=worth_a_retry,
+    **NEVER_CACHED,
+    **RETRIED,
 )
 def look_at_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     """The corpus in figures, and the opened store. Never cached: noticing what is new is its purpose."""

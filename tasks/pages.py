@@ -4,16 +4,20 @@ An artifact has the same key in each run, so that its page shows the history.
 """
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
 from prefect import Task
-from prefect.artifacts import Artifact
+from prefect.artifacts import Artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 
 _log = logging.getLogger(__name__)
+
+_ROWS = 1_000
+"""Of a table, at most: the server keeps it whole, and a browser draws it."""
 
 Page = Callable[[Any], list[Artifact]]
 """The artifacts that show a task's result."""
@@ -31,6 +35,13 @@ def shown(page: Page) -> Callable[[Task[..., Any], TaskRun, State[Any]], None]:
             artifact.model_copy(update=named).create()
 
     return show
+
+
+def show_table(key: str, rows: list[dict[str, str]], description: str) -> None:
+    """A table on the page of the run, and in the history of its key, in which Prefect allows a-z, 0-9 and dashes."""
+    if len(rows) > _ROWS:
+        description = f"{description}. The first {_ROWS:,} rows of {len(rows):,}"
+    create_table_artifact(rows[:_ROWS], key=re.sub("[^a-z0-9]+", "-", key.lower()), description=description)
 
 
 def tag_run(*tags: str) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import Flow, Task, get_run_logger
-from prefect.cache_policies import CachePolicy
+from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.context import TaskRunContext
@@ -102,6 +102,17 @@ def worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) ->
     return isinstance(error, BaseException) and is_transient(error)
 
 
+RETRIED: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=5),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": worth_a_retry,
+}
+"""Of what reads or writes disks and networks."""
+NEVER_CACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "result_serializer": "json"}
+"""What is looked at may have changed, and what is done is found again in the store."""
+
+
 def stopped(stop: StoppedError) -> Any:
     """What was asked to end before its end returns this state, a kind of Cancelled, for a result: no failure."""
     return Cancelled(name="Stopped", message=str(stop))
@@ -131,9 +142,6 @@ def stage(content: Callable[..., Inputs], heeds_fresh: bool = False, page: Page 
         ),
         "persist_result": True,
         "result_serializer": "json",
-        "retries": 2,
-        "retry_delay_seconds": exponential_backoff(backoff_factor=5),
-        "retry_jitter_factor": 0.5,
-        "retry_condition_fn": worth_a_retry,
+        **RETRIED,
         "on_completion": [] if page is None else [shown(page)],
     }

@@ -1,26 +1,22 @@
 """What a retraining looks at, decides and shows."""
 
-import re
 from pathlib import Path
-from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
 from lmcore.challenge import Champion, judge, settle
 from lmcore.gate import Decision
 from lmcore.news import News, told_apart
-from lmcore.registry import Version, champion, history
+from lmcore.push import push
+from lmcore.registry import Version
 from lmcore.retraining import RetrainConfig
 from lmcore.tokenization import Dataset
-
-_NEVER_CACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "result_serializer": "json"}
-"""What is looked at may have changed, and what is done is found again in the store."""
+from tasks.policies import NEVER_CACHED, RETRIED
 
 
-@task(name="champion", task_run_name="look at the champion", **_NEVER_CACHED)
+@task(name="champion", task_run_name="look at the champion", **NEVER_CACHED)
 def look_at_champion(store: Path, name: str) -> Champion | None:
     """The version in use. Never cached: somebody may have moved it."""
     found = Champion.of(store, name)
@@ -28,7 +24,7 @@ def look_at_champion(store: Path, name: str) -> Champion | None:
     return found
 
 
-@task(name="news", task_run_name="look for new text", **_NEVER_CACHED)
+@task(name="news", task_run_name="look for new text", **NEVER_CACHED)
 def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, News]:
     """The dataset told apart by age, and what is new in it."""
     apart, news = told_apart(dataset, champion.dataset)
@@ -38,7 +34,7 @@ def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, News]:
     return apart, news
 
 
-@task(name="gate", task_run_name="champion against challenger", **_NEVER_CACHED)
+@task(name="gate", task_run_name="champion against challenger", **NEVER_CACHED)
 def gate(config: RetrainConfig, champion: Champion | None, run: Path) -> Decision:
     """Score both models on the same text, and decide. The scores are found again in the run's folder."""
     decision = judge(champion, run, config.gate)
@@ -46,7 +42,7 @@ def gate(config: RetrainConfig, champion: Champion | None, run: Path) -> Decisio
     return decision
 
 
-@task(name="promotion", task_run_name="keep the version", **_NEVER_CACHED)
+@task(name="promotion", task_run_name="keep the version", **NEVER_CACHED)
 def promotion(
     config: RetrainConfig, champion: Champion | None, run: Path, decision: Decision, key: str, store: Path
 ) -> Version:
@@ -60,27 +56,15 @@ def promotion(
     return version
 
 
-@task(name="retraining report", task_run_name="retraining report", **_NEVER_CACHED)
+@task(name="retraining report", task_run_name="retraining report", **NEVER_CACHED)
 def retraining_report(page: str) -> None:
     """What was looked at and what was decided, as an artifact."""
     create_markdown_artifact(key="retraining", markdown=page, description="Retraining")
 
 
-@task(name="versions", task_run_name="versions of {name}", **_NEVER_CACHED)
-def show_versions(store: Path, name: str) -> None:
-    """A model's history as a table, the newest first."""
-    current = champion(store, name)
-    rows = [
-        {"time": event["time"], "event": event["event"], "version": event["version"], "reason": event["reason"]}
-        for event in reversed(history(store, name))
-    ]
-    create_table_artifact(
-        rows,
-        key=f"versions-{artifact_name(name)}",
-        description=f"{name}: {current.id if current else 'none'} is in use",
-    )
-
-
-def artifact_name(name: str) -> str:
-    """Prefect's keys of artifacts hold small letters, digits and dashes."""
-    return re.sub("[^a-z0-9]+", "-", name.lower())
+@task(name="push", task_run_name="push {version} to {repository}", **NEVER_CACHED, **RETRIED)
+def push_to_hub(version: Version, repository: str) -> str:
+    """Put a version into a repository of the hub; the address of the commit."""
+    commit = push(version, repository)
+    get_run_logger().info("%s is in %s: %s", version, repository, commit)
+    return commit

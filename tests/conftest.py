@@ -25,6 +25,7 @@ settings.load_profile("repeatable")
 from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.corpus import describe, scan
 from lmcore.evaluate import evaluate
+from lmcore.export import export
 from lmcore.metrics import read_metrics
 from lmcore.mixture import Blocks, build_dataset
 from lmcore.run import Run, TrainingResult, prepare_run
@@ -34,6 +35,7 @@ from lmcore.store import manifest_bytes, prepare_store, read_manifest
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import TokenizerInfo, make_tokenizer
 from lmcore.train import train
+from lmcore.version import add_version
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -209,6 +211,23 @@ def train_and_evaluate(prepared: Prepared, run: Run) -> Trained:
     training = train(run)
     blocks = build_dataset(prepared.dataset, run.config.dataset)
     return Trained(run, training, evaluate(run, training.checkpoint), blocks)
+
+
+def finished(prepared: Prepared, **train_settings: object) -> Run:
+    """A run that is trained, evaluated and exported."""
+    run = prepared.run(**train_settings)
+    training = train(run)
+    export(training, evaluate(run, training.checkpoint))
+    return run
+
+
+def two_versions(folder: Path) -> Path:
+    """A store with lm/v0001, which the gate promoted, and lm/v0002, which it refused, beside its corpus."""
+    prepared = prepare(tiny_config(write_corpus(folder / "corpus"), folder / "store"))
+    refused = {"promoted": False, "reasons": ["old text +0.014 bits per byte"], "rules": []}
+    for seed, decision in enumerate(({"promoted": True, "reasons": [], "rules": []}, refused)):
+        add_version(prepared.store, "lm", finished(prepared, seed=seed, max_steps=2), decision)
+    return prepared.store
 
 
 @pytest.fixture(scope="session")

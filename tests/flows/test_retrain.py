@@ -1,23 +1,35 @@
 """Weeks of retraining, as a schedule would run them, against a real Prefect server."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
-from flows.champion import VersionChoice, rollback_champion
+from flows.models import RollbackChoice, rollback_champion
 from flows.retrain import retrain
 from lmcore.errors import RunError
 from lmcore.registry import history, model_folder
 from lmcore.store import locked, read_manifest
+from tests.hub import LFS_WARNING, Hub, running_hub
 from tests.story import Story, artifacts, research
 
-pytestmark = pytest.mark.flows
+pytestmark = [pytest.mark.flows, pytest.mark.filterwarnings(LFS_WARNING)]
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+def hub() -> Iterator[Hub]:
+    with pytest.MonkeyPatch.context() as patched, running_hub(patched) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def story(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Told to its end; tests only look at it, or go on from there."""
     story = Story(tmp_path_factory.mktemp("story"), count=1_700)
+    wanted = story.config.retraining.model_copy(update={"hub_repository": "team/story"})
+    story.config = story.config.model_copy(update={"retraining": wanted})
     story.run()
     return story
 
@@ -37,18 +49,22 @@ def test_the_story_is_told_as_it_should_be(story: Story) -> None:
 
 def test_the_history_tells_it_too(story: Story) -> None:
     events = [(event["event"], event["version"]) for event in history(story.config.store, "story")]
-    assert (
-        events[:8]
-        == [
-            ("added", "v0001"),
-            ("promoted", "v0001"),
-            ("added", "v0002"),
-            ("promoted", "v0002"),
-            ("added", "v0003"),
-            ("refused", "v0003"),
-            ("rolled back", "v0001"),
-        ][:8]
-    )
+    assert events[:9] == [
+        ("added", "v0001"),
+        ("promoted", "v0001"),
+        ("pushed", "v0001"),
+        ("added", "v0002"),
+        ("promoted", "v0002"),
+        ("pushed", "v0002"),
+        ("added", "v0003"),
+        ("refused", "v0003"),
+        ("rolled back", "v0001"),
+    ]
+
+
+def test_the_hub_has_each_champion_once_by_its_own_commit(story: Story, hub: Hub, tmp_path: Path) -> None:
+    assert hub.repositories["team/story"].commits[:2] == ["story v0001", "story v0002"]
+    assert AutoModelForCausalLM.from_pretrained(hub.write("team/story", tmp_path / "cloned")).num_parameters() > 0
 
 
 def test_each_week_has_its_page(story: Story) -> None:
@@ -79,7 +95,7 @@ def test_all_go_on_with_the_first_tokenizer(story: Story) -> None:
 
 
 def test_what_was_refused_is_refused_at_once_until_the_text_is_another(story: Story) -> None:
-    rollback_champion(VersionChoice(model_name="story", store=story.config.store, version="v0002"))
+    rollback_champion(RollbackChoice(model_name="story", store=story.config.store, version="v0002"))
     again = retrain(story.config)
     assert (again.decision, again.champion, again.run_dir) == ("refused before", "v0002", None)
     assert "old text" in again.reasons[0]
@@ -93,6 +109,20 @@ def test_a_second_retraining_is_refused_while_one_runs(story: Story) -> None:
     with locked(lock, "refuse"), pytest.raises(RunError, match="the retraining of story is in use by"):
         retrain(story.config.model_copy(update={"when_locked": "refuse"}))
     assert retrain(story.config).decision == "nothing new"
+
+
+def test_a_push_that_fails_undoes_nothing_and_the_next_retraining_does_it_again(story: Story, hub: Hub) -> None:
+    rollback_champion(RollbackChoice(model_name="story", store=story.config.store, version="v0001"))
+    hub.refuse = {"repos/create": 403}
+    failed = retrain(story.config)
+    assert (failed.decision, failed.champion) == ("nothing new", "v0001")
+    assert failed.hub.startswith(
+        "story/v0001 is not in team/story, the next retraining tries again: the hub does not let"
+    )
+    hub.refuse = {}
+    commit = f"{hub.url}/team/story/commit/{len(hub.repositories['team/story'].commits) + 1}"
+    assert retrain(story.config).hub == f"story/v0001 is in team/story: {commit}"
+    assert retrain(story.config).hub == "story/v0001 is in team/story"
 
 
 def test_an_interrupted_retraining_goes_on_where_it_was(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

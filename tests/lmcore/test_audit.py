@@ -23,6 +23,7 @@ from lmcore.audit import (
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
 from lmcore.errors import CorpusError, StoreError
+from lmcore.forget import forget
 from lmcore.shards import Shard, write_shard
 from lmcore.store import MANIFEST, hash_file, manifest_bytes, prepare_store, read_manifest
 from lmcore.tokenization import Dataset, tokenize
@@ -215,6 +216,18 @@ def test_a_dataset_that_cannot_say_what_it_holds_is_named_and_the_others_asked(b
     first, second = seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document")))
     assert first[:2] == ("unreadable", "0broken")
     assert second[:2] == ("dataset", dataset.id)
+
+
+def test_a_run_that_cannot_say_what_it_was_trained_on_is_named(build: Build, tmp_path: Path) -> None:
+    dataset = build()
+    for name in ("begun", "broken"):
+        (tmp_path / "store" / "runs" / name).mkdir(parents=True)
+    (tmp_path / "store" / "runs" / "broken" / "config.json").write_text("{")
+    (tmp_path / "document").write_bytes((tmp_path / "corpus" / "text.txt").read_bytes().splitlines()[0])
+    found = list(seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document"))))
+    assert [row[:2] for row in found] == [("dataset", dataset.id), ("unreadable", "broken")]
+    with pytest.raises(StoreError, match=r"broken/config.json is damaged"):
+        forget(tmp_path / "store", str(tmp_path / "document"))
 
 
 def test_a_normalized_document_is_found_by_the_text_of_its_file(build: Build, tmp_path: Path) -> None:

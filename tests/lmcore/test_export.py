@@ -230,5 +230,5 @@ def test_its_control_ids_are_those_of_the_tokenizer(trained: Trained, prepared: 
 def test_a_run_is_found_by_its_name_and_by_its_folder(trained: Trained, tmp_path: Path) -> None:
     run = trained.run
     assert find_folder(run.store, run.folder.name) == find_folder(tmp_path, str(run.folder)) == run.folder
-    with pytest.raises(StoreError, match=f"neither a folder nowhere nor a run of that name in {tmp_path}"):
+    with pytest.raises(StoreError, match=f"neither a folder nowhere nor a run or model of that name in {tmp_path}"):
         find_folder(tmp_path, "nowhere")

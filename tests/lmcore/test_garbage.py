@@ -10,29 +10,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmcore.audit import problems
-from lmcore.errors import RunError
-from lmcore.evaluate import evaluate
-from lmcore.export import export
+from lmcore.errors import RunError, StoreError
 from lmcore.garbage import collect
 from lmcore.receipt import check_receipt
 from lmcore.registry import promote, versions
 from lmcore.run import Run
 from lmcore.store import in_use, locked, open_sealed, remove
-from lmcore.train import train
 from lmcore.version import add_version
-from tests.conftest import Prepared, prepare, tiny_config, write_corpus
+from tests.conftest import finished, prepare, tiny_config, write_corpus
 from tests.dying import ends
 
 REMOVALS = [(os, "rename"), (os, "unlink"), (shutil, "rmtree")]
 
 KINDS = ("runs", "datasets", "shards", "tokenizers")
-
-
-def finished(prepared: Prepared, **settings: object) -> Run:
-    run = prepared.run(max_steps=2, **settings)
-    training = train(run)
-    export(training, evaluate(run, training.checkpoint))
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +40,10 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tokenizer = config.tokenizer.model_copy(update={"source": str(source)})
             config = config.model_copy(update={"tokenizer": tokenizer})
         prepared = prepare(config)
-        runs.append(finished(prepared, schedule="wsd", decay="50 %", init_from=trunk))
+        runs.append(finished(prepared, max_steps=2, schedule="wsd", decay="50 %", init_from=trunk))
         add_version(prepared.store, "lm", runs[-1], {"promoted": True})
         trunk = str(runs[-1].checkpoints / "step-00000001")
-        runs.append(finished(prepared, seed=9))
+        runs.append(finished(prepared, max_steps=2, seed=9))
     for age, run in enumerate(reversed(runs)):
         os.utime(run.folder / "config.json", (1e9 - age, 1e9 - age))
     promote(folder / "store", "lm", "v0001", expected=None, reason="")
@@ -154,6 +144,21 @@ def test_a_run_that_is_training_stays_with_all_it_needs(store: Path) -> None:
     run = Run.open(oldest)
     assert names(store, "runs") == [oldest.name]
     assert names(store, "datasets") == [run.dataset_folder.name]
+    check_whole(store)
+
+
+def test_a_run_that_cannot_say_what_it_needs_stops_gc_only_if_it_stays(store: Path) -> None:
+    shutil.rmtree(store / "models")
+    _, run, *_ = sorted((store / "runs").iterdir(), key=lambda run: (run / "config.json").stat().st_mtime)
+    for content in ("{", '{"identity": {"format_version": 99}}'):
+        (run / "config.json").write_text(content)
+        before = {kind: names(store, kind) for kind in KINDS}
+        with pytest.raises(StoreError, match=rf"{run.name}/config.json (is damaged|has format version 99)"):
+            collect(store, keep_runs=6, grace_seconds=0)
+        assert {kind: names(store, kind) for kind in KINDS} == before
+    os.utime(run / "config.json", (0, 0))
+    collect(store, keep_runs=5, grace_seconds=0)
+    assert run.name not in names(store, "runs")
     check_whole(store)
 
 

@@ -263,7 +263,7 @@ def test_evaluate_scores_a_model_on_old_and_new_text(trained: Trained, tmp_path:
     assert old["bits_per_byte"] == pytest.approx(trained.evaluation.bits_per_byte, rel=1e-5)
     assert new["documents"] == 30
     assert set(figures["sources"]) == {"corpus", str(text)}
-    assert [line.split()[-1] for line in errors[-5:]] == ["all", "new", "old", str(text), "corpus"]
+    assert [line.split()[0] for line in errors[-6:]] == ["text", "all", "new", "old", str(text), "corpus"]
     scores = DocumentScores.load(tmp_path / "scores.arrow")
     assert scores.fingerprint == figures["fingerprint"]
     assert scores.total.bits_per_byte == figures["bits_per_byte"]
@@ -271,6 +271,7 @@ def test_evaluate_scores_a_model_on_old_and_new_text(trained: Trained, tmp_path:
 
 def test_evaluating_on_a_dataset_that_is_not_there_is_one_line(trained: Trained) -> None:
     assert_fails(1, "there is no dataset none", "evaluate", trained.run.folder, "--dataset", "none")
+    assert_fails(1, "no text to score: '' is no model with a champion", "evaluate", trained.run.folder)
 
 
 def test_plot_draws_runs_by_name_and_by_folder(trained: Trained, tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_settings_and_help_need_no_torch(module: str) -> None:
     assert not {"torch", "transformers", "pyarrow"} & set(output.split())
 
 
-@pytest.mark.parametrize("module", ["lmcore.gate", "flows.pretrain", "flows.retrain", "flows.champion"])
+@pytest.mark.parametrize("module", ["lmcore.gate", "flows.pretrain", "flows.retrain", "flows.models", "flows.store"])
 def test_deciding_and_starting_need_no_torch(module: str) -> None:
     with start("-c", _IMPORT, module) as process:
         output, errors = process.communicate()

@@ -11,27 +11,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.errors import RegistryError, StoreError
-from lmcore.evaluate import evaluate
-from lmcore.export import export, open_model
+from lmcore.export import open_model
 from lmcore.receipt import check_receipt, diff, program_differences
 from lmcore.registry import Version, history, promote, versions
-from lmcore.run import Run
-from lmcore.train import train
 from lmcore.version import add_version
-from tests.conftest import Prepared, prepare, tiny_config, write_corpus
+from tests.conftest import finished, prepare, tiny_config, write_corpus
 
 DECISION = {
     "promoted": True,
     "reasons": ["no champion yet"],
     "rules": [{"rule": "new text", "bits per byte": -0.1, "passed": True}],
 }
-
-
-def finished(prepared: Prepared, **train_settings: object) -> Run:
-    run = prepared.run(**train_settings)
-    training = train(run)
-    export(training, evaluate(run, training.checkpoint))
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -6,27 +6,14 @@ from typing import Any
 
 import pytest
 
-from lmcore.evaluate import evaluate
-from lmcore.export import export
-from lmcore.train import train
-from lmcore.version import add_version
-from tests.conftest import prepare, tiny_config, write_corpus
+from tests.conftest import two_versions
 from tests.lmcore.test_main import assert_fails, call
-
-REFUSED = {"promoted": False, "reasons": ["old text +0.014 bits per byte"], "rules": []}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With lm/v0001, which the gate promoted, lm/v0002, which it refused, and the store's own corpus beside it."""
-    folder = tmp_path_factory.mktemp("verbs")
-    prepared = prepare(tiny_config(write_corpus(folder / "corpus"), folder / "store"))
-    for seed, decision in enumerate(({"promoted": True, "reasons": [], "rules": []}, REFUSED)):
-        run = prepared.run(seed=seed, max_steps=2)
-        training = train(run)
-        export(training, evaluate(run, training.checkpoint))
-        add_version(prepared.store, "lm", run, decision)
-    return prepared.store
+    """One to change, beside its own corpus."""
+    return two_versions(tmp_path_factory.mktemp("verbs"))
 
 
 def last_line(status: int, *arguments: object) -> dict[str, Any]:

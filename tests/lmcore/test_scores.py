@@ -129,9 +129,11 @@ def test_figures_and_table_say_the_same() -> None:
     assert figures["bits_per_byte"] == scores.total.bits_per_byte
     assert set(figures["groups"]) == {"old", "new"}
     assert set(figures["sources"]) == {"web", "百科"}
-    lines = scores.table().splitlines()
-    assert [line.split()[-1] for line in lines] == ["of", "all", "new", "old", "web", "百科"]
-    assert lines[1].split()[4] == f"{scores.total.bits_per_byte:.4f}"
+    assert figures["perplexity"] == scores.total.perplexity
+    rows = scores.rows()
+    assert [row["text"] for row in rows] == ["all", "new", "old", "web", "百科"]
+    assert rows[0]["bits per byte"] == f"{scores.total.bits_per_byte:.4f}"
+    assert rows[0]["perplexity"] == f"{scores.total.perplexity:,.2f}"
     with pytest.raises(CorpusError, match="no text"):
         scores_of(0).figures()
 

@@ -18,7 +18,7 @@ from lmcore.evaluate import Scorer
 from lmcore.export import export
 from lmcore.run import weights_hash
 from lmcore.scores import DocumentScores
-from lmcore.scoring import LabelledText, corpus_texts, dataset_texts, labelled, score_texts
+from lmcore.scoring import LabelledText, corpus_texts, dataset_texts, evaluation_texts, score_texts
 from lmcore.store import hash_text, manifest_bytes, read_manifest
 from lmcore.stream import TokenStream
 from lmcore.tokenizer import make_tokenizer
@@ -197,12 +197,12 @@ def test_a_normalized_text_counts_the_bytes_of_its_file(tmp_path: Path, exported
 
 def test_text_is_labelled_by_where_it_is_from(prepared: Prepared, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n", encoding="utf-8")
-    found = list(labelled(prepared.dataset.folder, [str(tmp_path / "a.txt")]))
+    found = list(evaluation_texts(prepared.store, [str(tmp_path / "a.txt")], prepared.dataset.id))
     assert [(each.group, each.source) for each in found[-2:]] == [("new", str(tmp_path / "a.txt"))] * 2
     assert {each.group for each in found[:-2]} == {"old"}
     assert len(found) == prepared.dataset.validation_documents + 2
     with pytest.raises(ConfigError, match="no text to score"):
-        list(labelled(None, []))
+        evaluation_texts(prepared.store, [], model="lm")
 
 
 def test_a_damaged_export_is_not_scored(exported: Path, tmp_path: Path, texts: Any) -> None:

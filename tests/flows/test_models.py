@@ -1,0 +1,193 @@
+"""The buttons of models and of a store really run: what they change, what their pages show, and where they end."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
+
+from flows import models, store
+from lmcore.errors import ConfigError
+from lmcore.receipt import check_receipt, difference_rows
+from lmcore.registry import champion, find_version, history_rows, promote, versions
+from lmcore.roots import VARIABLE
+from tests.conftest import two_versions, write_corpus
+from tests.hub import LFS_WARNING, running_hub
+from tests.story import artifacts
+
+pytestmark = [pytest.mark.flows, pytest.mark.filterwarnings(LFS_WARNING)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with lm/v0001, the champion, and lm/v0002, which tests only read."""
+    made = two_versions(tmp_path_factory.mktemp("buttons"))
+    promote(made, "lm", "v0001", expected=None, reason="first")
+    return made
+
+
+@pytest.fixture
+def changed(made: Path, tmp_path: Path) -> Path:
+    """A copy of the store, to change."""
+    return shutil.copytree(made, tmp_path / "store")
+
+
+def page(key: str) -> tuple[list[dict[str, str]], str]:
+    """Rows and description of the newest artifact."""
+    [artifact] = artifacts(key)[:1]
+    return json.loads(str(artifact.data)), str(artifact.description)
+
+
+def test_evaluate_scores_the_champion_on_what_was_held_out_and_keeps_the_figures(made: Path) -> None:
+    state: Any = models.evaluate_model(models.EvaluationChoice(store=made), return_state=True)
+    figures = state.result()
+    receipt = find_version(made, "lm").receipt()
+    assert figures["model"] == "lm/v0001"
+    assert figures["weights"] == receipt["training"]["weights"]
+    assert figures["bits_per_byte"] == pytest.approx(receipt["evaluation"]["bits_per_byte"], rel=1e-5)
+    record = (PREFECT_LOCAL_STORAGE_PATH.value() / state.data.metadata.storage_key).read_bytes()
+    assert json.loads(record) == figures
+    rows, description = page("scores")
+    assert [row["text"] for row in rows] == ["all", "new", "corpus"]
+    assert rows[0]["bits per byte"] == f"{figures['bits_per_byte']:.4f}"
+    assert rows[0]["perplexity"] == f"{figures['perplexity']:,.2f}"
+    assert description == "lm/v0001 on what was held out of lm"
+
+
+def test_evaluate_scores_any_model_on_any_text(made: Path, tmp_path: Path) -> None:
+    text = str(write_corpus(tmp_path / "more", documents=20, seed=3))
+    run = find_version(made, "lm/v0002").receipt()["run"]
+    found = [
+        models.evaluate_model(models.EvaluationChoice(store=made, model=model, corpus=[text]))
+        for model in ("lm/v0002", run, str(made / "models" / "lm" / "v0002"))
+    ]
+    assert found[0]["sources"][text]["documents"] == 20
+    assert len({each["fingerprint"] for each in found}) == len({each["nats"] for each in found}) == 1
+    assert [row["text"] for row in page("scores")[0]] == ["all", "new", text]
+
+
+def test_verify_is_completed_while_all_matches_and_failed_with_one_line_else(changed: Path) -> None:
+    choice = models.VersionChoice(store=changed)
+    state: Any = models.verify_version(choice, return_state=True)
+    assert (state.type.value, page("verify-lm")) == ("COMPLETED", ([], "lm/v0001: all matches"))
+    version = find_version(changed, "lm")
+    path = changed / "runs" / version.receipt()["run"] / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b"{}\n")
+    state = models.verify_version(choice, return_state=True)
+    [line] = check_receipt(version)
+    assert state.type.value == "FAILED"
+    assert state.message == f"lm/v0001 no longer matches its receipt (1): {line}"
+    assert page("verify-lm") == ([{"no longer matches": line}], state.message)
+
+
+def test_diff_shows_what_the_command_prints(made: Path) -> None:
+    assert models.diff_versions(models.DifferenceChoice(store=made, other="v0002")) > 0
+    rows, description = page("diff-lm")
+    assert rows == difference_rows(find_version(made, "lm"), find_version(made, "lm/v0002"))
+    assert {"field": "config.train.seed", "one": "0", "other": "1"} in rows
+    assert description == "lm/v0001 and lm/v0002"
+
+
+def test_a_version_is_promoted_taken_back_and_pruned(changed: Path) -> None:
+    choice = models.PromotionChoice(store=changed, version="v0002", expected="v0001", force=True, reason="a try")
+    assert models.promote_version(choice) == "v0002"
+    assert models.rollback_champion(models.RollbackChoice(store=changed)) == "v0001"
+    assert page("versions-lm") == (history_rows(changed, "lm"), "lm: v0001 is in use")
+    assert models.prune_versions(models.PruneChoice(store=changed, keep=0)) == ["v0002"]
+    assert page("pruned-lm") == ([{"version": "v0002"}], "to be removed of lm: 1")
+    assert len(versions(changed, "lm")) == 2
+    assert models.prune_versions(models.PruneChoice(store=changed, keep=0, dry_run=False)) == ["v0002"]
+    assert [version.id for version in versions(changed, "lm")] == ["v0001"]
+    models.versions(models.ModelChoice(store=changed))
+    assert page("versions-lm")[0][0]["event"] == "pruned"
+
+
+def test_push_puts_a_version_on_a_hub(changed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_hub(monkeypatch) as hub:
+        commit = models.push_version(models.PushChoice(store=changed, version="v0002", repository="team/lm"))
+    assert hub.repositories["team/lm"].commits == ["lm v0002"]
+    assert page("versions-lm")[0][0] | {"time": ""} == {
+        "time": "",
+        "event": "pushed",
+        "version": "v0002",
+        "reason": f"team/lm: {commit}",
+    }
+
+
+def test_gc_says_what_would_go_and_then_removes_it(changed: Path) -> None:
+    run = find_version(changed, "lm/v0002").receipt()["run"]
+    shutil.rmtree(changed / "models" / "lm" / "v0002")
+    choice = store.GarbageChoice(store=changed, keep_runs=0, grace_hours=0)
+    would = store.collect_garbage(choice)
+    rows, description = page("gc")
+    assert [row["path"] for row in rows] == [f"runs/{run}"]
+    assert description == f"to be removed from {changed}: 1 ({would:,} bytes)"
+    assert (changed / "runs" / run).exists()
+    assert store.collect_garbage(choice.model_copy(update={"dry_run": False})) == would
+    assert page("gc") == (rows, f"removed from {changed}: 1 ({would:,} bytes)")
+    assert not (changed / "runs" / run).exists()
+
+
+def test_forget_says_what_would_be_done_and_then_does_it(changed: Path, made: Path, tmp_path: Path) -> None:
+    document = tmp_path / "document"
+    document.write_bytes((made.parent / "corpus" / "text.txt").read_bytes().splitlines()[3])
+    choice = store.DocumentChoice(store=changed, document=str(document))
+    [name] = store.forget_document(choice)
+    rows, description = page("forget")
+    assert description == f"to be forgotten: {name}"
+    assert {row["what"] for row in rows} >= {"lm/v0001", "lm/v0002", str(made.parent / "corpus" / "text.txt")}
+    before = sorted((changed / "datasets").iterdir())
+    store.forget_document(choice.model_copy(update={"dry_run": False}))
+    assert page("forget") == (rows, f"forgotten: {name}")
+    assert sorted((changed / "datasets").iterdir()) != before
+
+
+OUTSIDE: list[tuple[Any, Callable[[Path, Path], Any]]] = [
+    *(
+        (flow, lambda elsewhere, made, form=form: form(store=elsewhere / "store"))
+        for flow, form in (
+            (models.evaluate_model, models.EvaluationChoice),
+            (models.verify_version, models.VersionChoice),
+            (models.diff_versions, models.DifferenceChoice),
+            (models.rollback_champion, models.RollbackChoice),
+            (models.prune_versions, models.PruneChoice),
+            (models.versions, models.ModelChoice),
+            (store.collect_garbage, store.GarbageChoice),
+        )
+    ),
+    (
+        models.promote_version,
+        lambda elsewhere, made: models.PromotionChoice(store=elsewhere / "store", version="v0001"),
+    ),
+    (models.push_version, lambda elsewhere, made: models.PushChoice(store=elsewhere / "store", repository="team/lm")),
+    (
+        store.forget_document,
+        lambda elsewhere, made: store.DocumentChoice(store=made, document=f"{elsewhere / 'text.txt'}"),
+    ),
+    *(
+        (
+            models.evaluate_model,
+            lambda elsewhere, made, change=change: models.EvaluationChoice(store=made, **change(elsewhere)),
+        )
+        for change in (
+            lambda elsewhere: {"model": str(elsewhere / "store" / "models" / "lm" / "v0001")},
+            lambda elsewhere: {"corpus": [str(elsewhere / "*.txt")]},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("flow", "choice"), OUTSIDE, ids=lambda value: getattr(value, "name", ""))
+def test_a_form_reaches_nothing_outside_the_roots(
+    made: Path, changed: Path, monkeypatch: pytest.MonkeyPatch, flow: Any, choice: Callable[[Path, Path], Any]
+) -> None:
+    (changed.parent / "text.txt").write_text("secret\n")
+    before = sorted(changed.rglob("*"))
+    monkeypatch.setenv(VARIABLE, str(made))
+    with pytest.raises(ConfigError, match=f"outside the places that this machine allows .{VARIABLE}="):
+        flow(choice(changed.parent, made))
+    assert sorted(changed.rglob("*")) == before
+    assert champion(made, "lm") == find_version(made, "lm/v0001")
