@@ -16,7 +16,6 @@ from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
-from tasks.logs import quiet_prefect
 from tasks.pages import tag_run
 from tasks.policies import start_again
 from tasks.server import tie_ends
@@ -72,7 +71,6 @@ def prepare(
     config: RunConfig, stages: Stages, known: TokenizerInfo | None = None
 ) -> tuple[Dataset, TokenizerInfo, Path]:
     """The stages that all flows share: dataset, tokenizer (``known``, or by the settings), and their store."""
-    quiet_prefect()
     tie_ends()
     if config.corpus.filter and deployment.id:
         raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")

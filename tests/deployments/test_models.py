@@ -42,6 +42,7 @@ def test_what_the_buttons_of_a_model_say(served: Api, store: Path) -> None:
     assert states["versions"]["type"] == "COMPLETED"
     assert "v0001" in page(served, started["versions"], "versions-ours")
     assert states["rollback"]["type"] == states["promote"]["type"] == "FAILED"
+    assert not any("Traceback" in served.logs(run["id"]) for run in started.values())
     assert "no earlier champion to go back to" in states["rollback"]["message"]
     assert "expected was none, found is v0001" in states["promote"]["message"]
     current = champion(store, "ours")
