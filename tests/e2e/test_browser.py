@@ -14,7 +14,7 @@ from tests.serving import FLOW, TRAINING, Serving
 
 pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]' brings it")
 
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 pytestmark = pytest.mark.e2e
 
