@@ -8,6 +8,7 @@ from pydantic import Field
 from lmcore.config import default_store
 from lmcore.registry import NUMBER, promote, rollback
 from lmcore.section import NAME, Section
+from tasks.logs import quiet_prefect
 from tasks.retraining import show_versions
 
 
@@ -37,12 +38,13 @@ class PromotionChoice(VersionChoice):
     expected: str = Field("", pattern=f"^({NUMBER})?$")
     """The champion that it is to replace: nothing is changed if another is in use by then. Empty: there is none yet."""
     force: bool = False
-    """Although the gate refused it."""
+    """Promote it although the gate refused it."""
 
 
 @flow(name="rollback", flow_run_name="roll {choice.model_name} back", persist_result=False, result_serializer="json")
 def rollback_champion(choice: VersionChoice) -> str:
     """Use the champion before this one again, or a named version; its id."""
+    quiet_prefect()
     version = rollback(choice.store.expanduser(), choice.model_name, choice.version, reason=choice.reason)
     show_versions(choice.store.expanduser(), choice.model_name)
     return version.id
@@ -56,6 +58,7 @@ def rollback_champion(choice: VersionChoice) -> str:
 )
 def promote_version(choice: PromotionChoice) -> str:
     """Use a version, whatever the gate said of it if forced; its id."""
+    quiet_prefect()
     store = choice.store.expanduser()
     expected, force = choice.expected or None, choice.force
     version = promote(store, choice.model_name, choice.version, expected=expected, reason=choice.reason, force=force)
@@ -66,4 +69,5 @@ def promote_version(choice: PromotionChoice) -> str:
 @flow(name="versions", flow_run_name="versions of {choice.model_name}", persist_result=False, result_serializer="json")
 def versions(choice: ModelChoice) -> None:
     """The versions of a model, its champion and its history, as a table."""
+    quiet_prefect()
     show_versions(choice.store.expanduser(), choice.model_name)

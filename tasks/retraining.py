@@ -1,6 +1,7 @@
 """What a retraining looks at, decides and shows."""
 
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +64,33 @@ def promotion(
 @task(name="retraining report", task_run_name="retraining report", **_NEVER_CACHED)
 def retraining_report(page: str) -> None:
     """What was looked at and what was decided, as an artifact."""
-    create_markdown_artifact(key="retraining", markdown=page, description="Retraining")
+    create_markdown_artifact(key="retraining", markdown=page, description=page.partition("\n")[0].lstrip("# "))
 
 
 @task(name="versions", task_run_name="versions of {name}", **_NEVER_CACHED)
 def show_versions(store: Path, name: str) -> None:
     """A model's history as a table, the newest first."""
     current = champion(store, name)
+    about = f"{name}: {current.id if current else 'none'} is in use"
+    get_run_logger().info(about)
     rows = [
-        {"time": event["time"], "event": event["event"], "version": event["version"], "reason": event["reason"]}
+        {
+            "time": _minute(event["time"]),
+            "event": event["event"],
+            "version": event["version"],
+            "reason": event["reason"],
+        }
         for event in reversed(history(store, name))
     ]
     create_table_artifact(
         rows,
         key=f"versions-{artifact_name(name)}",
-        description=f"{name}: {current.id if current else 'none'} is in use",
+        description=about,
     )
+
+
+def _minute(time: str) -> str:
+    return f"{datetime.fromisoformat(time):%Y-%m-%d %H:%M} UTC"
 
 
 def artifact_name(name: str) -> str:

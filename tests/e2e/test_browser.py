@@ -14,7 +14,7 @@ from tests.serving import FLOW, TRAINING, Serving
 
 pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]' brings it")
 
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
 pytestmark = pytest.mark.e2e
 
@@ -34,7 +34,7 @@ PAGES = ["data", "evaluation", "losses", "report", "run", "samples", "tokenizer"
 
 
 class Ui:
-    """A page of the browser, what a user does to it, and the errors that it has told of."""
+    """A page of the browser, what a user does to it, and what went wrong in it."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.url = page, url
@@ -42,10 +42,15 @@ class Ui:
         page.set_default_timeout(_SECONDS * 1000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._hear)
+        page.on("request", self._see)
 
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type == "error" and not _OWN_PICTURES.search(message.location["url"]):
             self.errors.append(f"{message.text} ({message.location['url']})")
+
+    def _see(self, request: Request) -> None:
+        if not request.url.startswith((self.url, "data:", "blob:")):
+            self.errors.append(f"somebody else was asked: {request.url}")
 
     def open(self, path: str) -> None:
         self.page.goto(self.url + path)
@@ -134,9 +139,9 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def logged_in(browser: Browser, serving: Serving) -> Ui:
     ui = Ui(browser.new_page(), f"http://127.0.0.1:{serving.api.port}")
-    ui.open("/deployments")
+    ui.open("/")
     assert ui.log_in(PASSWORD) == 200
-    ui.shows("12 Deployments")
+    expect(ui.page.get_by_role("button", name="Switch to V2 UI")).to_be_visible()
     return ui
 
 
@@ -282,5 +287,7 @@ def test_a_run_is_cancelled_from_its_page(ui: Ui, run: str, serving: Serving, te
     ui.page.get_by_role("button", name="Cancel", exact=True).click()
     ui.page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     expect(ui.page.get_by_role("banner").get_by_text("Cancelled", exact=True)).to_be_visible()
+    expect(ui.page.get_by_role("tabpanel", name="Logs")).to_contain_text("was told to end: it can go on from its last")
+    expect(ui.page.get_by_role("tabpanel", name="Logs")).not_to_contain_text(re.compile("Crash|Finished in state"))
     assert not serving.processes(TRAINING)
     assert not serving.processes(FLOW)
