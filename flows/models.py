@@ -86,7 +86,7 @@ class PromotionChoice(RollbackChoice):
     expected: str = Field("", pattern=_VERSION)
     """The champion that it is to replace: nothing is changed if another is in use by then. Empty: there is none yet."""
     force: bool = False
-    """Although the gate refused it."""
+    """Promote it although the gate refused it."""
 
 
 class PruneChoice(ModelChoice):

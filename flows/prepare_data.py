@@ -29,6 +29,7 @@ class Stages:
     """Runs tasks directly (so that a cancel reaches them) and keeps which of them were cached."""
 
     def __init__(self) -> None:
+        tie_ends()
         self.cached: dict[str, bool] = {}
 
     def run(self, stage: Task[..., Result], *arguments: Any) -> Result:
@@ -71,7 +72,6 @@ def prepare(
     config: RunConfig, stages: Stages, known: TokenizerInfo | None = None
 ) -> tuple[Dataset, TokenizerInfo, Path]:
     """The stages that all flows share: dataset, tokenizer (``known``, or by the settings), and their store."""
-    tie_ends()
     if config.corpus.filter and deployment.id:
         raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")
     corpus, store = stages.run(look_at_corpus, config)

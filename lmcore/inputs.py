@@ -28,7 +28,8 @@ _MOST_FILES = 100_000
 _SHOWN = 3
 _LONGEST = 60
 """Characters of a value."""
-_HASH = re.compile("[0-9a-f]{16,}")
+_HASH = re.compile("(.+-)?[0-9a-f]{16,}")
+"""Of content, and at the end of the name of a run."""
 _log = logging.getLogger(__name__)
 
 

@@ -132,8 +132,13 @@ def history(store: Path, name: str) -> list[Event]:
 
 def history_rows(store: Path, name: str) -> list[dict[str, str]]:
     """A model's history as a table, the newest first."""
-    columns = ("time", "event", "version", "reason")
-    return [{name: str(event[name] or "") for name in columns} for event in reversed(history(store, name))]
+    return [
+        {
+            "time": f"{datetime.fromisoformat(event['time']):%Y-%m-%d %H:%M} UTC",
+            **{column: str(event[column] or "") for column in ("event", "version", "reason")},
+        }
+        for event in reversed(history(store, name))
+    ]
 
 
 def promote(

@@ -15,8 +15,8 @@ def _content(training: TrainingResult, evaluation: Evaluation | None = None) -> 
 
 
 def _page(evaluation: Evaluation) -> list[Artifact]:
-    run = evaluation.folder.name
-    return [TableArtifact(key="evaluation", table=evaluation_rows(evaluation), description=f"Validation of {run}")]
+    about = f"{evaluation.bits_per_byte:.4f} bits per byte, {evaluation.folder.name}"
+    return [TableArtifact(key="evaluation", table=evaluation_rows(evaluation), description=about)]
 
 
 @task(

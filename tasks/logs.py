@@ -16,13 +16,16 @@ class _NoTraceback(logging.Filter):
 
 
 class _NoMachinery(logging.Filter):
-    """Drops that all is well with hooks and states; what fails is said at another level."""
+    """Drops that all is well with hooks and states, and the alarm at a cancel: the state of the run says it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.levelno == logging.INFO and _MACHINERY.match(record.getMessage()))
+        return not _MACHINERY.match(record.getMessage())
 
 
-_MACHINERY = re.compile("Running hook |Hook .* finished running|Finished in state (Completed|Cached)")
+_MACHINERY = re.compile(
+    "Running hook |Hook .* finished running|Finished in state (Completed|Cached|Running)|"
+    r"(Crash detected! |Finished in state Crashed\(')Execution was aborted by a termination signal"
+)
 _FILTERS = (_NoTraceback(), _NoMachinery())
 
 

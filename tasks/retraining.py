@@ -59,7 +59,7 @@ def promotion(
 @task(name="retraining report", task_run_name="retraining report", **NEVER_CACHED)
 def retraining_report(page: str) -> None:
     """What was looked at and what was decided, as an artifact."""
-    create_markdown_artifact(key="retraining", markdown=page, description="Retraining")
+    create_markdown_artifact(key="retraining", markdown=page, description=page.partition("\n")[0].lstrip("# "))
 
 
 @task(name="push", task_run_name="push {version} to {repository}", **NEVER_CACHED, **RETRIED)

@@ -21,8 +21,9 @@ def _content(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store:
 
 
 def _page(dataset: Dataset) -> list[Artifact]:
+    about = f"{dataset.tokens:,} tokens to train on, dataset {dataset.id}"
     return [
-        MarkdownArtifact(key="data", markdown=data_page(dataset), description=f"Dataset {dataset.id}"),
+        MarkdownArtifact(key="data", markdown=data_page(dataset), description=about),
         MarkdownArtifact(
             key="tokenizer", markdown=tokenizer_page(dataset), description=f"Tokenizer {dataset.tokenizer_id}"
         ),
@@ -31,7 +32,7 @@ def _page(dataset: Dataset) -> list[Artifact]:
 
 @task(
     name="tokenization",
-    task_run_name="tokenize {corpus.files} files of {config.corpus.label}",
+    task_run_name="tokenize {config.corpus.label}",
     **stage(_content, page=_page),
 )
 def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store: Path) -> Dataset:

@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.artifacts import Artifact, MarkdownArtifact
 from prefect.context import TaskRunContext
+from prefect.exceptions import TerminationSignal
 
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
@@ -52,3 +53,6 @@ def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
         except StoppedError as stop:
             result: TrainingResult = stopped(stop)
             return result
+        except TerminationSignal:
+            get_run_logger().info("%s was told to end: it can go on from its last checkpoint", run.folder.name)
+            raise
