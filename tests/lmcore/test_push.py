@@ -98,6 +98,15 @@ def test_a_refusal_says_what_to_do(hub: Hub, versions: tuple[Version, Version], 
     assert not hub.repositories.get("team/refused", hub).__dict__.get("commits")
 
 
+def test_a_token_that_may_not_make_repositories_pushes_to_one_that_is_there(
+    hub: Hub, versions: tuple[Version, Version]
+) -> None:
+    push(versions[0], "team/ja")
+    hub.refuse = {"repos/create": 403}
+    push(versions[1], "team/ja")
+    assert hub.repositories["team/ja"].commits == ["ja v0001", "ja v0002"]
+
+
 @pytest.mark.parametrize(("part", "status"), [("repos/create", 503), ("commit", 500), ("commit", 429), ("create", 408)])
 def test_what_may_get_better_is_asked_again(
     hub: Hub, versions: tuple[Version, Version], part: str, status: int
