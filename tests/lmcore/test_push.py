@@ -91,7 +91,7 @@ def test_what_an_earlier_version_left_goes_and_other_files_stay(hub: Hub, versio
 def test_a_refusal_says_what_to_do(hub: Hub, versions: tuple[Version, Version], part: str, status: int) -> None:
     hub.refuse = {part: status}
     before = history(versions[0].store, "ja")
-    with pytest.raises(ConfigError, match=rf"HF_TOKEN put ja/v0001 .*status {status}.*python -m lmcore push") as told:
+    with pytest.raises(ConfigError, match=rf"HF_TOKEN put ja/v0001 .*\({status}\).*python -m lmcore push") as told:
         push(versions[0], "team/refused")
     assert "\n" not in str(told.value)
     assert history(versions[0].store, "ja") == before
@@ -123,6 +123,30 @@ def test_what_may_get_better_is_asked_again(
 def test_what_cannot_get_better_is_not(hub: Hub, versions: tuple[Version, Version], part: str, status: int) -> None:
     hub.refuse = {part: status}
     with pytest.raises(ConfigError, match="ja/v0001 cannot be pushed to team/ja: "):
+        push(versions[0], "team/ja")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError("token of xet"), ConfigError),
+        (FileNotFoundError("object"), ConfigError),
+        (TimeoutError("storage"), ConnectionError),
+        (RuntimeError("storage"), ConnectionError),
+    ],
+)
+def test_what_other_storage_says_is_told_apart_too(
+    hub: Hub,
+    versions: tuple[Version, Version],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: type[Exception],
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", fail)
+    with pytest.raises(told, match=str(error)):
         push(versions[0], "team/ja")
 
 
