@@ -10,7 +10,6 @@ from flows.store import BUTTON, StoreChoice
 from lmcore.receipt import check_receipt, difference_rows, program_differences
 from lmcore.registry import NUMBER, champion, find_version, history_rows, promote, prune, rollback
 from lmcore.run import find_folder
-from lmcore.scoring import evaluation_texts, score_texts
 from lmcore.section import NAME
 from tasks.pages import show_table
 from tasks.retraining import push_to_hub
@@ -102,6 +101,8 @@ class PruneChoice(ModelChoice):
 @flow(name="evaluate", flow_run_name="evaluate {choice.label}", **BUTTON | {"persist_result": True})
 def evaluate_model(choice: EvaluationChoice) -> dict[str, Any]:
     """How well a model predicts text, by source and by age; the figures."""
+    from lmcore.scoring import evaluation_texts, score_texts  # and with it torch: the other buttons start without
+
     name = choice.model or str(find_version(choice.folder, choice.model_name))
     texts = evaluation_texts(choice.folder, choice.corpus, model=choice.model_name)
     scores = score_texts(find_folder(choice.folder, name), texts)

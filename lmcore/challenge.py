@@ -11,18 +11,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from lmcore.checkpoint import is_sound
 from lmcore.config import RunConfig
 from lmcore.errors import FormatError, StoreError
 from lmcore.gate import Decision, GateConfig, decide, decide_first
 from lmcore.news import document_hashes
 from lmcore.registry import Version, champion, history, promote, record_refusal, versions
-from lmcore.run import Run, run_key
+from lmcore.run import Run, TrainingResult, is_sound, run_key
 from lmcore.scores import DocumentScores
-from lmcore.scoring import held_out, score_texts
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
-from lmcore.train import TrainingResult
 from lmcore.version import add_version
 
 
@@ -115,6 +112,8 @@ def _weights(run_folder: Path) -> str:
 
 def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
     """Of every validation document of the run's dataset, from the run's folder if they are there already."""
+    from lmcore.scoring import held_out, score_texts  # and with it torch: few retrainings come here
+
     path = run.folder / "scores" / f"{weights[:16]}.arrow"
     try:
         return DocumentScores.load(path)
