@@ -101,7 +101,7 @@ class PruneChoice(ModelChoice):
 @flow(name="evaluate", flow_run_name="evaluate {choice.label}", **BUTTON | {"persist_result": True})
 def evaluate_model(choice: EvaluationChoice) -> dict[str, Any]:
     """How well a model predicts text, by source and by age; the figures."""
-    from lmcore.scoring import evaluation_texts, score_texts  # and with it torch, which no other button needs
+    from lmcore.scoring import evaluation_texts, score_texts  # and with it torch: the other buttons start without
 
     name = choice.model or str(find_version(choice.folder, choice.model_name))
     texts = evaluation_texts(choice.folder, choice.corpus, model=choice.model_name)

@@ -107,7 +107,7 @@ def _left_alone(
 ) -> Retrained:
     """Nothing is trained, and the page says what was looked at."""
     stages.run(retraining_report, retraining_page(config, f"{verdict}: {why}", champion, dataset, news))
-    return _result(config, stages, verdict, [why], champion.version, dataset, news)
+    return _concluded(config, stages, verdict, [why], champion.version, dataset, news)
 
 
 def _challenged(
@@ -128,10 +128,10 @@ def _challenged(
     page = retraining_page(config, decision.verdict, champion, dataset, news, decision, run)
     stages.run(retraining_report, page)
     in_use = version if decision.promoted else champion.version if champion else None
-    return _result(config, stages, verdict, decision.reasons, in_use, dataset, news, version, run)
+    return _concluded(config, stages, verdict, decision.reasons, in_use, dataset, news, version, run)
 
 
-def _result(
+def _concluded(
     config: RetrainConfig,
     stages: Stages,
     verdict: Verdict,
@@ -142,7 +142,7 @@ def _result(
     version: Version | None = None,
     run: Path | None = None,
 ) -> Retrained:
-    """What came of it, once the champion is where the settings want it."""
+    """Put the version in use where the settings want it, and say what came of it all."""
     hub = _on_hub(config.retraining.hub_repository, stages, in_use) if in_use else ""
     return Retrained(
         decision=verdict,

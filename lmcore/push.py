@@ -39,7 +39,7 @@ def push(version: Version, repository: str) -> str:
         changes = [CommitOperationAdd(name, version.folder / name) for name in names]
         changes += [CommitOperationDelete(name) for name in stale]
         commit = hub.create_commit(repository, changes, commit_message=f"{version.model} {version.id}").commit_url
-    except (errors.HTTPError, errors.OfflineModeIsEnabled, RuntimeError, ValueError) as error:
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise _explained(error, version, repository) from error
     record_push(version.store, version.model, version.id, repository, commit)
     return str(commit)
@@ -63,11 +63,12 @@ def _explained(error: BaseException, version: Version, repository: str) -> Excep
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # an upload's own
     reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
     status = cause.response.status_code if isinstance(cause, errors.HfHubHTTPError) else 0
-    if status in (401, 403):
+    if status in (401, 403) or isinstance(cause, PermissionError):  # the latter from its xet storage
         return ConfigError(
-            f"the hub does not let HF_TOKEN put {version} into {repository} (status {status}): give a token that may "
-            f"write there, or another repository, then push it again (python -m lmcore push {version} {repository})"
+            f"the hub does not let HF_TOKEN put {version} into {repository} ({status or reason}): give a token that "
+            f"may write there, or another repository, and push again (python -m lmcore push {version} {repository})"
         )
-    if isinstance(cause, ValueError | errors.OfflineModeIsEnabled) or (status and not is_no_answer(cause)):
+    is_final = isinstance(cause, ValueError | FileNotFoundError | errors.OfflineModeIsEnabled)
+    if is_final or (status and not is_no_answer(cause)):
         return ConfigError(f"{version} cannot be pushed to {repository}: {reason}")
     return ConnectionError(f"the hub did not take {version} for {repository}, which may get better: {reason}")

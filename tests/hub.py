@@ -178,7 +178,8 @@ def running_hub(patched: pytest.MonkeyPatch) -> Iterator[Hub]:
     patched.setenv("HF_ENDPOINT", hub.url)
     patched.setenv("HF_TOKEN", TOKEN)
     patched.setenv("HF_HUB_DISABLE_XET", "1")
-    patched.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # where it is imported already
+    patched.setattr("huggingface_hub.constants.ENDPOINT", hub.url)  # where the variables were read already
+    patched.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     try:
         yield hub
     finally:

@@ -134,7 +134,7 @@ def test_what_is_deployed(production: Production, check_golden: Callable[[str, s
     deployments = production.api.call("/deployments/filter", {})
     rows = {}
     for deployment in deployments:
-        schedules = [(s["slug"], s["schedule"], s["active"]) for s in deployment["schedules"]]
+        schedules = [(s["slug"], s["schedule"], s["active"], s["parameters"]) for s in deployment["schedules"]]
         rows[f"{flows[deployment['flow_id']]}/{deployment['name']}"] = {
             "entrypoint": deployment["entrypoint"],
             "work_pool": deployment["work_pool_name"],

@@ -28,7 +28,8 @@ DEPLOYMENTS = {
     "tiny": ["prepare_data", "pretrain", "retrain"],
     "small": ["prepare_data", "pretrain", "retrain"],
     "base": ["prepare_data", "pretrain", "retrain"],
-    "model": ["promote", "rollback", "versions"],
+    "model": ["diff", "evaluate", "promote", "prune", "push", "rollback", "verify", "versions"],
+    "store": ["forget", "gc"],
 }
 PAGES = ["data", "evaluation", "losses", "report", "run", "samples", "tokenizer"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from flows.models import RollbackChoice, rollback_champion
+from flows.models import PushChoice, RollbackChoice, push_version, rollback_champion
 from flows.retrain import retrain
 from lmcore.errors import RunError
 from lmcore.registry import history, model_folder
@@ -112,17 +112,16 @@ def test_a_second_retraining_is_refused_while_one_runs(story: Story) -> None:
 
 
 def test_a_push_that_fails_undoes_nothing_and_the_next_retraining_does_it_again(story: Story, hub: Hub) -> None:
-    rollback_champion(RollbackChoice(model_name="story", store=story.config.store, version="v0001"))
-    hub.refuse = {"repos/create": 403}
+    earlier = PushChoice(model_name="story", store=story.config.store, version="v0001", repository="team/story")
+    push_version(earlier)
+    hub.refuse = {"commit": 403}
     failed = retrain(story.config)
-    assert (failed.decision, failed.champion) == ("nothing new", "v0001")
-    assert failed.hub.startswith(
-        "story/v0001 is not in team/story, the next retraining tries again: the hub does not let"
-    )
+    assert (failed.decision, failed.champion) == ("nothing new", "v0002")
+    assert failed.hub.startswith("story/v0002 is not in team/story, the next retraining tries again: the hub does not")
     hub.refuse = {}
-    commit = f"{hub.url}/team/story/commit/{len(hub.repositories['team/story'].commits) + 1}"
-    assert retrain(story.config).hub == f"story/v0001 is in team/story: {commit}"
-    assert retrain(story.config).hub == "story/v0001 is in team/story"
+    assert retrain(story.config).hub == f"story/v0002 is in team/story: {hub.url}/team/story/commit/4"
+    assert retrain(story.config).hub == "story/v0002 is in team/story"
+    assert hub.repositories["team/story"].commits == [f"story v000{number}" for number in (1, 2, 1, 2)]
 
 
 def test_an_interrupted_retraining_goes_on_where_it_was(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

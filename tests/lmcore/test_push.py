@@ -91,11 +91,20 @@ def test_what_an_earlier_version_left_goes_and_other_files_stay(hub: Hub, versio
 def test_a_refusal_says_what_to_do(hub: Hub, versions: tuple[Version, Version], part: str, status: int) -> None:
     hub.refuse = {part: status}
     before = history(versions[0].store, "ja")
-    with pytest.raises(ConfigError, match=rf"HF_TOKEN put ja/v0001 .*status {status}.*python -m lmcore push") as told:
+    with pytest.raises(ConfigError, match=rf"HF_TOKEN put ja/v0001 .*\({status}\).*python -m lmcore push") as told:
         push(versions[0], "team/refused")
     assert "\n" not in str(told.value)
     assert history(versions[0].store, "ja") == before
     assert not hub.repositories.get("team/refused", hub).__dict__.get("commits")
+
+
+def test_a_token_that_may_not_make_repositories_pushes_to_one_that_is_there(
+    hub: Hub, versions: tuple[Version, Version]
+) -> None:
+    push(versions[0], "team/ja")
+    hub.refuse = {"repos/create": 403}
+    push(versions[1], "team/ja")
+    assert hub.repositories["team/ja"].commits == ["ja v0001", "ja v0002"]
 
 
 @pytest.mark.parametrize(("part", "status"), [("repos/create", 503), ("commit", 500), ("commit", 429), ("create", 408)])
@@ -114,6 +123,30 @@ def test_what_may_get_better_is_asked_again(
 def test_what_cannot_get_better_is_not(hub: Hub, versions: tuple[Version, Version], part: str, status: int) -> None:
     hub.refuse = {part: status}
     with pytest.raises(ConfigError, match="ja/v0001 cannot be pushed to team/ja: "):
+        push(versions[0], "team/ja")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError("token of xet"), ConfigError),
+        (FileNotFoundError("object"), ConfigError),
+        (TimeoutError("storage"), ConnectionError),
+        (RuntimeError("storage"), ConnectionError),
+    ],
+)
+def test_what_other_storage_says_is_told_apart_too(
+    hub: Hub,
+    versions: tuple[Version, Version],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: type[Exception],
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", fail)
+    with pytest.raises(told, match=str(error)):
         push(versions[0], "team/ja")
 
 

@@ -34,6 +34,8 @@ def test_a_model_from_promotion_to_gc(store: Path) -> None:
     listed = last_line(0, "models", "lm", *here)
     assert (listed["champion"], [row["role"] for row in listed["versions"]]) == ("v0002", ["", "champion"])
     assert last_line(0, "rollback", "lm", "--reason", "it swears", *here) == {"model": "lm", "champion": "v0001"}
+    scored = last_line(0, "evaluate", "lm", *here)
+    assert (scored["model"], set(scored["groups"])) == ("lm", {"new"})
     differences = last_line(0, "diff", "lm", "lm/v0002", *here)["differences"]
     assert differences["config.train.seed"] == [0, 1]
     assert last_line(0, "verify", "lm", *here) == {"version": "lm/v0001", "problems": 0}
