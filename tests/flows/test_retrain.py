@@ -17,7 +17,7 @@ pytestmark = pytest.mark.flows
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Told to its end; tests only look at it, or go on from there."""
-    story = Story(tmp_path_factory.mktemp("story"), count=1_700)
+    story = Story(tmp_path_factory.mktemp("story"))
     story.run()
     return story
 
@@ -84,7 +84,7 @@ def test_what_was_refused_is_refused_at_once_until_the_text_is_another(story: St
     assert (again.decision, again.champion, again.run_dir) == ("refused before", "v0002", None)
     assert "old text" in again.reasons[0]
     assert artifacts("versions-story")
-    (story.corpus / "disorder.txt").unlink()
+    (story.corpus / "astray.txt").unlink()
     assert retrain(story.config).decision == "nothing new"
 
 
