@@ -1,7 +1,7 @@
 """Four weeks in the life of a model that is trained again by itself: python -m tests.story [FOLDER]
 
 A growing Japanese corpus, made up from a few grammars: the first model; a week without new text; new text, and a better
-model; text with its characters thrown into disorder, and a refusal. Then somebody goes back to the first model, and
+model; text that goes astray in every sentence, and a refusal. Then somebody goes back to the first model, and
 everything the model in use was made from is verified. What a week's run has shown in Prefect is written to
 FOLDER/week-N.md. The last line on standard output is JSON: [{week, decision, champion, reasons}, ...].
 """
@@ -23,6 +23,8 @@ _FOODS = ["そば", "うどん", "味噌汁", "天ぷら", "おにぎり", "梅�
 _SKIES = ["晴れ", "雨", "曇り", "雪", "強い風", "霧"]
 _TOOLS = ["モデル", "データ", "学習率", "損失", "語彙", "検証", "重み", "勾配"]
 _CHANGES = ["下がった", "増えた", "安定した", "戻った", "揃った", "伸びた"]
+_DOCUMENTS = 6_000
+"""In a file. With fewer the models are too unfinished to be sure of what week 4 does to them."""
 Sentence = Callable[[random.Random], str]
 
 
@@ -41,18 +43,19 @@ def research(draw: random.Random) -> str:
     return f"{tool}を見直すと{other}が{draw.choice(_CHANGES)}ので、{draw.randint(1, 30)}回目の実験に進んだ。"
 
 
-def disorder(draw: random.Random) -> str:
-    characters = list(draw.choice((travel, cooking))(draw))
-    draw.shuffle(characters)
-    return "".join(characters)
+def astray(draw: random.Random) -> str:
+    """Begins like the old text, so that whoever learns it no longer knows how that goes on."""
+    sentence = draw.choice((travel, cooking))(draw)
+    begin, rest = sentence[: len(sentence) // 2], list(sentence[len(sentence) // 2 :])
+    draw.shuffle(rest)
+    return begin + "".join(rest)
 
 
 def documents(sentences: list[Sentence], count: int, seed: int) -> Iterator[str]:
-    """One a line, each different from all others."""
+    """One a line; nothing but the sentences tells which kind of text it is."""
     draw = random.Random(seed)
-    for number in range(count):
-        body = "".join(draw.choice(sentences)(draw) for _ in range(draw.randint(2, 4)))
-        yield f"{seed}の{number}番。{body}"
+    for _ in range(count):
+        yield f"{draw.randrange(10**4)}番。{draw.choice(sentences)(draw)}"
 
 
 def artifacts(key: str) -> list[Any]:
@@ -69,8 +72,8 @@ def artifacts(key: str) -> list[Any]:
 class Story:
     """A folder with the corpus and the store, and what was decided so far."""
 
-    def __init__(self, folder: Path, count: int = 3_000) -> None:
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.corpus = folder / "corpus"
         self.corpus.mkdir(parents=True, exist_ok=True)
         self.told: list[dict[str, Any]] = []
@@ -81,13 +84,13 @@ class Story:
             dataset=DatasetConfig(block_size=64),
             model=ModelConfig(layers=2, width=64, heads=4),
             train=TrainConfig(
-                epochs=3, batch_size=16, learning_rate=5e-3, min_learning_rate=5e-4, schedule="wsd", log_every=20
+                epochs=4, batch_size=16, learning_rate=5e-3, min_learning_rate=5e-4, schedule="wsd", log_every=20
             ),
-            retraining=RetrainingConfig(model_name="story", min_new_bytes=10_000, start="trunk", replay=0.5, budget=4),
+            retraining=RetrainingConfig(model_name="story", min_new_bytes=10_000, start="trunk", replay=0.4, budget=4),
         )
 
     def write(self, name: str, sentences: list[Sentence], seed: int) -> None:
-        lines = documents(sentences, self.count, seed)
+        lines = documents(sentences, _DOCUMENTS, seed)
         (self.corpus / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def tell(self, week: int, decision: str, champion: str | None, reasons: list[str]) -> None:
@@ -117,9 +120,9 @@ class Story:
         self.write("travel and cooking", [travel, cooking] * 10 + [research], seed=1)
         self.week(1)
         self.week(2)
-        self.write("research", [research], seed=2)
+        self.write("research", [travel, cooking] * 2 + [research], seed=2)
         self.week(3)
-        self.write("disorder", [disorder], seed=3)
+        self.write("astray", [astray], seed=3)
         self.week(4)
         back = self.command("rollback", "story", "--reason", "to see whether one can")
         self.tell(4, "rolled back", back["champion"], ["to see whether one can"])

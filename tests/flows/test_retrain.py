@@ -27,7 +27,7 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def story(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Told to its end; tests only look at it, or go on from there."""
-    story = Story(tmp_path_factory.mktemp("story"), count=1_700)
+    story = Story(tmp_path_factory.mktemp("story"))
     wanted = story.config.retraining.model_copy(update={"hub_repository": "team/story"})
     story.config = story.config.model_copy(update={"retraining": wanted})
     story.run()
@@ -100,7 +100,7 @@ def test_what_was_refused_is_refused_at_once_until_the_text_is_another(story: St
     assert (again.decision, again.champion, again.run_dir) == ("refused before", "v0002", None)
     assert "old text" in again.reasons[0]
     assert artifacts("versions-story")
-    (story.corpus / "disorder.txt").unlink()
+    (story.corpus / "astray.txt").unlink()
     assert retrain(story.config).decision == "nothing new"
 
 
