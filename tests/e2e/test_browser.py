@@ -14,7 +14,7 @@ from tests.serving import FLOW, TRAINING, Serving
 
 pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]' brings it")
 
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, ViewportSize, expect, sync_playwright
 
 pytestmark = pytest.mark.e2e
 
@@ -22,6 +22,8 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 _SECONDS = 120
 """For what a user waits for: pages, and runs on a busy machine."""
+_WHOLE_PAGES: ViewportSize = {"width": 1280, "height": 1600}
+"""Lists are drawn only where they can be seen."""
 _OWN_PICTURES = re.compile(r"\.(ico|svg)$")
 """The UI asks its server for icons that Prefect does not ship."""
 DEPLOYMENTS = {
@@ -139,7 +141,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def logged_in(browser: Browser, serving: Serving) -> Ui:
-    ui = Ui(browser.new_page(), f"http://127.0.0.1:{serving.api.port}")
+    ui = Ui(browser.new_page(viewport=_WHOLE_PAGES), f"http://127.0.0.1:{serving.api.port}")
     ui.open("/")
     assert ui.log_in(PASSWORD) == 200
     expect(ui.page.get_by_role("button", name="Switch to V2 UI")).to_be_visible()
