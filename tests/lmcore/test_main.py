@@ -310,7 +310,7 @@ def test_settings_and_help_need_no_torch(module: str) -> None:
     assert not {"torch", "transformers", "pyarrow"} & set(output.split())
 
 
-@pytest.mark.parametrize("module", ["lmcore.gate", "flows.pretrain", "flows.retrain", "flows.champion"])
+@pytest.mark.parametrize("module", ["lmcore.gate", "flows.pretrain", "flows.retrain", "flows.models", "flows.store"])
 def test_deciding_and_starting_need_no_torch(module: str) -> None:
     with start("-c", _IMPORT, module) as process:
         output, errors = process.communicate()
