@@ -39,9 +39,9 @@ class RetrainingConfig(Section):
     budget_minutes: float = Field(0.0, ge=0, le=1e6)
     """Minutes of training at the champion's speed, which the budget may not pass. 0: no such limit."""
     hub_repository: str = Field("", pattern=f"^({NAME}/{NAME})?$")
-    """Repository on the Hugging Face hub, such as user/name, that is to hold the champion: each retraining puts it
-    there if it is not. It is made private if it is not there; the token is that of the environment variable HF_TOKEN.
-    Empty: none."""
+    """Repository on the Hugging Face hub, such as user/name, that holds the champion: each retraining puts it there
+    unless it did so last. One that does not exist is made, private. The token is that of the environment variable
+    HF_TOKEN. Empty: none."""
 
 
 class RetrainConfig(RunConfig):

@@ -36,10 +36,11 @@ def test_what_the_buttons_of_a_model_say(served: Api, store: Path) -> None:
     choice = {"model_name": "ours", "store": str(store)}
     started = {
         flow: served.start_named(f"{flow}/model", {"choice": {**choice, **more}})
-        for flow, more in (("versions", {}), ("rollback", {}), ("promote", {"version": "v0001"}))
+        for flow, more in (("versions", {}), ("evaluate", {}), ("rollback", {}), ("promote", {"version": "v0001"}))
     }
     states = {flow: served.final_state(run) for flow, run in started.items()}
-    assert states["versions"]["type"] == "COMPLETED"
+    assert states["versions"]["type"] == states["evaluate"]["type"] == "COMPLETED"
+    assert "bits per byte" in page(served, started["evaluate"], "scores")
     assert "v0001" in page(served, started["versions"], "versions-ours")
     assert states["rollback"]["type"] == states["promote"]["type"] == "FAILED"
     assert not any("Traceback" in served.logs(run["id"]) for run in started.values())
@@ -48,3 +49,12 @@ def test_what_the_buttons_of_a_model_say(served: Api, store: Path) -> None:
     current = champion(store, "ours")
     assert current is not None
     assert current.id == "v0001"
+
+
+def test_a_button_that_removes_something_only_says_what_it_would(served: Api, store: Path) -> None:
+    dataset = store / "datasets" / "nobody-needs-it"
+    dataset.mkdir()
+    run = served.start_named("gc/store", {"choice": {"store": str(store), "grace_hours": 0}})
+    assert served.final_state(run)["type"] == "COMPLETED"
+    assert "datasets/nobody-needs-it" in page(served, run, "gc")
+    assert dataset.is_dir()

@@ -31,15 +31,6 @@ def test_a_form_never_chooses_code(served: Api, corpus: Path, tmp_path: Path, na
     assert not (tmp_path / "store").exists()
 
 
-def test_a_button_is_pressed_with_the_defaults_of_its_form(served: Api, completed: Completed) -> None:
-    before = sorted((completed.store / "runs").rglob("*"))
-    run = served.start_named("gc/store", {"choice": {"store": str(completed.store), "keep_runs": 0, "grace_hours": 0}})
-    assert served.final_state(run)["type"] == "COMPLETED"
-    [artifact] = served.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
-    assert artifact["description"].startswith(f"to be removed from {completed.store}: ")
-    assert sorted((completed.store / "runs").rglob("*")) == before
-
-
 def test_a_schedule_makes_runs_appear(served: Api) -> None:
     deployment = served.call("/deployments/name/prepare_data/tiny")
     schedule = {"active": True, "schedule": {"interval": 86400, "anchor_date": "2030-01-01T00:00:00Z"}}
