@@ -49,15 +49,14 @@ class _Reached:
     def version(self, receipt: dict[str, Any]) -> None:
         self.paths.add(f"runs/{receipt['run']}")
         self.paths |= {f"shards/{key}" for key in receipt["dataset"]["chunks"]}
-        self.dataset(receipt["dataset"]["id"])
-        self.dataset(without_forgotten(self.store, receipt["dataset"]["id"]))
+        self._trained_on(receipt["record"])
         self.paths.add(f"tokenizers/{receipt['tokenizer']['id']}")
         self._origin((receipt["origin"] or {}).get("path", ""))
 
     def run(self, folder: Path) -> None:
         self.paths.add(f"runs/{folder.name}")
         if record := _record(folder):
-            self.dataset(record["identity"]["dataset_id"])
+            self._trained_on(record)
             self.paths.add(f"tokenizers/{record['identity']['tokenizer_id']}")
             origin = Path(record["config"]["train"]["init_from"]).expanduser()
             if origin.is_relative_to(self.store):
@@ -69,6 +68,12 @@ class _Reached:
             manifest = read_manifest(self.store / "datasets" / name)
             self.paths |= {f"shards/{entry['key']}" for entry in manifest["chunks"]}
             self.paths.add(f"tokenizers/{manifest['tokenizer_id']}")
+
+    def _trained_on(self, record: dict[str, Any]) -> None:
+        """All datasets that the weights of a run were trained on: without them nobody can tell what it has not seen."""
+        for name in record["datasets"]:
+            self.dataset(name)
+            self.dataset(without_forgotten(self.store, name))
 
     def _origin(self, path: str) -> None:
         """A checkpoint or export in a run; its run's settings and tokenizer are needed to open it."""

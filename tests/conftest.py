@@ -101,6 +101,22 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture
+def transformers_folder(tmp_path: Path, corpus: Path) -> Callable[..., Path]:
+    """A byte-level tokenizer as other people make them."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    def save(**special: object) -> Path:
+        bpe = ByteLevelBPETokenizer()
+        bpe.train([str(corpus / "text.txt")], vocab_size=300, special_tokens=["<|end|>"], show_progress=False)
+        folder = tmp_path / "theirs"
+        PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **special).save_pretrained(folder)
+        return folder
+
+    return save
+
+
 _run_numbers = count()
 
 
