@@ -9,13 +9,13 @@ being tokenized nothing is removed.
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmcore import clock
 from lmcore.errors import LMError, RunError
 from lmcore.exclusions import without_forgotten
 from lmcore.registry import models, versions
@@ -101,7 +101,7 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
         for run in _folders(store, "runs"):
             sweep(run)
             sweep(run / "checkpoints")
-        reached = _mark(store, keep_runs, time.time() - grace_seconds, held)
+        reached = _mark(store, keep_runs, clock.now() - grace_seconds, held)
         doomed = list(_doomed(store, reached))
         removed = {path.relative_to(store).as_posix(): _bytes(path) for path in doomed}
         for path in [] if dry_run else doomed:
