@@ -27,6 +27,7 @@ from lmcore.corpus import describe, scan
 from lmcore.dataset import Blocks, build_dataset
 from lmcore.evaluate import Evaluation, evaluate
 from lmcore.metrics import read_metrics
+from lmcore.retraining import RetrainConfig, RetrainingConfig
 from lmcore.run import Run, prepare_run
 from lmcore.shards import shard_path, write_shard
 from lmcore.store import manifest_bytes, prepare_store, read_manifest
@@ -61,6 +62,12 @@ def tiny_config(corpus: Path, store: Path, **train: object) -> RunConfig:
         model=ModelConfig(layers=1, width=16, heads=2, dropout=0.1),
         train=TrainConfig.model_validate({**settings, **train}),
     )
+
+
+def tiny_retraining(corpus: Path, store: Path, name: str) -> RetrainConfig:
+    """The retraining of the model ``name`` as ``tiny_config`` trains, which any new text begins."""
+    retraining = RetrainingConfig(model_name=name, min_new_bytes=1)
+    return RetrainConfig(**dict(tiny_config(corpus, store)), retraining=retraining)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
