@@ -28,7 +28,7 @@ from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import TokenizerInfo
 from lmcore.train import train
 from lmcore.version import add_version
-from tests.conftest import Prepared, tiny_config, write_corpus
+from tests.conftest import Prepared, tiny_config, wait_until, write_corpus
 
 Change = Callable[[Path], None]
 
@@ -222,16 +222,20 @@ def test_whatever_is_written_meanwhile_the_manifest_is_true(written: Written) ->
                 file.write(b"V")
                 written.contents[blake3(b"V" + content[1:]).hexdigest(16)] = b"V" + content[1:]
 
+    def written_anew() -> None:
+        known = len(written.contents)
+        wait_until(lambda: len(written.contents) > known + 3, "another content")
+
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        datasets = [written.dataset() for _ in range(6)]
+        datasets = [written.dataset(written_anew) for _ in range(6)]
     finally:
         rests.set()
         writer.join()
     for dataset in datasets:
         written.assert_true(dataset)
-    assert any(dataset.corpus_changed for dataset in datasets)
+        assert dataset.corpus_changed
 
 
 def test_a_change_amid_the_training_is_no_part_of_it_and_verify_tells(written: Written) -> None:
