@@ -1,7 +1,7 @@
 """The doctor's looks at the Prefect server: who would run what, and what dead runs left behind."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 
@@ -16,6 +16,7 @@ from prefect.states import Crashed
 from deployments.automations import SILENCE, create_automations
 from deployments.finding import Check, Finding
 from deployments.limits import create_limits
+from lmcore import clock
 from tasks.locks import GPU_LIMIT as GPU
 
 _SECONDS_OF_SILENCE = int(SILENCE.total_seconds())
@@ -141,12 +142,12 @@ def _runs(client: SyncPrefectClient, states: list[StateType]) -> list[FlowRun]:
 
 def _heard(client: SyncPrefectClient, run: FlowRun, silence: int) -> bool:
     """True if its state changed, or a heartbeat came, within ``silence`` seconds. One that waits is not expected to."""
-    since = datetime.now(UTC) - timedelta(seconds=silence)
+    since = clock.utc() - timedelta(seconds=silence)
     if run.state is None or run.state.type in (StateType.PENDING, StateType.PAUSED) or run.state.timestamp > since:
         return True
     heartbeats = EventFilter(
         event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
         resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
-        occurred=EventOccurredFilter(since=since, until=datetime.now(UTC)),
+        occurred=EventOccurredFilter(since=since, until=clock.utc()),
     )
     return bool(client.read_events(heartbeats, limit=1).events)

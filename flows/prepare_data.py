@@ -1,7 +1,6 @@
 """Corpus -> tokenizer -> shards -> blocks."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ from prefect.runtime import deployment, flow_run
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
+from lmcore import clock
 from lmcore.config import RunConfig
 from lmcore.errors import ConfigError, StoppedError
 from lmcore.tokenization import Dataset
@@ -86,7 +86,7 @@ def named(what: Callable[[Any], str], kind: type[RunConfig] = RunConfig) -> Call
 
     def name() -> str:
         config = kind.model_validate(flow_run.parameters["config"])
-        return f"{what(config)} on {config.corpus.label} {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        return f"{what(config)} on {config.corpus.label} {clock.utc():%Y-%m-%d %H:%M} UTC"
 
     return name
 

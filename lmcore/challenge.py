@@ -5,19 +5,23 @@ history say what was decided. Everything is found again where it was done alread
 interrupted between any two of these goes on when it is started again.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from lmcore.config import RunConfig
 from lmcore.errors import FormatError, StoreError
+from lmcore.exclusions import without_forgotten
 from lmcore.gate import Decision, GateConfig, decide, decide_first
 from lmcore.news import document_hashes
 from lmcore.registry import Version, champion, history, promote, record_refusal, versions
 from lmcore.run import Run, TrainingResult, is_sound, run_key
 from lmcore.scores import DocumentScores
+from lmcore.store import read_manifest
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from lmcore.version import add_version
@@ -68,23 +72,31 @@ def refused_before(store: Path, name: str, config: RunConfig, dataset: Dataset) 
     return next((event for event in refusals if event.get("run_key") == key), None)
 
 
+def require_comparable(best: Champion, dataset: Path) -> None:
+    """Raise StoreError where the champion, whose tokenizer is another one, could not be scored on a dataset's text.
+
+    So that nobody learns it after the training. Decodes the validation text if the tokenizers differ.
+    """
+    if read_manifest(dataset)["tokenizer_id"] != best.receipt["tokenizer"]["id"]:
+        from lmcore.scoring import dataset_texts  # and with it torch
+
+        deque(dataset_texts(dataset), maxlen=0)
+
+
 def judge(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
     """Score the challenger, and the champion if there is one, on the validation documents of the challenger's dataset.
 
     ``folder`` is that of the challenger's run, which has been exported; the scores are kept there. Raises StoreError
-    where the text cannot be had from the dataset, or the champion's own dataset, which says what it was trained on, is
-    gone.
+    where the text cannot be had from the dataset.
     """
     run = Run.open(folder)
-    trained = document_hashes(run.dataset_folder, "train")
+    trained = _trained_on(run.store, run.datasets)
     challenger = _scores(run, run.folder / "model", _weights(folder))
     if best is None:
         return decide_first(challenger, gate, {"challenger": trained}, run.folder).save()
-    before = document_hashes(best.dataset, "train")
-    # A challenger that goes on from the champion has seen the champion's text as well.
-    seen = np.union1d(trained, before) if run.config.train.init_from else trained
+    before = _trained_on(run.store, best.receipt["record"]["datasets"])
     scores = _scores(run, best.version.folder, str(best.receipt["training"]["weights"]))
-    return decide(scores, challenger, gate, {"champion": before, "challenger": seen}, run.folder).save()
+    return decide(scores, challenger, gate, {"champion": before, "challenger": trained}, run.folder).save()
 
 
 def settle(store: Path, name: str, best: Champion | None, folder: Path, decision: Decision, key: str) -> Version:
@@ -103,6 +115,17 @@ def settle(store: Path, name: str, best: Champion | None, folder: Path, decision
     return version
 
 
+def _trained_on(store: Path, datasets: list[str]) -> npt.NDArray[np.uint64] | str:
+    """Hashes of the training documents of all of a model's datasets, as ``gate.TrainedOn`` has them."""
+    found = [np.empty(0, np.uint64)]
+    for name in datasets:
+        try:
+            found.append(document_hashes(store / "datasets" / without_forgotten(store, name), "train"))
+        except StoreError:
+            return f"unknown, for dataset {name}, which its weights were trained on, is not whole in this store"
+    return np.unique(np.concatenate(found))
+
+
 def _weights(run_folder: Path) -> str:
     result = TrainingResult.load(run_folder)
     if result is None:
@@ -112,7 +135,7 @@ def _weights(run_folder: Path) -> str:
 
 def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
     """Of every validation document of the run's dataset, from the run's folder if they are there already."""
-    from lmcore.scoring import held_out, score_texts  # and with it torch: few retrainings come here
+    from lmcore.scoring import score_validation  # and with it torch: few retrainings come here
 
     path = run.folder / "scores" / f"{weights[:16]}.arrow"
     try:
@@ -122,4 +145,4 @@ def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
     except StoreError:  # not there, or damaged
         path.parent.mkdir(exist_ok=True)
     train = run.config.train
-    return score_texts(model, held_out(run.dataset_folder), train.device, train.precision).save(path)
+    return score_validation(model, run.dataset_folder, train.device, train.precision).save(path)

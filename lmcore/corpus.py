@@ -11,7 +11,6 @@ import logging
 import os
 import stat
 import sysconfig
-import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lmcore import clock
 from lmcore.compression import compression_of
 from lmcore.config import DEFAULT_SOURCE, STANDARD_LIBRARY, CorpusConfig, RunConfig
 from lmcore.errors import ConfigError, CorpusError
@@ -103,7 +103,7 @@ def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored, as_o
         files[name] = finder.find(paths, f"corpus.sources.{name}")
     seen = set(held_out)
     skipped = finder.skipped
-    as_of = as_of or (time.time() if config.settle_seconds else 0.0)
+    as_of = as_of or (clock.now() if config.settle_seconds else 0.0)
 
     def hashed(found: dict[str, str], source: str) -> Iterator[SourceFile]:
         for path in found.values():
@@ -132,11 +132,14 @@ def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored, as_o
 
 
 def is_unsettled(path: str, settle_seconds: float, as_of: float) -> bool:
-    """Whether a local file was changed so shortly before ``as_of`` that somebody may still be writing it.
+    """Whether a local file was changed since, or so shortly before, ``as_of`` that somebody may still be writing it.
 
-    One dated after it by more than that, as when a clock was wrong, counts as settled, or it would never be read.
+    One dated later than now by more than that, as when a clock was wrong, counts as settled, or it would never be read.
     """
-    return settle_seconds > 0 and not is_url(path) and abs(as_of - os.stat(path).st_mtime) < settle_seconds
+    if not settle_seconds or is_url(path):
+        return False
+    latest = max(as_of, clock.now()) + settle_seconds
+    return as_of - settle_seconds < os.stat(path).st_mtime < latest
 
 
 def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:

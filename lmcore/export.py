@@ -27,6 +27,7 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
     run = Run.open(training.folder)
     folder = run.folder / "model"
     about = {"kind": "model", "run": training.run, "weights": training.weights, "identity": run.identity}
+    about["datasets"] = run.datasets
     if is_whole(folder):
         if read_manifest(folder)["weights"] == training.weights:
             return Export(model_dir=folder)

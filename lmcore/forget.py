@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lmcore import clock
 from lmcore.audit import document_hashes, seen_by
 from lmcore.drops import drop
 from lmcore.encoding import QUARANTINE, read_quarantine, write_quarantine
 from lmcore.exclusions import FORGOTTEN, forgotten
-from lmcore.registry import utc_now
 from lmcore.run import Run, run_folders
 from lmcore.shards import SPLITS, Shard, blanked, shard_path, write_shard
 from lmcore.store import (
@@ -222,7 +222,7 @@ def _remember(store: Path, plan: Forgotten) -> None:
     known = {f"{value:016x}" for value in forgotten(store).tolist()}
     if set(plan.documents) <= known and not (plan.datasets or plan.chunks):
         return
-    event = {"time": utc_now(), **plan.model_dump(include={"documents", "chunks", "datasets", "runs", "versions"})}
+    event = {"time": clock.stamp(), **plan.model_dump(include={"documents", "chunks", "datasets", "runs", "versions"})}
     path = store / FORGOTTEN
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]

@@ -8,13 +8,13 @@ being tokenized nothing is removed.
 """
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lmcore import clock
 from lmcore.errors import LMError, RunError
 from lmcore.exclusions import without_forgotten
 from lmcore.registry import models, versions
@@ -53,8 +53,7 @@ class _Reached:
     def version(self, receipt: dict[str, Any]) -> None:
         self.paths.add(f"runs/{receipt['run']}")
         self.paths |= {f"shards/{key}" for key in receipt["dataset"]["chunks"]}
-        self.dataset(receipt["dataset"]["id"])
-        self.dataset(without_forgotten(self.store, receipt["dataset"]["id"]))
+        self._trained_on(receipt["record"]["datasets"])
         self.paths.add(f"tokenizers/{receipt['tokenizer']['id']}")
         self._origin((receipt["origin"] or {}).get("path", ""))
 
@@ -62,7 +61,7 @@ class _Reached:
         self.paths.add(f"runs/{folder.name}")
         if (folder / _CONFIG).exists():
             run = Run.open(folder)
-            self.dataset(str(run.identity["dataset_id"]))
+            self._trained_on(run.datasets)
             self.paths.add(f"tokenizers/{run.identity['tokenizer_id']}")
             self._origin(inside(self.store, Path(run.config.train.init_from)))
 
@@ -72,6 +71,12 @@ class _Reached:
             manifest = read_manifest(self.store / "datasets" / name)
             self.paths |= {f"shards/{entry['key']}" for entry in manifest["chunks"]}
             self.paths.add(f"tokenizers/{manifest['tokenizer_id']}")
+
+    def _trained_on(self, datasets: list[str]) -> None:
+        """All datasets that the weights of a run were trained on: without them nobody can tell what it has not seen."""
+        for name in datasets:
+            self.dataset(name)
+            self.dataset(without_forgotten(self.store, name))
 
     def _origin(self, path: str) -> None:
         """A checkpoint or export in a run; its run's settings and tokenizer are needed to open it."""
@@ -93,7 +98,7 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
         for run in _folders(store, "runs"):
             sweep(run)
             sweep(run / "checkpoints")
-        reached = _mark(store, keep_runs, time.time() - grace_seconds, held)
+        reached = _mark(store, keep_runs, clock.now() - grace_seconds, held)
         doomed = list(_doomed(store, reached))
         removed = {path.relative_to(store).as_posix(): _bytes(path) for path in doomed}
         for path in [] if dry_run else doomed:

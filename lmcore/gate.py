@@ -21,8 +21,9 @@ from lmcore.section import Section
 from lmcore.store import Record
 
 Side = Literal["champion", "challenger"]
-TrainedOn = Mapping[Side, npt.NDArray[np.uint64] | None]
-"""Hashes of the documents that a model was trained on; None where nobody knows."""
+TrainedOn = Mapping[Side, npt.NDArray[np.uint64] | str]
+"""Hashes of the documents that a model was trained on, by itself and as what it began with; in words why not, where
+they cannot be known."""
 
 _GROUPS = ("new", "old")
 _BITS_PER_NAT = 1 / np.log(2)
@@ -205,15 +206,15 @@ def _rule(name: str, found: str, needed: str, passed: bool) -> Rule:
 
 def _soundness(side: Side, scores: DocumentScores, trained_on: TrainedOn) -> Iterator[Rule]:
     """What must hold before figures mean anything."""
-    broken, seen = int((~np.isfinite(scores.nats)).sum()), trained_on.get(side)
-    leaked = 0 if seen is None else int(np.isin(scores.hashes, seen).sum())
-    training_text = "unknown" if seen is None else f"{leaked:,} of these documents"
+    broken, seen = int((~np.isfinite(scores.nats)).sum()), trained_on[side]
+    leaked = -1 if isinstance(seen, str) else int(np.isin(scores.hashes, seen).sum())
+    training_text = seen if isinstance(seen, str) else f"{leaked:,} of these documents"
     strange = sorted(set(np.unique(scores.groups).tolist()) - set(_GROUPS))
     has_text = bool((scores.text_bytes > 0).any())
     yield _rule(f"evaluation of the {side}", f"{len(scores):,} documents", "some text", has_text)
     yield _rule(f"losses of the {side}", f"{broken:,} are no finite number", "none", not broken)
     yield _rule(f"groups of the {side}", ", ".join(strange) or "old, new", "old and new only", not strange)
-    yield _rule(f"training text of the {side}", training_text, "none of them", seen is not None and not leaked)
+    yield _rule(f"training text of the {side}", training_text, "none of them", leaked == 0)
 
 
 def _comparisons(champion: DocumentScores, challenger: DocumentScores, config: GateConfig) -> Iterator[Comparison]:

@@ -8,10 +8,10 @@ import json
 import logging
 import os
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any, Self
 
+from lmcore import clock
 from lmcore.errors import FileChangedError
 from lmcore.remote import SECONDS_OF_DOUBT, hash_stored, is_url, version
 from lmcore.section import fingerprint
@@ -57,7 +57,7 @@ class Index:
         if found is not None and found[0] == now:
             return str(found[1])
         digest = hash_stored(path)
-        is_settled = is_url(path) or os.stat(path).st_mtime < time.time() - SECONDS_OF_DOUBT
+        is_settled = is_url(path) or os.stat(path).st_mtime < clock.now() - SECONDS_OF_DOUBT
         if now and is_settled and version(path) == now:
             self._new[f"hash {path}"] = [now, digest]
         return digest

@@ -10,10 +10,10 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lmcore import clock
 from lmcore.errors import LMError
 from lmcore.section import differences
 from lmcore.store import json_bytes, write_file
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 def remember(task: str, inputs: Inputs) -> None:
     """Keep the inputs of a result that is about to be made; it may yet fail, so what is kept is a start."""
-    entry = {"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "inputs": inputs}
+    entry = {"time": f"{clock.utc():%Y-%m-%d %H:%M} UTC", "inputs": inputs}
     path = _folder(inputs) / f"{task}.json"
     earlier = [other for other in _history(path) if other["inputs"] != inputs]
     _keep(path, [entry, *earlier][:_KEPT])

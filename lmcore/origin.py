@@ -89,6 +89,8 @@ class Origin:
     tokenizer_folder: Path
     tokenizer_id: str
     """In the store; empty for a tokenizer that is not ours."""
+    datasets: list[str]
+    """Ids of all that its weights were trained on, the last one first; of a model that is not ours nobody knows."""
 
     @classmethod
     def find(cls, name: str) -> Self:
@@ -103,14 +105,15 @@ class Origin:
             from lmcore.run import Run  # which asks this module what its own run begins with
 
             run = Run.open(folder.absolute().parent.parent)
-            return cls(name, folder, run.shape, run.tokenizer_folder, run.tokenizer_info.id)
+            return cls(name, folder, run.shape, run.tokenizer_folder, run.tokenizer_info.id, run.datasets)
         shape = _read_shape(folder)
         if not list(folder.glob("model*.safetensors")):
             raise ConfigError(
                 f"train.init_from: {folder} holds no model*.safetensors. Pickled weights are never read: let "
                 "transformers save them as safetensors"
             )
-        return cls(name, folder, shape, folder, manifest.get("identity", {}).get("tokenizer_id", ""))
+        tokenizer_id = manifest.get("identity", {}).get("tokenizer_id", "")
+        return cls(name, folder, shape, folder, tokenizer_id, manifest.get("datasets", []))
 
     @property
     def is_checkpoint(self) -> bool:

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
+from lmcore import clock
 from lmcore.audit import problems
 from lmcore.drops import hashes
 from lmcore.errors import LMError, StoreError
 from lmcore.exclusions import forgotten_events
 from lmcore.origin import Origin
-from lmcore.registry import Version, utc_now
+from lmcore.registry import Version
 from lmcore.remote import hash_stored
 from lmcore.run import Run
 from lmcore.section import differences
@@ -48,7 +49,7 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
         "format_version": FORMAT_VERSION,
         "model": target.model,
         "version": target.id,
-        "created": utc_now(),
+        "created": clock.stamp(),
         "champion_before": champion_before,
         "decision": decision,
         "run": run.folder.name,

@@ -16,10 +16,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lmcore import clock
 from lmcore.errors import RegistryError, no_space_named
 from lmcore.exclusions import without_forgotten
 from lmcore.roots import confine
@@ -294,13 +295,8 @@ def _champions_before(events: list[Event]) -> list[str]:
     return line[:-1]
 
 
-def utc_now() -> str:
-    """The time in UTC, ISO 8601, to the microsecond: no zone and no daylight saving can make it ambiguous."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
 def _event(kind: str, version: str | None, before: str | None, reason: str, decision: dict[str, Any] | None) -> Event:
-    told: Event = {"time": utc_now(), "event": kind, "version": version, "from": before}
+    told: Event = {"time": clock.stamp(), "event": kind, "version": version, "from": before}
     return told | {"reason": reason, "decision": decision}
 
 

@@ -9,7 +9,6 @@ import errno
 import io
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -24,6 +23,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.utils import glob_translate
 from pyarrow.fs import FileSelector, FileSystem
 
+from lmcore import clock
 from lmcore.errors import CorpusError, FileChangedError
 from lmcore.roots import confine
 from lmcore.store import hash_file, hash_stream
@@ -250,7 +250,7 @@ def _version(size: int | None, about: Mapping[str, Any]) -> str:
             return ""
     if isinstance(changed, datetime):
         changed = changed.timestamp()
-    return f"{size} {changed}" if changed and changed < time.time() - SECONDS_OF_DOUBT else ""
+    return f"{size} {changed}" if changed and changed < clock.now() - SECONDS_OF_DOUBT else ""
 
 
 # --- file systems ---

@@ -81,6 +81,8 @@ class Run:
     tokenizer_info: TokenizerInfo
     shape: Shape
     """Of the model, as transformers writes it."""
+    datasets: list[str]
+    """Ids of all that its weights are trained on: its own first, then those of what it began with."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -100,6 +102,7 @@ class Run:
                 identity=record["identity"],
                 tokenizer_info=TokenizerInfo.model_validate(record["tokenizer"]),
                 shape=dict(record["shape"]),
+                datasets=list(record["datasets"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path} is damaged: {error!r}. Begin the run again with --fresh") from error
@@ -167,7 +170,7 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
     would delete what train.init_from leads to. What train.init_from leads to
     is looked at first, and what is raised about it is in origin.py.
     """
-    shape = _shape(config, tokenizer)
+    shape, before = _beginning(config, tokenizer)
     folder = store / "runs" / run_name(config, dataset)
     identity = run_identity(config, dataset)
     with locked(folder / "lock", config.when_locked):
@@ -183,18 +186,19 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
             "config": _with_absolute_paths(config).model_dump(mode="json"),
             "tokenizer": tokenizer.model_dump(mode="json"),
             "shape": shape,
+            "datasets": [dataset.id, *before],
         }
         write_file(folder / "config.json", json_bytes(record))
     return Run.open(folder)
 
 
-def _shape(config: RunConfig, tokenizer: TokenizerInfo) -> Shape:
-    """The shape of the run's model, which fits its tokenizer and block size."""
+def _beginning(config: RunConfig, tokenizer: TokenizerInfo) -> tuple[Shape, list[str]]:
+    """The shape of the run's model, which fits its tokenizer and block size, and what it was trained on before."""
     if not config.train.init_from:
-        return shape_of_settings(config, tokenizer)
+        return shape_of_settings(config, tokenizer), []
     origin = Origin.find(config.train.init_from)
     origin.check(config, tokenizer)
-    return origin.shape
+    return origin.shape, origin.datasets
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

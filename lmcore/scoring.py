@@ -4,7 +4,8 @@ A text is encoded by the model's own tokenizer, scored in windows of its own con
 text itself; so models compare whatever their tokenizers and contexts. Texts that spell control tokens stay text.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -29,6 +30,11 @@ from lmcore.store import MANIFEST, hash_file, hash_text, read_manifest
 from lmcore.stream import TokenStream, source_names
 from lmcore.tokenizer import Tokenizer, identify_files
 
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Labels = list[tuple[str, str]]
+"""Source and group of every document."""
+
 _TEXTS_AT_ONCE = 256
 """Encoded together."""
 
@@ -47,8 +53,8 @@ class LabelledText(NamedTuple):
 def score_texts(
     folder: Path,
     texts: Iterable[LabelledText],
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto",
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
     block_size: int = 0,
 ) -> DocumentScores:
     """Score every text with the model in an export, a version, another transformers folder, a run or a checkpoint.
@@ -56,6 +62,33 @@ def score_texts(
     ``block_size`` 0: the model's longest context. Raises what ``open_model`` raises, ConfigError when the model sees
     later tokens or has a shorter context, TokenizerError when its tokenizer has ids that it has no embedding for.
     """
+    return _score(folder, partial(_encoded, texts), device, precision, block_size)
+
+
+def score_validation(folder: Path, dataset: Path, device: Device, precision: Precision) -> DocumentScores:
+    """Score the validation documents of a dataset, in groups by age, as ``score_texts`` does.
+
+    With the model's own tokenizer the ids of the dataset are scored as they are, so that it need not be exact; with
+    another one their texts, and what ``dataset_texts`` raises is raised.
+    """
+
+    def documents(tokenizer: Tokenizer, embeddings: int, labels: Labels) -> Iterator[Document]:
+        if tokenizer.id == read_manifest(dataset)["tokenizer_id"]:
+            yield from _stored(dataset, labels)
+        else:
+            yield from _encoded(held_out(dataset), tokenizer, embeddings, labels)
+
+    return _score(folder, documents, device, precision)
+
+
+def _score(
+    folder: Path,
+    documents: Callable[[Tokenizer, int, Labels], Iterator[Document]],
+    device: Device,
+    precision: Precision,
+    block_size: int = 0,
+) -> DocumentScores:
+    """Score what ``documents`` gives for the model's tokenizer and number of embeddings; it adds to the labels."""
     folder = model_folder(folder)
     model, tokenizer, longest = open_model(folder)
     if sees_ahead(model):
@@ -65,8 +98,8 @@ def score_texts(
     model.to(choose_device(device))
     block_size = block_size or longest
     scorer = Scorer.of_model(model, block_size, tokenizer.eos_id, choose_precision(precision, model.device))
-    labels: list[tuple[str, str]] = []
-    scored = scorer.each(_documents(texts, tokenizer, model.get_input_embeddings().num_embeddings, labels))
+    labels: Labels = []
+    scored = scorer.each(documents(tokenizer, model.get_input_embeddings().num_embeddings, labels))
     return DocumentScores(
         weights=_weights(folder),
         tokenizer_id=tokenizer.id or identify_files(folder),
@@ -90,7 +123,8 @@ def dataset_texts(dataset: Path, split: str = "validation") -> Iterator[tuple[st
             if hash_text(text.encode()) != hash_:
                 raise StoreError(
                     f"document {hash_:016x} of dataset {dataset.name} cannot be decoded to its text: tokenizer "
-                    f"{tokenizer_id} is not exact. Give the files of its text instead (--corpus)"
+                    f"{tokenizer_id} is not exact, so no model with another tokenizer can be scored on it. Give the "
+                    "files of its text instead (--corpus), or retrain with the champion's tokenizer or an exact one"
                 )
             yield text, source, text_bytes
 
@@ -130,8 +164,16 @@ def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: s
     )
 
 
-def _documents(
-    texts: Iterable[LabelledText], tokenizer: Tokenizer, embeddings: int, labels: list[tuple[str, str]]
+def _stored(dataset: Path, labels: Labels) -> Iterator[Document]:
+    """Validation documents as the shards have them."""
+    for source in source_names(dataset, "validation"):
+        for document in TokenStream(dataset, "validation", source).documents():
+            labels.append((undated(source), age_of(source)))
+            yield document
+
+
+def _encoded(
+    texts: Iterable[LabelledText], tokenizer: Tokenizer, embeddings: int, labels: Labels
 ) -> Iterator[Document]:
     """Encoded texts; ``labels`` gets the source and the group of each."""
     remaining = iter(texts)

@@ -15,7 +15,7 @@ import numpy as np
 
 from lmcore.chunks import Group, Outline, Places, chunk_key, groups, read_chunks
 from lmcore.config import CorpusConfig
-from lmcore.corpus import Corpus, anchored, scan, scan_again
+from lmcore.corpus import Corpus, Scan, anchored, describe, scan
 from lmcore.drops import drop_documents, hashes
 from lmcore.encoding import Encoders, Job
 from lmcore.errors import CorpusError, FileChangedError, StoreError
@@ -73,6 +73,8 @@ class Dataset(Output):
     """Documents by reason."""
     manifest_hash: str
     """Of manifest.json: another corpus may have the same chunks and another ledger."""
+    corpus_changed: bool
+    """The corpus was changed after it was looked at. The manifest says what was read; another start reads the rest."""
 
     @property
     def store(self) -> Path:
@@ -83,7 +85,8 @@ class Dataset(Output):
         reasons = ", ".join(f"{pieces:,} {reason}" for reason, pieces in self.skipped.items())
         skipped = f", {self.skipped_bytes:,} skipped ({reasons})" if self.skipped else ""
         dropped = "".join(f", {count:,} documents left out as {reason}" for reason, count in self.dropped.items())
-        return f"{self.source_bytes:,} bytes read{skipped}{dropped}, {self.unaccounted_bytes} unaccounted"
+        changed = ", the corpus was changed meanwhile" if self.corpus_changed else ""
+        return f"{self.source_bytes:,} bytes read{skipped}{dropped}, {self.unaccounted_bytes} unaccounted{changed}"
 
     @property
     def lost_much(self) -> bool:
@@ -91,7 +94,12 @@ class Dataset(Output):
         return self.skipped_bytes > self.source_bytes / 10
 
     def verify(self) -> None:
-        """As ``Output.verify``; a file of which size, time and inode are unchanged is not read again."""
+        """As ``Output.verify``; a file of which size, time and inode are unchanged is not read again.
+
+        A dataset of a corpus that was changed meanwhile is whole, but not what somebody else would make of that corpus.
+        """
+        if self.corpus_changed:
+            raise StoreError("the corpus was changed while it was made")
         if hash_file(self.folder / MANIFEST) != self.manifest_hash:
             raise StoreError(f"{self.folder / MANIFEST} now tells of another reading of the corpus")
         verify_chunks(self.folder)
@@ -140,7 +148,9 @@ def tokenize(
     ``executor`` is anything with the interface of ``concurrent.futures`` whose workers see the store at the same
     path (processes, dask's ``client.get_executor()``); without one, config.workers threads encode. With one,
     twice config.workers chunks are on their way at a time: set it to the number of its workers.
-    Memory: about three chunks a worker. Raises CorpusError when no text, or no validation text, is found.
+    Memory: about three chunks a worker. A corpus that was changed since the look at it is read as it is now, but for
+    files that are not settled or change once more: each of these costs itself. Raises CorpusError when no text, or no
+    validation text, is found.
     """
     with in_use(store):
         dataset = _tokenize(config, corpus, tokenizer, store, progress, executor)
@@ -166,7 +176,7 @@ def _tokenize(
     ledger = Ledger()
     inputs: list[dict[str, Any]] = []
     with Index(store) as index:
-        found = scan_again(config, corpus, index.hash_of)
+        found = scan(config, index.hash_of, corpus.as_of)
         ledger.skipped += found.skipped
         with Encoders(config.workers, executor, advance) as encoders:
             work = _Work(config, tokenizer, store, index, encoders, ledger, inputs)
@@ -183,7 +193,14 @@ def _tokenize(
     if ledger.filtered_documents:
         left_out["filter"] = {"documents": ledger.filtered_documents, "bytes": ledger.filtered_bytes}
     _check_not_empty(entries, ledger, left_out, config)
-    return _write_manifest(entries, ledger, left_out, inputs, config, tokenizer, store, encoders.jobs)
+    changed = describe(found, config).listing != corpus.listing or _left_behind(found, inputs)
+    return _write_manifest(entries, ledger, left_out, inputs, config, tokenizer, store, encoders.jobs, changed)
+
+
+def _left_behind(found: Scan, inputs: list[dict[str, Any]]) -> bool:
+    """Whether a file was read with other bytes than those that were scanned, or not at all."""
+    scanned = {file.path: file.digest for file in found.files + found.validation_files}
+    return scanned != {row["path"]: row["blake3"] for row in inputs}
 
 
 @dataclass(frozen=True)
@@ -373,6 +390,7 @@ def _write_manifest(
     tokenizer: TokenizerInfo,
     store: Path,
     made: int,
+    changed: bool,
 ) -> Dataset:
     name = dataset_id(entries, tokenizer.id)
     folder = store / "datasets" / name
@@ -408,4 +426,5 @@ def _write_manifest(
         skipped={reason: row["pieces"] for reason, row in ledger.by_reason().items()},
         dropped={reason: row["documents"] for reason, row in left_out.items()},
         manifest_hash=hash_file(folder / MANIFEST),
+        corpus_changed=changed,
     )

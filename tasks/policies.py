@@ -7,7 +7,7 @@ output on disk proves whole, so deleting, truncating or damaging an output makes
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect import Flow, Task, get_run_logger
@@ -91,7 +91,7 @@ class OnDisk(CachePolicy):
                 reason = f"its earlier output is gone or damaged: {error}"
             except Exception as error:
                 reason = f"Prefect's record of it cannot be read ({type(error).__name__})"
-        past: Any = datetime.now(UTC) - timedelta(days=1)
+        past: Any = datetime.fromtimestamp(0, UTC)
         records.write(obj=None, key=key, expiration=past)
         return reason
 

@@ -6,7 +6,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
-from lmcore.challenge import Champion, judge, settle
+from lmcore.challenge import Champion, judge, require_comparable, settle
 from lmcore.gate import Decision
 from lmcore.news import News, told_apart
 from lmcore.push import push
@@ -26,7 +26,8 @@ def look_at_champion(store: Path, name: str) -> Champion | None:
 
 @task(name="news", task_run_name="look for new text", **NEVER_CACHED)
 def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, News]:
-    """The dataset told apart by age, and what is new in it."""
+    """The dataset told apart by age, and what is new in it. Raises as ``require_comparable`` does."""
+    require_comparable(champion, dataset.folder)
     apart, news = told_apart(dataset, champion.dataset)
     get_run_logger().info(
         "new since %s: %s documents, %s bytes", champion.version, f"{news.new_documents:,}", f"{news.new_bytes:,}"

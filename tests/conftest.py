@@ -28,6 +28,7 @@ from lmcore.evaluate import evaluate
 from lmcore.export import export
 from lmcore.metrics import read_metrics
 from lmcore.mixture import Blocks, build_dataset
+from lmcore.retraining import RetrainConfig, RetrainingConfig
 from lmcore.run import Run, TrainingResult, prepare_run
 from lmcore.scores import Evaluation
 from lmcore.shards import shard_path, write_shard
@@ -66,6 +67,12 @@ def tiny_config(corpus: Path, store: Path, **train: object) -> RunConfig:
     )
 
 
+def tiny_retraining(corpus: Path, store: Path, name: str) -> RetrainConfig:
+    """The retraining of the model ``name`` as ``tiny_config`` trains, which any new text begins."""
+    retraining = RetrainingConfig(model_name=name, min_new_bytes=1)
+    return RetrainConfig(**dict(tiny_config(corpus, store)), retraining=retraining)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite-golden", action="store_true", help="write golden files instead of comparing with them")
 
@@ -102,6 +109,22 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real text is not here: {SHARED_DATA} is missing")
     return SHARED_DATA
+
+
+@pytest.fixture
+def transformers_folder(tmp_path: Path, corpus: Path) -> Callable[..., Path]:
+    """A byte-level tokenizer as other people make them."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    def save(**special: object) -> Path:
+        bpe = ByteLevelBPETokenizer()
+        bpe.train([str(corpus / "text.txt")], vocab_size=300, special_tokens=["<|end|>"], show_progress=False)
+        folder = tmp_path / "theirs"
+        PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **special).save_pretrained(folder)
+        return folder
+
+    return save
 
 
 _run_numbers = count()

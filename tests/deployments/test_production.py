@@ -21,7 +21,9 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from deployments import server
 from deployments.finding import Finding
 from deployments.presets import presets, retrain_presets
-from tests.conftest import REPOSITORY, tiny_config
+from lmcore.registry import history, model_folder
+from lmcore.store import locked
+from tests.conftest import REPOSITORY, tiny_config, tiny_retraining, write_corpus
 from tests.deployments.conftest import PASSWORD, Api
 from tests.serving import clean_environment, free_port
 
@@ -176,3 +178,34 @@ def test_a_scheduled_run_appears_by_itself_and_finishes(production: Production, 
     assert run["work_pool_name"] == "lm"
     print("late by", datetime.fromisoformat(run["start_time"]) - datetime.fromisoformat(run["expected_start_time"]))
     assert list((production.api.home / "store" / "datasets").glob("*/manifest.json"))
+
+
+def test_a_start_amid_a_run_that_outlasts_its_interval_is_left_out_and_the_next_does_its_work(
+    production: Production, tmp_path: Path
+) -> None:
+    api, store = production.api, production.api.home / "store"
+    config = tiny_retraining(write_corpus(tmp_path / "corpus"), Path(), "long")
+    parameters = {"config": config.model_dump(mode="json", exclude={"store"})}
+    deployment = api.call("/deployments/name/retrain/small")
+    path = f"/deployments/{deployment['id']}/schedules"
+    filters = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
+
+    def scheduled(state: str) -> Any:
+        runs = api.call("/flow_runs/filter", filters)
+        return next((run for run in runs if run["auto_scheduled"] and run["state"]["type"] == state), None)
+
+    with locked(model_folder(store, "long") / "retraining.lock", "refuse"):
+        long = api.start_named("retrain/small", parameters)
+        api.ended(long["id"], "RUNNING")  # and waits for us
+        often = {"interval": 15, "anchor_date": datetime.now(UTC).isoformat()}
+        [schedule] = api.call(path, [{"schedule": often, "active": True, "parameters": parameters}])
+        left_out = api.wait(lambda: scheduled("CANCELLED"))
+        assert left_out["state"]["message"] == "Deployment concurrency limit reached."
+        assert api.run(long["id"])["state"]["type"] == "RUNNING"
+    assert api.final_state(long)["type"] == "COMPLETED"
+    assert [event["event"] for event in history(store, "long")] == ["added", "promoted"]
+    write_corpus(tmp_path / "corpus" / "more", seed=1)
+    api.wait(lambda: history(store, "long")[2:])
+    api.call(f"{path}/{schedule['id']}", method="DELETE")
+    assert api.wait(lambda: scheduled("COMPLETED"))
+    assert [event["version"] for event in history(store, "long") if event["event"] == "added"] == ["v0001", "v0002"]

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from deployments.presets import presets
-from tests.conftest import tiny_config
+from lmcore.registry import model_folder, versions
+from lmcore.store import locked
+from tests.conftest import tiny_config, tiny_retraining
 from tests.deployments.conftest import PASSWORD, Api, Completed
 
 pytestmark = pytest.mark.flows
@@ -88,3 +90,17 @@ def test_the_gpu_limit_is_there(served: Api) -> None:
     assert limit["active"]
     assert limit["limit"] >= 1
     assert limit["active_slots"] == 0
+
+
+def test_of_two_retrainings_at_once_one_waits_or_is_refused(served: Api, corpus: Path, tmp_path: Path) -> None:
+    """Served flows have no limit of their own: a start amid a run that outlasts its interval meets the model's lock."""
+    config = tiny_retraining(corpus, tmp_path / "store", "served").model_dump(mode="json")
+    with locked(model_folder(tmp_path / "store", "served") / "retraining.lock", "refuse"):
+        waits = served.start_named("retrain/tiny", {"config": config})
+        refused = served.start_named("retrain/tiny", {"config": config | {"when_locked": "refuse"}})
+        state = served.final_state(refused)
+        assert state["type"] == "FAILED"
+        assert "the retraining of served is in use by" in state["message"]
+        served.ended(waits["id"], "RUNNING")
+    assert served.final_state(waits)["type"] == "COMPLETED"
+    assert [version.id for version in versions(tmp_path / "store", "served")] == ["v0001"]

@@ -10,6 +10,7 @@ from prefect.artifacts import Artifact
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows.prepare_data import prepare_data
+from lmcore import spans
 from lmcore.errors import CorpusError, NoSpaceError, TrainingKilledError
 from lmcore.store import Output, StoreError
 from tasks.policies import stage
@@ -145,6 +146,35 @@ def test_a_task_counts_the_files_that_changed(tmp_path: Path, caplog: pytest.Log
     [tokenizer], [tokenization, *_] = reasons(caplog, "tokenizer"), reasons(caplog, "tokenization")
     for reason in (tokenizer, tokenization):
         assert reason.startswith("ran because the corpus changed: files 3 new, 1 changed, 1 gone")
+
+
+def test_a_file_that_was_rewritten_while_it_was_read_is_read_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the corpus is again what it was at the first look, as when a copy was made twice."""
+    corpus = write_corpus(tmp_path / "corpus", documents=200)
+    other, content = corpus / "other.txt", "別の文書\n" * 20
+    other.write_text(content)
+    config, real = tiny_config(corpus, tmp_path / "store"), spans.open_stored
+
+    def half_rewritten(path: str) -> object:
+        if path == str(other):
+            other.write_text(content[:50])
+        return real(path)
+
+    tokenizer = prepare_data(config).tokenizer_id
+    loaded = config.tokenizer.model_copy(update={"source": str(tmp_path / "store" / "tokenizers" / tokenizer)})
+    config = config.model_copy(update={"store": tmp_path / "other", "tokenizer": loaded})
+    with monkeypatch.context() as patch:
+        patch.setattr(spans, "open_stored", half_rewritten)
+        first = prepare_data(config)
+    assert "1 changed_while_read" in first.account
+    assert first.account.endswith("the corpus was changed meanwhile")
+    other.write_text(content)
+    again = prepare_data(config)
+    assert not again.cached["tokenization"]
+    assert again.documents == first.documents + 20
+    assert prepare_data(config).cached["tokenization"]
 
 
 def _records() -> list[Path]:

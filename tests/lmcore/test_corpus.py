@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from lmcore import clock
 from lmcore.config import CorpusConfig, DatasetConfig, RunConfig
 from lmcore.corpus import SourceFile, describe, open_corpus, scan, scan_again
 from lmcore.errors import ConfigError, CorpusError, is_transient
@@ -239,6 +240,6 @@ def test_a_file_that_settles_meanwhile_does_not_change_the_corpus(tree: Path, mo
     now = time.time()
     os.utime(tree / "sub/d.md", (now - 3_600, now - 3_600))
     expected = describe(scan(config), config)
-    monkeypatch.setattr(time, "time", lambda: now + 3_600)
+    monkeypatch.setattr(clock, "now", lambda: now + 3_600)
     assert [os.path.basename(file.path) for file in scan_again(config, expected).files] == ["d.md"]
     assert len(scan(config).files) == 5

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lmcore import clock
 from lmcore.audit import problems
 from lmcore.errors import RunError, StoreError
 from lmcore.garbage import collect
@@ -216,3 +217,18 @@ def test_a_kill_anywhere_leaves_a_whole_store_and_the_next_gc_ends_it(store: Pat
         assert list(copy.rglob(".tmp-*")) == []
         assert collect(copy, keep_runs=0, grace_seconds=0).removed == {}
     assert write > 14
+
+
+def test_a_clock_that_jumped_makes_nothing_go_that_is_reached(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back: all is dated later than now, and stays. Forward: what is reached stays, as if there were no grace time."""
+    before, now = {kind: names(store, kind) for kind in KINDS}, clock.now()
+    for kind in KINDS:
+        for folder in (store / kind).iterdir():
+            os.utime(folder / ("config.json" if kind == "runs" else "manifest.json"), (now, now))
+    monkeypatch.setattr(clock, "now", lambda: now - 10 * 86_400)
+    assert collect(store, keep_runs=0).removed == {}
+    monkeypatch.setattr(clock, "now", lambda: now + 10 * 86_400)
+    assert collect(store, keep_runs=0).removed
+    assert names(store, "datasets") == before["datasets"]
+    for version in versions(store, "lm"):
+        assert list(check_receipt(version)) == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lmcore import clock
 from lmcore.index import Index
 from lmcore.remote import hash_stored
 
@@ -54,6 +55,19 @@ def test_a_file_that_was_just_written_is_not_trusted(tmp_path: Path, monkeypatch
     os.utime(path, (time.time(), time.time()))
     hashed(tmp_path, path, monkeypatch)
     assert hashed(tmp_path, path, monkeypatch)[1] == 1
+
+
+def test_a_file_dated_later_than_now_is_not_trusted_before_that(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock was wrong, or ours is: somebody may still write it without a new time."""
+    later = clock.now() + 3600
+    os.utime(file, (later, later))
+    assert [hashed(tmp_path, file, monkeypatch)[1] for _ in range(2)] == [1, 1]
+    monkeypatch.setattr(clock, "now", lambda: later + 10)
+    assert [hashed(tmp_path, file, monkeypatch)[1] for _ in range(2)] == [1, 0]
+    file.write_text("two")  # by a clock that has been put right
+    assert hashed(tmp_path, file, monkeypatch) == (hash_stored(str(file)), 1)
 
 
 @pytest.mark.parametrize("damage", [b"no database", b""])

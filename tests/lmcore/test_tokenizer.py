@@ -247,22 +247,6 @@ def test_a_model_that_normalizes_keeps_its_own_ids(make: Make, corpus: Path, tmp
     assert not info.transformers_exact
 
 
-@pytest.fixture
-def transformers_folder(tmp_path: Path, corpus: Path) -> Callable[..., Path]:
-    """A byte-level tokenizer as other people make them."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    def save(**special: object) -> Path:
-        bpe = ByteLevelBPETokenizer()
-        bpe.train([str(corpus / "text.txt")], vocab_size=300, special_tokens=["<|end|>"], show_progress=False)
-        folder = tmp_path / "theirs"
-        PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **special).save_pretrained(folder)
-        return folder
-
-    return save
-
-
 def test_a_transformers_folder_gives_its_own_ids(make: Make, transformers_folder: Callable[..., Path]) -> None:
     info = make(source=str(transformers_folder(eos_token="<|end|>")))
     own, text = Tokenizer(info.folder), "学習 データ<|end|> é"
