@@ -19,7 +19,7 @@ from tasks.dataset import blocks
 from tasks.logs import quiet_prefect
 from tasks.pages import tag_run
 from tasks.policies import start_again
-from tasks.server import tie_ends
+from tasks.server import keep_terminations, tie_ends
 from tasks.tokenization import tokenization
 from tasks.tokenizer import tokenizer
 
@@ -74,6 +74,7 @@ def prepare(
     """The stages that all flows share: dataset, tokenizer (``known``, or by the settings), and their store."""
     quiet_prefect()
     tie_ends()
+    keep_terminations()
     if config.corpus.filter and deployment.id:
         raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")
     corpus, store = stages.run(look_at_corpus, config)

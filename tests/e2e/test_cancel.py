@@ -1,6 +1,7 @@
 """One training cancelled in each of its phases: every start goes on where the one before was cancelled."""
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import pytest
 
 from deployments import machine
-from lmcore.checkpoint import step_of
+from lmcore.run import step_of
 from tests.conftest import tiny_config, wait_until, write_corpus
 from tests.e2e.test_faults import checkpoints, starts
-from tests.serving import FLOW, TRAINING, Api, Serving
+from tests.serving import FLOW, SECONDS, TRAINING, Api, Serving
 
 pytestmark = pytest.mark.e2e
 
@@ -41,7 +42,7 @@ def is_asked_to_end(pid: int) -> bool:
 def stopped_inside(serving: Serving, process: str, is_inside: Callable[[], bool]) -> int:
     """Stop the process at a moment when it ``is_inside``; its number."""
     while True:
-        wait_until(is_inside, "the phase")
+        wait_until(is_inside, "the phase", SECONDS)
         serving.kill(process, number=signal.SIGSTOP)
         if is_inside():
             [pid] = serving.processes(process)
@@ -49,15 +50,16 @@ def stopped_inside(serving: Serving, process: str, is_inside: Callable[[], bool]
         serving.kill(process, number=signal.SIGCONT)
 
 
-def cancel_inside(
-    serving: Serving, config: dict[str, Any], process: str, is_inside: Callable[[str], bool]
-) -> str:
+def cancel_inside(serving: Serving, config: dict[str, Any], process: str, is_inside: Callable[[str], bool]) -> str:
     """Start a run and cancel it while its ``process`` is inside a phase, which lasts until the signal has come."""
     run = serving.api.start("pretrain", config)
     pid = stopped_inside(serving, process, lambda: is_inside(run))
+    click = time.perf_counter()
     serving.api.cancel(run)
     wait_until(lambda: is_asked_to_end(pid), "the signal")
     serving.kill(process, number=signal.SIGCONT)
+    wait_until(lambda: not serving.processes(FLOW) + serving.processes(TRAINING), "the end of all processes")
+    print(f"{time.perf_counter() - click:.1f} s from the click to no process")
     assert serving.api.ended(run)["type"] == "CANCELLED"
     return run
 
