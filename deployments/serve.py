@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +25,7 @@ _HOST = "127.0.0.1"
 _SECONDS_TO_START = 120
 _SECONDS_TO_REPORT = 10
 """That the server outlives us when we are killed: the runs end too then, and say so."""
+_SECONDS_BETWEEN_LOOKS = 1
 
 
 def main() -> None:
@@ -47,34 +50,68 @@ def main() -> None:
 
 @contextmanager
 def _server(port: int) -> Iterator[None]:
-    from tasks.server import terminate_after_us  # imports Prefect, which reads its settings only then
-
+    """A server that is there while the body runs: started again when it dies, and ended with us however we end."""
     if _healthy(port):
         raise ConfigError(
             f"port {port} is taken by another Prefect server: stop it, or choose another port "
             "with PREFECT_SERVER_API_PORT"
         )
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", _HOST, "--port", str(port)]
-    server = subprocess.Popen([*command, "--log-level", "WARNING"], start_new_session=True)
-    tie = terminate_after_us(server.pid, seconds=_SECONDS_TO_REPORT)
+    server, is_over = _Server(port), threading.Event()
     try:
-        _wait_until_healthy(server, port)
-        yield
+        server.wait_until_healthy()
+        with ThreadPoolExecutor(1) as keeper:
+            keeper.submit(server.keep, is_over)
+            try:
+                yield
+            finally:
+                is_over.set()
     finally:
-        os.killpg(server.pid, signal.SIGTERM) if server.poll() is None else None
-        server.wait(30)
-        tie.kill()
-        tie.communicate()
+        server.stop()
 
 
-def _wait_until_healthy(server: "subprocess.Popen[bytes]", port: int) -> None:
-    for _ in range(_SECONDS_TO_START * 2):
-        if server.poll() is not None:
-            raise LMError(f"the Prefect server ended with status {server.returncode}; its own output says why")
-        if _healthy(port):
-            return
-        time.sleep(0.5)
-    raise LMError(f"the Prefect server did not answer on port {port} within {_SECONDS_TO_START} s")
+class _Server:
+    """The process of a server, and what ends it after us."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._start()
+
+    def _start(self) -> None:
+        from tasks.server import terminate_after_us  # imports Prefect, which reads its settings only then
+
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", _HOST, "--port", str(self._port)]
+        self._process = subprocess.Popen([*command, "--log-level", "WARNING"], start_new_session=True)
+        self._tie = terminate_after_us(self._process.pid, seconds=_SECONDS_TO_REPORT)
+
+    def wait_until_healthy(self) -> None:
+        """Raises LMError when the server ends instead, or does not answer for long."""
+        for _ in range(_SECONDS_TO_START * 2):
+            if self._process.poll() is not None:
+                raise LMError(
+                    f"the Prefect server ended with status {self._process.returncode}; its own output says why"
+                )
+            if _healthy(self._port):
+                return
+            time.sleep(0.5)
+        raise LMError(f"the Prefect server did not answer on port {self._port} within {_SECONDS_TO_START} s")
+
+    def keep(self, is_over: threading.Event) -> None:
+        """Start it again whenever it dies: runs wait for it a minute at their ends, and so would Ctrl-C."""
+        while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
+            if self._process.poll() is not None:
+                print(f"The Prefect server ended with status {self._process.returncode}: starting it again", flush=True)
+                self._untie()
+                self._start()
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.wait(30)
+        self._untie()
+
+    def _untie(self) -> None:
+        self._tie.kill()
+        self._tie.communicate()
 
 
 def _healthy(port: int) -> bool:

@@ -20,7 +20,7 @@ from lmcore import clock
 from tasks.locks import GPU_LIMIT as GPU
 
 _SECONDS_OF_SILENCE = int(SILENCE.total_seconds())
-_OCCUPYING = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
+_WITH_PROCESS = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 _PAGE = 200
 
 
@@ -103,8 +103,8 @@ def automations(client: SyncPrefectClient) -> Finding:
 
 
 def zombies(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Finding:
-    """Flow runs that show as running while no process of theirs has given a sign for ``silence`` seconds."""
-    dead = [run for run in _runs(client, [StateType.RUNNING, StateType.CANCELLING]) if not _heard(client, run, silence)]
+    """Flow runs that show as starting or running while no process has given a sign for ``silence`` seconds."""
+    dead = [run for run in _runs(client, _WITH_PROCESS) if not _heard(client, run, silence)]
     if not dead:
         return Finding("zombie runs", "none")
 
@@ -112,13 +112,13 @@ def zombies(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Fi
         for run in dead:
             client.set_flow_run_state(run.id, Crashed(message=f"no heartbeat for {silence} s"), force=True)
 
-    names = ", ".join(f"{run.name} ({run.id})" for run in dead)
-    return Finding("zombie runs", f"shown as running, but dead: {names}", "--mend marks them as crashed", mend)
+    names = ", ".join(f"{run.name} ({run.id}) as {run.state_name}" for run in dead)
+    return Finding("zombie runs", f"dead, but shown: {names}", "--mend marks them as crashed", mend)
 
 
 def slots(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Finding:
     """Slots of concurrency limits beyond the number of runs that live. A run holds one of a limit at most."""
-    living = sum(_heard(client, run, silence) for run in _runs(client, _OCCUPYING))
+    living = sum(_heard(client, run, silence) for run in _runs(client, [*_WITH_PROCESS, StateType.PAUSED]))
     surplus = {
         limit.name: limit.active_slots - living
         for limit in client.read_global_concurrency_limits(limit=_PAGE)
@@ -141,9 +141,9 @@ def _runs(client: SyncPrefectClient, states: list[StateType]) -> list[FlowRun]:
 
 
 def _heard(client: SyncPrefectClient, run: FlowRun, silence: int) -> bool:
-    """True if its state changed, or a heartbeat came, within ``silence`` seconds. One that waits is not expected to."""
+    """True if its state changed, or a heartbeat came, within ``silence`` seconds. A paused one is not expected to."""
     since = clock.utc() - timedelta(seconds=silence)
-    if run.state is None or run.state.type in (StateType.PENDING, StateType.PAUSED) or run.state.timestamp > since:
+    if run.state is None or run.state.type == StateType.PAUSED or run.state.timestamp > since:
         return True
     heartbeats = EventFilter(
         event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),

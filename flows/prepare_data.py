@@ -18,7 +18,7 @@ from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
 from tasks.pages import tag_run
 from tasks.policies import start_again
-from tasks.server import tie_ends
+from tasks.server import keep_terminations, tie_ends
 from tasks.tokenization import tokenization
 from tasks.tokenizer import tokenizer
 
@@ -30,6 +30,7 @@ class Stages:
 
     def __init__(self) -> None:
         tie_ends()
+        keep_terminations()
         self.cached: dict[str, bool] = {}
 
     def run(self, stage: Task[..., Result], *arguments: Any) -> Result:

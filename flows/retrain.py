@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
@@ -71,7 +71,7 @@ def retrain(config: RetrainConfig) -> Retrained:
     store, name = config.store.expanduser().absolute(), config.retraining.model_name
     lock = model_folder(store, name) / "retraining.lock"
     try:
-        with locked(lock, config.when_locked, what=f"the retraining of {name}"):
+        with locked(lock, config.when_locked, what=f"the retraining of {name}", tell=get_run_logger().info):
             return _retrained(config, store, Stages())
     except StoppedError as stop:
         unfinished: Retrained = stopped(stop)

@@ -2,11 +2,13 @@
 
 The environment variable holds absolute folders and URLs, separated as in PATH. It is meant for machines that run what
 others ask for: a form or a flag then reaches nothing else there. A path counts as what it leads to once every link is
-followed. A name on the Hugging Face hub is no path and stays free; HF_HUB_OFFLINE=1 closes that way.
+followed. A name on the Hugging Face hub is no path and stays free; HF_HUB_OFFLINE=1 closes that way. So does the
+standard library as text, which is everybody's; what is installed beside it is not.
 """
 
 import os
 import re
+import sysconfig
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -33,7 +35,8 @@ def confine(path: str | Path, setting: str) -> None:
             raise _outside(setting, text, text, given)
         return
     real = Path(os.path.realpath(os.path.expanduser(text)))
-    if not any(real.is_relative_to(folder) for folder in folders):
+    is_library = setting.startswith("corpus") and _is_standard_library(real)
+    if not is_library and not any(real.is_relative_to(folder) for folder in folders):
         raise _outside(setting, text, str(real), given)
 
 
@@ -67,6 +70,11 @@ def _beginning(path: str) -> str:
     if wildcard is None or os.path.exists(path):
         return path
     return os.path.dirname(path[: wildcard.start()]) or "."
+
+
+def _is_standard_library(real: Path) -> bool:
+    library = Path(os.path.realpath(sysconfig.get_path("stdlib")))
+    return real.is_relative_to(library) and not {"site-packages", "dist-packages"} & {*real.parts}
 
 
 @lru_cache(maxsize=8)

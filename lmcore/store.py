@@ -16,12 +16,12 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, Self
+from uuid import uuid4
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
@@ -108,7 +108,7 @@ def prepare_store(store: Path) -> Path:
     else:
         write_file(version_file, json_bytes({"format_version": FORMAT_VERSION}))
     sweep(store)
-    for pattern in ("tokenizers", "shards", "datasets", "datasets/*", "inputs", "runs", "models/*"):
+    for pattern in ("tokenizers", "shards", "datasets", "datasets/*", "inputs", "runs", "runs/*", "models/*"):
         for folder in store.glob(pattern):
             sweep(folder)
     return store
@@ -156,10 +156,10 @@ def sealed_folder(path: Path, about: Callable[[], dict[str, Any]], replaces: boo
     replaced, with ``replaces`` any. On any failure nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{_owner_prefix()}{uuid4().hex}"
     with no_space_named(path.parent):
-        temporary = Path(tempfile.mkdtemp(prefix=_owner_prefix(), dir=path.parent))
         try:
-            temporary.chmod(0o755)
+            temporary.mkdir()  # in here: a signal may raise right after it
             yield temporary
             _seal(temporary, about())
             while not (replaces and _exchanged(temporary, path)) and not _moved(temporary, path):
@@ -387,10 +387,11 @@ def locked(
     when_locked: Literal["wait", "refuse"],
     should_stop: Callable[[], bool] = lambda: False,
     what: str = "",
+    tell: Callable[[str], object] = _log.info,
 ) -> Iterator[None]:
     """Hold the lock file ``path``; it says who holds it. ``should_stop`` is asked while waiting.
 
-    ``what`` is what it stands for, if not the folder it is in.
+    ``what`` is what it stands for, if not the folder it is in. ``tell`` hears for whom it waits.
 
     Raises RunError when another process holds it and ``when_locked`` is "refuse", StoppedError when
     ``should_stop`` said so.
@@ -403,7 +404,7 @@ def locked(
             owner = file.read().strip() or "another process"
             if when_locked == "refuse":
                 raise RunError(f"{what} is in use by {owner}: wait for it to end, or start with --when_locked wait")
-            _log.info("waiting: %s is in use by %s", what, owner)
+            tell(f"waiting: {what} is in use by {owner}")
             # A blocking flock would begin again after every signal whose handler only takes a note.
             while not _lock(file):
                 if should_stop():

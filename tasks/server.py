@@ -1,13 +1,18 @@
-"""Who ends with whom: servers and flows whose starter was killed do not live on unseen."""
+"""Who ends with whom: servers and flows whose starter was killed do not live on unseen, and a cancel is not lost."""
 
 import os
 import subprocess
 import sys
+import threading
 from functools import cache
 
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import deployment
 
 from lmcore.launch import end_with_parent
+
+_SECONDS_TO_LEAVE = 0.05
+"""A destructor or a callback."""
 
 
 def terminate_after_us(pid: int, seconds: int = 0) -> "subprocess.Popen[bytes]":
@@ -34,3 +39,22 @@ def tie_ends() -> "subprocess.Popen[bytes] | None":
     module = sys.modules.get("prefect.server.api.server")  # loaded by whoever needed it: it takes seconds
     server = module.SubprocessASGIServer().server_process if module else None
     return terminate_after_us(server.pid) if server else None
+
+
+@cache
+def keep_terminations() -> None:
+    """Send a signal to end this process again where Python lost it.
+
+    Prefect's handler raises an exception in whatever runs: where that is a destructor or the callback of a weak
+    reference, of which importing torch alone has thousands, Python prints the exception and goes on.
+    """
+    usual = sys.unraisablehook
+
+    def hook(lost: "sys.UnraisableHookArgs") -> None:
+        if isinstance(lost.exc_value, TerminationSignal):
+            # A little later and from elsewhere, else it would be raised in here and be lost as well.
+            threading.Timer(_SECONDS_TO_LEAVE, os.kill, (os.getpid(), lost.exc_value.signal)).start()
+        else:
+            usual(lost)
+
+    sys.unraisablehook = hook

@@ -259,9 +259,9 @@ def trained(prepared: Prepared) -> Trained:
     return train_and_evaluate(prepared, prepared.run(max_steps=20, learning_rate=1e-2))
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Return as soon as ``condition`` holds; fail after a minute."""
-    deadline = time.monotonic() + 60
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    """Return as soon as ``condition`` holds; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.005)

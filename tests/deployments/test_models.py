@@ -1,25 +1,33 @@
 """A model's first version, and the buttons of models, as people press them in the UI."""
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmcore.registry import champion
+from lmcore.registry import champion, model_folder
 from lmcore.retraining import RetrainConfig, RetrainingConfig
+from lmcore.store import locked
 from tests.conftest import tiny_config
 from tests.deployments.conftest import Api
 
 pytestmark = pytest.mark.flows
 
 
+def retrain(served: Api, corpus: Path, store: Path, **settings: object) -> Any:
+    """A run that trains the model "ours" again."""
+    retraining = RetrainingConfig(model_name="ours")
+    config = RetrainConfig(**dict(tiny_config(corpus, store)), retraining=retraining).model_dump(mode="json")
+    return served.start_named("retrain/small", {"config": config | settings})
+
+
 @pytest.fixture(scope="module")
 def store(served: Api, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a model "ours", whose only version a retraining that was asked for through the API has made."""
     store = tmp_path_factory.mktemp("models") / "store"
-    retraining = RetrainingConfig(model_name="ours")
-    config = RetrainConfig(**dict(tiny_config(corpus, store)), retraining=retraining).model_dump(mode="json")
-    run = served.start_named("retrain/small", {"config": config})
+    run = retrain(served, corpus, store)
     assert served.final_state(run)["type"] == "COMPLETED"
     assert page(served, run, "retraining").startswith("# ours: promoted")
     return store
@@ -58,3 +66,19 @@ def test_a_button_that_removes_something_only_says_what_it_would(served: Api, st
     assert served.final_state(run)["type"] == "COMPLETED"
     assert "datasets/nobody-needs-it" in page(served, run, "gc")
     assert dataset.is_dir()
+
+
+def test_of_two_retrainings_at_once_one_waits_or_is_refused_and_says_for_whom(
+    served: Api, corpus: Path, store: Path
+) -> None:
+    in_use = f'the retraining of ours is in use by {{"host": "{socket.gethostname()}", "pid": {os.getpid()}, '
+    with locked(model_folder(store, "ours") / "retraining.lock", "refuse"):
+        refused = retrain(served, corpus, store, when_locked="refuse")
+        waiting = retrain(served, corpus, store, when_locked="wait")
+        state = served.final_state(refused)
+        assert state["type"] == "FAILED"
+        assert in_use in state["message"]
+        served.wait(lambda: f"waiting: {in_use}" in served.logs(waiting["id"]))
+        assert served.run(waiting["id"])["state"]["type"] == "RUNNING"
+    assert served.final_state(waiting)["type"] == "COMPLETED"
+    assert "nothing new" in page(served, waiting, "retraining")

@@ -116,29 +116,31 @@ def test_an_automation_that_is_switched_off(client: SyncPrefectClient) -> None:
         client.delete_automation(automation)
 
 
-def running(served: Api) -> Any:
+def shown(served: Api, state: str = "Running") -> Any:
     """A flow run that no process runs."""
     flow = served.call("/flows/", {"name": "dead"})
-    state = {"type": "RUNNING", "name": "Running"}
-    return served.call("/flow_runs/", {"flow_id": flow["id"], "name": "dead-run", "state": state})
+    body = {"flow_id": flow["id"], "name": "dead-run", "state": {"type": state.upper(), "name": state}}
+    return served.call("/flow_runs/", body)
 
 
 def test_a_zombie_is_marked_and_a_run_with_a_heartbeat_is_not(served: Api, client: SyncPrefectClient) -> None:
-    dead, alive = running(served), running(served)
-    assert not server.zombies(client).remedy  # both are new
+    alive, never_began, dead, paused = (shown(served, state) for state in ("Running", "Pending", "Running", "Paused"))
+    assert not server.zombies(client).remedy  # all are new
 
     def found() -> Finding | None:
         beat(served, alive)
         finding = server.zombies(client, silence=4)
-        return finding if finding.remedy and alive["id"] not in finding.fact else None
+        return finding if dead["id"] in finding.fact and alive["id"] not in finding.fact else None
 
     finding = served.wait(found)
-    assert dead["id"] in finding.fact
+    assert f"{never_began['id']}) as Pending" in finding.fact
+    assert f"{dead['id']}) as Running" in finding.fact
     assert finding.mend
     finding.mend()
-    assert served.call(f"/flow_runs/{dead['id']}")["state"]["type"] == "CRASHED"
-    assert served.call(f"/flow_runs/{alive['id']}")["state"]["type"] == "RUNNING"
-    client.delete_flow_run(alive["id"])
+    states = [served.run(run["id"])["state"]["type"] for run in (alive, never_began, dead, paused)]
+    assert states == ["RUNNING", "CRASHED", "CRASHED", "PAUSED"]
+    for run in (alive, paused):
+        client.delete_flow_run(run["id"])
 
 
 def beat(served: Api, run: Any) -> None:
@@ -158,7 +160,7 @@ def test_a_slot_that_nobody_alive_holds_is_freed(client: SyncPrefectClient) -> N
 
 
 def test_a_slot_of_a_living_run_is_left_alone(served: Api, client: SyncPrefectClient) -> None:
-    run = running(served)
+    run = shown(served)
     client.increment_concurrency_slots([GPU], 1, "concurrency")
     assert not server.slots(client).remedy
     client.delete_flow_run(run["id"])

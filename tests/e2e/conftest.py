@@ -33,8 +33,9 @@ class Listener:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def of(self, what: str) -> list[dict[str, Any]]:
-        return [notice for notice in self.heard if notice["what"] == what]
+    def of(self, what: str, run: str = "") -> list[dict[str, Any]]:
+        """Of one run, or of all."""
+        return [notice for notice in self.heard if notice["what"] == what and run in ("", notice.get("run"))]
 
     def close(self) -> None:
         self.server.shutdown()

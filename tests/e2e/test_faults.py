@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from lmcore.metrics import read_metrics
+from lmcore.run import step_of
+from tasks.policies import STARTS
 from tests.conftest import tiny_config, wait_until
 from tests.e2e.conftest import Listener
-from tests.serving import FLOW, TRAINING, Api, Serving
+from tests.serving import FLOW, SERVER, TRAINING, Api, Serving
 
 pytestmark = pytest.mark.e2e
 
@@ -72,9 +74,27 @@ def test_a_run_survives_the_death_of_its_training_and_then_its_own(
     first, second, third = starts(serving.api, run)
     assert first == 0 < second <= third < 5000
     assert serving.api.run(run)["run_count"] == 2
-    wait_until(lambda: bool(listener.of("finished")), "the notice of the end")
-    assert [notice["run"] for notice in listener.of("finished")] == [run]
-    assert not listener.of("failed") + listener.of("crashed too often")
+    wait_until(lambda: bool(listener.of("finished", run)), "the notice of the end")
+    assert len(listener.of("finished", run)) == 1
+    assert not listener.of("failed", run) + listener.of("crashed too often", run)
+
+
+def test_a_run_that_crashes_at_every_start_is_given_up_and_people_are_told_once(
+    serving: Serving, listener: Listener, corpus: Path, tmp_path: Path
+) -> None:
+    run = serving.api.start("pretrain", settings(corpus, tmp_path / "store", max_steps=10**6))
+
+    def began(count: int) -> bool:
+        found = serving.api.run(run)
+        return found["run_count"] == count and found["state"]["type"] == "RUNNING"
+
+    for count in range(1, STARTS + 1):
+        serving.api.wait(lambda count=count: began(count))
+        assert serving.kill(FLOW)
+    assert serving.api.ended(run)["type"] == "CRASHED"
+    wait_until(lambda: bool(listener.of("crashed too often")), "the notice")
+    assert [notice["run"] for notice in listener.of("crashed too often")] == [run]
+    assert not serving.processes(FLOW) + serving.processes(TRAINING)
 
 
 def test_people_are_told_why_a_run_failed(serving: Serving, listener: Listener, tmp_path: Path) -> None:
@@ -99,6 +119,30 @@ def test_a_scheduled_run_appears_and_ends_by_itself(serving: Serving, corpus: Pa
     run = min(serving.api.wait(scheduled), key=lambda run: run["expected_start_time"])
     assert serving.api.ended(run["id"])["type"] == "COMPLETED"
     assert list((tmp_path / "store" / "datasets").iterdir())
+
+
+def test_the_server_comes_back_by_itself_and_make_serve_ends_in_the_meantime_too(
+    serving: Serving, corpus: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    run = serving.api.start("pretrain", settings(corpus, store, max_steps=10**6))
+    wait_until(lambda: steps(store) > 0, "training")
+    training = serving.processes(TRAINING)
+    assert serving.kill(SERVER)
+    serving.wait()
+    assert serving.processes(TRAINING) == training
+    assert serving.api.run(run)["state"]["type"] == "RUNNING"
+    reached = steps(store)
+    wait_until(lambda: steps(store) > reached, "more steps")
+
+    assert serving.kill(SERVER)
+    assert not serving.stop()
+    reached = steps(store)
+    assert step_of(checkpoints(store)[-1]) >= reached
+    serving.start_again()
+    wait_until(lambda: steps(store) > reached, "the training to go on")
+    serving.api.cancel(run)
+    assert serving.api.ended(run)["type"] == "CANCELLED"
 
 
 @pytest.mark.parametrize("what", ["promoted", "refused"])

@@ -137,6 +137,35 @@ def test_text_inside_is_read_links_within_too(tree: Path) -> None:
     assert len(files) == 1  # by three ways
 
 
+@pytest.fixture
+def library(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Python's standard library, outside the roots, with something installed."""
+    folder = tree / "lib"
+    for name in ("this.py", "json/decoder.py", "site-packages/ours/secret.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("text\n")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(folder))
+    return folder
+
+
+def test_the_standard_library_is_read_as_text_and_never_written(library: Path) -> None:
+    config = CorpusConfig(paths=["stdlib:"], include=["*.py"], exclude=["site-packages"])
+    files = scan(config, hash_of=hash_stored).files
+    assert [Path(file.path).name for file in files] == ["decoder.py", "this.py"]
+    with pytest.raises(ConfigError, match=REFUSED):
+        prepare_store(library / "store")
+    with pytest.raises(ConfigError, match=REFUSED):
+        confine(library / "json", "tokenizer.source")
+
+
+def test_what_is_installed_or_linked_into_the_standard_library_is_refused(library: Path) -> None:
+    with pytest.raises(ConfigError, match=f"site-packages.* {REFUSED}"):
+        scan(CorpusConfig(paths=["stdlib:"], include=["*.py"]))
+    (library / "local.py").symlink_to(library.parent / "other/deep/text.txt")
+    with pytest.raises(ConfigError, match=f"local.py leads to .*{REFUSED}"):
+        scan(CorpusConfig(paths=["stdlib:"], include=["*.py"], exclude=["site-packages"]))
+
+
 @pytest.mark.parametrize("link", ["secret.txt", "out", "up"])
 def test_a_link_that_leads_out_of_a_scanned_folder_is_refused(tree: Path, link: str) -> None:
     for name in {"secret.txt", "out", "up"} - {link}:
