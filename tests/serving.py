@@ -115,6 +115,11 @@ class Api:
         body = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return "\n".join(line["message"] for line in self.call("/logs/filter", body))
 
+    def starts(self, run: str) -> list[int]:
+        """The steps from which the run's trainings began."""
+        lines = [line for line in self.logs(run).splitlines() if "parameters on cpu" in line]
+        return [int(line.split(" step ")[1].split(" of ")[0]) for line in lines]
+
 
 class Serving:
     """``python -m deployments.serve`` in a home of its own; what it starts carries its mark."""

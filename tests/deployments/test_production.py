@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from tests.serving import clean_environment, free_port
 
 pytestmark = [pytest.mark.flows, pytest.mark.e2e]
 
+WORKER = ("-m", "prefect", "worker", "start", "--pool", "lm", "--name", "worker")
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
 
 
@@ -64,7 +65,7 @@ def postgres() -> Iterator[str]:
 
 
 @contextmanager
-def process(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[None]:
+def process(environment: dict[str, str], log: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
     """``python ARGUMENTS`` while the body runs, and the end of its whole group."""
     with open(log, "wb") as file:
         started = subprocess.Popen(
@@ -76,9 +77,10 @@ def process(environment: dict[str, str], log: Path, *arguments: str) -> Iterator
             start_new_session=True,
         )
     try:
-        yield
+        yield started
     finally:
-        os.killpg(started.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGTERM)
         started.wait(60)
         print(log.read_text())
 
@@ -88,6 +90,8 @@ class Production:
     """The server, and what the doctor said before each step, by the name of the check."""
 
     api: Api
+    environment: dict[str, str]
+    worker: "subprocess.Popen[bytes]"
     before_setup: dict[str, Finding]
     before_worker: dict[str, Finding]
 
@@ -126,9 +130,8 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]
         deploy = ["deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
         python(environment, "-m", "prefect", "--no-prompt", *deploy)
         before_worker = examine(api)
-        worker = ["-m", "prefect", "worker", "start", "--pool", "lm", "--name", "worker"]
-        stack.enter_context(process(environment, home / "worker.log", *worker))
-        yield Production(api, before_setup, before_worker)
+        worker = stack.enter_context(process(environment, home / "worker.log", *WORKER))
+        yield Production(api, environment, worker, before_setup, before_worker)
 
 
 def test_what_is_deployed(production: Production, check_golden: Callable[[str, str], None]) -> None:
@@ -209,3 +212,18 @@ def test_a_start_amid_a_run_that_outlasts_its_interval_is_left_out_and_the_next_
     api.call(f"{path}/{schedule['id']}", method="DELETE")
     assert api.wait(lambda: scheduled("COMPLETED"))
     assert [event["version"] for event in history(store, "long") if event["event"] == "added"] == ["v0001", "v0002"]
+
+
+def test_a_run_whose_worker_was_killed_goes_on_at_the_next_one(production: Production, corpus: Path) -> None:
+    api, home = production.api, production.api.home
+    train = {"device": "cpu", "max_steps": 10**6, "checkpoint_every": 100}
+    config = tiny_config(corpus, Path(), **train).model_dump(mode="json", exclude={"store"})
+    run = api.start_named("pretrain/small", {"config": config})["id"]
+    api.wait(lambda: list(home.glob("store/runs/*/checkpoints/step-*")))
+    production.worker.kill()
+    with process(production.environment, home / "next.log", *WORKER):
+        api.wait(lambda: len(api.starts(run)) == 2)
+        first, second = api.starts(run)
+        assert first == 0 < second
+        api.cancel(run)
+        assert api.ended(run)["type"] == "CANCELLED"

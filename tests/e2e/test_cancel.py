@@ -11,7 +11,7 @@ import pytest
 from deployments import machine
 from lmcore.run import step_of
 from tests.conftest import tiny_config, wait_until, write_corpus
-from tests.e2e.test_faults import checkpoints, starts
+from tests.e2e.test_faults import checkpoints
 from tests.serving import FLOW, SECONDS, TRAINING, Api, Serving
 
 pytestmark = pytest.mark.e2e
@@ -85,7 +85,7 @@ def test_a_cancel_in_any_phase_costs_nothing(serving: Serving, tmp_path: Path) -
 
     run = cancel_inside(serving, config, TRAINING, writes_checkpoint)
     check_that_nothing_is_left(serving, store)
-    assert starts(api, run) == [0]
+    assert api.starts(run) == [0]
     assert shards.items() <= {folder: folder.stat().st_mtime_ns for folder in store.glob("shards/*")}.items()
     reached = step_of(checkpoints(store)[-1])
 
@@ -94,14 +94,14 @@ def test_a_cancel_in_any_phase_costs_nothing(serving: Serving, tmp_path: Path) -
 
     run = cancel_inside(serving, config, FLOW, evaluates)
     check_that_nothing_is_left(serving, store)
-    assert starts(api, run) == [reached] != [0]
+    assert api.starts(run) == [reached] != [0]
 
     def exports(run: str) -> bool:
         return any(path.is_dir() for path in store.glob("runs/*/.tmp-*"))
 
     run = cancel_inside(serving, config, FLOW, exports)
     check_that_nothing_is_left(serving, store)
-    assert not starts(api, run)
+    assert not api.starts(run)
     assert not list(store.glob("runs/*/model"))
 
     run = api.start("pretrain", config)

@@ -30,12 +30,6 @@ def checkpoints(store: Path) -> list[Path]:
     return sorted(store.glob("runs/*/checkpoints/step-*"))
 
 
-def starts(api: Api, run: str) -> list[int]:
-    """The steps from which the run's trainings began."""
-    lines = [line for line in api.logs(run).splitlines() if "parameters on cpu" in line]
-    return [int(line.split(" step ")[1].split(" of ")[0]) for line in lines]
-
-
 def test_nobody_gets_in_without_the_password(serving: Serving) -> None:
     assert Api(serving.api.port).refused("/flow_runs/filter", {}) == 401
     assert serving.api.refused("/flow_runs/filter", {}) == 0
@@ -68,10 +62,10 @@ def test_a_run_survives_the_death_of_its_training_and_then_its_own(
     run = serving.api.start("pretrain", settings(corpus, store, max_steps=5000, checkpoint_every=100))
     wait_until(lambda: bool(checkpoints(store)), "a checkpoint")
     assert serving.kill(TRAINING)
-    wait_until(lambda: len(starts(serving.api, run)) == 2, "the retry of the training")
+    wait_until(lambda: len(serving.api.starts(run)) == 2, "the retry of the training")
     assert serving.kill(FLOW)
     assert serving.api.ended(run, "COMPLETED")
-    first, second, third = starts(serving.api, run)
+    first, second, third = serving.api.starts(run)
     assert first == 0 < second <= third < 5000
     assert serving.api.run(run)["run_count"] == 2
     wait_until(lambda: bool(listener.of("finished", run)), "the notice of the end")
