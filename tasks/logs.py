@@ -9,10 +9,15 @@ _NOISY = ("httpx", "httpcore", "alembic", "prefect.server", "prefect._internal")
 
 
 class _NoTraceback(logging.Filter):
-    """Drops the traceback of a deliberate error; the line about the failed state says it in words."""
+    """A deliberate error is one line without its traceback, and none where the state of the run is about to say it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], LMError))
+        if not (record.exc_info and isinstance(record.exc_info[1], LMError)):
+            return True
+        error, message = record.exc_info[1], record.getMessage()
+        record.exc_info = None
+        record.msg, record.args = "%s", (message if repr(error) in message else f"{message}: {error}",)
+        return not _SAID_BY_THE_STATE.search(message)
 
 
 class _NoMachinery(logging.Filter):
@@ -26,6 +31,7 @@ _MACHINERY = re.compile(
     "Running hook |Hook .* finished running|Finished in state (Completed|Cached|Running)|"
     r"(Crash detected! |Finished in state Crashed\(')Execution was aborted by a termination signal"
 )
+_SAID_BY_THE_STATE = re.compile("Encountered exception during execution|Retries are exhausted|No retries configured")
 _FILTERS = (_NoTraceback(), _NoMachinery())
 
 

@@ -128,7 +128,8 @@ def test_a_page_that_cannot_be_made_costs_the_page_only(tmp_path: Path, caplog: 
 
     assert [state_of(paged), state_of(paged)] == ["Completed", "Cached"]
     assert shown == [5, 5]
-    assert "error was encountered while running hook" in caplog.text
+    assert "error was encountered while running hook 'show': the page is gone" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_a_task_counts_the_files_that_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
