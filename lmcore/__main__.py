@@ -84,10 +84,10 @@ def _tokenize(arguments: list[str]) -> None:
 def _pretrain(arguments: list[str]) -> None:
     config: RunConfig = cli.parse(arguments, "python -m lmcore pretrain", "Corpus to a trained model.")
 
-    from lmcore.dataset import build_dataset
     from lmcore.evaluate import evaluate
     from lmcore.export import export
     from lmcore.launch import train_in_child
+    from lmcore.mixture import build_dataset
     from lmcore.report import report
     from lmcore.run import prepare_run
 
@@ -274,8 +274,8 @@ def _train(arguments: list[str]) -> None:
     from lmcore.distributed import Ranks
     from lmcore.errors import LMError
     from lmcore.launch import end_with_parent, is_worker, run_workers
-    from lmcore.run import Run
-    from lmcore.train import TrainingResult, train
+    from lmcore.run import Run, TrainingResult
+    from lmcore.train import train
 
     is_first = Ranks.of_environment().is_first
     if not is_first:

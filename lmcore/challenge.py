@@ -13,20 +13,17 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.checkpoint import is_sound
 from lmcore.config import RunConfig
 from lmcore.errors import FormatError, StoreError
 from lmcore.exclusions import without_forgotten
 from lmcore.gate import Decision, GateConfig, decide, decide_first
 from lmcore.news import document_hashes
 from lmcore.registry import Version, champion, history, promote, record_refusal, versions
-from lmcore.run import Run, run_key
+from lmcore.run import Run, TrainingResult, is_sound, run_key
 from lmcore.scores import DocumentScores
-from lmcore.scoring import dataset_texts, score_validation
 from lmcore.store import read_manifest
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
-from lmcore.train import TrainingResult
 from lmcore.version import add_version
 
 
@@ -82,6 +79,8 @@ def require_comparable(best: Champion, dataset: Path) -> None:
     So that nobody learns it after the training. Decodes the validation text if the tokenizers differ.
     """
     if read_manifest(dataset)["tokenizer_id"] != best.receipt["tokenizer"]["id"]:
+        from lmcore.scoring import dataset_texts  # brings torch
+
         deque(dataset_texts(dataset), maxlen=0)
 
 
@@ -137,6 +136,8 @@ def _weights(run_folder: Path) -> str:
 
 def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
     """Of every validation document of the run's dataset, from the run's folder if they are there already."""
+    from lmcore.scoring import score_validation  # and with it torch: few retrainings come here
+
     path = run.folder / "scores" / f"{weights[:16]}.arrow"
     try:
         return DocumentScores.load(path)

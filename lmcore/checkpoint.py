@@ -3,13 +3,10 @@
     checkpoints/step-00000500/  model.safetensors  optimizer.safetensors  random.safetensors  state.json  manifest.json
 
 Each is a sealed folder (see store.py). Nothing is pickled. They hold whole tensors, however many ranks
-made them, so any number of ranks reads them. Loading goes from the newest to the oldest; one that does not prove
-whole is set aside as bad-step-... and the next older one is used.
+made them, so any number of ranks reads them. Which of them counts, run.py says.
 """
 
 import json
-import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,15 +18,14 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from lmcore.distributed import Ranks, like, whole
-from lmcore.errors import FormatError, StoreError
+from lmcore.errors import StoreError
 from lmcore.model import blank_model
 from lmcore.optim import Optimizers
-from lmcore.run import Run
-from lmcore.store import json_bytes, open_sealed, read_manifest, remove, sealed_folder
+from lmcore.run import Run, checkpoint_path, newest_first, step_of
+from lmcore.store import json_bytes, remove, sealed_folder
 
 State = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
-_log = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
@@ -65,7 +61,7 @@ class CheckpointWriter:
         self.wait()
         if self._ranks.is_first and self._thread is not None:
             # Asked now: when all is written, training may know of a better one that is not.
-            kept = {other for other in (step, *map(step_of, _newest_first(self._folder))) if self._is_kept(other)}
+            kept = {other for other in (step, *map(step_of, newest_first(self._folder))) if self._is_kept(other)}
             self._writing = self._thread.submit(self._write, step, parts, {**state, "step": step}, kept)
 
     def wait(self) -> None:
@@ -79,7 +75,7 @@ class CheckpointWriter:
             for name, tensors in parts.items():
                 save_file(tensors, new / f"{name}.safetensors")
             (new / "state.json").write_bytes(json_bytes(state))
-        for old in _newest_first(self._folder)[self._keep :]:
+        for old in newest_first(self._folder)[self._keep :]:
             if step_of(old) not in kept:
                 remove(old)
 
@@ -98,47 +94,11 @@ def load_optimizers(path: Path, model: torch.nn.Module, optimizers: Optimizers) 
     optimizers.load(load_file(path / "optimizer.safetensors"), model)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that proves whole; damaged newer ones are set aside with a warning."""
-    return next((path for path in _newest_first(folder) if is_sound(path)), None)
-
-
-def is_sound(path: Path) -> bool:
-    """True if the checkpoint is there and proves whole; a damaged one is set aside with a warning."""
-    try:
-        open_sealed(path)
-    except FormatError:
-        raise
-    except StoreError as error:
-        if path.exists():
-            aside = path.with_name(f"bad-{path.name}")
-            remove(aside)
-            os.rename(path, aside)
-            _log.warning("checkpoint %s set aside as %s: %s", path.name, aside.name, error)
-        return False
-    return True
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, or will be."""
-    return folder / f"step-{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    """The step that a checkpoint's folder is named by."""
-    return int(path.name.rpartition("-")[2])
-
-
 def trained_model(run: Run, checkpoint: Path) -> PreTrainedModel:
     """The run's model with the weights of a checkpoint folder."""
     model = blank_model(run)
     load_weights(checkpoint, model)
     return model
-
-
-def weights_hash(checkpoint: Path) -> str:
-    """Hash of the weights in a checkpoint folder, by its manifest."""
-    return str(read_manifest(checkpoint)["files"]["model.safetensors"]["blake3"])
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> None:
@@ -154,10 +114,6 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(like(saved[name], tensor))
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=step_of, reverse=True)
 
 
 def _model_tensors(model: torch.nn.Module) -> Tensors:

@@ -20,17 +20,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import Field
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lmcore.config import CorpusConfig, DatasetConfig
+from lmcore.config import CorpusConfig
 from lmcore.corpus import scan
 from lmcore.documents import read_documents
 from lmcore.ledger import Ledger
-from lmcore.mixture import open_blocks
-from lmcore.store import Output
-from lmcore.stream import IGNORED_LABEL, TokenStream, source_names
-from lmcore.tokenization import Dataset
+from lmcore.stream import IGNORED_LABEL, TokenStream
 
 Block = dict[str, list[int]]
 _log = logging.getLogger(__name__)
@@ -183,64 +179,3 @@ class BufferedShuffleDataset(IterableDataset[Any]):
 def collate_fn(blocks: Sequence[Block]) -> dict[str, torch.Tensor]:
     """Blocks to one batch: ``input_ids`` and ``labels``, each an int64 tensor (B, T)."""
     return {key: torch.tensor([block[key] for block in blocks]) for key in ("input_ids", "labels")}
-
-
-class SourceCounts(Output):
-    """One source's part of the training text."""
-
-    documents: int
-    tokens: int
-    text_bytes: int
-    share: float
-    """Of an epoch's blocks; where sources are not weighted, of the tokens."""
-
-
-class Blocks(Output):
-    """What training will draw from a dataset, in figures."""
-
-    dataset_id: str
-    block_size: int
-    train_blocks: int
-    """In an epoch."""
-    tail_tokens: int
-    """Training tokens at the end of the stream that fill no block; never trained on."""
-    validation_tokens: int
-    padding: float = 0.0
-    """Share of an epoch's places that best-fit packing leaves empty."""
-    sources: dict[str, SourceCounts] = Field({})
-
-    def verify(self) -> None:
-        """The shards belong to the dataset, whose own record is verified."""
-
-
-def build_dataset(dataset: Dataset, config: DatasetConfig) -> Blocks:
-    """Open the shards of both splits and count their blocks.
-
-    Raises CorpusError when a source's training text is shorter than one block, ConfigError when the settings name
-    other sources than the dataset has, StoreError when shards do not fit.
-    """
-    blocks = open_blocks(dataset.folder, config)
-    parts = list(blocks.sources.values())
-    return Blocks(
-        dataset_id=dataset.id,
-        block_size=config.block_size,
-        train_blocks=len(blocks),
-        tail_tokens=0 if config.packing == "best_fit" else sum(len(p.stream) - 1 - p.tokens for p in parts),
-        validation_tokens=len(TokenStream(dataset.folder, "validation")),
-        padding=blocks.padding,
-        sources=_source_counts(dataset.folder, blocks.draws if config.is_mixture else {}),
-    )
-
-
-def _source_counts(dataset: Path, draws: dict[str, int]) -> dict[str, SourceCounts]:
-    streams = {name: TokenStream(dataset, "train", name) for name in source_names(dataset, "train")}
-    parts = draws or {name: len(stream) for name, stream in streams.items()}
-    return {
-        name: SourceCounts(
-            documents=len(stream.document_lengths()),
-            tokens=len(stream),
-            text_bytes=stream.text_bytes,
-            share=parts.get(name, 0) / sum(parts.values()),
-        )
-        for name, stream in streams.items()
-    }

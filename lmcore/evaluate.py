@@ -16,14 +16,13 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from lmcore.checkpoint import trained_model, weights_hash
+from lmcore.checkpoint import trained_model
 from lmcore.device import autocast, choose_device, choose_precision
 from lmcore.distributed import Ranks
 from lmcore.loss import token_cross_entropy, token_nats
 from lmcore.model import has_plain_head
-from lmcore.run import Run
-from lmcore.scores import Score
-from lmcore.store import Record
+from lmcore.run import Run, weights_hash
+from lmcore.scores import Evaluation, Score
 from lmcore.stream import IGNORED_LABEL, TokenStream, source_names
 from lmcore.training_config import Precision
 
@@ -43,23 +42,6 @@ Document = tuple[npt.NDArray[Any], int, int]
 """Ids with EOS at the end, UTF-8 bytes of the text, hash."""
 
 Numbers = npt.NDArray[np.int64]
-
-
-class Evaluation(Record):
-    """The whole validation split, scored by the trained model."""
-
-    file_name = "evaluation.json"
-    weights: str
-    """Hash of the weights that were scored."""
-    documents: int
-    tokens: int
-    text_bytes: int
-    nats: float
-    nats_per_token: float
-    perplexity: float
-    bits_per_byte: float
-    sources: dict[str, Score]
-    """By source, where there are several."""
 
 
 def evaluate(run: Run, checkpoint: Path) -> Evaluation:

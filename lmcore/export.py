@@ -8,27 +8,17 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from lmcore.checkpoint import newest_checkpoint, trained_model
+from lmcore.checkpoint import trained_model
 from lmcore.errors import ConfigError, StoreError, TokenizerError
-from lmcore.evaluate import Evaluation
 from lmcore.origin import control_ids
-from lmcore.run import Run
-from lmcore.store import MANIFEST, Output, is_whole, json_bytes, open_sealed, read_manifest, remove, sealed_folder
+from lmcore.run import Export, Run, TrainingResult, newest_checkpoint
+from lmcore.scores import Evaluation
+from lmcore.store import MANIFEST, is_whole, json_bytes, open_sealed, read_manifest, remove, sealed_folder
 from lmcore.tokenizer import Tokenizer
-from lmcore.train import TrainingResult
 from lmcore.transformers_view import open_in_transformers
 
 _UNSTATED_POSITIONS = 2048
 """Longest context of a model whose config.json states none."""
-
-
-class Export(Output):
-    """The model folder of a run."""
-
-    model_dir: Path
-
-    def verify(self) -> None:
-        open_sealed(self.model_dir)
 
 
 def export(training: TrainingResult, evaluation: Evaluation) -> Export:

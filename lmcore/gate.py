@@ -27,6 +27,8 @@ they cannot be known."""
 
 _GROUPS = ("new", "old")
 _BITS_PER_NAT = 1 / np.log(2)
+_SHOWN_DIGITS = 12
+"""Of a fingerprint, in a table."""
 
 
 class GateConfig(Section):
@@ -123,7 +125,10 @@ class Decision(Record):
 
     def rows(self) -> list[dict[str, str]]:
         """The rules, for a table."""
-        return [{**rule.model_dump(), "passed": "yes" if rule.passed else "no"} for rule in self.rules]
+        return [
+            {"rule": each.rule, "passed": "yes" if each.passed else "no", "found": each.found, "needed": each.needed}
+            for each in self.rules
+        ]
 
     def comparison_rows(self) -> list[dict[str, str]]:
         """The figures, for a table."""
@@ -158,7 +163,8 @@ def decide(
     if champion is not None:
         rules += _soundness("champion", champion, trained_on)
         same = champion.fingerprint == challenger.fingerprint
-        rules.append(_rule("evaluation set", challenger.fingerprint, f"the champion's {champion.fingerprint}", same))
+        found, needed = (scores.fingerprint[:_SHOWN_DIGITS] for scores in (challenger, champion))
+        rules.append(_rule("evaluation set", found, f"the champion's {needed}", same))
     if champion is not None and all(rule.passed for rule in rules):
         comparisons = list(_comparisons(champion, challenger, config))
         rules += _judgement(comparisons, config)

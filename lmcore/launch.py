@@ -4,6 +4,8 @@ The child (``python -m lmcore train RUN_FOLDER``) leads its own process group. W
 any way, the group gets SIGTERM: the child saves a checkpoint and ends. When the caller dies without a
 word, the kernel tells the child the same (Linux; elsewhere the child outlives it and finishes).
 
+Nothing here imports torch but the child of several: whoever starts one has not to wait for it.
+
 With ``train.nproc`` above 1 the child becomes torchrun's agent, whose workers are the same command again; it hands
 signals on to them, and ends all when one dies.
 """
@@ -17,14 +19,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from lmcore.cli import ERROR_PREFIX, STOPPED_STATUS
-from lmcore.device import choose_device
 from lmcore.errors import ConfigError, RunError, StoppedError, TrainingError, TrainingKilledError
-from lmcore.run import Run
+from lmcore.run import Run, TrainingResult, finished_training
 from lmcore.store import locked
-from lmcore.train import TrainingResult, finished_training
 
 _SIGNALLED = 128
 """And the number of the signal: exit status of torchrun's agent when one ended a worker, as in shells."""
@@ -117,10 +115,13 @@ def run_workers(run: Run) -> int:
 
     A stop asked of one is a stop of all. A worker that dies ends the others, and the status says by which signal.
     """
+    import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser
     from torch.distributed.run import run as torchrun
+
+    from lmcore.device import choose_device
 
     nproc = run.config.train.nproc
     if choose_device(run.config.train.device).type == "cuda" and nproc > torch.cuda.device_count():

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from lmcore.config import DEFAULT_SOURCE, DatasetConfig
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.packing import PackedBlocks
 from lmcore.shuffle import shuffled
+from lmcore.store import Output
 from lmcore.stream import Ids, StreamBlocks, TokenStream, source_names
+from lmcore.tokenization import Dataset
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,64 @@ def _draws(blocks: dict[str, int], config: DatasetConfig) -> dict[str, int]:
         return {name: max(1, round(config.epochs[name] * count)) for name, count in blocks.items()}
     whole = sum(blocks.values()) / sum(config.weights.values())
     return {name: max(1, round(config.weights[name] * whole)) for name in blocks}
+
+
+class SourceCounts(Output):
+    """One source's part of the training text."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    share: float
+    """Of an epoch's blocks; where sources are not weighted, of the tokens."""
+
+
+class Blocks(Output):
+    """What training will draw from a dataset, in figures."""
+
+    dataset_id: str
+    block_size: int
+    train_blocks: int
+    """In an epoch."""
+    tail_tokens: int
+    """Training tokens at the end of the stream that fill no block; never trained on."""
+    validation_tokens: int
+    padding: float = 0.0
+    """Share of an epoch's places that best-fit packing leaves empty."""
+    sources: dict[str, SourceCounts] = Field({})
+
+    def verify(self) -> None:
+        """The shards belong to the dataset, whose own record is verified."""
+
+
+def build_dataset(dataset: Dataset, config: DatasetConfig) -> Blocks:
+    """Open the shards of both splits and count their blocks.
+
+    Raises CorpusError when a source's training text is shorter than one block, ConfigError when the settings name
+    other sources than the dataset has, StoreError when shards do not fit.
+    """
+    blocks = open_blocks(dataset.folder, config)
+    parts = list(blocks.sources.values())
+    return Blocks(
+        dataset_id=dataset.id,
+        block_size=config.block_size,
+        train_blocks=len(blocks),
+        tail_tokens=0 if config.packing == "best_fit" else sum(len(p.stream) - 1 - p.tokens for p in parts),
+        validation_tokens=len(TokenStream(dataset.folder, "validation")),
+        padding=blocks.padding,
+        sources=_source_counts(dataset.folder, blocks.draws if config.is_mixture else {}),
+    )
+
+
+def _source_counts(dataset: Path, draws: dict[str, int]) -> dict[str, SourceCounts]:
+    streams = {name: TokenStream(dataset, "train", name) for name in source_names(dataset, "train")}
+    parts = draws or {name: len(stream) for name, stream in streams.items()}
+    return {
+        name: SourceCounts(
+            documents=len(stream.document_lengths()),
+            tokens=len(stream),
+            text_bytes=stream.text_bytes,
+            share=parts.get(name, 0) / sum(parts.values()),
+        )
+        for name, stream in streams.items()
+    }

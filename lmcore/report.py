@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import markdown
-from lmcore.checkpoint import trained_model
 from lmcore.config import SampleConfig
-from lmcore.dataset import Blocks, SourceCounts
-from lmcore.device import choose_device
 from lmcore.errors import StoreError
-from lmcore.evaluate import Evaluation
-from lmcore.generate import generate
 from lmcore.history import events, figures, loss_table, source_table, warnings
 from lmcore.metrics import Row, read_metrics
+from lmcore.mixture import Blocks, SourceCounts
 from lmcore.origin import in_transformers
 from lmcore.plot import loss_picture
-from lmcore.run import Run
-from lmcore.scores import Score
+from lmcore.run import Run, TrainingResult
+from lmcore.scores import Evaluation, Score
 from lmcore.section import fingerprint
 from lmcore.shards import SPLITS
 from lmcore.store import Record, hash_file, read_manifest, write_file
@@ -30,7 +26,6 @@ from lmcore.stream import source_names
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from lmcore.tokenizer_report import dataset_report
-from lmcore.train import TrainingResult
 
 _EARLIER_SAMPLES = 3
 _PACKAGES = ("torch", "transformers", "sentencepiece", "pyarrow", "numpy")
@@ -97,6 +92,10 @@ def report_key(training: TrainingResult, evaluation: Evaluation, blocks: Blocks,
 
 
 def _samples(run: Run, training: TrainingResult, settings: SampleConfig) -> list[str]:
+    from lmcore.checkpoint import trained_model  # and with it torch, which pages of finished runs do without
+    from lmcore.device import choose_device
+    from lmcore.generate import generate
+
     model = trained_model(run, training.checkpoint)
     model.to(choose_device(run.config.train.device))
     return generate(model, run.tokenizer(), settings, run.config.dataset.block_size)

@@ -23,7 +23,8 @@ def retraining_page(
     run_folder: Path | None = None,
 ) -> str:
     """Markdown, with the picture of the comparison inside it. ``champion`` is the one that was there before."""
-    parts = [f"# {config.retraining.model_name}: {verdict}"]
+    decided, _, reasons = verdict.partition(": ")
+    parts = [f"# {config.retraining.model_name}: {decided}", reasons]
     looked_at = [("corpus", dataset.account()), ("dataset", dataset.id), ("champion", _name(champion))]
     parts.append(markdown.table(("looked at", ""), [*looked_at, *_news(config, news)]))
     if decision is not None:
@@ -47,8 +48,8 @@ def _news(config: RetrainConfig, news: News | None) -> Iterator[tuple[str, str]]
 
 
 def _decided(decision: Decision) -> Iterator[str]:
-    rules = [row.values() for row in decision.rows()]
-    yield markdown.table(("rule", "found", "needed", "passed"), rules)
+    rules = decision.rows()
+    yield markdown.table(tuple(rules[0]), [row.values() for row in rules])
     if decision.comparisons:
         rows = decision.comparison_rows()
         yield "Bits per byte; below 0 the challenger is better.\n\n" + markdown.table(

@@ -4,21 +4,37 @@
                   evaluation.json  model/  report.md  report.png
 
 The name comes from the result fields of the settings and the dataset id, so the same command finds the
-same folder, continues what is unfinished and returns what is done.
+same folder, continues what is unfinished and returns what is done. Nothing here needs torch.
 """
 
 import json
+import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from lmcore.config import RunConfig
-from lmcore.errors import ConfigError, RunError, StoreError
+from lmcore.errors import ConfigError, FormatError, RunError, StoreError
 from lmcore.origin import Origin, Shape, init_fingerprint, shape_of_settings
 from lmcore.section import differences, fingerprint, result_fields
-from lmcore.store import FORMAT_VERSION, check_version, json_bytes, locked, remove, sweep, write_file
+from lmcore.store import (
+    FORMAT_VERSION,
+    Output,
+    Record,
+    check_version,
+    json_bytes,
+    locked,
+    open_sealed,
+    read_manifest,
+    remove,
+    sweep,
+    write_file,
+)
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import Tokenizer, TokenizerInfo
+
+_log = logging.getLogger(__name__)
 
 
 def run_identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
@@ -208,3 +224,99 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
             + "\n".join(rows)
             + "\nGive them back, choose another --run NAME, or begin again with --fresh"
         )
+
+
+class TrainingResult(Record):
+    """A finished training."""
+
+    file_name = "training.json"
+    run: str
+    step: int
+    """The step of the checkpoint that counts: the last, or after early stopping the best."""
+    last_step: int
+    tokens: int
+    """Tokens trained on, counted each time they were."""
+    train_loss: float
+    """Nats per token, mean over the last log interval."""
+    validation_loss: float
+    """Nats per token of the checkpoint that counts, on the documents that were scored while training."""
+    tokens_per_second: float
+    """Over all training steps, validation and checkpoints left out."""
+    skipped_steps: int
+    """By the guard."""
+    weights: str
+    """Hash of the checkpoint's weights: two trainings with the same one have the same model."""
+    parameters: int
+    trainable_parameters: int
+    flops_per_token: float
+    device: str
+    precision: str
+    trunk: Path | None
+    """The checkpoint before the decay of a wsd schedule, from which training can go on."""
+
+    @property
+    def checkpoint(self) -> Path:
+        return checkpoint_path(self.folder / "checkpoints", self.step)
+
+    def verify(self) -> None:
+        super().verify()
+        Run.open(self.folder)
+        open_sealed(self.checkpoint)
+
+
+class Export(Output):
+    """The model folder of a run."""
+
+    model_dir: Path
+
+    def verify(self) -> None:
+        open_sealed(self.model_dir)
+
+
+def finished_training(run: Run) -> TrainingResult | None:
+    """The result of a training that has ended and whose checkpoint proves whole; else None."""
+    result = TrainingResult.load(run.folder)
+    if result is None or not is_sound(result.checkpoint):
+        return None
+    return result if weights_hash(result.checkpoint) == result.weights else None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that proves whole; damaged newer ones are set aside with a warning."""
+    return next((path for path in newest_first(folder) if is_sound(path)), None)
+
+
+def is_sound(path: Path) -> bool:
+    """True if the checkpoint is there and proves whole; a damaged one is set aside with a warning."""
+    try:
+        open_sealed(path)
+    except FormatError:
+        raise
+    except StoreError as error:
+        if path.exists():
+            aside = path.with_name(f"bad-{path.name}")
+            remove(aside)
+            os.rename(path, aside)
+            _log.warning("checkpoint %s set aside as %s: %s", path.name, aside.name, error)
+        return False
+    return True
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or will be."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named by."""
+    return int(path.name.rpartition("-")[2])
+
+
+def weights_hash(checkpoint: Path) -> str:
+    """Hash of the weights in a checkpoint folder, by its manifest."""
+    return str(read_manifest(checkpoint)["files"]["model.safetensors"]["blake3"])
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoint folders in a folder, sound or not."""
+    return sorted(folder.glob("step-*"), key=step_of, reverse=True)

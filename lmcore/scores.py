@@ -26,7 +26,7 @@ import pyarrow as pa
 from blake3 import blake3
 
 from lmcore.errors import CorpusError, StoreError
-from lmcore.store import DIGEST_BYTES, FORMAT_VERSION, check_version, write_file
+from lmcore.store import DIGEST_BYTES, FORMAT_VERSION, Record, check_version, write_file
 
 _COLUMNS = {
     "hash": pa.uint64(),
@@ -210,3 +210,20 @@ def _to_numpy(column: Any) -> npt.NDArray[Any]:
     if pa.types.is_dictionary(column.type):
         return np.array(column.to_pylist(), dtype=np.str_)
     return np.array(column)
+
+
+class Evaluation(Record):
+    """The whole validation split, scored by the trained model."""
+
+    file_name = "evaluation.json"
+    weights: str
+    """Hash of the weights that were scored."""
+    documents: int
+    tokens: int
+    text_bytes: int
+    nats: float
+    nats_per_token: float
+    perplexity: float
+    bits_per_byte: float
+    sources: dict[str, Score]
+    """By source, where there are several."""

@@ -20,16 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmcore.checkpoint import (
-    CheckpointWriter,
-    checkpoint_path,
-    is_sound,
-    load_checkpoint,
-    load_optimizers,
-    newest_checkpoint,
-    step_of,
-    weights_hash,
-)
+from lmcore.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
 from lmcore.clock import Clock
 from lmcore.device import choose_device, device_locked, peak_memory
 from lmcore.distributed import Ranks, joined
@@ -43,52 +34,23 @@ from lmcore.metrics import MetricsWriter
 from lmcore.mixture import open_blocks
 from lmcore.model import flops_per_token, parameter_count
 from lmcore.origin import init_checkpoint
-from lmcore.run import Run
+from lmcore.run import (
+    Run,
+    TrainingResult,
+    checkpoint_path,
+    finished_training,
+    is_sound,
+    newest_checkpoint,
+    step_of,
+    weights_hash,
+)
 from lmcore.schedule import Schedule, planned_steps
 from lmcore.scores import Score
-from lmcore.store import Record, locked, open_sealed
+from lmcore.store import locked
 from lmcore.stream import IGNORED_LABEL
 from lmcore.tokenization import verify_chunks
 
 _log = logging.getLogger(__name__)
-
-
-class TrainingResult(Record):
-    """A finished training."""
-
-    file_name = "training.json"
-    run: str
-    step: int
-    """The step of the checkpoint that counts: the last, or after early stopping the best."""
-    last_step: int
-    tokens: int
-    """Tokens trained on, counted each time they were."""
-    train_loss: float
-    """Nats per token, mean over the last log interval."""
-    validation_loss: float
-    """Nats per token of the checkpoint that counts, on the documents that were scored while training."""
-    tokens_per_second: float
-    """Over all training steps, validation and checkpoints left out."""
-    skipped_steps: int
-    """By the guard."""
-    weights: str
-    """Hash of the checkpoint's weights: two trainings with the same one have the same model."""
-    parameters: int
-    trainable_parameters: int
-    flops_per_token: float
-    device: str
-    precision: str
-    trunk: Path | None
-    """The checkpoint before the decay of a wsd schedule, from which training can go on."""
-
-    @property
-    def checkpoint(self) -> Path:
-        return checkpoint_path(self.folder / "checkpoints", self.step)
-
-    def verify(self) -> None:
-        super().verify()
-        Run.open(self.folder)
-        open_sealed(self.checkpoint)
 
 
 @dataclass
@@ -129,14 +91,6 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Training
         if result is None:
             raise RunError(f"{run.folder / TrainingResult.file_name} is gone right after it was written")
         return result
-
-
-def finished_training(run: Run) -> TrainingResult | None:
-    """The result of a training that has ended and whose checkpoint proves whole; else None."""
-    result = TrainingResult.load(run.folder)
-    if result is None or not is_sound(result.checkpoint):
-        return None
-    return result if weights_hash(result.checkpoint) == result.weights else None
 
 
 class _OneTooManyError(TrainingError):

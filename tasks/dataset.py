@@ -3,8 +3,8 @@
 from prefect import task
 
 from lmcore.config import RunConfig
-from lmcore.dataset import Blocks, build_dataset
 from lmcore.inputs import Inputs
+from lmcore.mixture import Blocks, build_dataset
 from lmcore.section import result_fields
 from lmcore.tokenization import Dataset
 from tasks.policies import stage

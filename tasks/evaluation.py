@@ -3,12 +3,10 @@
 from prefect import task
 from prefect.artifacts import Artifact, TableArtifact
 
-from lmcore.evaluate import Evaluation, evaluate
-from lmcore.export import Export, export
 from lmcore.inputs import Inputs
 from lmcore.report import evaluation_rows
-from lmcore.run import Run
-from lmcore.train import TrainingResult
+from lmcore.run import Export, Run, TrainingResult
+from lmcore.scores import Evaluation
 from tasks.policies import stage
 
 
@@ -28,10 +26,14 @@ def _page(evaluation: Evaluation) -> list[Artifact]:
 )
 def evaluation(training: TrainingResult) -> Evaluation:
     """Score every validation document once."""
+    from lmcore.evaluate import evaluate  # and with it torch: a flow starts without
+
     return evaluate(Run.open(training.folder), training.checkpoint)
 
 
 @task(name="export", task_run_name="export {training.run}", **stage(_content))
 def export_model(training: TrainingResult, evaluation: Evaluation) -> Export:
     """Write the folder that transformers opens."""
+    from lmcore.export import export  # and with it transformers
+
     return export(training, evaluation)

@@ -4,11 +4,11 @@ from prefect import get_run_logger, task
 from prefect.artifacts import Artifact, MarkdownArtifact
 
 from lmcore.config import RunConfig
-from lmcore.dataset import Blocks
-from lmcore.evaluate import Evaluation
 from lmcore.inputs import Inputs
+from lmcore.mixture import Blocks
 from lmcore.report import Report, report, report_key, samples_page
-from lmcore.train import TrainingResult
+from lmcore.run import TrainingResult
+from lmcore.scores import Evaluation
 from tasks.policies import stage
 
 
@@ -26,7 +26,7 @@ def _page(found: Report) -> list[Artifact]:
     run = found.folder.name
     page = found.markdown(inline_picture=True)
     return [
-        MarkdownArtifact(key="report", markdown=page, description=f"Report of {run}"),
+        MarkdownArtifact(key="report", markdown=page, description=f"Report of {run}, in {found.folder}"),
         MarkdownArtifact(key="samples", markdown=samples_page(found), description=f"Samples of {run}"),
     ]
 

@@ -13,10 +13,9 @@ from lmcore.inputs import Inputs
 from lmcore.launch import train_in_child
 from lmcore.metrics import last_standing, read_metrics
 from lmcore.report import run_page
-from lmcore.run import prepare_run, run_identity
+from lmcore.run import TrainingResult, prepare_run, run_identity
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
-from lmcore.train import TrainingResult
 from tasks.locks import gpu_slot
 from tasks.policies import stage, stopped
 from tasks.progress import LiveTable, watched

@@ -24,16 +24,17 @@ settings.load_profile("repeatable")
 
 from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.corpus import describe, scan
-from lmcore.dataset import Blocks, build_dataset
-from lmcore.evaluate import Evaluation, evaluate
+from lmcore.evaluate import evaluate
 from lmcore.metrics import read_metrics
+from lmcore.mixture import Blocks, build_dataset
 from lmcore.retraining import RetrainConfig, RetrainingConfig
-from lmcore.run import Run, prepare_run
+from lmcore.run import Run, TrainingResult, prepare_run
+from lmcore.scores import Evaluation
 from lmcore.shards import shard_path, write_shard
 from lmcore.store import manifest_bytes, prepare_store, read_manifest
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import TokenizerInfo, make_tokenizer
-from lmcore.train import TrainingResult, train
+from lmcore.train import train
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

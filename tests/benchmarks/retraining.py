@@ -24,10 +24,10 @@ from lmcore.evaluate import evaluate
 from lmcore.export import export
 from lmcore.news import age_of, told_apart
 from lmcore.retraining import RetrainConfig, RetrainingConfig, continued
-from lmcore.run import Run, prepare_run
+from lmcore.run import Run, TrainingResult, prepare_run
 from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import TokenizerInfo, make_tokenizer
-from lmcore.train import TrainingResult, train
+from lmcore.train import train
 
 OLD_BYTES, EPOCHS = 2_000_000, 4.0
 RECIPES: dict[str, dict[str, Any]] = {

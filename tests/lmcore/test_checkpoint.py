@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from lmcore.checkpoint import CheckpointWriter, load_checkpoint, load_weights, newest_checkpoint, trained_model
+from lmcore.checkpoint import CheckpointWriter, load_checkpoint, load_weights, trained_model
 from lmcore.distributed import Ranks
 from lmcore.errors import StoreError
 from lmcore.model import new_model
 from lmcore.optim import Optimizers
+from lmcore.run import newest_checkpoint
 from lmcore.store import manifest_bytes, read_manifest
 from tests.conftest import Prepared, Trained
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from lmcore.config import DatasetConfig
 from lmcore.corpus import scan
-from lmcore.dataset import BlockDataset, BufferedShuffleDataset, build_dataset, collate_fn
+from lmcore.dataset import BlockDataset, BufferedShuffleDataset, collate_fn
 from lmcore.documents import read_documents
 from lmcore.errors import CorpusError
 from lmcore.ledger import Ledger
+from lmcore.mixture import build_dataset
 from lmcore.stream import TokenStream
 from lmcore.tokenizer import Tokenizer
 from tests.conftest import REPOSITORY, Prepared

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lmcore.checkpoint import trained_model
-from lmcore.evaluate import Evaluation, Scorer, evaluate
+from lmcore.evaluate import Scorer, evaluate
 from lmcore.model import new_model
-from lmcore.scores import Score
+from lmcore.scores import Evaluation, Score
 from lmcore.stream import TokenStream
 from lmcore.train import train
 from tests.conftest import Prepared, Trained

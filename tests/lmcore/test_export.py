@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.checkpoint import trained_model
 from lmcore.errors import ConfigError, StoreError, TokenizerError
-from lmcore.export import Export, export, open_model
-from lmcore.run import Run, find_folder
+from lmcore.export import export, open_model
+from lmcore.run import Export, Run, find_folder
 from lmcore.store import read_manifest
 from tests.conftest import Prepared, Trained, train_and_evaluate
 

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 from lmcore import launch
-from lmcore.checkpoint import newest_checkpoint
 from lmcore.cli import STOPPED_STATUS
 from lmcore.errors import RunError, StoppedError, TrainingError, TrainingKilledError, is_transient
 from lmcore.launch import end_group, train_in_child
 from lmcore.metrics import read_metrics
-from lmcore.run import Run
+from lmcore.run import Run, TrainingResult, newest_checkpoint
 from lmcore.store import locked
-from lmcore.train import TrainingResult, train
+from lmcore.train import train
 from tests.conftest import Prepared, start, wait_for_step, wait_until
 
 ENDLESS: dict[str, Any] = {"max_steps": 1_000_000, "log_every": 1, "validate_every": 10**6, "checkpoint_every": 10**6}

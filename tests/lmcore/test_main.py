@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 import lmcore
-from lmcore.checkpoint import newest_checkpoint, step_of
 from lmcore.cli import STOPPED_STATUS
 from lmcore.metrics import read_metrics
-from lmcore.run import Run
+from lmcore.run import Run, newest_checkpoint, step_of
 from lmcore.scores import DocumentScores
 from lmcore.store import is_whole
 from tests.conftest import Trained, start, wait_for_step, wait_until, write_corpus
@@ -310,9 +309,10 @@ def test_settings_and_help_need_no_torch(module: str) -> None:
     assert not {"torch", "transformers", "pyarrow"} & set(output.split())
 
 
-def test_the_gate_needs_no_torch() -> None:
-    with start("-c", _IMPORT, "lmcore.gate") as process:
+@pytest.mark.parametrize("module", ["lmcore.gate", "flows.pretrain", "flows.retrain", "flows.champion"])
+def test_deciding_and_starting_need_no_torch(module: str) -> None:
+    with start("-c", _IMPORT, module) as process:
         output, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert "lmcore.gate" in output.split()
-    assert not {"torch", "transformers"} & set(output.split())
+    assert module in output.split()
+    assert not {"torch", "transformers", "matplotlib"} & set(output.split())

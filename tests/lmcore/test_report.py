@@ -9,12 +9,12 @@ from typing import Any
 import matplotlib.image
 import pytest
 
+import lmcore.generate
 import lmcore.report
 from lmcore.config import SampleConfig
-from lmcore.dataset import Blocks
 from lmcore.errors import StoreError
-from lmcore.evaluate import Score
 from lmcore.metrics import Row, read_metrics
+from lmcore.mixture import Blocks
 from lmcore.report import (
     Report,
     data_page,
@@ -25,6 +25,7 @@ from lmcore.report import (
     samples_page,
     tokenizer_page,
 )
+from lmcore.scores import Score
 from tests.conftest import Prepared, Trained, train_and_evaluate
 
 SAMPLE = SampleConfig(tokens=20)
@@ -89,7 +90,7 @@ def fence_of(text: str) -> str:
 
 @pytest.mark.parametrize("sample", ["", "```", "a ```` b\n``````\n```", "| a | b |\n# no heading", "</s>\n学習"])
 def test_a_sample_cannot_leave_its_fence(own: Trained, monkeypatch: pytest.MonkeyPatch, sample: str) -> None:
-    monkeypatch.setattr(lmcore.report, "generate", lambda *_: [sample])
+    monkeypatch.setattr(lmcore.generate, "generate", lambda *_: [sample])
     text = report(own.training, own.evaluation, own.blocks, SAMPLE).markdown()
     fence = fence_of(text)
     assert len(fence) > max((len(run) for run in re.findall("`+", sample)), default=2)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, GPT2Config, LlamaConfig
 
-from lmcore.checkpoint import trained_model, weights_hash
+from lmcore.checkpoint import trained_model
 from lmcore.config import CorpusConfig, TokenizerConfig
 from lmcore.corpus import describe, scan
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.evaluate import Scorer
 from lmcore.export import export
+from lmcore.run import weights_hash
 from lmcore.scores import DocumentScores
 from lmcore.scoring import LabelledText, corpus_texts, dataset_texts, labelled, score_texts
 from lmcore.store import hash_text, manifest_bytes, read_manifest

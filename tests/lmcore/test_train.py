@@ -18,15 +18,14 @@ from safetensors.torch import load_file
 
 import lmcore.index
 import lmcore.train
-from lmcore.checkpoint import newest_checkpoint, step_of
 from lmcore.errors import ConfigError, NoSpaceError, RunError, StoppedError, StoreError, TrainingError
 from lmcore.loader import loader
 from lmcore.metrics import read_metrics
 from lmcore.mixture import open_blocks
 from lmcore.model import NextTokenLoss, new_model
-from lmcore.run import Run, run_name
+from lmcore.run import Run, TrainingResult, newest_checkpoint, run_name, step_of
 from lmcore.store import hash_text, locked, read_manifest
-from lmcore.train import TrainingResult, train
+from lmcore.train import train
 from tests.benchmarks.kill_training import Train as KilledTraining
 from tests.benchmarks.kills import kills
 from tests.conftest import Prepared, Trained, start, wait_for_step
