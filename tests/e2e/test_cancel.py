@@ -32,6 +32,16 @@ def task_states(api: Api, run: str) -> dict[str, str]:
     return {task["name"].split()[0]: task["state"]["name"] for task in tasks if task["state"]}
 
 
+def wait_for_stop(pid: int) -> None:
+    """Return when all its threads have stopped; one that still ran would take a later signal first."""
+
+    def is_stopped() -> bool:
+        threads = (Path("/proc") / str(pid) / "task").iterdir()
+        return all("T (stopped)" in (thread / "status").read_text() for thread in threads)
+
+    wait_until(is_stopped, "the stop")
+
+
 def is_asked_to_end(pid: int) -> bool:
     """True if SIGTERM waits for a process that is stopped."""
     lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
@@ -44,8 +54,9 @@ def stopped_inside(serving: Serving, process: str, is_inside: Callable[[], bool]
     while True:
         wait_until(is_inside, "the phase", SECONDS)
         serving.kill(process, number=signal.SIGSTOP)
+        [pid] = serving.processes(process)
+        wait_for_stop(pid)
         if is_inside():
-            [pid] = serving.processes(process)
             return pid
         serving.kill(process, number=signal.SIGCONT)
 
