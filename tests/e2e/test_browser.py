@@ -42,6 +42,7 @@ class Ui:
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.url = page, url
         self.errors: list[str] = []
+        self.asked_elsewhere: list[str] = []
         page.set_default_timeout(_SECONDS * 1000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._hear)
@@ -53,7 +54,7 @@ class Ui:
 
     def _see(self, request: Request) -> None:
         if not request.url.startswith((self.url, "data:", "blob:")):
-            self.errors.append(f"somebody else was asked: {request.url}")
+            self.asked_elsewhere.append(request.url)
 
     def open(self, path: str) -> None:
         self.page.goto(self.url + path)
@@ -150,10 +151,11 @@ def logged_in(browser: Browser, serving: Serving) -> Ui:
 
 @pytest.fixture
 def ui(logged_in: Ui) -> Iterator[Ui]:
-    """Of somebody who has given the password. Errors of the page that a test does not expect fail it."""
+    """Of somebody who has given the password. What a test does not expect to go wrong in the page fails it."""
     logged_in.errors.clear()
     yield logged_in
     assert not logged_in.errors
+    assert not logged_in.asked_elsewhere
 
 
 @pytest.fixture(scope="module")

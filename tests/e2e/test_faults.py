@@ -42,19 +42,6 @@ def test_bad_parameters_are_refused_at_creation(serving: Serving, change: dict[s
     assert serving.api.refused(f"/deployments/{deployment}/create_flow_run", body) == 409
 
 
-def test_a_cancelled_training_leaves_a_checkpoint_and_no_process(
-    serving: Serving, corpus: Path, tmp_path: Path
-) -> None:
-    store = tmp_path / "store"
-    run = serving.api.start("pretrain", settings(corpus, store, max_steps=10**6))
-    wait_until(lambda: steps(store) > 0, "training")
-    serving.api.cancel(run)
-    assert serving.api.ended(run)["type"] == "CANCELLED"
-    assert not serving.processes(TRAINING)
-    assert not serving.processes(FLOW)
-    assert checkpoints(store)
-
-
 def test_a_run_survives_the_death_of_its_training_and_then_its_own(
     serving: Serving, listener: Listener, corpus: Path, tmp_path: Path
 ) -> None:
