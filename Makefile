@@ -21,7 +21,7 @@ demo: .venv/.installed ## train a small model on Python's standard library, or o
 	@$(BIN)/python -m flows.pretrain --config $(CONFIG) $(if $(CORPUS),--corpus.paths "$$CORPUS")
 
 test: .venv/.installed ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/.installed ## lint, types and import walls
 	@$(BIN)/ruff format --check .
