@@ -16,10 +16,14 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
+from lmcore.errors import ConfigError
 from tasks.policies import STARTS
 
 SILENCE = timedelta(minutes=9)
 """A run without a heartbeat for so long is dead. They come every 60 s (as flows sets it; by default 180 s)."""
+
+PATIENCE = timedelta(minutes=2)
+"""For a cancel: Prefect kills a process half a minute after it told it to end."""
 
 _SILENT = "no heartbeat for"
 _HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -32,10 +36,12 @@ _MODEL_NOTICE = '{"what": "%s", "text": {{ event.resource.name | tojson }}, "pay
 
 
 def create_automations(silence: timedelta = SILENCE) -> None:
-    """Create what is missing on the server."""
-    _create(zombies_crash(silence))
-    _create(zombies_go_on())
+    """Create what is missing on the server. Raises ConfigError where LM_NOTIFY_URL is no address of the web."""
+    for rescuer in rescuers(silence):
+        _create(rescuer)
     if url := os.environ.get("LM_NOTIFY_URL"):
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"LM_NOTIFY_URL is {url!r}: give an address that begins with http:// or https://")
         webhook = Webhook(url=SecretStr(url), headers=SecretDict({"Content-Type": "application/json"}))
         block = webhook.save("lm-notify", overwrite=True)
         for what, state, runs in (
@@ -50,6 +56,11 @@ def create_automations(silence: timedelta = SILENCE) -> None:
             call = CallWebhook(block_document_id=block, payload=_MODEL_NOTICE % what)
             trigger = EventTrigger(expect={f"lm.model.{what}"})
             _create(Automation(name=f"lm: tell of models that were {what}", trigger=trigger, actions=[call]))
+
+
+def rescuers(silence: timedelta = SILENCE) -> list[Automation]:
+    """What looks after runs that died."""
+    return [zombies_crash(silence), zombies_go_on(), cancels_end()]
 
 
 def zombies_crash(silence: timedelta) -> Automation:
@@ -88,6 +99,27 @@ def zombies_go_on() -> Automation:
         actions=[
             ChangeFlowRunState(state=StateType.SCHEDULED, message=f"starting again, {STARTS} starts at most"),
         ],
+    )
+
+
+def cancels_end(patience: timedelta = PATIENCE) -> Automation:
+    """A run that is still being cancelled after ``patience`` is marked Cancelled.
+
+    One whose process was just starting ends by itself at the cancel, and Prefect's runner, which finds no process then,
+    leaves it so for ever; the same where the runner died.
+    """
+    return Automation(
+        name="lm: a run that nobody is left to cancel is cancelled",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match=_RUNS,
+            match_related=_OURS,
+            for_each={"prefect.resource.id"},
+            after={"prefect.flow-run.Cancelling"},
+            expect={f"prefect.flow-run.{name}" for name in _ENDS},
+            within=patience,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="there was no process left to cancel")],
     )
 
 

@@ -112,20 +112,25 @@ def locks(files: list[Path]) -> Finding:
 
 
 def lock_files(store: Path, home: Path) -> list[Path]:
-    """Of runs, of what Prefect caches, and of this machine's GPUs."""
+    """Of runs, models and their retrainings, of what Prefect caches, and of this machine's GPUs."""
     return [
         *store.glob("runs/*/lock"),
+        *store.glob("models/*/lock"),
+        *store.glob("models/*/retraining.lock"),
         *home.glob("locks/*"),
         *Path(tempfile.gettempdir()).glob("lm-gpu-*.lock"),
     ]
 
 
 def _is_held(file: Path) -> bool:
-    with open(file) as opened:
-        try:
+    """False also where it cannot be known: the file is gone by now, or another user's alone."""
+    try:
+        with open(file) as opened:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except (FileNotFoundError, PermissionError):
+        return False
     return False
 
 

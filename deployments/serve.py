@@ -6,11 +6,11 @@ and PREFECT_SERVER_API_AUTH_STRING (user:password; without it, everybody on this
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ _SECONDS_BETWEEN_LOOKS = 1
 
 def main() -> None:
     """Start the server, serve the deployments until interrupted, stop the server."""
-    port = int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
+    port = _port()
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)  # the UI asks for the API where this says
     os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"
     # Else any page in a browser on this machine may read what the API answers.
@@ -48,14 +48,30 @@ def main() -> None:
         _serve_deployments()
 
 
+def _port() -> int:
+    given = os.environ.get("PREFECT_SERVER_API_PORT") or "4200"
+    if not (given.isascii() and given.isdecimal() and 0 < int(given) < 2**16):
+        raise ConfigError(f"PREFECT_SERVER_API_PORT is {given!r}: give a number from 1 to 65535")
+    return int(given)
+
+
+def _refuse_if_taken(port: int) -> None:
+    """Raises ConfigError where no server could listen."""
+    with socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: what closed may linger
+        try:
+            ours.bind((_HOST, port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} cannot be had ({error.strerror}): stop what listens there, another Prefect server "
+                "perhaps, or choose another port with PREFECT_SERVER_API_PORT"
+            ) from None
+
+
 @contextmanager
 def _server(port: int) -> Iterator[None]:
     """A server that is there while the body runs: started again when it dies, and ended with us however we end."""
-    if _healthy(port):
-        raise ConfigError(
-            f"port {port} is taken by another Prefect server: stop it, or choose another port "
-            "with PREFECT_SERVER_API_PORT"
-        )
+    _refuse_if_taken(port)
     server, is_over = _Server(port), threading.Event()
     try:
         server.wait_until_healthy()
@@ -118,7 +134,7 @@ def _healthy(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://{_HOST}:{port}/api/health", timeout=2) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False
 
 

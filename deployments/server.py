@@ -13,7 +13,7 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFi
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
-from deployments.automations import SILENCE, create_automations
+from deployments.automations import SILENCE, create_automations, rescuers
 from deployments.finding import Check, Finding
 from deployments.limits import create_limits
 from lmcore import clock
@@ -35,7 +35,9 @@ def reachable() -> Finding:
     except httpx.HTTPStatusError as error:
         if error.response.status_code == HTTPStatus.UNAUTHORIZED:
             return Finding("server", f"{url} asks for a password", "set PREFECT_API_AUTH_STRING to user:password")
-        return Finding("server", f"{url}: {error}", "its own output says why")
+        return Finding(
+            "server", f"{url}: {error}", "its own output says why, or PREFECT_API_URL lacks the /api at its end"
+        )
     except httpx.HTTPError as error:
         return Finding("server", f"{url} does not answer: {error}", "start it, or mend PREFECT_API_URL")
     if server != here:
@@ -90,16 +92,15 @@ def limits(client: SyncPrefectClient) -> Finding:
 
 
 def automations(client: SyncPrefectClient) -> Finding:
-    """Whether somebody looks after runs that died."""
-    found = client.read_automations()
-    off = [automation.name for automation in found if not automation.enabled]
-    if not found:
-        return Finding(
-            "automations", "there are none: a run that died shows as running", "--mend creates them", create_automations
-        )
-    if off:
-        return Finding("automations", f"{', '.join(off)} switched off", "switch it on in the UI, under Automations")
-    return Finding("automations", f"{len(found)} are on")
+    """Whether somebody looks after runs that died. Automations of others are none of the doctor's business."""
+    found = {automation.name: automation for automation in client.read_automations()}
+    ours = [rescuer.name for rescuer in rescuers()]
+    if missing := [name for name in ours if name not in found]:
+        fact = f"missing, so a run that died shows as running: {'; '.join(missing)}"
+        return Finding("automations", fact, "--mend creates them", create_automations)
+    if off := [name for name in ours if not found[name].enabled]:
+        return Finding("automations", f"switched off: {'; '.join(off)}", "switch it on in the UI, under Automations")
+    return Finding("automations", f"{len(ours)} are on")
 
 
 def zombies(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Finding:

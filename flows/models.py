@@ -7,8 +7,9 @@ from prefect.states import Failed
 from pydantic import Field
 
 from flows.store import BUTTON, StoreChoice
+from lmcore.errors import RegistryError
 from lmcore.receipt import check_receipt, difference_rows, program_differences
-from lmcore.registry import NUMBER, champion, find_version, history_rows, promote, prune, rollback
+from lmcore.registry import NUMBER, champion, find_version, history_rows, models, promote, prune, rollback
 from lmcore.run import find_folder
 from lmcore.section import NAME
 from tasks.pages import show_table
@@ -177,6 +178,10 @@ def versions(choice: ModelChoice) -> None:
 
 
 def _show_versions(choice: ModelChoice) -> None:
+    """Raises RegistryError for a model that is not there: an empty table would look like an answer."""
+    if choice.model_name not in (known := models(choice.folder)):
+        there = ", ".join(known) or "none"
+        raise RegistryError(f"there is no model {choice.model_name} in {choice.folder} (there are: {there})")
     current = champion(choice.folder, choice.model_name)
     used = f"{choice.model_name}: {current.id if current else 'none'} is in use"
     show_table(f"versions-{choice.model_name}", history_rows(choice.folder, choice.model_name), used)

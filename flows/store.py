@@ -6,6 +6,7 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
+import flows  # Prefect loads this file by its path, and quiet logs come with the package  # noqa: F401
 from lmcore.config import default_store
 from lmcore.forget import forget
 from lmcore.garbage import collect

@@ -178,7 +178,7 @@ def rollback(store: Path, name: str, to: str = "", *, reason: str) -> Version:
         earlier = _champions_before(_events(folder))
         kept = [version for version in earlier if (folder / version).is_dir()]
         if not to and not kept:
-            raise RegistryError(f"model {name} has no earlier champion to go back to: name a version, --to v0001")
+            raise RegistryError(f"model {name} has no earlier champion to go back to: name a version, such as v0001")
         version = find_version(store, f"{name}/{to or kept[-1]}")
         read_manifest(version.folder)
         _move_champion(folder, "rolled back", version.id, current.id if current else None, reason, None)

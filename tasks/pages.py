@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from prefect import Task
+from prefect import Task, get_run_logger
 from prefect.artifacts import Artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
@@ -38,7 +38,11 @@ def shown(page: Page) -> Callable[[Task[..., Any], TaskRun, State[Any]], None]:
 
 
 def show_table(key: str, rows: list[dict[str, str]], description: str) -> None:
-    """A table on the page of the run, and in the history of its key, in which Prefect allows a-z, 0-9 and dashes."""
+    """A table on the page of the run, and in the history of its key, in which Prefect allows a-z, 0-9 and dashes.
+
+    The description is a line of the log too: who looks at the page of a run sees its log first.
+    """
+    get_run_logger().info(description)
     if len(rows) > _ROWS:
         description = f"{description}. The first {_ROWS:,} rows of {len(rows):,}"
     create_table_artifact(rows[:_ROWS], key=re.sub("[^a-z0-9]+", "-", key.lower()), description=description)

@@ -159,6 +159,16 @@ def test_an_owner_that_cannot_be_known_counts_as_living(tmp_path: Path, text: st
         assert not machine.locks([lock]).remedy
 
 
+@pytest.mark.parametrize("name", ["runs/one/lock", "models/lm/lock", "models/lm/retraining.lock"])
+def test_every_lock_of_a_store_is_looked_at(tmp_path: Path, name: str) -> None:
+    with locked(tmp_path / name, "wait"):
+        assert tmp_path / name in machine.lock_files(tmp_path, tmp_path)
+
+
+def test_a_lock_file_that_went_meanwhile_is_no_lock(tmp_path: Path) -> None:
+    assert machine.locks([tmp_path / "gone"]).fact.startswith("0 held")
+
+
 def test_looking_at_locks_disturbs_nobody(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     with locked(lock, "wait"):

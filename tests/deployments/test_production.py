@@ -143,6 +143,7 @@ def test_what_is_deployed(production: Production, check_golden: Callable[[str, s
         rows[f"{flows[deployment['flow_id']]}/{deployment['name']}"] = {
             "entrypoint": deployment["entrypoint"],
             "work_pool": deployment["work_pool_name"],
+            "job": deployment["job_variables"],
             "limit": deployment["global_concurrency_limit"]["limit"],
             "collision": deployment["concurrency_options"]["collision_strategy"],
             "tags": deployment["tags"],

@@ -1,13 +1,16 @@
 """``make serve``: what it says, whom it lets in, and runs that somebody else asked for."""
 
 import json
+import socket
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deployments import serve
 from deployments.presets import presets
+from lmcore.errors import ConfigError
 from lmcore.registry import model_folder, versions
 from lmcore.store import locked
 from tests.conftest import tiny_config, tiny_retraining
@@ -83,6 +86,22 @@ def test_pages_of_other_sites_may_not_read_the_api(served: Api, host: str, allow
     request.add_header("Origin", f"http://{host}:{served.port}")
     with urllib.request.urlopen(request, timeout=60) as answer:
         assert ("Access-Control-Allow-Origin" in answer.headers) is allowed
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65536", "-1", "４２"])
+def test_a_port_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_API_PORT", port)
+    with pytest.raises(ConfigError, match="give a number from 1 to 65535"):
+        serve.main()
+
+
+def test_a_port_that_somebody_else_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setenv("PREFECT_SERVER_API_PORT", str(other.getsockname()[1]))
+        for name in ("API_URL", "SERVER_CORS_ALLOWED_ORIGINS", "SERVER_CONCURRENCY_LEASE_STORAGE"):
+            monkeypatch.setenv(f"PREFECT_{name}", "")  # what serve sets is taken back afterwards
+        with pytest.raises(ConfigError, match=r"cannot be had \(Address already in use\)"):
+            serve.main()
 
 
 def test_the_gpu_limit_is_there(served: Api) -> None:

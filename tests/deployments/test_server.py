@@ -1,18 +1,21 @@
 """What the doctor says of a server, each thing broken for real on the one that ``make serve`` started."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.events.actions import DoNothing
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from deployments import server
+from deployments.automations import cancels_end, rescuers, zombies_crash
 from deployments.finding import Finding
 from deployments.limits import create_limits
 from deployments.work_pool import create_work_pool
@@ -34,7 +37,7 @@ def test_a_served_machine_is_whole(served: Api, client: SyncPrefectClient) -> No
     assert not server.reachable().remedy
     served.wait(lambda: not server.deployments(client).remedy)  # after the first look for work
     found = {finding.name: finding for finding in (check() for check in server.checks(client))}
-    assert found["deployments"].fact == "12 are there"
+    assert found["deployments"].fact == "19 are there"
     assert found["work pools"].fact == "no deployment needs one"
     assert not found["limits"].remedy
     assert not found["zombie runs"].remedy
@@ -53,6 +56,11 @@ def test_no_server_there() -> None:
     url = f"http://127.0.0.1:{free_port()}/api"
     with temporary_settings({PREFECT_API_URL: url}):
         assert "does not answer" in server.reachable().fact
+
+
+def test_an_address_without_its_end_is_named(served: Api) -> None:
+    with temporary_settings({PREFECT_API_URL: served.url.removesuffix("/api")}):
+        assert "PREFECT_API_URL lacks the /api" in server.reachable().remedy
 
 
 def test_no_server_named() -> None:
@@ -105,15 +113,26 @@ def test_a_limit_that_is_missing_or_off(client: SyncPrefectClient) -> None:
     client.upsert_global_concurrency_limit_by_name(GPU, 1)
 
 
-def test_an_automation_that_is_switched_off(client: SyncPrefectClient) -> None:
+def test_an_automation_that_is_switched_off_or_missing(served: Api, client: SyncPrefectClient) -> None:
     trigger = EventTrigger(expect={"never"}, posture=Posture.Reactive, threshold=1)
-    automation = client.create_automation(
+    others = client.create_automation(
         AutomationCore(name="asleep", enabled=False, trigger=trigger, actions=[DoNothing()])
     )
     try:
-        assert server.automations(client).fact == "asleep switched off"
+        assert server.automations(client).fact == "3 are on"  # and what others switch off is theirs to know
+        crashes, *_, last = rescuers()
+        [found] = client.read_automations_by_name(crashes.name)
+        served.call(f"/automations/{found.id}", {"enabled": False}, method="PATCH")
+        assert server.automations(client).fact == f"switched off: {crashes.name}"
+        client.delete_automation(found.id)
+        finding = server.automations(client)
+        assert finding.fact == f"missing, so a run that died shows as running: {crashes.name}"
+        assert finding.mend
+        finding.mend()
+        assert server.automations(client).fact == "3 are on"
+        assert len(client.read_automations_by_name(last.name)) == 1
     finally:
-        client.delete_automation(automation)
+        client.delete_automation(others)
 
 
 def shown(served: Api, state: str = "Running") -> Any:
@@ -141,6 +160,30 @@ def test_a_zombie_is_marked_and_a_run_with_a_heartbeat_is_not(served: Api, clien
     assert states == ["RUNNING", "CRASHED", "CRASHED", "PAUSED"]
     for run in (alive, paused):
         client.delete_flow_run(run["id"])
+
+
+def test_silence_is_a_crash_and_a_cancel_that_nobody_answers_ends(served: Api, client: SyncPrefectClient) -> None:
+    silent, leaving = shown(served), shown(served, "Cancelling")
+    beat(served, silent)
+    soon = timedelta(seconds=10)  # Prefect's shortest
+    rules = [
+        client.create_automation(AutomationCore(**only(rule, run).model_dump(exclude={"id"})))
+        for rule, run in ((zombies_crash(soon), silent), (cancels_end(soon), leaving))
+    ]
+    try:
+        assert served.ended(silent["id"])["type"] == "CRASHED"
+        assert served.ended(leaving["id"])["type"] == "CANCELLED"
+    finally:
+        for rule in rules:
+            client.delete_automation(rule)
+
+
+def only(rule: Automation, run: Any) -> Automation:
+    """The rule for this run alone, whatever its tags: others run on this server, and are silent for longer."""
+    match = ResourceSpecification.model_validate({"prefect.resource.id": f"prefect.flow-run.{run['id']}"})
+    assert isinstance(rule.trigger, EventTrigger)
+    trigger = rule.trigger.model_copy(update={"match": match, "match_related": ResourceSpecification({})})
+    return rule.model_copy(update={"name": f"{rule.name}: {run['id']}", "trigger": trigger})
 
 
 def beat(served: Api, run: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows import models, store
-from lmcore.errors import ConfigError
+from lmcore.errors import ConfigError, RegistryError
 from lmcore.receipt import check_receipt, difference_rows
 from lmcore.registry import champion, find_version, history_rows, promote, versions
 from lmcore.roots import VARIABLE
@@ -191,3 +191,8 @@ def test_a_form_reaches_nothing_outside_the_roots(
         flow(choice(changed.parent, made))
     assert sorted(changed.rglob("*")) == before
     assert champion(made, "lm") == find_version(made, "lm/v0001")
+
+
+def test_a_model_that_is_not_there_has_no_table(made: Path) -> None:
+    with pytest.raises(RegistryError, match=r"there is no model ml in .* \(there are: lm\)"):
+        models.versions(models.ModelChoice(store=made, model_name="ml"))

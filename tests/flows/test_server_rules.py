@@ -8,6 +8,7 @@ from prefect.states import Cancelling, Completed, Crashed, Running
 
 from deployments.automations import create_automations
 from deployments.leftovers import start_leftovers_again
+from lmcore.errors import ConfigError
 from tasks.policies import STARTS, start_again
 
 pytestmark = pytest.mark.flows
@@ -41,7 +42,13 @@ def test_automations_are_created_once_and_those_that_are_there_stay(monkeypatch:
         before = {automation.name: automation.id for automation in client.read_automations()}
         create_automations()
         assert {automation.name: automation.id for automation in client.read_automations()} == before
-    assert len([name for name in before if name.startswith("lm: ")]) == 7
+    assert len([name for name in before if name.startswith("lm: ")]) == 8
+
+
+def test_an_address_that_nobody_can_be_told_at_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LM_NOTIFY_URL", "chat.example/hook")
+    with pytest.raises(ConfigError, match=r"LM_NOTIFY_URL is 'chat\.example/hook': give an address"):
+        create_automations()
 
 
 @pytest.mark.parametrize(

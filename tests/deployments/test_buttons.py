@@ -50,6 +50,7 @@ def test_what_the_buttons_of_a_model_say(served: Api, store: Path) -> None:
     assert states["versions"]["type"] == states["evaluate"]["type"] == "COMPLETED"
     assert "bits per byte" in page(served, started["evaluate"], "scores")
     assert "v0001" in page(served, started["versions"], "versions-ours")
+    assert "ours: v0001 is in use" in served.logs(started["versions"]["id"])
     assert states["rollback"]["type"] == states["promote"]["type"] == "FAILED"
     assert not any("Traceback" in served.logs(run["id"]) for run in started.values())
     assert "no earlier champion to go back to" in states["rollback"]["message"]
@@ -57,6 +58,12 @@ def test_what_the_buttons_of_a_model_say(served: Api, store: Path) -> None:
     current = champion(store, "ours")
     assert current is not None
     assert current.id == "v0001"
+
+
+def test_a_button_of_the_store_that_cannot_do_its_work_says_why_in_words(served: Api, store: Path) -> None:
+    run = served.start_named("forget/store", {"choice": {"store": str(store), "document": "no such file"}})
+    assert "is neither a document hash" in served.final_state(run)["message"]
+    assert "Traceback" not in served.logs(run["id"])
 
 
 def test_a_button_that_removes_something_only_says_what_it_would(served: Api, store: Path) -> None:
