@@ -116,7 +116,8 @@ def find_version(store: Path, name: str) -> Version:
 def champion(store: Path, name: str) -> Version | None:
     """The version in use, or None before the first promotion.
 
-    Raises RegistryError when champion.json is damaged or speaks of a version that is gone.
+    Raises RegistryError when champion.json is damaged, speaks of a version that is gone, or is itself gone although the
+    history tells of a champion: else a model that nobody compared with it would take its place as the first.
     """
     folder = model_folder(store, name)
     event = _champion_event(folder)
@@ -305,13 +306,21 @@ def _champion_event(folder: Path) -> Event | None:
     try:
         event: Event = json.loads(path.read_bytes())
         event["version"], event["event"], event["time"]
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        had_one = any(event["event"] in _CHANGES_CHAMPION for event in _events(folder))
+        if had_one and not path.exists():  # else the first promotion has just come between the two looks
+            raise _damaged(path, error) from None
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise RegistryError(
-            f"{path} is damaged ({error!r}): copy the last promoted or rolled back line of {_HISTORY} into it"
-        ) from None
+        raise _damaged(path, error) from None
     return event
+
+
+def _damaged(champion_file: Path, error: Exception) -> RegistryError:
+    return RegistryError(
+        f"{champion_file} is missing or damaged ({error!r}): "
+        f"copy the last promoted or rolled back line of {_HISTORY} into it"
+    )
 
 
 def _events(folder: Path) -> list[Event]:
