@@ -88,8 +88,8 @@ def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
     if why := too_little(config, news):
         return _left_alone(config, stages, champion, "nothing new", why, dataset, news)
     challenger = _challenger(config, champion, apart, news)
-    if event := refused_before(store, config.retraining.model_name, challenger, apart):
-        why = f"the same text and settings were refused at {event['time']}: {event['reason']}"
+    if event := refused_before(store, config.retraining.model_name, challenger, apart, config.gate):
+        why = f"the same text and settings were {event['event']} at {event['time']}: {event['reason']}"
         return _left_alone(config, stages, champion, "refused before", why, apart, news)
     return _challenged(config, store, stages, champion, challenger, apart, tokenizer, news)
 

@@ -152,11 +152,13 @@ def promote(
     reason: str,
     decision: dict[str, Any] | None = None,
     force: bool = False,
+    **about: Any,
 ) -> Version:
     """Make a version the champion, if the champion still is ``expected`` (None: there is none yet).
 
-    ``decision`` is the gate's, by default that in the version's receipt. Raises RegistryError when another promotion
-    was first, and says whose; also for a version that the gate refused, unless ``force`` is set.
+    ``decision`` is the gate's, by default that in the version's receipt; ``about`` is more for the history. Raises
+    RegistryError when another promotion was first, and says whose; also for a version that the gate refused, unless
+    ``force`` is set.
     """
     with _changing(store, name) as folder:
         challenger = find_version(store, f"{name}/{version}")
@@ -165,7 +167,7 @@ def promote(
         if not decision.get("promoted") and not force:
             reasons = "; ".join(decision.get("reasons", [])) or "there is no decision about it"
             raise RegistryError(f"{challenger} was not found better: {reasons}. --force promotes it all the same")
-        _move_champion(folder, "promoted", challenger.id, expected, reason, decision)
+        _move_champion(folder, "promoted", challenger.id, expected, reason, decision, **about)
         return challenger
 
 
@@ -270,7 +272,13 @@ def _mend(folder: Path) -> None:
 
 
 def _move_champion(
-    folder: Path, kind: str, version: str, expected: str | None, reason: str, decision: dict[str, Any] | None
+    folder: Path,
+    kind: str,
+    version: str,
+    expected: str | None,
+    reason: str,
+    decision: dict[str, Any] | None,
+    **about: Any,
 ) -> None:
     event = _champion_event(folder)
     current = event["version"] if event else None
@@ -280,7 +288,7 @@ def _move_champion(
             + (f", {event['event']} at {event['time']} ({event['reason']})" if event else "")
             + f". Compare {version} with it before you promote"
         )
-    moved = _event(kind, version, current, reason, decision)
+    moved = _event(kind, version, current, reason, decision) | about
     write_file(folder / _CHAMPION, json_bytes(moved))
     _append(folder, moved)
 
