@@ -15,7 +15,7 @@ from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.news import News
 from lmcore.push import pushed
 from lmcore.registry import Version, model_folder
-from lmcore.retraining import RetrainConfig, continued, too_little
+from lmcore.retraining import RetrainConfig, anew, continued, too_little
 from lmcore.retraining_report import retraining_page
 from lmcore.run import run_key
 from lmcore.store import locked
@@ -97,7 +97,7 @@ def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
 def _challenger(config: RetrainConfig, champion: Champion, apart: Dataset, news: News) -> RunConfig:
     """The settings of the challenger's run."""
     if config.fresh_tokenizer or config.retraining.start == "scratch":
-        return config.run_config().model_copy(update={"run": ""})
+        return anew(config, apart.folder)
     trunk = champion.trunk if config.retraining.start == "trunk" else None
     return continued(config, apart.folder, news, trunk, champion.version.folder, champion.tokens_per_second)
 

@@ -120,7 +120,8 @@ def settle(
     run, weights, content = Run.open(folder), _weights(folder), decision.model_dump(mode="json", exclude={"folder"})
     same = (each for each in versions(store, name) if each.receipt()["training"]["weights"] == weights)
     version = next(same, None) or add_version(store, name, run, content)
-    reason, about = "; ".join(decision.reasons), {"run": run.folder.name, "run_key": key, "gate": gate.model_dump()}
+    reason = "; ".join(decision.reasons)
+    about: dict[str, Any] = {"run": run.folder.name, "run_key": key, "gate": gate.model_dump()}
     if decision.promoted:
         expected = best.version.id if best else None
         return promote(store, name, version.id, expected=expected, reason=reason, decision=content, **about)
