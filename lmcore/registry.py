@@ -133,7 +133,8 @@ def history(store: Path, name: str) -> list[Event]:
 
 
 def history_rows(store: Path, name: str) -> list[dict[str, str]]:
-    """A model's history as a table, the newest first."""
+    """A model's history as a table, the newest first. Raises RegistryError when there is no such model."""
+    _require_model(model_folder(store, name))
     return [
         {
             "time": f"{datetime.fromisoformat(event['time']):%Y-%m-%d %H:%M} UTC",
@@ -244,12 +245,18 @@ def adding(store: Path, name: str) -> Iterator[Version]:
 def _changing(store: Path, name: str, creates: bool = False) -> Iterator[Path]:
     """Hold the model's lock, and mend what a killed process left."""
     folder = model_folder(store, name)
-    if not creates and not folder.is_dir():
-        raise RegistryError(f"there is no model {name} in {store / 'models'} (there are: {', '.join(models(store))})")
+    if not creates:
+        _require_model(folder)
     with locked(folder / "lock", "wait", what=f"model {name}"), no_space_named(folder):
         sweep(folder)
         _mend(folder)
         yield folder
+
+
+def _require_model(folder: Path) -> None:
+    if not folder.is_dir():
+        known = ", ".join(models(folder.parents[1])) or "none"
+        raise RegistryError(f"there is no model {folder.name} in {folder.parent} (there are: {known})")
 
 
 def _mend(folder: Path) -> None:

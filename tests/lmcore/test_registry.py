@@ -146,7 +146,7 @@ def test_a_version_is_called_by_its_number(tmp_path: Path, number: str) -> None:
 
 
 def test_what_is_not_there_is_an_error_that_says_what_is(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"there is no model jaa .*\(there are: \)"):
+    with pytest.raises(RegistryError, match=r"there is no model jaa .*\(there are: none\)"):
         rollback(tmp_path, "jaa", reason="")
     assert not (tmp_path / "models").exists()
     add(tmp_path)
