@@ -15,7 +15,7 @@ from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.news import News
 from lmcore.push import pushed
 from lmcore.registry import Version, model_folder
-from lmcore.retraining import RetrainConfig, anew, continued, too_little
+from lmcore.retraining import RetrainConfig, anew, continued, too_little, unused
 from lmcore.retraining_report import retraining_page
 from lmcore.run import run_key
 from lmcore.store import locked
@@ -91,6 +91,8 @@ def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
     if event := refused_before(store, config.retraining.model_name, challenger, apart, config.gate):
         why = f"the same text and settings were {event['event']} at {event['time']}: {event['reason']}"
         return _left_alone(config, stages, champion, "refused before", why, apart, news)
+    for setting in unused(config, champion.receipt["record"]["config"]):
+        get_run_logger().warning("not used, since %s is trained again: %s", champion.version, setting)
     return _challenged(config, store, stages, champion, challenger, apart, tokenizer, news)
 
 

@@ -8,7 +8,7 @@ experiment that chose the defaults.
 
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -16,7 +16,7 @@ from lmcore.config import DatasetConfig, RunConfig
 from lmcore.errors import ConfigError
 from lmcore.gate import GateConfig
 from lmcore.news import AGES, News, age_of, tokens_by_source, undated
-from lmcore.section import NAME, Section
+from lmcore.section import NAME, Section, differences
 
 Start = Literal["trunk", "export", "scratch"]
 
@@ -105,6 +105,20 @@ def continued(
             "dataset": run.dataset.model_copy(update={"weights": weights, "epochs": {}}),
         }
     )
+
+
+def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:
+    """Settings that are not the champion's (``champion``: those it was made with) and that the challenger cannot have.
+
+    It keeps the champion's tokenizer, and unless it begins from scratch its model.
+    """
+    begins_anew = config.fresh_tokenizer or config.retraining.start == "scratch"
+    sections = [] if config.fresh_tokenizer else ["tokenizer"] if begins_anew else ["tokenizer", "model"]
+    wanted = config.model_dump(mode="json", include=set(sections))
+    return [
+        f"{name} is {new}, the champion's {old}"
+        for name, old, new in differences({section: champion[section] for section in sections}, wanted)
+    ]
 
 
 def anew(config: RetrainConfig, apart: Path) -> RunConfig:

@@ -6,7 +6,7 @@ import pytest
 
 from lmcore.config import CorpusConfig, DatasetConfig
 from lmcore.errors import ConfigError
-from lmcore.retraining import RetrainConfig, anew, replay_weights
+from lmcore.retraining import RetrainConfig, anew, replay_weights, unused
 
 TOKENS = {"web (old)": 600, "web (new)": 200, "wiki (old)": 100}
 
@@ -53,3 +53,19 @@ def test_from_scratch_the_two_parts_of_a_source_are_mixed_as_the_one(
     run = anew(config, Path("apart"))
     assert run.dataset.model_dump(include={"weights", "epochs"}) == expected
     assert (run.run, run.dataset.block_size) == ("", config.dataset.block_size)
+
+
+@pytest.mark.parametrize(
+    ("start", "fresh_tokenizer", "told"),
+    [
+        ("export", False, ["model.width", "tokenizer.vocab_size"]),
+        ("scratch", False, ["tokenizer.vocab_size"]),
+        ("export", True, []),
+    ],
+)
+def test_what_a_challenger_cannot_have_is_told(start: str, fresh_tokenizer: bool, told: list[str]) -> None:
+    champion = RetrainConfig().model_dump(mode="json")
+    changed = {"model": {"width": 768}, "tokenizer": {"vocab_size": 500}, "retraining": {"start": start}}
+    config = RetrainConfig.model_validate({**changed, "fresh_tokenizer": fresh_tokenizer})
+    assert [line.split(" is ")[0] for line in unused(config, champion)] == told
+    assert unused(RetrainConfig(), champion) == []
