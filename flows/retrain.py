@@ -15,7 +15,7 @@ from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.news import News
 from lmcore.push import pushed
 from lmcore.registry import Version, model_folder
-from lmcore.retraining import RetrainConfig, continued, too_little
+from lmcore.retraining import RetrainConfig, anew, continued, too_little, unused
 from lmcore.retraining_report import retraining_page
 from lmcore.run import run_key
 from lmcore.store import locked
@@ -88,16 +88,18 @@ def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
     if why := too_little(config, news):
         return _left_alone(config, stages, champion, "nothing new", why, dataset, news)
     challenger = _challenger(config, champion, apart, news)
-    if event := refused_before(store, config.retraining.model_name, challenger, apart):
-        why = f"the same text and settings were refused at {event['time']}: {event['reason']}"
+    if event := refused_before(store, config.retraining.model_name, challenger, apart, config.gate):
+        why = f"the same text and settings were {event['event']} at {event['time']}: {event['reason']}"
         return _left_alone(config, stages, champion, "refused before", why, apart, news)
+    for setting in unused(config, champion.receipt["record"]["config"]):
+        get_run_logger().warning("not used, since %s is trained again: %s", champion.version, setting)
     return _challenged(config, store, stages, champion, challenger, apart, tokenizer, news)
 
 
 def _challenger(config: RetrainConfig, champion: Champion, apart: Dataset, news: News) -> RunConfig:
     """The settings of the challenger's run."""
     if config.fresh_tokenizer or config.retraining.start == "scratch":
-        return config.run_config().model_copy(update={"run": ""})
+        return anew(config, apart.folder)
     trunk = champion.trunk if config.retraining.start == "trunk" else None
     return continued(config, apart.folder, news, trunk, champion.version.folder, champion.tokens_per_second)
 

@@ -65,11 +65,20 @@ class Champion:
         return float(self.receipt["training"]["tokens_per_second"])
 
 
-def refused_before(store: Path, name: str, config: RunConfig, dataset: Dataset) -> dict[str, Any] | None:
-    """The event by which a challenger of these very settings on this very dataset was refused, if there is one."""
-    key = run_key(config, dataset)
-    refusals = (event for event in history(store, name) if event["event"] == "refused")
-    return next((event for event in refusals if event.get("run_key") == key), None)
+def refused_before(
+    store: Path, name: str, config: RunConfig, dataset: Dataset, gate: GateConfig
+) -> dict[str, Any] | None:
+    """The event by which a challenger of these very settings on this very dataset was refused, if there is one.
+
+    Either by the same gate, or by somebody who took it back after it was promoted, whatever the gate.
+    """
+    key, told = run_key(config, dataset), history(store, name)
+    tried = {event["version"] for event in told if event.get("run_key") == key}
+    for event in reversed(told):
+        by_gate = event["event"] == "refused" and event.get("gate") == gate.model_dump() and event.get("run_key") == key
+        if by_gate or (event["event"] == "rolled back" and event["from"] in tried):
+            return event
+    return None
 
 
 def require_comparable(best: Champion, dataset: Path) -> None:
@@ -99,8 +108,12 @@ def judge(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
     return decide(scores, challenger, gate, {"champion": before, "challenger": trained}, run.folder).save()
 
 
-def settle(store: Path, name: str, best: Champion | None, folder: Path, decision: Decision, key: str) -> Version:
-    """Keep the challenger as a version, and make it the champion or record why not. ``key`` names its run.
+def settle(
+    store: Path, name: str, best: Champion | None, folder: Path, decision: Decision, key: str, gate: GateConfig
+) -> Version:
+    """Keep the challenger as a version, and make it the champion or record why not.
+
+    ``key`` names its run. The history keeps it and the ``gate``, for ``refused_before``.
 
     Raises RegistryError when the champion is no longer ``best``: another promotion was first.
     """
@@ -108,10 +121,11 @@ def settle(store: Path, name: str, best: Champion | None, folder: Path, decision
     same = (each for each in versions(store, name) if each.receipt()["training"]["weights"] == weights)
     version = next(same, None) or add_version(store, name, run, content)
     reason = "; ".join(decision.reasons)
+    about: dict[str, Any] = {"run": run.folder.name, "run_key": key, "gate": gate.model_dump()}
     if decision.promoted:
         expected = best.version.id if best else None
-        return promote(store, name, version.id, expected=expected, reason=reason, decision=content)
-    record_refusal(store, name, reason, content, version=version.id, run=run.folder.name, run_key=key)
+        return promote(store, name, version.id, expected=expected, reason=reason, decision=content, **about)
+    record_refusal(store, name, reason, content, version=version.id, **about)
     return version
 
 

@@ -89,7 +89,7 @@ def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
     what it was trained on.
     """
     names = document_hashes(document)
-    store = prepare_store(store)  # what a killed one set aside may hold the text
+    store = prepare_store(store, creates=False)  # what a killed one set aside may hold the text
     with out_of_use(store), ExitStack() as running:
         found = np.unique(np.array([value for values in names.values() for value in values], np.uint64))
         texts = [Path(document).read_bytes()] if Path(document).is_file() else []

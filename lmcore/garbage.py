@@ -93,7 +93,7 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
     Raises RunError while somebody tokenizes, RegistryError when a version's receipt cannot be read, StoreError when a
     run that stays cannot say what it needs.
     """
-    store = prepare_store(store)
+    store = prepare_store(store, creates=False)
     with out_of_use(store), ExitStack() as held:
         for run in _folders(store, "runs"):
             sweep(run)

@@ -97,8 +97,8 @@ def document_hashes(dataset: Path, *splits: str) -> npt.NDArray[np.uint64]:
         return np.unique(hashes(chunks, dataset.parent.parent, *(splits or SPLITS)))
     except StoreError as error:
         raise StoreError(
-            f"{error}. What is new since dataset {dataset.name} can only be told with it: put it back "
-            "(python -m lmcore repair), or train anew with retraining.start = scratch"
+            f"{error}. What is new since dataset {dataset.name} can only be told with it: put it back (shards that are "
+            "damaged: python -m lmcore repair), or begin another model with retraining.model_name"
         ) from None
 
 

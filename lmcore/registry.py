@@ -116,7 +116,8 @@ def find_version(store: Path, name: str) -> Version:
 def champion(store: Path, name: str) -> Version | None:
     """The version in use, or None before the first promotion.
 
-    Raises RegistryError when champion.json is damaged or speaks of a version that is gone.
+    Raises RegistryError when champion.json is damaged, speaks of a version that is gone, or is itself gone although the
+    history tells of a champion: else a model that nobody compared with it would take its place as the first.
     """
     folder = model_folder(store, name)
     event = _champion_event(folder)
@@ -132,7 +133,8 @@ def history(store: Path, name: str) -> list[Event]:
 
 
 def history_rows(store: Path, name: str) -> list[dict[str, str]]:
-    """A model's history as a table, the newest first."""
+    """A model's history as a table, the newest first. Raises RegistryError when there is no such model."""
+    _require_model(model_folder(store, name))
     return [
         {
             "time": f"{datetime.fromisoformat(event['time']):%Y-%m-%d %H:%M} UTC",
@@ -151,11 +153,13 @@ def promote(
     reason: str,
     decision: dict[str, Any] | None = None,
     force: bool = False,
+    **about: Any,
 ) -> Version:
     """Make a version the champion, if the champion still is ``expected`` (None: there is none yet).
 
-    ``decision`` is the gate's, by default that in the version's receipt. Raises RegistryError when another promotion
-    was first, and says whose; also for a version that the gate refused, unless ``force`` is set.
+    ``decision`` is the gate's, by default that in the version's receipt; ``about`` is more for the history. Raises
+    RegistryError when another promotion was first, and says whose; also for a version that the gate refused, unless
+    ``force`` is set.
     """
     with _changing(store, name) as folder:
         challenger = find_version(store, f"{name}/{version}")
@@ -164,7 +168,7 @@ def promote(
         if not decision.get("promoted") and not force:
             reasons = "; ".join(decision.get("reasons", [])) or "there is no decision about it"
             raise RegistryError(f"{challenger} was not found better: {reasons}. --force promotes it all the same")
-        _move_champion(folder, "promoted", challenger.id, expected, reason, decision)
+        _move_champion(folder, "promoted", challenger.id, expected, reason, decision, **about)
         return challenger
 
 
@@ -241,12 +245,18 @@ def adding(store: Path, name: str) -> Iterator[Version]:
 def _changing(store: Path, name: str, creates: bool = False) -> Iterator[Path]:
     """Hold the model's lock, and mend what a killed process left."""
     folder = model_folder(store, name)
-    if not creates and not folder.is_dir():
-        raise RegistryError(f"there is no model {name} in {store / 'models'} (there are: {', '.join(models(store))})")
+    if not creates:
+        _require_model(folder)
     with locked(folder / "lock", "wait", what=f"model {name}"), no_space_named(folder):
         sweep(folder)
         _mend(folder)
         yield folder
+
+
+def _require_model(folder: Path) -> None:
+    if not folder.is_dir():
+        known = ", ".join(models(folder.parents[1])) or "none"
+        raise RegistryError(f"there is no model {folder.name} in {folder.parent} (there are: {known})")
 
 
 def _mend(folder: Path) -> None:
@@ -269,7 +279,13 @@ def _mend(folder: Path) -> None:
 
 
 def _move_champion(
-    folder: Path, kind: str, version: str, expected: str | None, reason: str, decision: dict[str, Any] | None
+    folder: Path,
+    kind: str,
+    version: str,
+    expected: str | None,
+    reason: str,
+    decision: dict[str, Any] | None,
+    **about: Any,
 ) -> None:
     event = _champion_event(folder)
     current = event["version"] if event else None
@@ -279,7 +295,7 @@ def _move_champion(
             + (f", {event['event']} at {event['time']} ({event['reason']})" if event else "")
             + f". Compare {version} with it before you promote"
         )
-    moved = _event(kind, version, current, reason, decision)
+    moved = _event(kind, version, current, reason, decision) | about
     write_file(folder / _CHAMPION, json_bytes(moved))
     _append(folder, moved)
 
@@ -305,13 +321,21 @@ def _champion_event(folder: Path) -> Event | None:
     try:
         event: Event = json.loads(path.read_bytes())
         event["version"], event["event"], event["time"]
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        had_one = any(event["event"] in _CHANGES_CHAMPION for event in _events(folder))
+        if had_one and not path.exists():  # else the first promotion has just come between the two looks
+            raise _damaged(path, error) from None
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise RegistryError(
-            f"{path} is damaged ({error!r}): copy the last promoted or rolled back line of {_HISTORY} into it"
-        ) from None
+        raise _damaged(path, error) from None
     return event
+
+
+def _damaged(champion_file: Path, error: Exception) -> RegistryError:
+    return RegistryError(
+        f"{champion_file} is missing or damaged ({error!r}): "
+        f"copy the last promoted or rolled back line of {_HISTORY} into it"
+    )
 
 
 def _events(folder: Path) -> list[Event]:

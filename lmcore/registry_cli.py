@@ -12,6 +12,8 @@ from lmcore.registry import Version, champion, find_version, history_rows, promo
 
 _log = logging.getLogger("lmcore")
 
+_FIGURES = ("nats_per_token", "bits_per_byte")
+
 
 def _print(**result: Any) -> None:
     print(json.dumps(result, ensure_ascii=False))
@@ -21,15 +23,14 @@ def models(arguments: list[str]) -> None:
     options = verb_parser("models", model="the model's name").parse_args(arguments)
     current = champion(options.store, options.model)
     rows = [_row(version, version == current) for version in versions(options.store, options.model)]
-    for row in rows:
-        print(*(str(value) for value in row.values()))
+    print(columns([{**row, **{name: f"{row[name]:.4f}" for name in _FIGURES}} for row in rows]))
     print(columns(history_rows(options.store, options.model)))
     _print(model=options.model, champion=current.id if current else None, versions=rows)
 
 
 def _row(version: Version, is_champion: bool) -> dict[str, Any]:
     receipt = version.receipt()
-    figures = {name: receipt["evaluation"][name] for name in ("nats_per_token", "bits_per_byte")}
+    figures = {name: receipt["evaluation"][name] for name in _FIGURES}
     role = "champion" if is_champion else ""
     return {"version": version.id, "created": receipt["created"], "run": receipt["run"], **figures, "role": role}
 

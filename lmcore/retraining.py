@@ -6,15 +6,17 @@ replay of the old, at a cost that grows with what is new and not with what is th
 experiment that chose the defaults.
 """
 
+from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from lmcore.config import DatasetConfig, RunConfig
+from lmcore.errors import ConfigError
 from lmcore.gate import GateConfig
 from lmcore.news import AGES, News, age_of, tokens_by_source, undated
-from lmcore.section import NAME, Section
+from lmcore.section import NAME, Section, differences
 
 Start = Literal["trunk", "export", "scratch"]
 
@@ -105,11 +107,42 @@ def continued(
     )
 
 
+def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:
+    """Settings that are not the champion's (``champion``: those it was made with) and that the challenger cannot have.
+
+    It keeps the champion's tokenizer, and unless it begins from scratch its model.
+    """
+    begins_anew = config.fresh_tokenizer or config.retraining.start == "scratch"
+    sections = [] if config.fresh_tokenizer else ["tokenizer"] if begins_anew else ["tokenizer", "model"]
+    wanted = config.model_dump(mode="json", include=set(sections))
+    return [
+        f"{name} is {new}, the champion's {old}"
+        for name, old, new in differences({section: champion[section] for section in sections}, wanted)
+    ]
+
+
+def anew(config: RetrainConfig, apart: Path) -> RunConfig:
+    """The settings of a challenger that begins from scratch, on sources that are told apart by age.
+
+    The two parts of a source are mixed as the one would be. Raises ConfigError as ``replay_weights`` does.
+    """
+    run, dataset, tokens, whole = config.run_config(), config.dataset, tokens_by_source(apart), Counter[str]()
+    for name, count in tokens.items():
+        whole[undated(name)] += count
+    mixture: dict[str, dict[str, float]] = {}
+    if dataset.weights:
+        mixture["weights"] = {name: _share(name, 0, dataset) * n / whole[undated(name)] for name, n in tokens.items()}
+    if dataset.epochs:
+        mixture["epochs"] = {name: _share(name, 1, dataset) for name in tokens}
+    return run.model_copy(update={"run": "", "dataset": run.dataset.model_copy(update=mixture)})
+
+
 def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float) -> dict[str, float]:
     """Shares of an epoch by source and age: ``replay`` for all that is old, the rest for all that is new.
 
     ``tokens`` are those of the sources told apart by age. Within an age sources have the shares that ``dataset`` gives
-    them, or as the text is. Where nothing is old, or nothing new, the other is all.
+    them, or as the text is. Where nothing is old, or nothing new, the other is all. Raises ConfigError for a source
+    that has come since and that ``dataset`` does not name.
     """
     ages = {"old": replay, "new": 1 - replay}
     within = {name: _share(name, count, dataset) for name, count in tokens.items()}
@@ -118,5 +151,12 @@ def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float
 
 
 def _share(name: str, tokens: int, dataset: DatasetConfig) -> float:
-    source = undated(name)
-    return dataset.weights[source] if dataset.weights else tokens * dataset.epochs.get(source, 1.0)
+    return _given("weights", dataset, name) if dataset.weights else tokens * _given("epochs", dataset, name)
+
+
+def _given(field: Literal["weights", "epochs"], dataset: DatasetConfig, name: str) -> float:
+    """What a field of the settings says of the source that a part by age is of; 1 where it says nothing at all."""
+    shares, source = getattr(dataset, field), undated(name)
+    if shares and source not in shares:
+        raise ConfigError(f"dataset.{field} must name every source, and {source} has text now: 0 leaves it out")
+    return float(shares.get(source, 1.0))

@@ -86,14 +86,16 @@ class Record(Output):
             raise StoreError(f"{self.folder / self.file_name} is missing or says something else")
 
 
-def prepare_store(store: Path) -> Path:
+def prepare_store(store: Path, creates: bool = True) -> Path:
     """Create the store if need be, sweep what dead processes left, and return its absolute path.
 
-    Raises StoreError when it was written by a newer version of this package, or is not a folder, and ConfigError when
-    it is outside LM_DATA_ROOTS.
+    Raises StoreError when it was written by a newer version of this package, or is not a folder, or without ``creates``
+    is not there, and ConfigError when it is outside LM_DATA_ROOTS.
     """
     confine(store, "store")
     store = store.expanduser().absolute()
+    if not creates and not (store / "format.json").exists():
+        raise StoreError(f"there is no store in {store}: give another --store or LM_STORE")
     try:
         store.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

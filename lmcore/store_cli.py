@@ -1,6 +1,8 @@
 """The verbs of python -m lmcore that take things out of a store: their flags, and what they print."""
 
+import argparse
 import json
+import re
 
 from lmcore.cli import count, verb_parser
 from lmcore.markdown import columns
@@ -22,7 +24,7 @@ def collect_garbage(arguments: list[str]) -> None:
     parser.add_argument(
         "--keep-runs", type=count, default=3, help="newest runs to keep with all they need (default: 3)"
     )
-    parser.add_argument("--grace-hours", type=float, default=24.0, help="younger things are kept (default: 24)")
+    parser.add_argument("--grace-hours", type=_hours, default=24.0, help="younger things are kept (default: 24)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     options = parser.parse_args(arguments)
     from lmcore.garbage import collect
@@ -31,3 +33,9 @@ def collect_garbage(arguments: list[str]) -> None:
     gone = collect(options.store, options.keep_runs, grace_seconds, options.dry_run)
     print(columns(gone.rows()))
     print(json.dumps({"removed": len(gone.removed), "bytes": gone.bytes, "dry_run": options.dry_run}))
+
+
+def _hours(text: str) -> float:
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):  # with nan nothing would be young
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours")
+    return float(text)

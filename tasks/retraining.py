@@ -48,7 +48,7 @@ def promotion(
     config: RetrainConfig, champion: Champion | None, run: Path, decision: Decision, key: str, store: Path
 ) -> Version:
     """Keep the challenger, and make it the champion or record why not."""
-    version = settle(store, config.retraining.model_name, champion, run, decision, key)
+    version = settle(store, config.retraining.model_name, champion, run, decision, key, config.gate)
     emit_event(
         f"lm.model.{'promoted' if decision.promoted else 'refused'}",
         resource={"prefect.resource.id": f"lm.model.{version.model}", "prefect.resource.name": str(version)},

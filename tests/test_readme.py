@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from flows.pretrain import Pretrained
+from lmcore.cli import parse
+from lmcore.retraining import RetrainConfig
 from tests.conftest import write_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +55,22 @@ def test_both_readmes_give_the_same_commands_and_code() -> None:
     assert commands("README.md") == commands("README.ja.md")
     code = [[re.sub(r'write\(".*?"\)', "write()", text) for text in blocks(name, "python")] for name in READMES]
     assert code[0] == code[1]
+
+
+def settings_in(file: Path) -> list[str]:
+    """Settings that a text gives a value, such as --train.nproc 8. (A switch has none.)"""
+    return re.findall(r"`(--[a-z]+\.[a-z_]+ [^`]+)`", file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    sorted({each for name in ("*.md", "docs/*.md") for file in ROOT.glob(name) for each in settings_in(file)}),
+)
+def test_a_setting_in_the_documents_is_understood(setting: str) -> None:
+    flag, *value = shlex.split(setting)
+    section, field = flag.removeprefix("--").split(".")
+    config = parse([flag, *value], "python -m flows.retrain", "", RetrainConfig)
+    assert field in getattr(config, section).model_dump()
 
 
 @pytest.mark.flows

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.challenge import Champion, judge, require_comparable
+from lmcore.challenge import Champion, judge, refused_before, require_comparable, settle
 from lmcore.config import RunConfig
 from lmcore.errors import StoreError
 from lmcore.evaluate import evaluate
 from lmcore.export import export
 from lmcore.garbage import collect
 from lmcore.gate import Decision, GateConfig
-from lmcore.registry import promote, prune
-from lmcore.run import Run, prepare_run
+from lmcore.registry import promote, prune, rollback
+from lmcore.run import Run, prepare_run, run_key
 from lmcore.store import read_manifest, remove
 from lmcore.train import train
 from lmcore.version import add_version
@@ -158,3 +158,26 @@ def test_ids_and_texts_score_alike(line: Line) -> None:
     by_ids = score_validation(run.folder / "model", run.dataset_folder, "cpu", "fp32")
     assert by_ids.fingerprint == by_text.fingerprint
     assert by_ids.nats.tolist() == by_text.nats.tolist()
+
+
+def test_what_a_gate_refused_or_somebody_took_back_is_not_tried_again(line: Line) -> None:
+    best = line.champion(line.model(line.config(0)))
+    config = line.config(1, init_from=str(best.version.folder))
+    run, dataset = line.model(config), prepare(config).dataset
+
+    def reason(gate: GateConfig) -> str | None:
+        event = refused_before(line.store, "lm", config, dataset, gate)
+        return event["reason"] if event else None
+
+    def settled(gate: GateConfig, **decided: object) -> None:
+        decision = judge(best, run.folder, gate).model_copy(update=decided)
+        settle(line.store, "lm", best, run.folder, decision, run_key(config, dataset), gate)
+
+    assert reason(GATE) is None
+    settled(GATE, promoted=False, reasons=["worse"])
+    lax = GATE.model_copy(update={"old_margin_bits_per_byte": 1.0})
+    assert (reason(GATE), reason(lax)) == ("worse", None)
+    settled(lax, promoted=True)
+    assert reason(lax) is None
+    assert rollback(line.store, "lm", reason="it talks nonsense").id == "v0001"
+    assert reason(GATE) == reason(lax) == "it talks nonsense"

@@ -146,7 +146,7 @@ def test_a_version_is_called_by_its_number(tmp_path: Path, number: str) -> None:
 
 
 def test_what_is_not_there_is_an_error_that_says_what_is(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"there is no model jaa .*\(there are: \)"):
+    with pytest.raises(RegistryError, match=r"there is no model jaa .*\(there are: none\)"):
         rollback(tmp_path, "jaa", reason="")
     assert not (tmp_path / "models").exists()
     add(tmp_path)
@@ -160,12 +160,26 @@ def test_a_damaged_champion_or_history_is_named(tmp_path: Path) -> None:
     add(tmp_path)
     promote(tmp_path, "ja", "v0001", expected=None, reason="")
     (tmp_path / "models/ja/champion.json").write_text("[]")
-    with pytest.raises(RegistryError, match=r"champion.json is damaged"):
+    with pytest.raises(RegistryError, match=r"champion.json is missing or damaged"):
         champion(tmp_path, "ja")
     (tmp_path / "models/ja/champion.json").unlink()
     (tmp_path / "models/ja/history.jsonl").write_text("{\n{}\n")
     with pytest.raises(RegistryError, match=r"history.jsonl is damaged"):
         history(tmp_path, "ja")
+
+
+def test_a_lost_champion_is_no_first_model_and_comes_back_as_the_error_says(tmp_path: Path) -> None:
+    for number in (1, 2):
+        add(tmp_path)
+        promote(tmp_path, "ja", f"v000{number}", expected=champion_id(tmp_path), reason="")
+    path = tmp_path / "models/ja/champion.json"
+    path.unlink()
+    with pytest.raises(RegistryError, match=r"champion.json is missing .*copy the last promoted or rolled back line"):
+        champion(tmp_path, "ja")
+    with pytest.raises(RegistryError, match=r"champion.json is missing"):
+        promote(tmp_path, "ja", "v0001", expected=None, reason="as if it were the first", force=True)
+    path.write_bytes((tmp_path / "models/ja/history.jsonl").read_bytes().splitlines()[-1])
+    assert champion_id(tmp_path) == "v0002"
 
 
 def test_of_promotions_at_once_exactly_one_wins_and_readers_see_a_champion(tmp_path: Path) -> None:

@@ -58,12 +58,17 @@ def test_a_model_from_promotion_to_gc(store: Path) -> None:
         (1, "there is no model nothing", ("rollback", "nothing")),
         (1, "model nothing has no champion", ("verify", "nothing")),
         (1, "'../x' cannot name a model", ("models", "../x")),
+        (1, "there is no model nothing", ("models", "nothing")),
         (1, "neither a document hash", ("forget", "nothing")),
+        (1, "there is no store in", ("forget", "0123456789abcdef")),
+        (1, "there is no store in", ("gc",)),
         (2, "'-1' is no number from 0 on", ("prune", "lm", "--keep=-1")),
         (2, "'-3' is no number from 0 on", ("gc", "--keep-runs=-3")),
+        (2, "'nan' is no number of hours", ("gc", "--grace-hours=nan")),
     ],
 )
 def test_a_wrong_name_is_one_line(tmp_path: Path, status: int, error: str, arguments: tuple[str, ...]) -> None:
     found, output, errors = call(*arguments, "--store", tmp_path)
     assert (found, output) == (status, [])
     assert error in errors[-1]
+    assert list(tmp_path.iterdir()) == []
