@@ -26,6 +26,8 @@ def main() -> None:
 
 
 def _setup(arguments: list[str]) -> None:
+    argparse.ArgumentParser(prog="python -m deployments setup", allow_abbrev=False).parse_args(arguments)
+
     from deployments.automations import create_automations
     from deployments.limits import create_limits
     from deployments.work_pool import create_work_pool

@@ -22,15 +22,14 @@ from tasks.policies import STARTS
 SILENCE = timedelta(minutes=9)
 """A run without a heartbeat for so long is dead. They come every 60 s (as flows sets it; by default 180 s)."""
 
-PATIENCE = timedelta(minutes=2)
-"""For a cancel: Prefect kills a process half a minute after it told it to end."""
-
 _SILENT = "no heartbeat for"
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 _ENDS = ["Completed", "Failed", "Cancelled", "Crashed", "Stopped", "Paused", "Suspended"]
 _RUNS = ResourceSpecification.model_validate({"prefect.resource.id": "prefect.flow-run.*"})
 _OURS = ResourceSpecification.model_validate({"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.lm"})
-_RUN_LINE = "{{ (flow.name ~ ' ' ~ flow_run.name ~ ': ' ~ flow_run.state.name ~ ' ' ~ (flow_run.state.message or '')) "
+_RUN_LINE = (
+    "{{ (flow_run.name ~ ' (' ~ flow.name ~ '): ' ~ flow_run.state.name ~ ' ' ~ (flow_run.state.message or '')) "
+)
 _RUN_NOTICE = f'{{"what": "%s", "run": "{{{{ flow_run.id }}}}", "text": {_RUN_LINE}| tojson }}}}}}'
 _MODEL_NOTICE = '{"what": "%s", "text": {{ event.resource.name | tojson }}, "payload": {{ event.payload | tojson }}}'
 
@@ -60,7 +59,7 @@ def create_automations(silence: timedelta = SILENCE) -> None:
 
 def rescuers(silence: timedelta = SILENCE) -> list[Automation]:
     """What looks after runs that died."""
-    return [zombies_crash(silence), zombies_go_on(), cancels_end()]
+    return [zombies_crash(silence), zombies_go_on()]
 
 
 def zombies_crash(silence: timedelta) -> Automation:
@@ -99,27 +98,6 @@ def zombies_go_on() -> Automation:
         actions=[
             ChangeFlowRunState(state=StateType.SCHEDULED, message=f"starting again, {STARTS} starts at most"),
         ],
-    )
-
-
-def cancels_end(patience: timedelta = PATIENCE) -> Automation:
-    """A run that is still being cancelled after ``patience`` is marked Cancelled.
-
-    One whose process was just starting ends by itself at the cancel, and Prefect's runner, which finds no process then,
-    leaves it so for ever; the same where the runner died.
-    """
-    return Automation(
-        name="lm: a run that nobody is left to cancel is cancelled",
-        trigger=EventTrigger(
-            posture=Posture.Proactive,
-            match=_RUNS,
-            match_related=_OURS,
-            for_each={"prefect.resource.id"},
-            after={"prefect.flow-run.Cancelling"},
-            expect={f"prefect.flow-run.{name}" for name in _ENDS},
-            within=patience,
-        ),
-        actions=[ChangeFlowRunState(state=StateType.CANCELLED, message="there was no process left to cancel")],
     )
 
 

@@ -39,7 +39,14 @@ def main() -> None:
     os.environ.setdefault(
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
     )
+    # A run that is cancelled while its process is just starting has nobody who ends its cancel but the server. It waits
+    # five minutes for that, and a process that is told to end is killed after half a minute.
+    os.environ.setdefault("PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS", "60")
     password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
+    if password and not password.isascii():
+        raise ConfigError(
+            "PREFECT_SERVER_API_AUTH_STRING: Prefect's server takes ASCII only, other letters are an error"
+        )
     if password:
         os.environ["PREFECT_API_AUTH_STRING"] = password  # what clients send
     with _server(port):

@@ -17,6 +17,7 @@ import torch
 from deployments import machine
 from lmcore.store import boot_id, locked, prepare_store, write_file
 from tests.conftest import REPOSITORY, start, wait_until
+from tests.serving import clean_environment
 
 
 def test_versions_are_those_that_were_tested() -> None:
@@ -178,17 +179,23 @@ def test_looking_at_locks_disturbs_nobody(tmp_path: Path) -> None:
         pass
 
 
+def deployments(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """``python -m deployments ARGUMENTS`` where no server is configured."""
+    environment = clean_environment(PREFECT_HOME=str(home), LM_STORE=str(home / "store"))
+    command = [sys.executable, "-m", "deployments", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+
+
 def test_doctor_without_a_server(tmp_path: Path) -> None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    environment |= {"PREFECT_HOME": str(tmp_path), "LM_STORE": str(tmp_path / "store")}
-    done = subprocess.run(
-        [sys.executable, "-m", "deployments", "doctor"],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = deployments(tmp_path, "doctor")
     assert done.returncode == 1, done.stderr
     assert "ok     store: " in done.stdout
     assert "WRONG  server: none is configured\n       to mend it: make serve, or set PREFECT_API_URL" in done.stdout
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["--mend"], 2), (["doctor"], 2)])
+def test_whoever_asks_what_setup_does_sets_nothing_up(tmp_path: Path, arguments: list[str], status: int) -> None:
+    done = deployments(tmp_path, "setup", *arguments)
+    assert done.returncode == status, done.stderr
+    assert "are there" not in done.stdout
+    assert not (tmp_path / "prefect.db").exists()

@@ -18,6 +18,15 @@ from tests.deployments.conftest import PASSWORD, Api, Completed
 
 pytestmark = pytest.mark.flows
 
+SET_BY_SERVE = [
+    "PREFECT_SERVER_API_PORT",
+    "PREFECT_API_URL",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_SERVER_API_AUTH_STRING",
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS",
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE",
+]
+
 
 def test_a_run_asked_for_through_the_api_completes(served: Api, completed: Completed) -> None:
     assert completed.state["type"] == "COMPLETED", completed.state
@@ -95,13 +104,27 @@ def test_a_port_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, port:
         serve.main()
 
 
+def test_a_password_that_the_server_cannot_compare_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SET_BY_SERVE:
+        monkeypatch.setenv(name, "")  # and taken back afterwards
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "誰か:秘密")
+    with pytest.raises(ConfigError, match="takes ASCII only") as refused:
+        serve.main()
+    assert "秘密" not in str(refused.value)
+
+
 def test_a_port_that_somebody_else_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
+        for name in SET_BY_SERVE:
+            monkeypatch.setenv(name, "")
         monkeypatch.setenv("PREFECT_SERVER_API_PORT", str(other.getsockname()[1]))
-        for name in ("API_URL", "SERVER_CORS_ALLOWED_ORIGINS", "SERVER_CONCURRENCY_LEASE_STORAGE"):
-            monkeypatch.setenv(f"PREFECT_{name}", "")  # what serve sets is taken back afterwards
         with pytest.raises(ConfigError, match=r"cannot be had \(Address already in use\)"):
             serve.main()
+
+
+def test_a_cancel_that_nobody_answers_ends_after_a_minute(served: Api) -> None:
+    cleanup = served.call("/admin/settings")["server"]["services"]["cancellation_cleanup"]
+    assert cleanup["cancelling_timeout_seconds"] == 60
 
 
 def test_the_gpu_limit_is_there(served: Api) -> None:

@@ -42,7 +42,7 @@ def test_automations_are_created_once_and_those_that_are_there_stay(monkeypatch:
         before = {automation.name: automation.id for automation in client.read_automations()}
         create_automations()
         assert {automation.name: automation.id for automation in client.read_automations()} == before
-    assert len([name for name in before if name.startswith("lm: ")]) == 8
+    assert len([name for name in before if name.startswith("lm: ")]) == 7
 
 
 def test_an_address_that_nobody_can_be_told_at_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
