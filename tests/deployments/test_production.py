@@ -30,6 +30,7 @@ from tests.serving import clean_environment, free_port
 pytestmark = [pytest.mark.flows, pytest.mark.e2e]
 
 WORKER = ("-m", "prefect", "worker", "start", "--pool", "lm", "--name", "worker")
+CHECKPOINTS = "store/runs/*/checkpoints/step-*"
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
 
 
@@ -172,10 +173,13 @@ def test_a_scheduled_run_appears_by_itself_and_finishes(production: Production, 
     often = {"interval": 20, "anchor_date": datetime.now(UTC).isoformat()}
     config = tiny_config(corpus, Path()).model_dump(mode="json", exclude={"store"})
     schedule = {"schedule": often, "active": True, "parameters": {"config": config}}
-    production.api.call(f"/deployments/{deployment['id']}/schedules", [schedule])
+    path = f"/deployments/{deployment['id']}/schedules"
+    [created] = production.api.call(path, [schedule])
     filters = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
 
     run = production.api.wait(lambda: production.api.call("/flow_runs/filter", filters))[0]
+    production.api.wait(lambda: production.api.run(run["id"])["state"]["type"] != "SCHEDULED")
+    production.api.call(f"{path}/{created['id']}", method="DELETE")
     assert production.api.final_state(run)["type"] == "COMPLETED"
     run = production.api.call(f"/flow_runs/{run['id']}")
     assert run["auto_scheduled"]
@@ -219,8 +223,9 @@ def test_a_run_whose_worker_was_killed_goes_on_at_the_next_one(production: Produ
     api, home = production.api, production.api.home
     train = {"device": "cpu", "max_steps": 10**6, "checkpoint_every": 100}
     config = tiny_config(corpus, Path(), **train).model_dump(mode="json", exclude={"store"})
+    earlier = set(home.glob(CHECKPOINTS))
     run = api.start_named("pretrain/small", {"config": config})["id"]
-    api.wait(lambda: list(home.glob("store/runs/*/checkpoints/step-*")))
+    api.wait(lambda: set(home.glob(CHECKPOINTS)) - earlier)
     production.worker.kill()
     with process(production.environment, home / "next.log", *WORKER):
         api.wait(lambda: len(api.starts(run)) == 2)
