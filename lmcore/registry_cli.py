@@ -21,10 +21,10 @@ def _print(**result: Any) -> None:
 
 def models(arguments: list[str]) -> None:
     options = verb_parser("models", model="the model's name").parse_args(arguments)
-    current = champion(options.store, options.model)
+    past, current = history_rows(options.store, options.model), champion(options.store, options.model)
     rows = [_row(version, version == current) for version in versions(options.store, options.model)]
     print(columns([{**row, **{name: f"{row[name]:.4f}" for name in _FIGURES}} for row in rows]))
-    print(columns(history_rows(options.store, options.model)))
+    print(columns(past))
     _print(model=options.model, champion=current.id if current else None, versions=rows)
 
 
