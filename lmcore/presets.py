@@ -1,0 +1,57 @@
+"""The settings that ship, by name, and how settings from several places are put together."""
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lmcore.errors import ConfigError
+
+FOLDER = Path(__file__).parents[1] / "deployments" / "configs"
+"""One TOML file for each preset. Read as data: lmcore runs without this folder, then without presets."""
+
+_DESCRIBES_PATHS = ("include", "exclude", "document")
+"""Settings of ``corpus`` that describe the files of ``corpus.paths``, so that other paths reset them."""
+
+
+def preset_names() -> list[str]:
+    """The names that ``read_settings`` knows, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read_settings(name: str) -> dict[str, Any]:
+    """The settings of a preset (``tiny``) or of a TOML file, as nested dictionaries.
+
+    A file that exists wins over a preset of the same name. Raises ConfigError when there is neither, or when the file
+    cannot be read as TOML.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and name in preset_names():
+        path = FOLDER / f"{name}.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(_not_found(name)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` with ``changes`` on top, table by table; neither argument is changed.
+
+    Changed ``corpus.paths`` drop the include, exclude and document of ``settings``: those describe the old paths.
+    """
+    merged = dict(settings)
+    if "paths" in changes.get("corpus", {}):
+        corpus = {name: value for name, value in merged.get("corpus", {}).items() if name not in _DESCRIBES_PATHS}
+        merged["corpus"] = corpus
+    for name, value in changes.items():
+        old = merged.get(name)
+        merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _not_found(name: str) -> str:
+    close = get_close_matches(name, preset_names(), n=1)
+    hint = f"Did you mean {close[0]}? " if close else ""
+    return f"{name} is neither a file in {Path.cwd()} nor a preset. {hint}The presets are {', '.join(preset_names())}"
