@@ -24,7 +24,7 @@ def test_a_misspelt_preset_gets_a_suggestion(tmp_path, monkeypatch):
 
 def test_a_file_that_is_not_toml_is_named(tmp_path):
     (tmp_path / "mine.toml").write_text("[train\n")
-    with pytest.raises(ConfigError, match="mine.toml"):
+    with pytest.raises(ConfigError, match=r"mine\.toml"):
         read_settings(str(tmp_path / "mine.toml"))
 
 
