@@ -13,6 +13,7 @@ from prefect.exceptions import CancelledRun
 from lmcore import cli
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
+from tasks.server import reachable_server
 
 
 def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunConfig) -> None:
@@ -23,7 +24,8 @@ def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunCon
 def _run(flow: Flow[..., Any], about: str, kind: type[RunConfig]) -> None:
     config = cli.parse(sys.argv[1:], f"python -m flows.{flow.name}", about, kind)
     try:
-        outcome: Any = flow(config)
+        with reachable_server():
+            outcome: Any = flow(config)
     except CancelledRun as stop:
         raise StoppedError(str(stop)) from None
     # What Prefect says at exit must not come after the JSON line where both streams go to one place.

@@ -34,15 +34,15 @@ import os
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
 from lmcore import cli, registry_cli, store_cli
 from lmcore.config import RunConfig, SampleConfig, default_store
-from lmcore.errors import StoppedError
+from lmcore.errors import STOPPED_STATUS, StoppedError
 from lmcore.markdown import columns
+from lmcore.signals import StopRequest, leave
 
 _log = logging.getLogger("lmcore")
 
@@ -269,14 +269,7 @@ def _train(arguments: list[str]) -> None:
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--parent", type=int, help="process whose death asks for the end")
     options = parser.parse_args(arguments)
-    stop_requested = False
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stop_requested
-        stop_requested = True
-
-    signal.signal(signal.SIGTERM, request_stop)
-    signal.signal(signal.SIGINT, request_stop)
+    should_stop = StopRequest()
 
     from lmcore.distributed import Ranks
     from lmcore.errors import LMError
@@ -296,11 +289,13 @@ def _train(arguments: list[str]) -> None:
             if status := run_workers(run):
                 sys.exit(status)
         else:
-            train(run, should_stop=lambda: stop_requested)
+            train(run, should_stop)
     except StoppedError as error:
         if is_first:
             print(error)
-        sys.exit(cli.STOPPED_STATUS)
+        if should_stop.signal == signal.SIGINT:
+            leave(signal.SIGINT)
+        sys.exit(STOPPED_STATUS)
     except LMError:
         if is_first:
             raise

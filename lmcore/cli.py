@@ -8,7 +8,6 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -21,15 +20,11 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from lmcore import signals
 from lmcore.config import RunConfig, SampleConfig, default_store
-from lmcore.errors import ConfigError, LMError, StoppedError
+from lmcore.errors import ERROR_PREFIX, STOPPED_STATUS, ConfigError, LMError, StoppedError
 
 Settings = TypeVar("Settings", bound=RunConfig)
-
-ERROR_PREFIX = "error: "
-"""Begins the message of a deliberate error; a parent process finds it by this."""
-STOPPED_STATUS = 75
-"""Exit status of a command that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
 
 _USAGE = "[--config FILE.toml] [--section.field VALUE ...]   (--help lists every field)"
 _PATHS = {"--corpus.paths": "paths", "--corpus.validation_paths": "validation_paths"}
@@ -136,29 +131,23 @@ def read_prompts(path: Path) -> list[str]:
 def main(verb: Callable[[], None]) -> None:
     """Run a command; a deliberate error becomes one line on standard error and exit status 1.
 
-    SIGTERM ends it as Ctrl-C does, and as a training that stopped before its end: with exit status STOPPED_STATUS.
+    Ctrl-C ends it with status 130; SIGTERM, as a training that stopped before its end, with STOPPED_STATUS.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.raise_when_asked()
     try:
         verb()
-    except (StoppedError, _TerminatedError) as error:
+    except KeyboardInterrupt:
+        signals.leave(signal.SIGINT)
+    except signals.Terminated as request:
+        signals.leave(request.signal)
+    except StoppedError as error:
         print(error, file=sys.stderr)
         sys.exit(STOPPED_STATUS)
     except (LMError, OSError) as error:
         print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues", file=sys.stderr)
-        sys.exit(130)
-
-
-class _TerminatedError(BaseException):
-    """Like KeyboardInterrupt, so that nobody takes it for a failure."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one is not to disturb the saving
-    raise _TerminatedError("stopped on request: the same command continues")
+    finally:
+        signals.end_at_once()
 
 
 def _take(flags: tuple[str, ...], arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:

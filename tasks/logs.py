@@ -29,7 +29,7 @@ class _NoMachinery(logging.Filter):
 
 _MACHINERY = re.compile(
     "Running hook |Hook .* finished running|Finished in state (Completed|Cached|Running)|"
-    r"(Crash detected! |Finished in state Crashed\(')Execution was aborted by a termination signal"
+    r"(Crash detected! |Finished in state Crashed\(')Execution was aborted by an? (termination|interrupt) signal"
 )
 _SAID_BY_THE_STATE = re.compile("Encountered exception during execution|Retries are exhausted|No retries configured")
 _FILTERS = (_NoTraceback(), _NoMachinery())

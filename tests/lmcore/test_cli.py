@@ -9,7 +9,8 @@ import pytest
 
 from lmcore import cli
 from lmcore.config import TEXT_PATTERNS, CorpusConfig, RunConfig
-from lmcore.errors import ConfigError, StoreError
+from lmcore.errors import ConfigError
+from tests.conftest import start
 
 FILE = """
 [corpus]
@@ -139,20 +140,23 @@ def test_an_unknown_flag_and_help_say_where_to_look(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (StoreError("the store is gone"), 1, "error: the store is gone\n"),
-        (KeyboardInterrupt(), 130, "interrupted: the same command continues\n"),
+        ("StoreError('the store is gone')", 1, "error: the store is gone\n"),
+        ("StoppedError('stopped, saved')", 75, "stopped, saved\n"),
+        ("KeyboardInterrupt", 130, "interrupted: the same command continues\n"),
+        ("Terminated(15)", 75, "interrupted: the same command continues\n"),
     ],
 )
-def test_a_deliberate_error_is_one_line_and_a_status(
-    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail() -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(fail)
-    assert stopped.value.code == status
-    assert capsys.readouterr().err == said
+def test_a_deliberate_end_is_one_line_and_a_status(error: str, status: int, said: str) -> None:
+    code = (
+        "from lmcore import cli\n"
+        "from lmcore.errors import StoppedError, StoreError\n"
+        "from lmcore.signals import Terminated\n"
+        f"def fail(): raise {error}\n"
+        "cli.main(fail)"
+    )
+    with start("-c", code) as process:
+        assert process.communicate() == ("", said)
+    assert process.returncode == status
 
 
 @pytest.mark.parametrize("name", ["a,b.txt", 'quo"te', "[b]", "日本 語", "{x}"])
