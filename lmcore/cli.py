@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-import signal
 import sys
 import tomllib
 from collections.abc import Callable
@@ -133,13 +132,11 @@ def main(verb: Callable[[], None]) -> None:
 
     Ctrl-C ends it with status 130; SIGTERM, as a training that stopped before its end, with STOPPED_STATUS.
     """
-    signals.raise_when_asked()
+    interruption = signals.Interruption()
     try:
         verb()
-    except KeyboardInterrupt:
-        signals.leave(signal.SIGINT)
-    except signals.Terminated as request:
-        signals.leave(request.signal)
+    except (KeyboardInterrupt, signals.Terminated):
+        pass  # said below
     except StoppedError as error:
         print(error, file=sys.stderr)
         sys.exit(STOPPED_STATUS)
@@ -147,6 +144,8 @@ def main(verb: Callable[[], None]) -> None:
         print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
         sys.exit(1)
     finally:
+        if interruption.signal:  # whatever came of it: a file that was closed, a call that failed
+            signals.leave(interruption.signal)
         signals.end_at_once()
 
 

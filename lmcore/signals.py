@@ -1,7 +1,7 @@
 """Ctrl-C and other signals end a command with one line and an exit status, at every moment of its life.
 
 ``end_at_once`` is for the time in which nothing has to be undone, such as the import of a library. During the work
-itself ``raise_when_asked`` turns the signal into an exception, so that everybody who holds a lock, a temporary file or
+itself ``Interruption`` turns the signal into an exception, so that everybody who holds a lock, a temporary file or
 a child cleans up; a training has ``StopRequest`` instead and saves. Only the first signal counts: the ones after it
 must not disturb the cleaning.
 
@@ -51,24 +51,24 @@ def end_at_once() -> None:
     _handle(lambda number, _: leave(number))
 
 
-def raise_when_asked() -> None:
+class Interruption:
     """From now on the first signal raises KeyboardInterrupt (SIGINT) or Terminated in the main thread."""
-    asked = False
 
-    def ask(number: int, _: FrameType | None) -> None:
-        nonlocal asked
-        if not asked:
-            asked = True
+    def __init__(self) -> None:
+        self.signal = 0
+        """Of the request, also where somebody caught the exception and went on; 0 if there was none."""
+        _handle(self._ask)
+        for kind in (KeyboardInterrupt, Terminated):
+            resend_lost(kind, self._ask_again)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if not self.signal:
+            self.signal = number
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
-    def ask_again(number: int) -> None:
-        nonlocal asked
-        asked = False
+    def _ask_again(self, number: int) -> None:
+        self.signal = 0
         os.kill(os.getpid(), number)
-
-    _handle(ask)
-    resend_lost(KeyboardInterrupt, ask_again)
-    resend_lost(Terminated, ask_again)
 
 
 class StopRequest:

@@ -140,18 +140,18 @@ def test_an_unknown_flag_and_help_say_where_to_look(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        ("StoreError('the store is gone')", 1, "error: the store is gone\n"),
-        ("StoppedError('stopped, saved')", 75, "stopped, saved\n"),
-        ("KeyboardInterrupt", 130, "interrupted: the same command continues\n"),
-        ("Terminated(15)", 75, "interrupted: the same command continues\n"),
+        ("raise StoreError('the store is gone')", 1, "error: the store is gone\n"),
+        ("raise StoppedError('stopped, saved')", 75, "stopped, saved\n"),
+        ("os.kill(os.getpid(), 2)", 130, "interrupted: the same command continues\n"),
+        ("os.kill(os.getpid(), 15)", 75, "interrupted: the same command continues\n"),
     ],
 )
 def test_a_deliberate_end_is_one_line_and_a_status(error: str, status: int, said: str) -> None:
     code = (
+        "import os\n"
         "from lmcore import cli\n"
         "from lmcore.errors import StoppedError, StoreError\n"
-        "from lmcore.signals import Terminated\n"
-        f"def fail(): raise {error}\n"
+        f"def fail(): {error}\n"
         "cli.main(fail)"
     )
     with start("-c", code) as process:

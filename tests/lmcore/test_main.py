@@ -100,7 +100,7 @@ def test_sigterm_amid_training_saves_and_the_status_says_so(
     flags += ("--train.validate_every", 1_000_000)
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     with start("-m", *module.split(), *flags, env=environment) as process:
-        wait_until(lambda: process.poll() is not None or any(store.glob("runs/*/metrics.jsonl")), "a run")
+        wait_until(lambda: process.poll() is not None or any(store.glob("runs/*/metrics.jsonl")), "a run", seconds=180)
         wait_for_step(only_run(store), 3, process)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
