@@ -72,7 +72,9 @@ def setup() -> None:
 
 def doctor(
     *,
-    mend: Annotated[bool, Parameter(help="Mend what can be mended without touching what is in use.", negative=())] = False,
+    mend: Annotated[
+        bool, Parameter(help="Mend what can be mended without touching what is in use.", negative=())
+    ] = False,
 ) -> None:
     """Look at everything that a run needs; exit status 1 if anything is wrong.
 

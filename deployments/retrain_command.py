@@ -1,4 +1,4 @@
-"""``lm retrain``, in a file of its own: its settings import numpy and pyarrow, which no other action has to wait for."""
+"""``lm retrain``, in a file of its own: its settings import numpy and pyarrow, and no other action needs them."""
 
 from lmcore.cli.app import pipeline
 from lmcore.retraining import RetrainConfig

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from cyclopts import App, CycloptsError, Group, UnusedCliTokensError
-from pydantic import BaseModel
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, UnusedCliTokensError
 
 from lmcore.cli import models, runs, store
+from lmcore.cli.checks import check
 from lmcore.cli.command import ERROR_PREFIX, USAGE_STATUS, escape_output, main
 from lmcore.cli.flags import command_of
 from lmcore.cli.pipeline import train
 from lmcore.cli.settings import read
+from lmcore.config import RunConfig
 
 HELP_ALL = "--help-all"
 MAKE = Group("Make a model", sort_key=0)
@@ -25,15 +26,18 @@ VERSIONS = Group("Versions of a model", sort_key=2)
 STORE = Group("What is in the store", sort_key=3)
 
 EPILOGUE = f"{HELP_ALL} lists every setting."
-_EPILOGUE = "The last line on standard output is one JSON object. A command that was stopped continues when given again."
+_EPILOGUE = (
+    "The last line on standard output is one JSON object. A command that was stopped continues when given again."
+)
 
 
 def new_app(name: str, about: str) -> App:
     """An application with every action that works in a store, under one name each."""
     app = App(name, help=about, help_epilogue=_EPILOGUE, help_format="plaintext", version=_version)
     app.command(train, group=MAKE)
-    for action in (runs.generate, runs.evaluate, runs.plot):
-        app.command(action, group=LOOK)
+    app.command(runs.generate, group=LOOK)
+    app.command(runs.evaluate, group=LOOK)
+    app.command(runs.plot, group=LOOK)
     app.command(models.models, group=VERSIONS)
     app.command(models.promote_version, name="promote", group=VERSIONS)
     app.command(models.roll_back, name="rollback", group=VERSIONS)
@@ -41,29 +45,37 @@ def new_app(name: str, about: str) -> App:
     app.command(models.replay_version, name="replay", group=VERSIONS)
     app.command(models.prune_versions, name="prune", group=VERSIONS)
     app.command(models.push_version, name="push", group=VERSIONS)
-    for action in (store.ledger, store.verify, store.repair, store.seen_by):
-        app.command(action, group=STORE)
+    app.command(store.ledger, group=STORE)
+    app.command(store.verify, group=STORE)
+    app.command(store.repair, group=STORE)
+    app.command(store.seen_by, group=STORE)
     app.command(store.forget_document, name="forget", group=STORE)
     app.command(store.collect_garbage, name="gc", group=STORE)
     app.register_install_completion_command(help="Let the shell complete commands and settings.")
     return app
 
 
-def add_pipeline(app: App, name: str, kind: type[BaseModel], about: str, run: Callable[[Any], None]) -> None:
+def add_pipeline(app: App, name: str, kind: type[RunConfig], about: str, run: Callable[[Any], None]) -> None:
     """An action whose flags are the settings of a kind."""
     app.command(pipeline(kind, about, run), name=name, group=MAKE, help_epilogue=EPILOGUE)
 
 
-def run_pipeline(name: str, kind: type[BaseModel], about: str, run: Callable[[Any], None]) -> None:
+def run_pipeline(name: str, kind: type[RunConfig], about: str, run: Callable[[Any], None]) -> None:
     """Be a program of one action, whose flags are the settings of a kind."""
     app = App(name, help=about, help_epilogue=EPILOGUE, help_format="plaintext", version=_version)
     app.default(pipeline(kind, about, run))
     run_app(app)
 
 
-def pipeline(kind: type[BaseModel], about: str, run: Callable[[Any], None]) -> Callable[..., None]:
-    """An action that checks the settings on the command line, then runs."""
-    return command_of(kind, about, lambda changes, config: run(read(kind, changes, config)), show_all=_shows_all())
+def pipeline(kind: type[RunConfig], about: str, run: Callable[[Any], None]) -> Callable[..., None]:
+    """An action that checks the settings on the command line before it runs."""
+
+    def checked(changes: dict[str, Any], file: str) -> None:
+        config = read(kind, changes, file)
+        check(config)
+        run(config)
+
+    return command_of(kind, about, checked, show_all=_shows_all())
 
 
 def run_app(app: App) -> None:
@@ -99,7 +111,9 @@ def refuse_undecodable(words: list[str]) -> None:
 
 def _said(error: Exception) -> str:
     if isinstance(error, UnusedCliTokensError):
-        return f"{' '.join(error.unused_tokens or [])}: no such argument; a setting begins with --, see --help"
+        return f"{' '.join(error.unused_tokens or [])}: there is no such argument; settings begin with --, see --help"
+    if isinstance(error, MissingArgumentError) and error.argument:
+        return f"{error.keyword or error.argument.name}: a value is missing, see --help"
     return " ".join(str(error).split())
 
 

@@ -1,4 +1,4 @@
-"""What every command does at its end: an exit status, one line for a deliberate error, output that any terminal takes."""
+"""What every command has in common: exit statuses, one line for an error, output that any terminal can show."""
 
 import io
 import json

@@ -4,6 +4,7 @@ cyclopts reads the words; what they mean is left to the model, which checks sett
 """
 
 import inspect
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -14,18 +15,20 @@ from pydantic.fields import FieldInfo
 
 from lmcore.presets import preset_names
 
-COMMON = frozenset(
-    """
-    corpus.paths corpus.sources corpus.include corpus.exclude corpus.document corpus.text_field corpus.normalize
-    tokenizer.source tokenizer.model_type tokenizer.vocab_size
-    dataset.block_size dataset.weights
-    model.architecture model.layers model.width model.heads
-    train.max_steps train.epochs train.max_minutes train.batch_size train.learning_rate train.schedule train.warmup
-    train.optimizer train.init_from train.device train.checkpoint_every
-    sample.prompts store run fresh
-    retraining.model_name retraining.min_new_bytes retraining.replay gate.old_margin_bits_per_byte
-    """.split()
-)
+COMMON = {
+    "": ["store", "run", "fresh"],
+    "corpus": ["paths", "sources", "include", "exclude", "document", "text_field", "normalize"],
+    "tokenizer": ["source", "model_type", "vocab_size"],
+    "dataset": ["block_size", "weights"],
+    "model": ["architecture", "layers", "width", "heads"],
+    "train": [
+        *("max_steps", "epochs", "max_minutes", "batch_size", "learning_rate", "schedule", "warmup"),
+        *("optimizer", "init_from", "device", "checkpoint_every"),
+    ],
+    "sample": ["prompts"],
+    "retraining": ["model_name", "min_new_bytes", "replay"],
+    "gate": ["old_margin_bits_per_byte"],
+}
 """What most people set. ``--help`` shows these, ``--help-all`` every setting."""
 
 _LONGEST_DEFAULT = 60
@@ -93,7 +96,7 @@ def _parameters(kind: type[BaseModel], show_all: bool) -> Iterator[inspect.Param
 def _parameter(info: FieldInfo, show_all: bool, number: int, path: tuple[str, ...]) -> inspect.Parameter:
     hint, metavar = _hint(info.annotation)
     kind = get_origin(hint) or hint
-    is_common = ".".join(path) in COMMON
+    is_common = path[-1] in COMMON.get(".".join(path[:-1]), [])
     option = Parameter(
         name=flag(*path),
         negative=f"--no-{flag(*path)[2:]}" if kind in (bool, list) else (),
@@ -105,7 +108,7 @@ def _parameter(info: FieldInfo, show_all: bool, number: int, path: tuple[str, ..
         allow_repeating=None if kind in (list, dict) else True,  # the last one holds
         consume_multiple=True if kind is list else None,
         n_tokens=-1 if kind is dict else None,
-        converter=_pairs_converter(info.annotation) if kind is dict else None,
+        converter=_to_dictionary if kind is dict else None,
         json_dict=False,
         json_list=False,
     )
@@ -134,21 +137,17 @@ def _hint(annotation: Any) -> tuple[Any, str | None]:
     if origin is list:
         return list[str], "TEXT"
     if origin is dict:
-        return dict[str, list[str]], "NAME=VALUE"
+        value, _ = _hint(get_args(annotation)[1])
+        return types.GenericAlias(dict, (str, value)), "NAME=VALUE"
     if origin is Annotated:
         return _hint(get_args(annotation)[0])
     return str, {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(annotation, "TEXT")
 
 
-def _pairs_converter(annotation: Any) -> Callable[[Any, Any], dict[str, Any]]:
-    """Reads the words given for a field that is a dictionary, of lists or of single values (of which the last holds)."""
-    holds_lists = _hint(get_args(annotation)[1])[0] == list[str]
-
-    def convert(hint: Any, tokens: Any) -> dict[str, Any]:
-        given = _keyed(tokens) if isinstance(tokens, dict) else _pairs(tokens)
-        return given if holds_lists else {name: values[-1] for name, values in given.items()}
-
-    return convert
+def _to_dictionary(hint: Any, tokens: Any) -> dict[str, Any]:
+    """A dictionary of lists, or of single values, of which the last holds."""
+    given = _keyed(tokens) if isinstance(tokens, dict) else _pairs(tokens)
+    return given if get_args(hint)[1] == list[str] else {name: values[-1] for name, values in given.items()}
 
 
 def _pairs(tokens: Iterable[Token]) -> dict[str, list[str]]:

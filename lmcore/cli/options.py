@@ -16,7 +16,7 @@ def _expanded(kind: Any, tokens: Sequence[Token]) -> Path:
 
 def _amount(kind: Any, value: float) -> None:
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError("it must be 0 or more")
+        raise ValueError("It must be 0 or more.")
 
 
 Store = Annotated[Path, Parameter(help="Folder of everything that is made (LM_STORE).", converter=_expanded)]

@@ -80,9 +80,7 @@ def evaluate(
         str, Parameter(help="Else: the validation text of the champion of this model (default: MODEL's).")
     ] = "",
     block_size: Annotated[int, Parameter(help="Tokens in a window (0: the model's context).")] = 0,
-    out: Annotated[
-        OutputFile | None, Parameter(help="Write the score of every document to this Arrow file.")
-    ] = None,
+    out: Annotated[OutputFile | None, Parameter(help="Write the score of every document to this Arrow file.")] = None,
     store: Store = STORE,
 ) -> None:
     """Say how well a model predicts text, in bits per byte."""

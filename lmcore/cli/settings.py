@@ -31,15 +31,17 @@ def read(kind: type[Settings], changes: dict[str, Any], file: str = "") -> Setti
     Raises ConfigError that names the flag, or the file and its line, and the value.
     """
     settings = read_settings(file) if file else {}
+    if not _fit(settings, changes):
+        changes = {}
     try:
-        return kind.model_validate(merge(settings, changes) if _is_table(settings, changes) else settings)
+        return kind.model_validate(merge(settings, changes))
     except ValidationError as error:
         origin = _Origin(changes, file)
         raise ConfigError("; ".join(_sentence(problem, kind, origin) for problem in error.errors())) from None
 
 
-def _is_table(settings: dict[str, Any], changes: dict[str, Any]) -> bool:
-    """False where a section of the file is no table, so that flags of that section have nothing to be merged with."""
+def _fit(settings: dict[str, Any], changes: dict[str, Any]) -> bool:
+    """False where a section of the file is no table, which is an error of the file's whatever the flags say."""
     return all(isinstance(settings.get(name, {}), dict) for name, value in changes.items() if isinstance(value, dict))
 
 
@@ -52,11 +54,15 @@ class _Origin:
         self._lines = dict(_lines(find_settings(file).read_text("utf-8-sig"))) if file else {}
 
     def of(self, path: tuple[str, ...]) -> str:
-        """The flag, the file with the line, or nothing where it is the default."""
+        """The flag, or the file with the line of the setting or else of its table, or nothing."""
+        sizes = range(len(path), 0, -1)
+        return next((place for size in sizes if (place := self.exactly(path[:size]))), "")
+
+    def exactly(self, path: tuple[str, ...]) -> str:
+        """The flag, or the file with the line of this very setting, or nothing where it has its default."""
         if self._is_flag(path):
             return flag(*path)
-        line = next((self._lines[path[:size]] for size in range(len(path), 0, -1) if path[:size] in self._lines), 0)
-        return f"{self._file}, line {line}" if line else ""
+        return f"{self._file}, line {self._lines[path]}" if path in self._lines else ""
 
     def _is_flag(self, path: tuple[str, ...]) -> bool:
         found: Any = self._changes
@@ -97,11 +103,9 @@ def _sentence(problem: ErrorDetails, kind: type[BaseModel], origin: _Origin) -> 
 def _contradiction(problem: ErrorDetails, name: str, path: tuple[str, ...], origin: _Origin) -> str:
     """Settings that do not fit together: which, and where each that the message names was set."""
     message = problem["msg"].removeprefix("Value error, ")
-    named = [(*path, word) for word in dict.fromkeys(re.findall(r"[a-z][a-z0-9_]+", message))]
-    places = [place for path in named if (place := origin.of(path))]
-    if not places and origin.of(path):
-        places = [origin.of(path)]
-    return f"{name or 'settings'}: {message}" + (f" (set by {', '.join(dict.fromkeys(places))})" if places else "")
+    words = dict.fromkeys(re.findall(r"[a-z][a-z0-9_]*", message))
+    places = [place for word in words if (place := origin.exactly((*path, word)))]
+    return f"{name or 'settings'}: {message}" + (f" (set by {' and '.join(places)})" if places else "")
 
 
 def _value(given: Any) -> str:

@@ -41,7 +41,7 @@ def verify(
     *,
     store: Store = STORE,
 ) -> None:
-    """Read every byte of a dataset, or of a version and all that it was made from; exit status 1 if anything is wrong."""
+    """Read a dataset again, or a version and all that it was made from; exit status 1 if anything is wrong."""
     from lmcore.audit import find_dataset, problems
 
     if not any((folder / "manifest.json").is_file() for folder in (store / "datasets" / name, Path(name))):
