@@ -192,7 +192,7 @@ def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, 
     for folder in run_folders(store):
         try:
             trainings.append(_training(Run.open(folder)))
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             yield "unreadable", folder.name, str(error)
     for _ in trainings:  # as long as a chain of beginnings can be
         known = len(seen)

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from lmcore.errors import LMError, StoppedError
+from lmcore.plain_json import to_json
 
 ERROR_PREFIX = "error: "
 """Begins the message of a deliberate error; a parent process finds it by this."""
@@ -47,11 +48,11 @@ def escape_output() -> None:
 
 def print_json(result: Any) -> None:
     """Print one line of JSON. Characters that the terminal's encoding lacks are escaped as JSON escapes them."""
-    line = json.dumps(result, ensure_ascii=False)
+    line = to_json(result)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        line = json.dumps(result)
+        line = json.dumps(json.loads(line))
     print(line, flush=True)
 
 
