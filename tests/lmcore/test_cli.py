@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cyclopts import CycloptsError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -222,10 +222,10 @@ def flags(name: str, value: Any) -> list[str]:
 
 def test_every_setting_is_a_flag_and_a_line_of_toml(tmp_path: Path) -> None:
     config = RunConfig(corpus=CorpusConfig(paths=["a", "b c"], exclude=["x"], validation_paths=["日本"]), run="r")
-    settings = dict(leaves(config.model_dump(mode="json")))
-    assert len(settings) > 50
-    assert parse(*(word for name, value in settings.items() for word in flags(name, value))) == config
-    lines = {name: value for name, value in settings.items() if value != {}}
+    content = dict(leaves(config.model_dump(mode="json")))
+    assert len(content) > 50
+    assert parse(*(word for name, value in content.items() for word in flags(name, value))) == config
+    lines = {name: value for name, value in content.items() if value != {}}
     (tmp_path / "all.toml").write_text(
         "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in lines.items())
     )
@@ -261,13 +261,14 @@ changes = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None, max_examples=40)
 @given(changes)
-def test_any_settings_come_back_from_their_flags(settings: dict[str, Any]) -> None:
+def test_any_settings_come_back_from_their_flags(content: dict[str, Any]) -> None:
     try:
-        config = RunConfig.model_validate(settings)
+        config = RunConfig.model_validate(content)
     except ValidationError:
         return
-    assert parse(*(word for name, value in leaves(settings) for word in flags(name, value))) == config
+    assert parse(*(word for name, value in leaves(content) for word in flags(name, value))) == config
 
 
 @pytest.mark.parametrize("path", [f"{section}.{name}".lstrip(".") for section, each in COMMON.items() for name in each])
