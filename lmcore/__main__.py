@@ -10,14 +10,15 @@
     verify DATASET           read every byte of it again; exit status 1 if anything is wrong
     verify MODEL             the same of a version, its receipt and everything it names, down to the corpus
     repair DATASET           encode its damaged chunks again
-    seen-by DOCUMENT         the datasets, runs and versions that hold a document (16 hexadecimal digits, or a file)
+    seen-by DOCUMENT         the datasets, runs and versions that hold a document: 16 hexadecimal digits, or a file, cut
+                             into documents as each dataset was; exit status 1 if one was not found
     models NAME              the versions of a model, its champion and its history
     promote MODEL [flags]    make a version the champion; rollback NAME [--to v0001] takes that back
     diff MODEL MODEL         in what two versions differ
     replay MODEL             train a version again and compare losses and weights
     prune NAME --keep N      remove old versions, never the champion
     push MODEL USER/NAME     put a version into a repository of the Hugging Face hub (token: HF_TOKEN)
-    forget DOCUMENT          purge a document from the store, and say what was trained on it
+    forget DOCUMENT          purge a document, or all of a file, from the store, and say what was trained on it
     gc [flags]               remove what no version and no newer run needs
 
 DATASET is an id, RUN a name or a folder, MODEL is NAME/v0001 or NAME for its champion; --store says where (default:
@@ -251,16 +252,20 @@ def _plot(arguments: list[str]) -> None:
 
 
 def _seen_by(arguments: list[str]) -> None:
+    """Exit status 1 when one of the documents was not found."""
     name, store = _named("seen-by", "document", arguments)
-    from lmcore.audit import document_hashes, seen_by
+    from lmcore.document_query import DocumentQuery
+    from lmcore.sightings import seen_by
 
-    hashes = document_hashes(name)
-    found = list(seen_by(store, hashes))
-    for kind, holder, split in found:
-        print(f"{kind} {holder} ({split})")
+    seen = seen_by(store, DocumentQuery.parse(name))
+    for row in seen.rows:
+        print(f"{row.kind} {row.name} ({row.why})")
+    _log.info("found %s in %s", seen.match, store)
     kinds = {"dataset": "datasets", "run": "runs", "version": "versions", "unreadable": "unreadable"}
-    names = {plural: [holder for other, holder, _ in found if other == kind] for kind, plural in kinds.items()}
-    print(json.dumps({"document": f"{hashes[''][0]:016x}", **names}))
+    names = {plural: seen.names(kind) for kind, plural in kinds.items()}
+    counts = {"documents": seen.match.documents, "found": len(seen.match.found)}
+    print(json.dumps({"document": name, **counts, **names}, ensure_ascii=False))
+    sys.exit(int(counts["found"] < counts["documents"]))
 
 
 def _train(arguments: list[str]) -> None:

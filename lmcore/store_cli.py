@@ -3,20 +3,25 @@
 import argparse
 import json
 import re
+import sys
 
 from lmcore.cli import count, verb_parser
 from lmcore.markdown import columns
 
+_DOCUMENT = "a hash of 16 hexadecimal digits, or a file, cut into documents as each dataset was"
+
 
 def forget_document(arguments: list[str]) -> None:
-    parser = verb_parser("forget", document="a hash of 16 hexadecimal digits, or a file with the document's text")
+    parser = verb_parser("forget", document=_DOCUMENT)
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     options = parser.parse_args(arguments)
     from lmcore.forget import forget
 
     done = forget(options.store, options.document, options.dry_run)
     print(columns(done.rows()))
+    print(f"{done.summary} in {options.store}", file=sys.stderr)
     print(json.dumps({**done.model_dump(mode="json"), "dry_run": options.dry_run}, ensure_ascii=False))
+    sys.exit(int(bool(done.absent)))
 
 
 def collect_garbage(arguments: list[str]) -> None:
