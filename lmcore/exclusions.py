@@ -5,7 +5,6 @@ a document in it is in no dataset that is made there, and no shard that is writt
 It holds hashes and names, no text; a line an event.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from lmcore.config import CorpusConfig
 from lmcore.errors import ConfigError, StoreError
+from lmcore.plain_json import from_json
 
 FORGOTTEN = "forgotten.jsonl"
 HASH = "[0-9a-fA-F]{16}"
@@ -54,7 +54,7 @@ def forgotten_events(store: Path) -> list[dict[str, Any]]:
         return []
     try:
         *lines, _ = path.read_bytes().split(b"\n")  # after the last line end: nothing, or what a kill cut off
-        return [json.loads(line) for line in lines]
+        return [from_json(line) for line in lines]
     except ValueError as error:
         raise StoreError(f"{path} is damaged: {error}. It says which documents must stay out: restore it") from None
 

@@ -8,7 +8,6 @@ out stay as they are. Each step leaves a whole store, and the same command does 
 Weights cannot forget. The runs and versions that saw the document are named, and stay.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from copy import deepcopy
@@ -30,6 +29,7 @@ from lmcore.store import (
     MANIFEST,
     Output,
     content_of,
+    json_line,
     locked,
     open_sealed,
     out_of_use,
@@ -237,7 +237,7 @@ def _remember(store: Path, plan: Forgotten) -> None:
     path = store / FORGOTTEN
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
-    write_file(path, whole + json.dumps(event, ensure_ascii=False).encode() + b"\n")
+    write_file(path, whole + json_line(event))
 
 
 def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:

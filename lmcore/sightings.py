@@ -107,7 +107,7 @@ def _trained_on(store: Path, holders: dict[str, str], wanted: Hashes) -> Iterato
     for folder in run_folders(store):
         try:
             trainings.append(_training(Run.open(folder)))
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             yield Sighting("unreadable", folder.name, str(error))
     for _ in trainings:  # as long as a chain of beginnings can be
         known = len(seen)
