@@ -1,5 +1,6 @@
 """Actions on datasets and documents of a store."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,12 @@ from lmcore.cli.models import verify_version
 from lmcore.cli.options import STORE, Amount, Count, DryRun, Store
 from lmcore.markdown import columns
 
+_log = logging.getLogger("lmcore")
+
 _Dataset = Annotated[str, Parameter(help="The id of a dataset.")]
-_Document = Annotated[str, Parameter(help="A hash of 16 hexadecimal digits, or a file with the document's text.")]
+_Document = Annotated[
+    str, Parameter(help="A hash of 16 hexadecimal digits, or a file, which is cut into documents as each dataset was.")
+]
 
 
 def ledger(dataset: _Dataset, /, *, store: Store = STORE) -> None:
@@ -65,26 +70,30 @@ def repair(dataset: _Dataset, /, *, store: Store = STORE) -> None:
 
 
 def seen_by(document: _Document, /, *, store: Store = STORE) -> None:
-    """List the datasets, runs and versions that hold a document."""
-    from lmcore.audit import document_hashes
-    from lmcore.audit import seen_by as holders_of
+    """List the datasets, runs and versions that hold a document; exit status 1 if one was not found."""
+    from lmcore.document_query import DocumentQuery
+    from lmcore.sightings import seen_by as holders_of
 
-    hashes = document_hashes(document)
-    found = list(holders_of(store, hashes))
-    for kind, holder, split in found:
-        print(f"{kind} {holder} ({split})")
+    seen = holders_of(store, DocumentQuery.parse(document))
+    for row in seen.rows:
+        print(f"{row.kind} {row.name} ({row.why})")
+    _log.info("found %s in %s", seen.match, store)
     kinds = {"dataset": "datasets", "run": "runs", "version": "versions", "unreadable": "unreadable"}
-    names = {plural: [holder for other, holder, _ in found if other == kind] for kind, plural in kinds.items()}
-    print_json({"document": f"{hashes[''][0]:016x}", **names})
+    names = {plural: seen.names(kind) for kind, plural in kinds.items()}
+    counts = {"documents": seen.match.documents, "found": len(seen.match.found)}
+    print_json({"document": document, **counts, **names})
+    sys.exit(int(counts["found"] < counts["documents"]))
 
 
 def forget_document(document: _Document, /, *, dry_run: DryRun = False, store: Store = STORE) -> None:
-    """Purge a document from the store, and say which models were trained on it."""
+    """Purge a document, or all of a file, from the store, and say which models were trained on it."""
     from lmcore.forget import forget
 
     done = forget(store, document, dry_run)
     print(columns(done.rows()))
+    _log.info("%s in %s", done.summary, store)
     print_json({**done.model_dump(mode="json"), "dry_run": dry_run})
+    sys.exit(int(bool(done.absent)))
 
 
 def collect_garbage(
