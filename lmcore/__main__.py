@@ -33,6 +33,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,12 +45,13 @@ from lmcore import cli, registry_cli, store_cli
 from lmcore.config import RunConfig, SampleConfig, default_store
 from lmcore.errors import StoppedError
 from lmcore.markdown import columns
+from lmcore.progress import StandardError, Standing, Update, report_progress
 
 _log = logging.getLogger("lmcore")
 
 
 def main() -> None:
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", handlers=[StandardError()])
     _log.setLevel(logging.INFO)  # of libraries, warnings only
     verbs = {
         "tokenize": _tokenize,
@@ -88,8 +91,7 @@ def _tokenize(arguments: list[str]) -> None:
 def _pretrain(arguments: list[str]) -> None:
     config: RunConfig = cli.parse(arguments, "python -m lmcore pretrain", "Corpus to a trained model.")
 
-    from lmcore.evaluate import evaluate
-    from lmcore.export import export
+    from lmcore.forecast import training_poll
     from lmcore.launch import train_in_child
     from lmcore.mixture import build_dataset
     from lmcore.report import report
@@ -98,10 +100,18 @@ def _pretrain(arguments: list[str]) -> None:
     dataset, tokenizer, store = _prepare(config)
     blocks = build_dataset(dataset, config.dataset)
     run = prepare_run(config, dataset, tokenizer, store, config.fresh)
-    training = train_in_child(run.folder, _log.info)
-    evaluation = evaluate(run, training.checkpoint)
-    model_dir = export(training, evaluation).model_dir
-    page = report(training, evaluation, blocks, config.sample)
+    with _watched("training", "steps", training_poll(run, _log)):
+        training = train_in_child(run.folder, _log.info)
+    with _watched("evaluation", "tokens") as progress:
+        from lmcore.evaluate import evaluate
+
+        evaluation = evaluate(run, training.checkpoint, progress)
+    with _watched("export", "files"):
+        from lmcore.export import export
+
+        model_dir = export(training, evaluation).model_dir
+    with _watched("report", "samples"):
+        page = report(training, evaluation, blocks, config.sample)
     for warning in page.warnings:
         _log.warning("%s", warning)
     print(
@@ -122,16 +132,21 @@ def _pretrain(arguments: list[str]) -> None:
 
 def _prepare(config: RunConfig) -> Any:
     from lmcore.corpus import open_corpus
-    from lmcore.progress import shown
     from lmcore.tokenization import tokenize
     from lmcore.tokenizer import make_tokenizer
 
-    corpus, store = open_corpus(config)
-    tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store)
-    with shown("tokenizing", "bytes", Console(stderr=True), _log) as update:
-        dataset = tokenize(config.corpus, corpus, tokenizer, store, lambda done, total: update(done, total, ""))
+    with _watched("corpus", "bytes"):
+        corpus, store = open_corpus(config)
+    with _watched("tokenizer", "bytes") as progress:
+        tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store, progress)
+    with _watched("tokenizing", "bytes") as progress:
+        dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
     _log.log(logging.WARNING if dataset.lost_much else logging.INFO, dataset.account())
     return dataset, tokenizer, store
+
+
+def _watched(label: str, unit: str, poll: Callable[[], Standing] | None = None) -> AbstractContextManager[Update]:
+    return report_progress(label, unit, Console(stderr=True), _log, poll)
 
 
 def _named(verb: str, thing: str, arguments: list[str]) -> tuple[str, Path]:
