@@ -11,7 +11,7 @@ from lmcore.errors import RegistryError
 from lmcore.receipt import check_receipt, difference_rows, program_differences
 from lmcore.registry import NUMBER, champion, find_version, history_rows, models, promote, prune, rollback
 from lmcore.run import find_folder
-from lmcore.section import NAME
+from lmcore.section import NAME, Text
 from tasks.pages import show_table
 from tasks.retraining import push_to_hub
 
@@ -32,10 +32,10 @@ class ModelChoice(StoreChoice):
 class EvaluationChoice(ModelChoice):
     """A model, and the text that it is scored on."""
 
-    model: str = ""
+    model: Text = ""
     """What is scored: a version such as lm/v0002, a run's name or folder, a checkpoint, or any folder that transformers
     opens. Empty: the champion of the named model."""
-    corpus: list[str] = Field([])
+    corpus: list[Text] = Field([])
     """Files, folders, globs or URLs of text; each is a source of its own in the table. Empty: the text that was held
     out when the champion of the named model was trained."""
 
@@ -75,7 +75,7 @@ class RollbackChoice(ModelChoice):
 
     version: str = Field("", pattern=_VERSION)
     """Such as v0001. Empty: the champion before this one."""
-    reason: str = Field("by hand", min_length=1)
+    reason: Text = Field("by hand", min_length=1)
     """What the history is to say of it."""
 
 

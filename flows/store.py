@@ -10,7 +10,7 @@ import flows  # Prefect loads this file by its path, and quiet logs come with th
 from lmcore.config import default_store
 from lmcore.forget import forget
 from lmcore.garbage import collect
-from lmcore.section import Section
+from lmcore.section import Section, Text, TextPath
 from tasks.pages import show_table
 
 BUTTON: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
@@ -20,7 +20,7 @@ BUTTON: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
 class StoreChoice(Section):
     """A store."""
 
-    store: Path = Field(default_factory=default_store)
+    store: TextPath = Field(default_factory=default_store)
     """Folder of everything that is made. Default: the environment variable LM_STORE, else ./store."""
 
     @property
@@ -40,10 +40,11 @@ class GarbageChoice(StoreChoice):
 
 
 class DocumentChoice(StoreChoice):
-    """A document that is to be taken out of a store."""
+    """Documents that are to be taken out of a store."""
 
-    document: str = Field(min_length=1)
-    """Its hash of 16 hexadecimal digits, or a file with its text on the machine that runs this."""
+    document: Text = Field(min_length=1)
+    """A hash of 16 hexadecimal digits, or a file on the machine that runs this. A file is cut into documents as each
+    dataset was."""
     dry_run: bool = True
     """Only say what would be done."""
 
@@ -62,7 +63,7 @@ def forget_document(choice: DocumentChoice) -> list[str]:
     """Purge a document from the store, and say what was trained on it; its hashes."""
     done = forget(choice.folder, choice.document, choice.dry_run)
     about = "to be forgotten" if choice.dry_run else "forgotten"
-    show_table("forget", done.rows(), f"{about}: {', '.join(done.documents)}")
+    show_table("forget", done.rows(), f"{about}: {done.summary}")
     return done.documents
 
 
