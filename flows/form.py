@@ -7,7 +7,7 @@ optional or secret. The default of a text is empty: whoever clears a field gets 
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, cast
 
 from prefect import Flow, get_run_logger
 from pydantic import Field
@@ -42,6 +42,12 @@ class FormFlow(Flow[P, R]):
         if fields and isinstance(config := fields[0], RunConfig):
             fields, named = fields[1:], {"size": CUSTOM, "advanced": settings_text(config), **named}
         return super().__call__(*map(_plain, fields), **{name: _plain(value) for name, value in named.items()})
+
+    def with_options(self, **options: Any) -> "FormFlow[P, R]":
+        """As Prefect's, which would make a plain ``Flow`` of it."""
+        flow = super().with_options(**options)
+        flow.__class__ = type(self)
+        return cast("FormFlow[P, R]", flow)
 
 
 def _plain(value: Any) -> Any:

@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from lmcore.metrics import read_metrics
 from tests.conftest import tiny_config, write_corpus
-from tests.serving import FLOW, SERVE, SERVER, Serving, TRAINING, clean_environment, settings_form
+from tests.serving import FLOW, SERVE, SERVER, TRAINING, Serving, clean_environment, settings_form
 
 _ENDLESS = 10**6
 """Steps."""
