@@ -13,6 +13,7 @@ from prefect.exceptions import CancelledRun
 from lmcore import cli
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
+from lmcore.plain_json import to_json
 
 
 def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunConfig) -> None:
@@ -29,4 +30,4 @@ def _run(flow: Flow[..., Any], about: str, kind: type[RunConfig]) -> None:
     # What Prefect says at exit must not come after the JSON line where both streams go to one place.
     logging.getLogger("prefect").setLevel(logging.WARNING)
     print(f"\n{outcome.summary()}\n")
-    print(outcome.model_dump_json(), flush=True)
+    print(to_json(outcome.model_dump(mode="json")), flush=True)

@@ -34,13 +34,14 @@ def forget_document(document: SomeText, dry_run: bool = True, store: Text = "") 
     """Purge a document from the store, and say what was trained on it; its hashes.
 
     Args:
-        document: Its hash of 16 hexadecimal digits, or a file with its text on the machine that runs this.
+        document: A hash of 16 hexadecimal digits, or a file on the machine that runs this. A file is cut into documents
+            as each dataset was.
         dry_run: Only say what would be done.
         store: Folder of everything that is made. Empty: the environment variable LM_STORE, else ./store.
     """
     done = forget(folder_of(store), document, dry_run)
     about = "to be forgotten" if dry_run else "forgotten"
-    show_table("forget", done.rows(), f"{about}: {', '.join(done.documents)}")
+    show_table("forget", done.rows(), f"{about}: {done.summary}")
     return done.documents
 
 

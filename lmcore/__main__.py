@@ -10,14 +10,15 @@
     verify DATASET           read every byte of it again; exit status 1 if anything is wrong
     verify MODEL             the same of a version, its receipt and everything it names, down to the corpus
     repair DATASET           encode its damaged chunks again
-    seen-by DOCUMENT         the datasets, runs and versions that hold a document (16 hexadecimal digits, or a file)
+    seen-by DOCUMENT         the datasets, runs and versions that hold a document: 16 hexadecimal digits, or a file, cut
+                             into documents as each dataset was; exit status 1 if one was not found
     models NAME              the versions of a model, its champion and its history
     promote MODEL [flags]    make a version the champion; rollback NAME [--to v0001] takes that back
     diff MODEL MODEL         in what two versions differ
     replay MODEL             train a version again and compare losses and weights
     prune NAME --keep N      remove old versions, never the champion
     push MODEL USER/NAME     put a version into a repository of the Hugging Face hub (token: HF_TOKEN)
-    forget DOCUMENT          purge a document from the store, and say what was trained on it
+    forget DOCUMENT          purge a document, or all of a file, from the store, and say what was trained on it
     gc [flags]               remove what no version and no newer run needs
 
 DATASET is an id, RUN a name or a folder, MODEL is NAME/v0001 or NAME for its champion; --store says where (default:
@@ -28,7 +29,6 @@ status 75, and the same command continues.
 """
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -43,6 +43,7 @@ from lmcore import cli, registry_cli, store_cli
 from lmcore.config import RunConfig, SampleConfig, default_store
 from lmcore.errors import StoppedError
 from lmcore.markdown import columns
+from lmcore.plain_json import to_json
 
 _log = logging.getLogger("lmcore")
 
@@ -82,7 +83,7 @@ def _tokenize(arguments: list[str]) -> None:
     config: RunConfig = cli.parse(arguments, "python -m lmcore tokenize", "Corpus to shards.")
     dataset, tokenizer, _ = _prepare(config)
     figures = {"skipped_bytes": dataset.skipped_bytes, "unaccounted_bytes": dataset.unaccounted_bytes}
-    print(json.dumps({"dataset_id": dataset.id, "tokenizer_id": tokenizer.id, **figures}))
+    print(to_json({"dataset_id": dataset.id, "tokenizer_id": tokenizer.id, **figures}))
 
 
 def _pretrain(arguments: list[str]) -> None:
@@ -105,7 +106,7 @@ def _pretrain(arguments: list[str]) -> None:
     for warning in page.warnings:
         _log.warning("%s", warning)
     print(
-        json.dumps(
+        to_json(
             {
                 "run_dir": str(run.folder),
                 "dataset_id": dataset.id,
@@ -152,7 +153,7 @@ def _ledger(arguments: list[str]) -> None:
     for path, offset, length, reason, piece in skipped_pieces(dataset):
         print(f"{reason}: {length:,} bytes at {offset:,} of {_in_a_line(path)}: {piece[:60]!r}")
     account = read_manifest(dataset)["ledger"]
-    print(json.dumps({name: value for name, value in account.items() if name != "skips"}, ensure_ascii=False))
+    print(to_json({name: value for name, value in account.items() if name != "skips"}))
 
 
 def _in_a_line(path: str) -> str:
@@ -170,7 +171,7 @@ def _verify(arguments: list[str]) -> None:
     found = list(problems(dataset))
     for chunk, problem in found:
         print(f"{chunk or 'manifest'}: {problem}")
-    print(json.dumps({"dataset_id": dataset.name, "problems": len(found)}))
+    print(to_json({"dataset_id": dataset.name, "problems": len(found)}))
     sys.exit(1 if found else 0)
 
 
@@ -179,7 +180,7 @@ def _repair(arguments: list[str]) -> None:
     from lmcore.audit import find_dataset, repair
 
     dataset = find_dataset(store, name)
-    print(json.dumps({"dataset_id": dataset.name, "repaired": repair(dataset)}))
+    print(to_json({"dataset_id": dataset.name, "repaired": repair(dataset)}))
 
 
 def _generate(arguments: list[str]) -> None:
@@ -206,7 +207,7 @@ def _generate(arguments: list[str]) -> None:
     texts = generate(model.to(choose_device("auto")), tokenizer, settings, block_size)
     print(*texts, sep="\n\n")
     samples = [{"prompt": prompt, "text": text} for prompt, text in zip(settings.prompts, texts, strict=True)]
-    print(json.dumps({"model": name, "samples": samples}, ensure_ascii=False))
+    print(to_json({"model": name, "samples": samples}))
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -234,7 +235,7 @@ def _evaluate(arguments: list[str]) -> None:
         scores.save(options.out.expanduser())
     figures = scores.figures()
     _log.info("%s", columns(scores.rows()))
-    print(json.dumps({"model": options.model, **figures}, ensure_ascii=False))
+    print(to_json({"model": options.model, **figures}))
 
 
 def _plot(arguments: list[str]) -> None:
@@ -247,20 +248,24 @@ def _plot(arguments: list[str]) -> None:
 
     folders = [find_folder(options.store, name) for name in options.runs]
     picture = plot(folders, options.out.expanduser())
-    print(json.dumps({"picture": str(picture), "runs": options.runs}, ensure_ascii=False))
+    print(to_json({"picture": str(picture), "runs": options.runs}))
 
 
 def _seen_by(arguments: list[str]) -> None:
+    """Exit status 1 when one of the documents was not found."""
     name, store = _named("seen-by", "document", arguments)
-    from lmcore.audit import document_hashes, seen_by
+    from lmcore.document_query import DocumentQuery
+    from lmcore.sightings import seen_by
 
-    hashes = document_hashes(name)
-    found = list(seen_by(store, hashes))
-    for kind, holder, split in found:
-        print(f"{kind} {holder} ({split})")
+    seen = seen_by(store, DocumentQuery.parse(name))
+    for row in seen.rows:
+        print(f"{row.kind} {row.name} ({row.why})")
+    _log.info("found %s in %s", seen.match, store)
     kinds = {"dataset": "datasets", "run": "runs", "version": "versions", "unreadable": "unreadable"}
-    names = {plural: [holder for other, holder, _ in found if other == kind] for kind, plural in kinds.items()}
-    print(json.dumps({"document": f"{hashes[''][0]:016x}", **names}))
+    names = {plural: seen.names(kind) for kind, plural in kinds.items()}
+    counts = {"documents": seen.match.documents, "found": len(seen.match.found)}
+    print(to_json({"document": name, **counts, **names}))
+    sys.exit(int(counts["found"] < counts["documents"]))
 
 
 def _train(arguments: list[str]) -> None:
@@ -307,7 +312,7 @@ def _train(arguments: list[str]) -> None:
         sys.exit(1)  # the first rank says why
     result = TrainingResult.load(run.folder)
     if options.parent is None and not is_worker() and result is not None:
-        print(result.model_dump_json())
+        print(to_json(result.model_dump(mode="json")))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The verbs of python -m lmcore that are about the models of a store: their flags, and what they print."""
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from lmcore.cli import count, verb_parser
 from lmcore.markdown import columns
+from lmcore.plain_json import to_json
 from lmcore.registry import Version, champion, find_version, history_rows, promote, prune, rollback, versions
 
 _log = logging.getLogger("lmcore")
@@ -16,7 +16,7 @@ _FIGURES = ("nats_per_token", "bits_per_byte")
 
 
 def _print(**result: Any) -> None:
-    print(json.dumps(result, ensure_ascii=False))
+    print(to_json(result))
 
 
 def models(arguments: list[str]) -> None:
@@ -118,5 +118,5 @@ def replay_version(arguments: list[str]) -> None:
     result = replay(version, _log.info)
     for line in result.differences:
         print(line)
-    print(result.model_dump_json())
+    print(to_json(result.model_dump(mode="json")))
     sys.exit(1 if result.differences else 0)

@@ -1,22 +1,27 @@
 """The verbs of python -m lmcore that take things out of a store: their flags, and what they print."""
 
 import argparse
-import json
 import re
+import sys
 
 from lmcore.cli import count, verb_parser
 from lmcore.markdown import columns
+from lmcore.plain_json import to_json
+
+_DOCUMENT = "a hash of 16 hexadecimal digits, or a file, cut into documents as each dataset was"
 
 
 def forget_document(arguments: list[str]) -> None:
-    parser = verb_parser("forget", document="a hash of 16 hexadecimal digits, or a file with the document's text")
+    parser = verb_parser("forget", document=_DOCUMENT)
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     options = parser.parse_args(arguments)
     from lmcore.forget import forget
 
     done = forget(options.store, options.document, options.dry_run)
     print(columns(done.rows()))
-    print(json.dumps({**done.model_dump(mode="json"), "dry_run": options.dry_run}, ensure_ascii=False))
+    print(f"{done.summary} in {options.store}", file=sys.stderr)
+    print(to_json({**done.model_dump(mode="json"), "dry_run": options.dry_run}))
+    sys.exit(int(bool(done.absent)))
 
 
 def collect_garbage(arguments: list[str]) -> None:
@@ -32,7 +37,7 @@ def collect_garbage(arguments: list[str]) -> None:
     grace_seconds = options.grace_hours * 3600
     gone = collect(options.store, options.keep_runs, grace_seconds, options.dry_run)
     print(columns(gone.rows()))
-    print(json.dumps({"removed": len(gone.removed), "bytes": gone.bytes, "dry_run": options.dry_run}))
+    print(to_json({"removed": len(gone.removed), "bytes": gone.bytes, "dry_run": options.dry_run}))
 
 
 def _hours(text: str) -> float:
