@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from lmcore.config import RunConfig
 from lmcore.errors import ConfigError
-from lmcore.presets import merge, read_settings
+from lmcore.presets import FOLDER, merge, read_settings
 from lmcore.section import differences
 from lmcore.toml import toml_text
 
@@ -31,7 +31,7 @@ def given(kind: type[RunConfig], fields: Tables) -> Tables:
 
 def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str) -> Settings:
     """Checked settings of a kind. Raises ConfigError that names what is wrong, and the line of ``advanced``."""
-    beneath = {} if preset == CUSTOM else read_settings(preset)
+    beneath = {} if preset == CUSTOM else read_settings(f"{FOLDER / preset}.toml")
     tables = merge(merge(beneath, fields), _read(advanced))
     try:
         return kind.model_validate(tables)
