@@ -117,7 +117,7 @@ def _serve_deployments() -> None:
     create_automations()
     start_leftovers_again()
     deployments: list[Any] = [
-        flow.to_deployment(name, parameters={"config": settings}, tags=["lm", name], description=flow.description)
+        flow.to_deployment(name, parameters=settings, tags=["lm", name], description=flow.description)
         for flow, found in ((pretrain, presets()), (prepare_data, presets()), (retrain, retrain_presets()))
         for name, settings in found.items()
     ]
