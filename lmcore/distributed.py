@@ -1,24 +1,30 @@
 """Several processes that train one model: who is who, sums over all of them, and how the model is spread.
 
 torchrun starts the processes (``launch.py``, or by hand on several machines) and says in the environment who each one
-is. Without it there is one, and everything here does nothing.
+is. Without it there is one, and everything here does nothing, whatever RANK and WORLD_SIZE say.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Self
 
 import torch
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lmcore.config import TrainConfig
-from lmcore.errors import ConfigError
+from lmcore.errors import ConfigError, TrainingError
+from lmcore.launch import is_worker
 
+_log = logging.getLogger(__name__)
+_SECONDS_TO_MEET = 300
 _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 
@@ -33,7 +39,9 @@ class Ranks:
 
     @classmethod
     def of_environment(cls) -> Self:
-        """As torchrun says; alone where it does not."""
+        """As torchrun says; alone where it did not start this process."""
+        if not is_worker():
+            return cls()
         return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
 
     @property
@@ -65,11 +73,26 @@ def joined(ranks: Ranks) -> Iterator[None]:
     if ranks.world == 1:
         yield
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    _meet(ranks)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _meet(ranks: Ranks) -> None:
+    """Wait for all ranks. Raises TrainingError when one does not come, or their meeting point cannot be reached."""
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    _log.info("waiting at most %d s for all %d processes at %s", _SECONDS_TO_MEET, ranks.world, place)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=_SECONDS_TO_MEET)))
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+    except (distributed.DistError, ValueError) as error:
+        raise TrainingError(
+            f"not all of {ranks.world} processes met at {place} within {_SECONDS_TO_MEET} s: {error}. Do all machines "
+            "run the same torchrun command, and does each reach that address?"
+        ) from error
 
 
 def spread(module: torch.nn.Module, blocks: list[torch.nn.Module], config: TrainConfig, ranks: Ranks) -> Any:

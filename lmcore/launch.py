@@ -34,6 +34,8 @@ from lmcore.store import locked
 _SIGNALLED = 128
 """And the number of the signal: exit status of torchrun's agent when one ended a worker, as in shells."""
 
+_OF_A_GROUP = {f"{scope}{what}" for scope in ("", "LOCAL_", "GROUP_", "ROLE_") for what in ("RANK", "WORLD_SIZE")}
+_OF_A_GROUP |= {"ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}
 _SECONDS_TO_SAVE = 25
 _PR_SET_PDEATHSIG = 1
 
@@ -58,7 +60,7 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
         text=True,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**_environment_of_one(), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
     message: list[str] = []  # the last line, or all from the one that begins an error
@@ -89,6 +91,18 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
     if result is None:
         raise RunError(f"training of {folder} ended well but left no training.json")
     return result
+
+
+def _environment_of_one() -> dict[str, str]:
+    """This process's, without what torchrun or a job scheduler said of a group: the child is in none, or makes its own.
+
+    Otherwise it would wait for processes that nobody starts.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OF_A_GROUP and not name.startswith("TORCHELASTIC_")
+    }
 
 
 def end_group(child: "subprocess.Popen[str]") -> None:
@@ -136,7 +150,17 @@ def run_workers(run: Run) -> int:
     for name in ("elastic", "run"):
         logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the workers say what happened
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
-    arguments = ["--standalone", f"--nproc-per-node={nproc}", "-m", "lmcore", "train", str(run.folder)]
+    # Else the workers meet at this machine's own name, which not every machine can resolve.
+    arguments = [
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+        f"--nproc-per-node={nproc}",
+        "-m",
+        "lmcore",
+        "train",
+        str(run.folder),
+    ]
     try:
         torchrun(get_args_parser().parse_args(arguments))  # type: ignore[no-untyped-call]
     except SignalException:

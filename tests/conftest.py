@@ -2,10 +2,11 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,15 @@ from hypothesis import settings
 # Before torch is loaded, here and in every process that tests start: its threads only wait for each other on models
 # this small, and on a busy machine for minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A test that asks its own server must not ask a proxy.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+# Some CI systems, nohup and jobs in the background ignore signals, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 # The same examples every time, so that who changed nothing breaks nothing; --hypothesis-profile default draws others.
 settings.register_profile("repeatable", derandomize=True)
@@ -37,6 +47,7 @@ from lmcore.tokenization import Dataset, tokenize
 from lmcore.tokenizer import TokenizerInfo, make_tokenizer
 from lmcore.train import train
 from lmcore.version import add_version
+from tests import leftovers
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -71,6 +82,16 @@ def tiny_retraining(corpus: Path, store: Path, name: str) -> RetrainConfig:
     """The retraining of the model ``name`` as ``tiny_config`` trains, which any new text begins."""
     retraining = RetrainingConfig(model_name=name, min_new_bytes=1)
     return RetrainConfig(**dict(tiny_config(corpus, store)), retraining=retraining)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """What tests leave running ends with this process, even if it is killed."""
+    watcher = leftovers.watch()
+    yield
+    leftovers.end(os.getpid())
+    watcher.kill()
+    watcher.wait()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
