@@ -79,8 +79,9 @@ def _server(port: int) -> Iterator[None]:
     from tasks.server import Server  # imports Prefect, which reads its settings only then
 
     _refuse_if_taken(port)
-    command = ["prefect", "--no-prompt", "server", "start", "--host", _HOST, "--port", str(port)]
-    server = Server([*command, "--log-level", "WARNING"], port, dict(os.environ), outlives_us=_SECONDS_TO_REPORT)
+    command = ["prefect", "server", "start", "--host", _HOST, "--port", str(port)]
+    settings = {**os.environ, "PREFECT_CLI_PROMPT": "false"}  # it asks about profiles where there is a terminal
+    server = Server([*command, "--log-level", "WARNING"], port, settings, outlives_us=_SECONDS_TO_REPORT)
     is_over = threading.Event()
     try:
         server.wait_until_healthy(_SECONDS_TO_START)

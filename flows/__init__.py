@@ -5,6 +5,7 @@ Prefect is imported. The embedded server's first start, with its migrations, out
 """
 
 import os
+import warnings
 
 from tasks.logs import quiet_prefect
 
@@ -15,6 +16,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_UI_V2_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT", "false")
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "60")
+# tasks.server says so as an error, in one line.
+warnings.filterwarnings("ignore", "Failed to create the Prefect home directory")
 # A proxy is for other machines: what listens on this one is asked directly.
 _hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, [_hosts, "127.0.0.1", "localhost", "::1"]))

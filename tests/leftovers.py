@@ -32,19 +32,21 @@ def watch() -> "subprocess.Popen[bytes]":
     return watcher
 
 
-def left(session: int) -> list[int]:
-    """The living processes that carry the mark of a session."""
-    found = []
+def carriers(mark: str, value: str) -> dict[int, str]:
+    """The living processes, by their numbers, that carry a variable with this value; their command lines."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is another user's
-            marked = f"{MARK}={session}".encode() in (folder / "environ").read_bytes().split(b"\0")
-            if marked and int(folder.name) != session:
-                found.append(int(folder.name))
+            if f"{mark}={value}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = (
+                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
     return found
 
 
 def end(session: int) -> None:
-    for pid in left(session):
+    """Kill what the session with this process has started."""
+    for pid in carriers(MARK, str(session)):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
