@@ -6,9 +6,10 @@ dies is simply done again, by anybody.
 """
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -47,16 +48,21 @@ class Job:
     """That encode this chunk."""
 
 
-def encode(job: Job) -> None:
+def encode(job: Job, is_abandoned: Callable[[], bool] = lambda: False) -> None:
     """Write the chunk's sealed folder.
 
-    Raises CorpusError when a span's ledger does not add up, and for bad input where that is to end the run.
+    Raises CorpusError when a span's ledger does not add up, and for bad input where that is to end the run;
+    CancelledError, having written nothing, once ``is_abandoned`` says that nobody waits for it.
     """
     tokenizer = _tokenizer(job.tokenizer)
     ledgers = [Ledger() for _ in job.spans]
     spans = zip(job.spans, ledgers, strict=True)
     documents = chain.from_iterable(parse(span, job.config, ledger) for span, ledger in spans)
-    encoded = [_encoded(batch, tokenizer, job.threads) for batch in _batches(documents)]
+    encoded = []
+    for batch in _batches(documents):
+        if is_abandoned():
+            raise CancelledError
+        encoded.append(_encoded(batch, tokenizer, job.threads))
     if job.config.on_bad_input == "fail":
         for ledger in ledgers:
             ledger.require_no_skips()
@@ -175,6 +181,9 @@ class Encoders:
         count = workers or os.cpu_count() or 1
         # Beside a job that parses, or at the end the last one, another may use every core.
         self._threads_each = 1 if executor else count
+        self._abandoned = threading.Event()
+        # An event cannot be sent to another process, and whoever lends an executor ends its jobs.
+        self._extra = [] if executor else [self._abandoned.is_set]
         self._executor = executor or self._stack.enter_context(ThreadPoolExecutor(count, "encode"))
         self._waiting = 2 * count
 
@@ -186,6 +195,7 @@ class Encoders:
             while kind is None and self._pending:
                 self._finish_one()
         finally:
+            self._abandoned.set()
             for future, _ in self._pending:
                 future.cancel() if future is not None else None
             self._stack.close()
@@ -193,7 +203,7 @@ class Encoders:
     def submit(self, job: Job, stored_bytes: int) -> None:
         """Start a job; waits while too many are in flight, and raises what an earlier one raised."""
         self.jobs += 1
-        self._add(self._executor.submit(encode, replace(job, threads=self._threads_each)), stored_bytes)
+        self._add(self._executor.submit(encode, replace(job, threads=self._threads_each), *self._extra), stored_bytes)
 
     def pass_over(self, stored_bytes: int) -> None:
         """Count bytes that need no job."""
