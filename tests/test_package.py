@@ -61,9 +61,10 @@ def run(lm: Path, folder: Path, *words: object, **variables: str) -> "subprocess
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTHON", "LM_"))}
     environment = kept | {"PREFECT_HOME": str(folder / "prefect")} | variables
     command = [str(lm), *map(str, words)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=480)
 
 
+@pytest.mark.flows
 def test_a_preset_is_trained_beside_modules_of_the_same_names(lm: Path, elsewhere: Path) -> None:
     text = write_corpus(elsewhere / "text")
     done = run(lm, elsewhere, "pretrain", "--preset", "tiny", "--corpus.paths", text, *SMALL)
