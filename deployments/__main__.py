@@ -1,7 +1,8 @@
-"""python -m deployments VERB: what production needs besides ``prefect deploy``.
+"""python -m deployments VERB: what production needs.
 
-    setup                create on the Prefect server what the deployments rely on: work pool, limits,
-                         automations
+    deploy               put all deployments on the Prefect server for workers, and what they rely on; what was
+                         set on the server stays. May be repeated
+    setup                only what they rely on: work pool, limits, automations
     doctor [--mend]      look at everything that a run needs; exit status 1 if anything is wrong
 
 The server is the one that Prefect's own settings name (PREFECT_API_URL, PREFECT_API_AUTH_STRING); the store is that of
@@ -17,7 +18,7 @@ from lmcore.config import default_store
 
 
 def main() -> None:
-    verbs = {"setup": _setup, "doctor": _doctor}
+    verbs = {"deploy": _deploy, "setup": _setup, "doctor": _doctor}
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
     if verb not in verbs:
         print(__doc__, file=sys.stdout if verb in ("-h", "--help") else sys.stderr)
@@ -28,14 +29,19 @@ def main() -> None:
 def _setup(arguments: list[str]) -> None:
     argparse.ArgumentParser(prog="python -m deployments setup", allow_abbrev=False).parse_args(arguments)
 
-    from deployments.automations import create_automations
-    from deployments.limits import create_limits
-    from deployments.work_pool import create_work_pool
+    from deployments.deploy import set_up
 
-    create_work_pool()
-    create_limits()
-    create_automations()
+    set_up()
     print("work pool, limits and automations are there")
+
+
+def _deploy(arguments: list[str]) -> None:
+    argparse.ArgumentParser(prog="python -m deployments deploy", allow_abbrev=False).parse_args(arguments)
+
+    from deployments.deploy import deploy
+
+    for line in deploy():
+        print(line, flush=True)
 
 
 def _doctor(arguments: list[str]) -> None:

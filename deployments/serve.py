@@ -15,7 +15,6 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
 from lmcore import cli
@@ -147,31 +146,24 @@ def _healthy(port: int) -> bool:
 
 def _serve_deployments() -> None:
     from prefect import serve
+    from prefect.client.orchestration import get_client
 
     from deployments.automations import create_automations
+    from deployments.declaration import declared
     from deployments.leftovers import start_leftovers_again
     from deployments.limits import create_limits
-    from deployments.presets import presets, retrain_presets
-    from flows import models, store
-    from flows.prepare_data import prepare_data
-    from flows.pretrain import pretrain
-    from flows.retrain import retrain
+    from deployments.registration import register, registered
 
     create_limits()
     create_automations()
-    start_leftovers_again()
-    deployments: list[Any] = [
-        flow.to_deployment(name, parameters={"config": settings}, tags=["lm", name], description=flow.description)
-        for flow, found in ((pretrain, presets()), (prepare_data, presets()), (retrain, retrain_presets()))
-        for name, settings in found.items()
-    ]
-    buttons: dict[str, list[Any]] = {"model": models.BUTTONS, "store": store.BUTTONS}
-    deployments += [
-        flow.to_deployment(name, tags=["lm"], description=flow.description)
-        for name, found in buttons.items()
-        for flow in found
-    ]
-    serve(*deployments)
+    deployments = declared()
+    start_leftovers_again(deployment.full_name for deployment in deployments)
+    with get_client(sync_client=True) as client:
+        for deployment in deployments:
+            for line in register(client, deployment):
+                print(line, flush=True)
+    # Else Prefect would pause what others serve as well, and switch on what a person has paused.
+    serve(*map(registered, deployments), pause_on_shutdown=False)
 
 
 if __name__ == "__main__":
