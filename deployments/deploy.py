@@ -9,7 +9,7 @@ from deployments import work_pool
 from deployments.automations import create_automations
 from deployments.declaration import declared
 from deployments.limits import create_limits
-from deployments.registration import register
+from deployments.registration import register_all
 from lmcore.errors import ConfigError
 
 
@@ -36,6 +36,5 @@ def deploy() -> Iterator[str]:
     """
     url, deployments = set_up(), declared()
     with get_client(sync_client=True) as client:
-        for deployment in deployments:
-            yield from register(client, deployment, work_pool.NAME)
+        yield from register_all(client, deployments, work_pool.NAME)
     yield f"{len(deployments)} deployments are on {url} for the workers of the pool {work_pool.NAME}"

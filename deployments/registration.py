@@ -8,7 +8,7 @@ is said in a line each.
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +34,15 @@ _SHOWN = 80
 """Characters of a value."""
 
 
+def register_all(client: SyncPrefectClient, deployments: Iterable[Declared], pool: str = "") -> Iterator[str]:
+    """``register`` them; the lines, those that several have in common once."""
+    names: dict[str, list[str]] = {}
+    for deployment in deployments:
+        for line in register(client, deployment, pool):
+            names.setdefault(line, []).append(deployment.full_name)
+    return (f"{', '.join(having)}: {line}" for line, having in names.items())
+
+
 def register(client: SyncPrefectClient, deployment: Declared, pool: str = "") -> list[str]:
     """Create or update it, for the workers of ``pool`` or for this process; a line for each thing that differs."""
     written, wanted = Written(client, deployment.full_name), _wanted(deployment, pool)
@@ -46,7 +55,7 @@ def register(client: SyncPrefectClient, deployment: Declared, pool: str = "") ->
     else:
         lines = list(_update(client, deployment, there, wanted, written, pool))
     written.save()
-    return [f"{deployment.full_name}: {line}" for line in lines]
+    return lines
 
 
 class _Registered(RunnerDeployment):
@@ -81,7 +90,9 @@ def _update(
     found = _found(there, wanted.keys() | written.digests.keys())
     change: Settings = {}
     if written.is_new:
-        written.take_over(found, {name for name in wanted.keys() - found.keys() if name.startswith(_SCHEDULE)})
+        # Only deployments of workers had schedules before: one that is not there was deleted.
+        absent = {name for name in wanted.keys() - found.keys() if name.startswith(_SCHEDULE) and pool}
+        written.take_over(found, absent)
         if there.paused and not pool:
             change["paused"] = False
             yield "switched on: versions before this one paused it whenever they stopped"
@@ -192,22 +203,22 @@ def _difference(name: str, found: Any, wanted: Any) -> Iterator[str]:
     """A line for each value that a person set."""
     if name.startswith(_SCHEDULE):
         words = f"schedule {name.removeprefix(_SCHEDULE)}"
-        yield f"{words} stays as set on the server: {_when(found)} (this version: {_when(wanted)})"
+        yield f"{words}: kept as set on the server, {_when(found)}; this version has {_when(wanted)}"
         return
     words = name if name.startswith(_PARAMETER) else name.replace("_", " ")
     for part, here, there in differences({words: found}, {words: wanted}):
-        yield f"{part} stays as set on the server: {_shown(here)} (this version: {_shown(there)})"
+        yield f"{part}: kept as set on the server, {_shown(here)}; this version has {_shown(there)}"
 
 
 def _when(schedule: Settings | None) -> str:
     if schedule is None:
-        return "not there"
+        return "none"
     when = " ".join(str(schedule[key]) for key in ("cron", "rrule", "interval", "timezone") if schedule.get(key))
     return f"{when}, {'on' if schedule['active'] else 'off'}"
 
 
 def _shown(value: Any) -> str:
-    text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

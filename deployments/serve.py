@@ -48,10 +48,21 @@ def main() -> None:
         )
     if password:
         os.environ["PREFECT_API_AUTH_STRING"] = password  # what clients send
+    _prepare_database()
     with _server(port):
         access = "asks for user:password" if password else "no password: PREFECT_SERVER_API_AUTH_STRING sets one"
         print(f"\nPrefect UI: http://{_HOST}:{port} ({access})\nStop with Ctrl-C.\n", flush=True)
         _serve_deployments()
+
+
+def _prepare_database() -> None:
+    """Before a server opens it: a copy where this start migrates it, and rows mended that no server could show."""
+    from deployments.database import mend_database
+    from tasks.database import copy_before_upgrade
+
+    for line in (copy_before_upgrade(), mend_database()):
+        if line:
+            print(line, flush=True)
 
 
 def _port() -> int:
@@ -152,16 +163,15 @@ def _serve_deployments() -> None:
     from deployments.declaration import declared
     from deployments.leftovers import start_leftovers_again
     from deployments.limits import create_limits
-    from deployments.registration import register, registered
+    from deployments.registration import register_all, registered
 
     create_limits()
     create_automations()
     deployments = declared()
     start_leftovers_again(deployment.full_name for deployment in deployments)
     with get_client(sync_client=True) as client:
-        for deployment in deployments:
-            for line in register(client, deployment):
-                print(line, flush=True)
+        for line in register_all(client, deployments):
+            print(line, flush=True)
     # Else Prefect would pause what others serve as well, and switch on what a person has paused.
     serve(*map(registered, deployments), pause_on_shutdown=False)
 

@@ -130,7 +130,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]
             python(environment, "-m", "deployments", "setup")
             said = python(environment, "-m", "deployments", "deploy")
             assert said.splitlines()[-1] == f"20 deployments are on {api.url} for the workers of the pool lm"
-            assert "stays as set" not in said
+            assert "kept as set" not in said
         before_worker = examine(api)
         worker = stack.enter_context(process(environment, home / "worker.log", *WORKER))
         yield Production(api, environment, worker, before_setup, before_worker)
@@ -175,14 +175,14 @@ def test_prefect_s_own_command_deploys_the_same_and_forgets_what_was_set(product
     mine = api.call("/deployments/name/pretrain/base")["id"]
     api.call(f"/deployments/{mine}", {"tags": ["mine"], "paused": True}, method="PATCH")
     said = python(production.environment, "-m", "deployments", "deploy")
-    assert 'pretrain/base: tags stays as set on the server: ["mine"] (this version: ["lm", "base"])' in said
+    assert 'pretrain/base: tags: kept as set on the server, ["mine"]; this version has ["lm", "base"]' in said
     after = api.call("/deployments/name/pretrain/base")
     assert (after["tags"], after["paused"]) == (["mine"], True)
 
     deploy = ["deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
     python(production.environment, "-m", "prefect", "--no-prompt", *deploy)
     assert deployed(api) == before
-    assert "stays as set" not in python(production.environment, "-m", "deployments", "deploy")
+    assert "kept as set" not in python(production.environment, "-m", "deployments", "deploy")
     assert deployed(api) == before
 
 

@@ -13,7 +13,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 
 from deployments.declaration import Declared, Schedule
-from deployments.registration import register
+from deployments.registration import register, register_all
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.flows
@@ -115,15 +115,14 @@ def test_what_a_person_set_stays_and_is_said_in_a_line_each(client: SyncPrefectC
         lines = register(client, later)
         after = read(client, declared).model_dump(exclude={"updated", "version", "version_id", "version_info"})
         assert after == before
-        said = f"{declared.full_name}: "
-        assert [line.removeprefix(said) for line in lines] == [
-            "concurrency limit stays as set on the server: 3 (this version: not set)",
-            'description stays as set on the server: "Mine" (this version: "A flow whose runs are only spoken of.")',
-            "enforce parameter schema stays as set on the server: false (this version: true)",
-            "parameters.steps stays as set on the server: 7 (this version: not set)",
-            'parameters.text stays as set on the server: "mine" (this version: "other")',
-            "schedule weekly stays as set on the server: 1 1 * * 1, on (this version: 0 1 * * 0 Asia/Tokyo, off)",
-            'tags stays as set on the server: ["lm", "mine"] (this version: ["lm", "other"])',
+        assert lines == [
+            "concurrency limit: kept as set on the server, 3; this version has nothing",
+            'description: kept as set on the server, "Mine"; this version has "A flow whose runs are only spoken of."',
+            "enforce parameter schema: kept as set on the server, false; this version has true",
+            "parameters.steps: kept as set on the server, 7; this version has nothing",
+            'parameters.text: kept as set on the server, "mine"; this version has "other"',
+            "schedule weekly: kept as set on the server, 1 1 * * 1, on; this version has 0 1 * * 0 Asia/Tokyo, off",
+            'tags: kept as set on the server, ["lm", "mine"]; this version has ["lm", "other"]',
         ]
 
 
@@ -223,12 +222,10 @@ def test_a_deployment_of_the_version_before_is_taken_over(
 
     monkeypatch.setattr(digests, "_BEFORE", {digests._digest(presets["text"])})
     lines = register(client, declared)
-    assert [line.partition(": ")[2] for line in lines] == [
-        "switched on: versions before this one paused it whenever they stopped",
-        "schedule weekly stays as set on the server: not there (this version: 0 1 * * 0 Asia/Tokyo, off)",
-    ]
+    assert lines == ["switched on: versions before this one paused it whenever they stopped"]
     found = client.read_deployment(there)
-    assert (found.parameters, found.paused, found.schedules) == (declared.parameters, False, [])
+    assert (found.parameters, found.paused) == (declared.parameters, False)
+    assert schedules(found) == {"weekly": ("0 1 * * 0", "Asia/Tokyo", False, {})}
 
 
 def test_every_deployment_has_digests_of_its_own(client: SyncPrefectClient) -> None:
@@ -237,3 +234,12 @@ def test_every_deployment_has_digests_of_its_own(client: SyncPrefectClient) -> N
 
     names = [deployment.full_name for deployment in all_of_them()]
     assert len({Written(client, name)._variable for name in names}) == len(names)
+
+
+def test_a_line_that_several_have_in_common_is_said_once(client: SyncPrefectClient, declared: Declared) -> None:
+    both = [declared, replace(declared, name=uuid4().hex)]
+    assert list(register_all(client, both)) == []
+    for deployment in both:
+        client.update_deployment(read(client, deployment).id, DeploymentUpdate(tags=["mine"]))
+    [line] = register_all(client, both)
+    assert line.startswith(f"{both[0].full_name}, {both[1].full_name}: tags: kept as set on the server")
