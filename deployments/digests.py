@@ -45,6 +45,7 @@ class Written:
         found = client.read_variable_by_name(self._variable)
         self.is_new = found is None
         self.digests: dict[str, str] = dict(found.value) if found and isinstance(found.value, dict) else {}
+        self._saved = dict(self.digests)
 
     def is_untouched(self, name: str, value: object) -> bool:
         """Whether the server's ``value`` is the one that was written, or was never there."""
@@ -66,7 +67,7 @@ class Written:
     def save(self) -> None:
         if self.is_new:
             self._client.create_variable(VariableCreate(name=self._variable, value=self.digests, tags=["lm"]))
-        else:
+        elif self.digests != self._saved:
             self._client.update_variable(VariableUpdate(name=self._variable, value=self.digests))
 
 

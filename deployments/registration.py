@@ -110,10 +110,12 @@ def _update(
         change["paused"] = True
     if wrong:
         yield _unfit(wrong)
-    settings = _of_api(news) | change | _owned(deployment, pool)
+    settings = _of_api(news) | change
+    settings |= {name: value for name, value in _owned(deployment, pool).items() if getattr(there, name) != value}
     if any(name.startswith(_PARAMETER) for name in news):
         settings["parameters"] = _parameters(found | news)
-    client.update_deployment(there.id, DeploymentUpdate(**settings))
+    if settings:  # else its scheduled runs would be planned anew for nothing
+        client.update_deployment(there.id, DeploymentUpdate(**settings))
     _write_schedules(client, there, news)
     same = {name: value for name, value in wanted.items() if name not in differing}
     written.note(same | news | {_MISFITS: wrong or None})

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.utilities.templating import apply_values
 
 from deployments import work_pool
 from deployments.declaration import JOB_VARIABLES, Declared, declared, parameters
@@ -21,7 +22,7 @@ def in_yaml(deployment: Declared) -> dict[str, Any]:
         "concurrency_limit": {"limit": 1, "collision_strategy": deployment.collision},
     }
     if deployment.parameters:
-        settings["parameters"] = f"{{{{ parameters.{deployment.full_name.replace('/', '_')} }}}}"
+        settings["parameters"] = deployment.parameters
     if schedule := deployment.schedule:
         when = {"cron": schedule.cron, "timezone": schedule.timezone}
         settings["schedules"] = [when | {"active": schedule.active, "slug": schedule.slug}]
@@ -30,7 +31,8 @@ def in_yaml(deployment: Declared) -> dict[str, Any]:
 
 def test_prefect_yaml_says_the_same() -> None:
     content = yaml.safe_load((REPOSITORY / "deployments" / "prefect.yaml").read_text(encoding="utf-8"))
-    assert content["deployments"] == [in_yaml(deployment) for deployment in declared()]
+    deployments = apply_values(content["deployments"], {"parameters": parameters()})
+    assert deployments == [in_yaml(deployment) for deployment in declared()]
     assert content["build"] == [{"deployments.declaration.parameters": {"id": "parameters"}}]
 
 

@@ -181,7 +181,9 @@ def test_prefect_s_own_command_deploys_the_same_and_forgets_what_was_set(product
 
     deploy = ["deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
     python(production.environment, "-m", "prefect", "--no-prompt", *deploy)
-    assert deployed(api) == before
+    for row in (after := deployed(api)).values():  # it leaves descriptions of inherited settings out of the form
+        row["schema"] = None
+    assert after == {name: row | {"schema": None} for name, row in before.items()}
     assert "kept as set" not in python(production.environment, "-m", "deployments", "deploy")
     assert deployed(api) == before
 
