@@ -82,7 +82,7 @@ def declared() -> list[Declared]:
     by_hand = [Declared(flow, name, {}, ["lm"]) for name, found in buttons.items() for flow in found]
     # By hand gc only says what would go. The schedule has a deployment of its own, which removes it.
     gc: Any = store.collect_garbage
-    removing = Declared(gc, "weekly", {"choice": {"dry_run": False}}, ["lm"], CLEANING)
+    removing = Declared(gc, "weekly", {"dry_run": False}, ["lm"], CLEANING)
     return [*settings, *by_hand, removing]
 
 
@@ -90,12 +90,12 @@ def _of_settings() -> Iterator[Declared]:
     """One for each flow and preset."""
     for name, settings in presets().items():
         schedule = REHEARSAL if name == "tiny" else None
-        yield Declared(pretrain, name, {"config": settings}, ["lm", name], schedule)
+        yield Declared(pretrain, name, settings, ["lm", name], schedule)
     for name, settings in presets().items():
         schedule = None if name == "tiny" else NIGHTLY
-        yield Declared(prepare_data, name, {"config": settings}, ["lm", name], schedule)
+        yield Declared(prepare_data, name, settings, ["lm", name], schedule)
     for name, settings in retrain_presets().items():
-        yield Declared(retrain, name, {"config": settings}, ["lm", name], WEEKLY)
+        yield Declared(retrain, name, settings, ["lm", name], WEEKLY)
 
 
 def parameters() -> dict[str, dict[str, Any]]:

@@ -7,7 +7,6 @@ Rows have a ``kind``:
 Losses are in nats per token. Where it is asked for, TensorBoard's event files get the same figures.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from textwrap import indent
 from typing import Any
 
 from lmcore.errors import ConfigError, no_space_named
-from lmcore.store import write_file
+from lmcore.plain_json import from_json
+from lmcore.store import json_line, write_file
 
 Row = dict[str, Any]
 
@@ -79,13 +79,13 @@ class MetricsWriter:
             self._events = _event_writer(tensorboard, step + 1)
             for row in kept if is_new else []:
                 self._add_to_events(row)
-        write_file(path, b"".join(_line(row) for row in kept))
+        write_file(path, b"".join(json_line(row) for row in kept))
 
     def write(self, row: Row) -> None:
         """Append one row; it is there for readers at once."""
         with no_space_named(self._path.parent):
             with open(self._path, "ab") as file:
-                file.write(_line(row))
+                file.write(json_line(row))
             self._add_to_events(row)
             self._flush()
 
@@ -134,10 +134,6 @@ def _figures(row: Row) -> Iterator[tuple[str, float]]:
 def _rows(content: bytes) -> Iterator[Row]:
     for line in content.splitlines():
         try:
-            yield json.loads(line)
+            yield from_json(line)
         except ValueError:
             continue
-
-
-def _line(row: Row) -> bytes:
-    return json.dumps(row).encode() + b"\n"

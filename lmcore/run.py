@@ -7,7 +7,6 @@ The name comes from the result fields of the settings and the dataset id, so the
 same folder, continues what is unfinished and returns what is done. Nothing here needs torch.
 """
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from lmcore.config import RunConfig
-from lmcore.errors import ConfigError, FormatError, RunError, StoreError
+from lmcore.errors import ConfigError, FormatError, RunError, StoreError, owner_named
 from lmcore.origin import Origin, Shape, init_fingerprint, shape_of_settings
+from lmcore.plain_json import from_json
 from lmcore.registry import find_version, models
 from lmcore.roots import confine_folder
 from lmcore.section import differences, fingerprint, result_fields
@@ -89,7 +89,8 @@ class Run:
         """Read the run's config.json. Raises StoreError when it is missing or of a newer format."""
         path = folder.absolute() / "config.json"
         try:
-            record = json.loads(path.read_bytes())
+            with owner_named(path):
+                record = from_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(f"{folder} is no run: it has no config.json") from None
         except ValueError as error:

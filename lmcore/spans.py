@@ -341,6 +341,8 @@ def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledg
     except TableError as error:
         problem = str(error)
     except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # it is the disk or a limit of the system, and no damage
         _log.warning("%s cannot be read from here on: %s", file.path, error)
         problem = "damaged_table"
         ledger.undecodable_stored_bytes += file.stored_bytes
