@@ -13,11 +13,12 @@ from cyclopts import App, CycloptsError, Group, MissingArgumentError, UnusedCliT
 
 from lmcore.cli import models, runs, store
 from lmcore.cli.checks import check
-from lmcore.cli.command import ERROR_PREFIX, USAGE_STATUS, escape_output, main
+from lmcore.cli.command import USAGE_STATUS, escape_output, main
 from lmcore.cli.flags import command_of
 from lmcore.cli.pipeline import train
 from lmcore.cli.settings import read
 from lmcore.config import RunConfig
+from lmcore.errors import ERROR_PREFIX
 from lmcore.progress import StandardError
 
 HELP_ALL = "--help-all"

@@ -7,16 +7,16 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from lmcore.cli.command import STOPPED_STATUS, print_json
+from lmcore.cli.command import print_json
 from lmcore.config import RunConfig
-from lmcore.errors import LMError, StoppedError
+from lmcore.errors import STOPPED_STATUS, LMError, StoppedError
 from lmcore.progress import Standing, Update, report_progress
+from lmcore.signals import StopRequest, leave
 
 _log = logging.getLogger("lmcore")
 
@@ -93,15 +93,7 @@ def train(
     parent: Annotated[int | None, Parameter(show=False)] = None,  # the process whose death asks for the end
 ) -> None:
     """Start or continue the training of one run, as the pipeline does for each."""
-    stop_requested = False
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stop_requested
-        stop_requested = True
-
-    # The loop saves a checkpoint when it is asked to stop, and the exit status then is STOPPED_STATUS.
-    signal.signal(signal.SIGTERM, request_stop)
-    signal.signal(signal.SIGINT, request_stop)
+    should_stop = StopRequest()
 
     from lmcore.distributed import Ranks
     from lmcore.launch import end_with_parent, is_worker, run_workers
@@ -120,10 +112,12 @@ def train(
             if status := run_workers(run):
                 sys.exit(status)
         else:
-            train_run(run, should_stop=lambda: stop_requested)
+            train_run(run, should_stop)
     except StoppedError as error:
         if is_first:
             print(error)
+        if should_stop.signal == signal.SIGINT:
+            leave(signal.SIGINT)
         sys.exit(STOPPED_STATUS)
     except LMError:
         if is_first:
