@@ -216,7 +216,9 @@ def _times(training: TrainingResult) -> dict[str, str]:
 def _sample_sections(settings: SampleConfig, texts: list[str]) -> list[str]:
     drawn = f"temperature {settings.temperature:g}, top-k {settings.top_k}, seed {settings.seed}"
     pairs = zip(settings.prompts, texts, strict=True)
-    return [part for prompt, text in pairs for part in (fenced(text), f"Prompt {markdown.code(repr(prompt))}, {drawn}.")]
+    return [
+        part for prompt, text in pairs for part in (fenced(text), f"Prompt {markdown.code(repr(prompt))}, {drawn}.")
+    ]
 
 
 def _earlier_samples(rows: list[Row]) -> list[str]:
@@ -238,7 +240,13 @@ def _events(found: list[tuple[int, str]]) -> list[str]:
 def _source_losses(scores: dict[str, Score]) -> list[str]:
     head = ("validation of", "documents", "tokens", "nats per token", "bits per byte")
     figures = [
-        (name, f"{score.documents:,}", f"{score.tokens:,}", number(score.nats_per_token, ".4f"), number(score.bits_per_byte, ".4f"))
+        (
+            name,
+            f"{score.documents:,}",
+            f"{score.tokens:,}",
+            number(score.nats_per_token, ".4f"),
+            number(score.bits_per_byte, ".4f"),
+        )
         for name, score in scores.items()
     ]
     return [markdown.table(head, figures)] if figures else []
@@ -299,9 +307,7 @@ def run_page(training: TrainingResult) -> str:
         "TensorBoard shows this run beside all others that were made with `train.tensorboard`:",
         fenced(f"tensorboard --logdir {shlex.quote(str(run.folder.parent))}"),
         "The losses of some runs as a picture, and a text written by the model:",
-        fenced(
-            f"python -m lmcore plot {(folder := shlex.quote(str(run.folder)))}\npython -m lmcore generate {folder}"
-        ),
+        fenced(f"python -m lmcore plot {(folder := shlex.quote(str(run.folder)))}\npython -m lmcore generate {folder}"),
         "## Losses",
         markdown.table(("step", "tokens", "train", "validation"), losses),
     ]
