@@ -30,7 +30,9 @@ def summary(folder: Path, samples: list[str], account: str, page: str = "") -> s
     run, training, evaluation = Run.open(folder), TrainingResult.load(folder), Evaluation.load(folder)
     if training is None or evaluation is None:
         raise StoreError(f"{folder} has no training.json or no evaluation.json: the same command makes them again")
-    texts = "\n\n".join(indent(text, "    ", lambda line: True) for text in samples)
+    texts = "\n\n".join(
+        f"sample {place}\n\n{indent(text, '    ', lambda line: True)}" for place, text in enumerate(samples, 1)
+    )
     lines = [
         ("how good", _goodness(evaluation, Baselines.load(folder))),
         ("trained", _trained(training)),
@@ -41,7 +43,7 @@ def summary(folder: Path, samples: list[str], account: str, page: str = "") -> s
         ("page", page or "none is kept: make serve shows runs in a browser"),
     ]
     figures = "\n".join(f"{name:<12}{indent(about, ' ' * 12).lstrip()}" for name, about in lines)
-    return f"samples\n\n{texts}\n\n{figures}\n\n{_next(run, training)}"
+    return f"{texts}\n\n{figures}\n\n{_next(run, training)}"
 
 
 def compared(bits_per_byte: float, found: Baselines) -> str:
