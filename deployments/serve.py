@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
 from lmcore import cli
@@ -53,6 +53,16 @@ def main() -> None:
         _serve_deployments()
 
 
+def _prepare_database() -> None:
+    """Before a server opens it: a copy where this start migrates it, and rows mended that no server could show."""
+    from deployments.database import mend_database
+    from tasks.database import copy_before_upgrade
+
+    for line in (copy_before_upgrade(), mend_database()):
+        if line:
+            print(line, flush=True)
+
+
 def _port() -> int:
     given = os.environ.get("PREFECT_SERVER_API_PORT") or "4200"
     if not (given.isascii() and given.isdecimal() and 0 < int(given) < 2**16):
@@ -79,6 +89,7 @@ def _server(port: int) -> Iterator[None]:
     from tasks.server import Server  # imports Prefect, which reads its settings only then
 
     _refuse_if_taken(port)
+    _prepare_database()
     command = ["prefect", "server", "start", "--host", _HOST, "--port", str(port)]
     settings = {**os.environ, "PREFECT_CLI_PROMPT": "false"}  # it asks about profiles where there is a terminal
     server = Server([*command, "--log-level", "WARNING"], port, settings, outlives_us=_SECONDS_TO_REPORT)
@@ -104,31 +115,23 @@ def _keep(server: "Server", is_over: threading.Event) -> None:
 
 def _serve_deployments() -> None:
     from prefect import serve
+    from prefect.client.orchestration import get_client
 
     from deployments.automations import create_automations
+    from deployments.declaration import declared
     from deployments.leftovers import start_leftovers_again
     from deployments.limits import create_limits
-    from deployments.presets import presets, retrain_presets
-    from flows import models, store
-    from flows.prepare_data import prepare_data
-    from flows.pretrain import pretrain
-    from flows.retrain import retrain
+    from deployments.registration import register_all, registered
 
     create_limits()
     create_automations()
-    start_leftovers_again()
-    deployments: list[Any] = [
-        flow.to_deployment(name, parameters=settings, tags=["lm", name], description=flow.description)
-        for flow, found in ((pretrain, presets()), (prepare_data, presets()), (retrain, retrain_presets()))
-        for name, settings in found.items()
-    ]
-    buttons: dict[str, list[Any]] = {"model": models.BUTTONS, "store": store.BUTTONS}
-    deployments += [
-        flow.to_deployment(name, tags=["lm"], description=flow.description)
-        for name, found in buttons.items()
-        for flow in found
-    ]
-    serve(*deployments)
+    deployments = declared()
+    start_leftovers_again(deployment.full_name for deployment in deployments)
+    with get_client(sync_client=True) as client:
+        for line in register_all(client, deployments):
+            print(line, flush=True)
+    # Else Prefect would pause what others serve as well, and switch on what a person has paused.
+    serve(*map(registered, deployments), pause_on_shutdown=False)
 
 
 if __name__ == "__main__":
