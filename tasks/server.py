@@ -5,6 +5,7 @@ which neither hears the signals of the terminal nor outlives the command. Server
 not live on unseen, and a cancel is not lost.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -36,7 +37,7 @@ from prefect.settings import (
 
 from lmcore.errors import ConfigError, LMError
 from lmcore.launch import end_with_parent
-from lmcore.signals import resend_lost
+from lmcore.signals import Terminated, resend_lost
 
 HOST = "127.0.0.1"
 _EPHEMERAL = ["uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1]), "--factory"]
@@ -181,14 +182,17 @@ def _temporary_server() -> Iterator[None]:
     port = free_port()
     with tempfile.TemporaryFile() as output:
         server = Server([*_EPHEMERAL, "--port", str(port)], port, _ephemeral_settings(), output)
+        # After Prefect's own exit handlers, which still send logs and events to it.
+        atexit.register(server.stop)
         try:
             server.wait_until_healthy(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
             # Prefect asks this one object wherever it would start a server; it finds that there is one.
             known = SubprocessASGIServer()
             known.port, known.server_process, known.running = port, server.process, True
             yield
-        finally:
-            server.stop()
+        except (KeyboardInterrupt, Terminated):
+            server.stop()  # there are no exit handlers then
+            raise
 
 
 def _ephemeral_settings() -> dict[str, str]:
