@@ -14,7 +14,7 @@ schedule = "wsd"  # keeps a checkpoint that start = trunk goes on from
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """Parameters by the name of the deployment. A build step of prefect.yaml."""
+    """Parameters by the name of the deployment."""
     return {name: {"size": name} for name in preset_names()}
 
 
