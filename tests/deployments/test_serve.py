@@ -53,14 +53,14 @@ def test_a_schedule_makes_runs_appear(served: Api) -> None:
     assert served.wait(lambda: served.call("/flow_runs/filter", filters))
 
 
-def test_unknown_settings_are_refused_at_creation(served: Api) -> None:
+def test_a_size_that_is_not_there_is_refused_at_creation(served: Api) -> None:
     deployment = served.call("/deployments/name/pretrain/tiny")
-    body = {"parameters": {"config": {"train": {"lr": 1}}}}
+    body = {"parameters": {"size": "huge"}}
     assert served.refused(f"/deployments/{deployment['id']}/create_flow_run", body) == 409
 
 
 @pytest.mark.parametrize("flow", ["pretrain", "prepare_data"])
-def test_each_preset_is_a_deployment_with_its_settings_in_the_form(served: Api, flow: str) -> None:
+def test_each_preset_is_a_deployment_with_its_size_in_the_form(served: Api, flow: str) -> None:
     found = {d["name"]: d for d in served.call("/deployments/filter", {"flows": {"name": {"any_": [flow]}}})}
     assert {name: deployment["parameters"] for name, deployment in found.items()} == presets()
     assert all(deployment["description"] and "lm" in deployment["tags"] for deployment in found.values())
