@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 
 from lmcore import clock
 from lmcore.config import RunConfig
@@ -66,6 +67,11 @@ def name_run(what: str, config: RunConfig) -> None:
         context.flow_run.name = name  # lines of the log begin with it
     except Exception as error:
         _log.debug("name %s not given: %s", name, error)
+
+
+def page_of_run() -> str:
+    """The address of the flow run in the UI; empty for a temporary server, which ends with the run."""
+    return str(flow_run.ui_url) if PREFECT_API_URL.value() else ""
 
 
 def tag_run(*tags: str) -> None:
