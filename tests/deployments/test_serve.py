@@ -53,9 +53,10 @@ def test_a_schedule_makes_runs_appear(served: Api) -> None:
     assert served.wait(lambda: served.call("/flow_runs/filter", filters))
 
 
-def test_a_size_that_is_not_there_is_refused_at_creation(served: Api) -> None:
+@pytest.mark.parametrize("parameters", [{"size": "huge"}, {"sizes": "tiny"}, {"config": {"train": {"lr": 1}}}])
+def test_unknown_settings_are_refused_at_creation(served: Api, parameters: dict[str, object]) -> None:
     deployment = served.call("/deployments/name/pretrain/tiny")
-    body = {"parameters": {"size": "huge"}}
+    body = {"parameters": parameters}
     assert served.refused(f"/deployments/{deployment['id']}/create_flow_run", body) == 409
 
 
