@@ -22,7 +22,8 @@ STANDARD_LIBRARY = "stdlib:"
 """Stands in ``corpus.paths`` for the folder of the running Python's standard library."""
 
 _COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
-TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in ("txt", "md", "py", "jsonl") for suffix in _COMPRESSIONS]
+_TEXT_KINDS = ("txt", "md", "py", "jsonl", "ndjson", "jsonlines", "json")
+TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in _TEXT_KINDS for suffix in _COMPRESSIONS]
 TEXT_PATTERNS += ["*.parquet", "*.arrow", "*.feather"]
 
 DEFAULT_SOURCE = "corpus"

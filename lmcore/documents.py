@@ -140,7 +140,7 @@ class _Piece:
 
 def _skip(ledger: Ledger, span: Span, offset: int, piece: _Piece, reason: str) -> None:
     length = piece.length if piece.is_too_long else len(piece.content)
-    ledger.skipped.append(Skip(span.path, offset, length, reason, piece.content))
+    ledger.skipped.append(Skip(span.path, offset, length, reason, content=piece.content))
     ledger.separator_bytes += piece.length - length
 
 

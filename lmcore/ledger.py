@@ -19,6 +19,10 @@ class Skip:
     offset: int
     length: int
     reason: str
+    stored: int = 0
+    """Stored bytes that it cost, where no text of them was seen."""
+    detail: str = ""
+    """What is there instead: an encoding, the keys of an object."""
     content: bytes = field(default=b"", compare=False, repr=False)
 
 
@@ -91,6 +95,8 @@ class Ledger:
             "skipped": self.by_reason(),
             "skips": [
                 {"path": s.path, "offset": s.offset, "length": s.length, "reason": s.reason}
+                | ({"stored_bytes": s.stored} if s.stored else {})
+                | ({"detail": s.detail} if s.detail else {})
                 for s in sorted(self.skipped, key=lambda s: (s.path, s.offset))
             ],
         }

@@ -98,7 +98,7 @@ def unit_of(file_kind: str, config: CorpusConfig) -> str:
     if file_kind == "jsonl":
         return "line"
     if config.document == "auto":
-        return "line" if file_kind == "txt" else "file"
+        return {"txt": "line", "paragraphs": "paragraph"}.get(file_kind, "file")
     return config.document
 
 

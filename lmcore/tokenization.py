@@ -176,7 +176,7 @@ def _tokenize(
     ledger = Ledger()
     inputs: list[dict[str, Any]] = []
     with Index(store) as index:
-        found = scan(config, index.hash_of, corpus.as_of)
+        found = scan(config, index.hash_of, corpus.as_of, index.known)
         ledger.skipped += found.skipped
         with Encoders(config.workers, executor, advance) as encoders:
             work = _Work(config, tokenizer, store, index, encoders, ledger, inputs)
@@ -294,7 +294,7 @@ def remake(dataset: Path, keys: set[str]) -> None:
     known, wanted = set().union(*paths.values()), set().union(*(paths[key] for key in keys))
     left = set(keys)
     with in_use(store), Index(store) as index:
-        found = scan(config, index.hash_of)
+        found = scan(config, index.hash_of, known=index.known)
         # Others beside them, that came later, would be packed with them.
         files, validation_files = (
             [file for file in group if file.path in known] for group in (found.files, found.validation_files)

@@ -249,7 +249,7 @@ def _training_texts(
     leaves out is left out here (but the bytes of all there are count copies of what is beyond max_train_bytes).
     """
     with Index(store) as index:
-        found = scan_again(corpus_config, corpus, index.hash_of)
+        found = scan_again(corpus_config, corpus, index.hash_of, index.known)
         held_out = {document.hash for document in _documents(found.validation_files, corpus_config, index)}
         held_out |= {*excluded_hashes(corpus_config), *forgotten(store).tolist()}
         fraction = 0.0 if corpus_config.validation_paths else corpus_config.validation_fraction
