@@ -37,6 +37,7 @@ class Pretrained(BaseModel):
     tokens_per_second: float
     samples: list[str]
     account: str
+    warnings: list[str]
     cached: dict[str, bool]
 
     def summary(self) -> str:
@@ -50,7 +51,7 @@ class Pretrained(BaseModel):
             f"text        {self.account}\n"
             f"report      {self.report}\n"
             f"picture     {self.picture}\n"
-            f"model       {self.model_dir}"
+            f"model       {self.model_dir}" + "".join(f"\nwarning     {warning}" for warning in self.warnings)
         )
 
 
@@ -104,6 +105,7 @@ def trained_model(
         tokens_per_second=trained.tokens_per_second,
         samples=page.samples,
         account=dataset.account(),
+        warnings=dataset.warnings,
         cached=stages.cached,
     )
 

@@ -115,6 +115,7 @@ def _pretrain(arguments: list[str]) -> None:
                 "valid_loss": evaluation.nats_per_token,
                 "valid_bits_per_byte": evaluation.bits_per_byte,
                 "tokens_per_second": training.tokens_per_second,
+                "warnings": dataset.warnings,
             }
         )
     )
@@ -130,7 +131,9 @@ def _prepare(config: RunConfig) -> Any:
     tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store)
     with shown("tokenizing", "bytes", Console(stderr=True), _log) as update:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, lambda done, total: update(done, total, ""))
-    _log.log(logging.WARNING if dataset.lost_much else logging.INFO, dataset.account())
+    _log.info(dataset.account())
+    for warning in dataset.warnings:
+        _log.warning(warning)
     return dataset, tokenizer, store
 
 

@@ -1,6 +1,5 @@
 """Text to token ids in memory-mapped shards."""
 
-import logging
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -45,5 +44,5 @@ def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, st
 
     with watched("tokenizing", "bytes", lambda: (done, corpus.stored_bytes, "")):
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
-    get_run_logger().log(logging.WARNING if dataset.lost_much else logging.INFO, dataset.account())
+    get_run_logger().info(dataset.account())
     return dataset

@@ -19,6 +19,7 @@ from lmcore.errors import CorpusError
 from lmcore.ledger import Ledger
 from lmcore.remote import hash_stored
 
+LINE_END = re.compile(rb"\n|\r(?:\r?\n)?")
 PIECES = [
     b"a",
     b"\n",
@@ -106,15 +107,14 @@ def plain_texts(content: bytes, unit: str, limit: int) -> list[str]:
     if unit == "file":
         pieces = [content]
     elif unit == "line":
-        pieces = re.split(rb"\r?\n", content)
+        pieces = LINE_END.split(content)
     else:
-        lines = content.split(b"\n")
-        pieces = []
-        for filled, group in itertools.groupby(range(len(lines)), lambda number: bool(lines[number].strip())):
-            numbers = list(group)
-            joined = b"\n".join(lines[number] for number in numbers)
-            # CR belongs to the line end, but the last line has none.
-            pieces += [joined if numbers[-1] == len(lines) - 1 else joined.removesuffix(b"\r")] if filled else []
+        lines = [match[0] for match in re.finditer(rb"[^\r\n]*(?:\n|\r(?:\r?\n)?|\Z)", content)]
+        pieces = [
+            re.sub(rb"(?:\n|\r(?:\r?\n)?)\Z", b"", b"".join(group))
+            for filled, group in itertools.groupby(lines, lambda line: bool(line.strip()))
+            if filled
+        ]
     readable = [piece for piece in pieces if len(piece) <= limit and is_utf8(piece)]
     return [piece.decode() for piece in readable if piece.decode().strip()]
 
