@@ -85,7 +85,7 @@ def _detected(head: bytes) -> str:
     import chardet  # takes 0.1 s, and most corpora are UTF-8
 
     name = chardet.detect(head)["encoding"] or ""
-    return name.upper() if name.lower().startswith("utf") else name
+    return re.sub(r"-(?=[LB]E$)", "", name.upper()) if name.lower().startswith("utf") else name
 
 
 def _decodes(head: bytes, codec: str) -> bool:

@@ -22,7 +22,7 @@ def kind_of_text(head: bytes, is_whole: bool) -> str:
     """txt (its lines are documents) or paragraphs, the same for every file that begins with these bytes."""
     is_whole = is_whole and len(head) <= _HEAD_BYTES
     text = head[:_HEAD_BYTES].decode("utf-8", "replace").removeprefix("\ufeff")
-    lines = re.split(r"\r\n|\n|\r", text)
+    lines = re.split(r"\n|\r(?:\r?\n)?", text)
     lines = [line.rstrip() for line in (lines if is_whole else lines[:-1])]
     groups = _groups(lines)
     filled = [line for line in lines if line]
