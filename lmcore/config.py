@@ -59,15 +59,16 @@ class CorpusConfig(Section):
     """More paths, by the name of their source, so that dataset.weights can mix them (wiki = ["wiki/"]); paths are
     the source corpus. A file that several name belongs to paths, else to the first of them by name."""
     include: list[str] = TEXT_PATTERNS
-    """File-name patterns that are read. .jsonl is JSON lines, .parquet, .arrow and .feather are tables, all
-    others plain text; .gz, .bz2, .xz and .zst are unpacked. Setting paths on the command line resets
+    """File-name patterns that are read, in small letters or capitals. .jsonl, .ndjson, .jsonlines and .json are JSON
+    lines, .parquet, .arrow and .feather are tables, all others plain text; .gz, .bz2, .xz and .zst are unpacked. Setting paths on the command line resets
     include, exclude and document."""
     exclude: list[str] = []
     """Names of files and folders to leave out, as patterns (site-packages, test*)."""
     exclude_documents: list[str] = []
     """Hashes of documents to leave out (16 hexadecimal digits, as seen-by prints), or files of them, one a line."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
-    """What one document of a plain text is. auto: a line in .txt, the whole file in everything else."""
+    """What one document of a plain text is. auto: in .txt a line, or a paragraph between blank lines where the first
+    16 kB of the file are groups of lines or hard-wrapped prose; the whole file in everything else."""
     settle_seconds: float = Field(0.0, ge=0, le=86_400)
     """Seconds for which a local file must have been left alone. A younger one may be half-copied: it is left out this
     time, and ledgered as unsettled. 0: every file is read."""

@@ -97,7 +97,6 @@ _ADVICE = {
     "damaged_table": "a damaged table: copy it again, or leave it out with corpus.exclude",
     "damaged_archive": "damaged, or not compressed as its name says: copy it again",
     "truncated_archive": "cut short: copy it again",
-    "unreadable": "not readable: give yourself permission, or leave it out with corpus.exclude",
     "name_is_no_utf8": "a name in another encoding than UTF-8: rename it (convmv -f cp932 -t utf-8 does so)",
     "path_too_long": "too long a path: move it up",
 }
