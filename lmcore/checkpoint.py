@@ -6,7 +6,6 @@ Each is a sealed folder (see store.py). Nothing is pickled. They hold whole tens
 made them, so any number of ranks reads them. Which of them counts, run.py says.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from lmcore.distributed import Ranks, like, whole
 from lmcore.errors import StoreError
 from lmcore.model import blank_model
 from lmcore.optim import Optimizers
+from lmcore.plain_json import from_json
 from lmcore.run import Run, checkpoint_path, newest_first, step_of
 from lmcore.store import json_bytes, remove, sealed_folder
 
@@ -85,7 +85,7 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, 
     load_weights(path, model)
     load_optimizers(path, model, optimizers)
     _set_random_state(load_file(path / "random.safetensors"), ranks)
-    state: State = json.loads((path / "state.json").read_bytes())
+    state: State = from_json((path / "state.json").read_bytes())
     return state
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from lmcore.section import NAME, Section, speed, view
+from lmcore.section import NAME, ByName, Section, Text, TextPath, speed, view
 from lmcore.training_config import TrainConfig as TrainConfig
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
@@ -29,9 +29,8 @@ TEXT_PATTERNS += ["*.parquet", "*.arrow", "*.feather"]
 DEFAULT_SOURCE = "corpus"
 """The name of the source that corpus.paths is."""
 
-_Name = Annotated[str, Field(min_length=1)]
 # One path is enough: web=texts/ on the command line.
-_Paths = Annotated[list[str], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
+_Paths = Annotated[list[Text], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
 
 
 _LABELS = 2
@@ -52,27 +51,29 @@ class CorpusConfig(Section):
 
     model_config = ConfigDict(title="Corpus")
 
-    paths: list[str] = []
+    paths: list[Text] = []
     """Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). `stdlib:` is the
     running Python's standard library."""
-    sources: dict[_Name, _Paths] = {}
+    sources: ByName[_Paths] = {}
     """More paths, by the name of their source, so that dataset.weights can mix them (wiki = ["wiki/"]); paths are
     the source corpus. A file that several name belongs to paths, else to the first of them by name."""
-    include: list[str] = TEXT_PATTERNS
+    include: list[Text] = TEXT_PATTERNS
     """File-name patterns that are read, in small letters or capitals. .jsonl, .ndjson, .jsonlines and .json are JSON
-    lines, .parquet, .arrow and .feather are tables, all others plain text; .gz, .bz2, .xz and .zst are unpacked. Setting paths on the command line resets
+    lines, .parquet, .arrow and .feather are tables, all others plain text; .gz, .bz2, .xz and .zst are unpacked.
+    Setting paths on the command line resets
     include, exclude and document."""
-    exclude: list[str] = []
+    exclude: list[Text] = []
     """Names of files and folders to leave out, as patterns (site-packages, test*)."""
-    exclude_documents: list[str] = []
-    """Hashes of documents to leave out (16 hexadecimal digits, as seen-by prints), or files of them, one a line."""
+    exclude_documents: list[Text] = []
+    """Documents to leave out: their hashes (16 hexadecimal digits), files of hashes, one a line, or files of documents,
+    which are cut as the corpus is."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
     """What one document of a plain text is. auto: in .txt a line, or a paragraph between blank lines where the first
     16 kB of the file are groups of lines or hard-wrapped prose; the whole file in everything else."""
     settle_seconds: float = Field(0.0, ge=0, le=86_400)
     """Seconds for which a local file must have been left alone. A younger one may be half-copied: it is left out this
     time, and ledgered as unsettled. 0: every file is read."""
-    text_field: str = Field("text", min_length=1)
+    text_field: Text = Field("text", min_length=1)
     """The key of a JSON line, or the column of a table, that holds the text; meta.body is body within meta."""
     max_document_bytes: int = Field(16 * 2**20, ge=1, le=2**30)
     """Bytes. A longer document is streamed past and ledgered as too_long."""
@@ -93,7 +94,7 @@ class CorpusConfig(Section):
     """Leave out all but one of the documents with the same text, across the whole corpus."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of documents held out, chosen by each document's own hash. Unused with validation_paths."""
-    validation_paths: list[str] = []
+    validation_paths: list[Text] = []
     """Files, folders and globs to validate on. Training documents that also stand there are left out."""
     chunk_bytes: int = Field(16_000_000, ge=1_000, le=2**30)
     """Bytes of text in a chunk of a large file on average: the unit of parallel work and of caching. Small files
@@ -125,7 +126,7 @@ class TokenizerConfig(Section):
 
     model_config = ConfigDict(title="Tokenizer")
 
-    source: str = Field("train", min_length=1)
+    source: Text = Field("train", min_length=1)
     """train: on the corpus. Otherwise a SentencePiece .model file, a transformers folder or a hub name."""
     model_type: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
     """bpe and unigram are SentencePiece's, byte_bpe is byte-level BPE as in GPT-2. bpe and byte_bpe are exact in plain
@@ -134,7 +135,7 @@ class TokenizerConfig(Section):
     """Pieces to train, the 256 byte pieces and 6 special ones included. A small corpus may give fewer."""
     character_coverage: float = Field(0.9995, ge=0.9, le=1)
     """Share of characters that get a piece of their own; the rest are spelt in bytes. Unused by byte_bpe."""
-    special_tokens: list[str] = []
+    special_tokens: list[Text] = []
     """Control tokens of your own, such as <|user|>: ids from 6 on, in this order. Text never becomes one."""
     max_train_bytes: int = Field(100_000_000, ge=1_000, le=10_000_000_000)
     """Bytes of text to train on; of a larger corpus, the documents with the lowest hashes."""
@@ -163,9 +164,9 @@ class DatasetConfig(Section):
     """Tokens in a block; also the longest context of the model."""
     shuffle: bool = True
     """Visit the blocks of every epoch in a new random order."""
-    weights: dict[str, Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]] = {}
+    weights: ByName[Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]] = {}
     """Share of an epoch's blocks by source (web 0.7, wiki 0.3); the sum need not be 1. Empty: as the text is."""
-    epochs: dict[str, Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]] = {}
+    epochs: ByName[Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]] = {}
     """Instead of weights: passes over each source in one epoch."""
     packing: Literal["stream", "best_fit"] = "stream"
     """stream: one block goes on where the last ended. best_fit: no document that fits a block is cut, at the price of
@@ -229,7 +230,7 @@ class SampleConfig(Section):
 
     model_config = ConfigDict(title="Sample")
 
-    prompts: list[str] = view([""])
+    prompts: list[Text] = view([""])
     """What the model continues, one sample each. Empty: it begins a document."""
     every: int = view(0, ge=0, le=1_000_000_000, title="Sample every")
     """Steps between samples while training. 0: only after it."""
@@ -267,7 +268,7 @@ class RunConfig(Section):
     """How it is trained."""
     sample: SampleConfig = Field(SampleConfig(), title="Sample")
     """What the trained model writes for the report."""
-    store: Path = Field(default_factory=default_store, json_schema_extra={"role": "view"})
+    store: TextPath = Field(default_factory=default_store, json_schema_extra={"role": "view"})
     """Folder of everything that is made. Default: the environment variable LM_STORE, else ./store."""
     run: str = view("", pattern=f"^({NAME})?$")
     """Name of the run. Empty: made from the settings and the dataset, so equal runs share a folder."""

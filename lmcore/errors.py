@@ -16,12 +16,25 @@
 
 A message says what was found, where, and what to do next. ``is_transient`` is the one place that
 decides about retries: an LMError does not get better by itself (but for a killed child), a flaky disk or network may.
+
+Damage is a StoreError: bytes were read, and they are wrong. What could not be read stays an OSError or MemoryError (no
+permission, too many open files, no memory, a failing disk): it says nothing about the content, so nobody sets aside,
+removes or makes again what it was about.
 """
 
 import errno
+import os
+import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+ERROR_PREFIX = "error: "
+"""Begins the message of a deliberate error; a parent process finds it by this."""
+STOPPED_STATUS = 75
+"""Exit status of a command that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
+INTERRUPTED_STATUS = 130
+"""Exit status of a command that Ctrl-C ended, as shells have it."""
 
 
 class LMError(Exception):
@@ -89,6 +102,9 @@ _TRANSIENT_ERRNOS = {
     errno.EBUSY,
     errno.EINTR,
     errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
     errno.ESTALE,
     errno.ETIMEDOUT,
     errno.ECONNRESET,
@@ -107,6 +123,38 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS
+
+
+def could_not_read(error: BaseException) -> bool:
+    """True for a failure of the system, not of the content. Libraries raise an OSError without a number for damage."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+
+
+@contextmanager
+def owner_named(path: Path) -> Iterator[None]:
+    """Let "permission denied" say which file that is, whose it is, and who was refused."""
+    try:
+        yield
+    except PermissionError as error:
+        number = error.errno or errno.EACCES
+        reason = f"{os.strerror(number)} for {_name_of(os.geteuid())}{_owner(path)}"
+        raise PermissionError(number, reason, str(path)) from None
+
+
+def _owner(path: Path) -> str:
+    """In words; nothing where a folder above hides it."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return ""
+    return f": it belongs to {_name_of(about.st_uid)}, mode {about.st_mode & 0o777:o}"
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Finder:
             if is_url(entry):
                 found.update((url, url) for url in self._remote(entry, setting))
                 continue
-            for path in _expand(entry, setting):
+            for path in expand(entry, setting):
                 confine(path, setting)
                 if path.is_dir():
                     found.update((os.path.realpath(file), file) for file in self._walk(path, setting))
@@ -252,7 +252,8 @@ def _plain(name: str) -> str:
 # --- the paths as they are given ---
 
 
-def _expand(entry: str, setting: str) -> list[Path]:
+def expand(entry: str, setting: str) -> list[Path]:
+    """The files and folders that a path names, or that match it. Raises CorpusError when there is none."""
     if entry == STANDARD_LIBRARY:
         return [Path(sysconfig.get_path("stdlib"))]
     if not entry:

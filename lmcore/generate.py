@@ -3,7 +3,6 @@
 Shapes: P prompts, T tokens so far (shorter rows are padded on the left), V pieces in the vocabulary.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
@@ -21,7 +20,7 @@ from lmcore.config import SampleConfig
 from lmcore.metrics import MetricsWriter, read_metrics
 from lmcore.run import Run
 from lmcore.section import fingerprint
-from lmcore.store import write_file
+from lmcore.store import json_line, write_file
 from lmcore.tokenizer import Tokenizer
 
 _PROMPTS_AT_ONCE = 32
@@ -57,7 +56,7 @@ def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsW
         return
     rows = [row for row in read_metrics(run.samples) if row["step"] < step]
     rows += [{"step": step, "prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-    write_file(run.samples, b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
+    write_file(run.samples, b"".join(json_line(row) for row in rows))
     for number, text in enumerate(texts, 1):
         metrics.write_text(f"samples/{number}", text, step)
 

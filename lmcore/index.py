@@ -4,29 +4,23 @@ Losing it costs time, never a result: every row has a checksum and says which ve
 ETag) it speaks of, or is named by content. ``--rehash`` ignores the hashes.
 """
 
-import json
 import logging
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from lmcore import clock
 from lmcore.errors import FileChangedError
+from lmcore.plain_json import from_json, to_json
 from lmcore.remote import SECONDS_OF_DOUBT, hash_stored, is_url, version
 from lmcore.section import fingerprint
 
 _TABLE = "create table if not exists hints (key text primary key, value text, checksum text)"
-_UNUSABLE = {  # for another reason than damage
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_READONLY,
-}
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+"""The last one: its table has other columns. Any other code is of the system: memory, permission, a full disk."""
 _ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _log = logging.getLogger(__name__)
 
@@ -97,7 +91,7 @@ class Index:
             return
         if self._database is None:
             self._open()
-        values = [(key, json.dumps(value)) for key, value in self._new.items()]
+        values = [(key, to_json(value)) for key, value in self._new.items()]
         self._new = {}
         if self._database is None:
             return
@@ -111,6 +105,8 @@ class Index:
     def _open(self) -> None:
         """Open the database, made anew if it is damaged; where it cannot be used, go on without."""
         for _ in range(2):
+            with suppress(OSError):  # of which SQLite says more
+                self._path.touch()  # by the umask; SQLite would create it for its owner's writing alone
             try:
                 self._database = sqlite3.connect(self._path, timeout=30)
                 self._database.text_factory = lambda text: text.decode(errors="replace")
@@ -123,7 +119,7 @@ class Index:
 
     def _give_up(self, error: Exception) -> bool:
         """Go on without the database; True if it was damaged, and is to be made again."""
-        is_damaged = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _UNUSABLE
+        is_damaged = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGE
         _log.warning("%s %s: %s", self._path, "is damaged and made again" if is_damaged else "is not used", error)
         if self._database is not None:
             self._database.close()
@@ -143,4 +139,4 @@ class Index:
             self._give_up(error)
             return None
         is_whole = row is not None and row[1] == fingerprint(key, str(row[0]))
-        return json.loads(row[0]) if is_whole else None
+        return from_json(row[0]) if is_whole else None

@@ -6,15 +6,16 @@
 Losing them costs a reason, never a result.
 """
 
-import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lmcore import clock
 from lmcore.errors import LMError
+from lmcore.plain_json import from_json, to_json
 from lmcore.section import differences
 from lmcore.store import json_bytes, write_file
 
@@ -37,26 +38,31 @@ def remember(task: str, inputs: Inputs) -> None:
     """Keep the inputs of a result that is about to be made; it may yet fail, so what is kept is a start."""
     entry = {"time": f"{clock.utc():%Y-%m-%d %H:%M} UTC", "inputs": inputs}
     path = _folder(inputs) / f"{task}.json"
-    earlier = [other for other in _history(path) if other["inputs"] != inputs]
-    _keep(path, [entry, *earlier][:_KEPT])
+    with _or_not():
+        earlier = [other for other in _history(path) if other["inputs"] != inputs]
+        _keep(path, [entry, *earlier][:_KEPT])
 
 
 def remember_files(store: Path, corpus_id: str, files: dict[str, str]) -> None:
     """Keep which files, by path, had which hashes when the corpus had this id."""
     folder = _folder({"store": store})
     path = folder / f"files-{corpus_id}.json"
-    if len(files) > _MOST_FILES or _files(folder, corpus_id) == files:
-        return
-    _keep(path, files)
-    listed = sorted(folder.glob("files-*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    for old in listed[_KEPT:]:
-        old.unlink(missing_ok=True)
+    with _or_not():
+        if len(files) > _MOST_FILES or _files(folder, corpus_id) == files:
+            return
+        _keep(path, files)
+        listed = sorted(folder.glob("files-*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        for old in listed[_KEPT:]:
+            old.unlink(missing_ok=True)
 
 
 def what_changed(task: str, inputs: Inputs) -> str:
     """In words, what these inputs have in which the nearest of the last starts had others."""
     folder = _folder(inputs)
-    history = _history(folder / f"{task}.json")
+    try:
+        history = _history(folder / f"{task}.json")
+    except OSError as error:
+        return f"the record of its last starts cannot be read ({error})"
     if not history:
         return "nothing of its kind is in this store yet"
     nearest = min(history, key=lambda entry: len(list(differences(entry["inputs"], inputs))))
@@ -93,7 +99,7 @@ def _in_words(folder: Path, name: str, was: Any, now: Any) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return "not set"
-    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) and value else to_json(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
@@ -114,14 +120,20 @@ def _files(folder: Path, corpus_id: str) -> dict[str, str]:
 
 def _read(path: Path, checked: Callable[[Any], Any]) -> Any:
     try:
-        return checked(json.loads(path.read_bytes()))
-    except (OSError, ValueError, LookupError, TypeError):
+        return checked(from_json(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
         return None
 
 
 def _keep(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_file(path, json_bytes(content))
+
+
+@contextmanager
+def _or_not() -> Iterator[None]:
+    """What cannot be read or written is left as it is."""
     try:
-        path.parent.mkdir(exist_ok=True)
-        write_file(path, json_bytes(content))
+        yield
     except (OSError, LMError) as error:
-        _log.debug("%s not kept: %s", path, error)
+        _log.debug("not kept: %s", error)

@@ -7,7 +7,6 @@ Rows have a ``kind``:
 Losses are in nats per token. Where it is asked for, TensorBoard's event files get the same figures.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from textwrap import indent
 from typing import Any
 
 from lmcore.errors import ConfigError, no_space_named
-from lmcore.store import write_file
+from lmcore.plain_json import from_json
+from lmcore.store import json_line, write_file
 
 Row = dict[str, Any]
 
@@ -46,17 +46,15 @@ def by_step(rows: list[Row], kind: str) -> dict[int, Row]:
     return {step: found[step] for step in sorted(found)}
 
 
-def last_standing(path: Path) -> tuple[int, int, str] | None:
-    """(steps done, steps in all, a note with loss and speed) by the last rows; None before the first."""
+def training_note(path: Path) -> str:
+    """Loss and speed by the last rows; empty before the first."""
     rows = [row for row in read_last_metrics(path) if row["kind"] != "event"]
     if not rows:
-        return None
-    last = rows[-1]
+        return ""
     trained = next((row for row in reversed(rows) if row["kind"] == "train"), None)
-    note = f"loss {last['loss']:.3f}"
-    if trained is not None:
-        note = f"loss {trained['loss']:.3f}, {trained['tokens_per_second']:,.0f} tokens/s"
-    return last["step"], last["total_steps"], note
+    if trained is None:
+        return f"loss {rows[-1]['loss']:.3f}"
+    return f"loss {trained['loss']:.3f}, {trained['tokens_per_second']:,.0f} tokens/s"
 
 
 class MetricsWriter:
@@ -79,13 +77,13 @@ class MetricsWriter:
             self._events = _event_writer(tensorboard, step + 1)
             for row in kept if is_new else []:
                 self._add_to_events(row)
-        write_file(path, b"".join(_line(row) for row in kept))
+        write_file(path, b"".join(json_line(row) for row in kept))
 
     def write(self, row: Row) -> None:
         """Append one row; it is there for readers at once."""
         with no_space_named(self._path.parent):
             with open(self._path, "ab") as file:
-                file.write(_line(row))
+                file.write(json_line(row))
             self._add_to_events(row)
             self._flush()
 
@@ -134,10 +132,6 @@ def _figures(row: Row) -> Iterator[tuple[str, float]]:
 def _rows(content: bytes) -> Iterator[Row]:
     for line in content.splitlines():
         try:
-            yield json.loads(line)
+            yield from_json(line)
         except ValueError:
             continue
-
-
-def _line(row: Row) -> bytes:
-    return json.dumps(row).encode() + b"\n"

@@ -177,7 +177,7 @@ def _read_shape(folder: Path) -> Shape:
     try:
         shape: Shape = json.loads((folder / "config.json").read_bytes())
         shape["model_type"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
         raise ConfigError(
             f"train.init_from: {folder} holds no model: no config.json there names a model_type. Give a checkpoint "
             "(runs/NAME/checkpoints/step-...), an export (runs/NAME/model), another transformers folder, or a hub name"

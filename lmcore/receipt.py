@@ -25,6 +25,7 @@ from lmcore.drops import hashes
 from lmcore.errors import LMError, StoreError
 from lmcore.exclusions import forgotten_events
 from lmcore.origin import Origin
+from lmcore.plain_json import from_json
 from lmcore.registry import Version
 from lmcore.remote import hash_stored
 from lmcore.run import Run
@@ -42,7 +43,7 @@ Receipt = dict[str, Any]
 
 def make_receipt(run: Run, target: Version, champion_before: str | None, decision: dict[str, Any]) -> Receipt:
     """The receipt of a finished run that becomes a version. Raises StoreError when something of it is missing."""
-    record = json.loads((run.folder / "config.json").read_bytes())
+    record = from_json((run.folder / "config.json").read_bytes())
     training = _result(run.folder / "training.json")
     manifest = read_manifest(run.dataset_folder)
     return {
@@ -79,8 +80,8 @@ def program() -> dict[str, Any]:
     """The code that runs now, by its own bytes and, where it lies in one, the commit of its git repository."""
     folder = Path(__file__).parent
     digest = blake3()
-    for file in sorted(folder.glob("*.py")):
-        digest.update(file.name.encode() + file.read_bytes())
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     packages = {name: version(name) for name in _PACKAGES}
     machine = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     return {"lmcore": digest.hexdigest(DIGEST_BYTES), "commit": _commit(folder), **machine, "packages": packages}
@@ -97,10 +98,10 @@ def _commit(folder: Path) -> str | None:
 
 def _result(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        content: dict[str, Any] = from_json(path.read_bytes())
+    except (FileNotFoundError, ValueError) as error:
         raise StoreError(
-            f"{path} cannot be read, so the run is not finished: {error}. Run the pipeline again"
+            f"{path} is missing or damaged, so the run is not finished: {error}. Run the pipeline again"
         ) from None
     return content
 

@@ -10,7 +10,6 @@ from the folder, and every command that changes something first mends that. Chan
 Nothing here needs torch.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -21,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import clock
-from lmcore.errors import RegistryError, no_space_named
+from lmcore.errors import RegistryError, no_space_named, owner_named
 from lmcore.exclusions import without_forgotten
+from lmcore.plain_json import from_json
 from lmcore.roots import confine
 from lmcore.section import NAME
-from lmcore.store import check_version, json_bytes, locked, read_manifest, remove, sweep, write_file
+from lmcore.store import check_version, json_bytes, json_line, locked, read_manifest, remove, sweep, write_file
 
 Event = dict[str, Any]
 """time (UTC), event, version, from (the champion before), reason, decision."""
@@ -66,9 +66,12 @@ class Version:
         """What the version was made from. Raises RegistryError when it is missing or damaged."""
         path = self.folder / RECEIPT
         try:
-            content: dict[str, Any] = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RegistryError(f"{path} cannot be read: {error}. python -m lmcore verify {self} says more") from None
+            with owner_named(path):
+                content: dict[str, Any] = from_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            raise RegistryError(
+                f"{path} is missing or damaged: {error}. python -m lmcore verify {self} says more"
+            ) from None
         check_version(content, path)
         return content
 
@@ -319,14 +322,15 @@ def _event(kind: str, version: str | None, before: str | None, reason: str, deci
 def _champion_event(folder: Path) -> Event | None:
     path = folder / _CHAMPION
     try:
-        event: Event = json.loads(path.read_bytes())
+        with owner_named(path):
+            event: Event = from_json(path.read_bytes())
         event["version"], event["event"], event["time"]
     except FileNotFoundError as error:
         had_one = any(event["event"] in _CHANGES_CHAMPION for event in _events(folder))
         if had_one and not path.exists():  # else the first promotion has just come between the two looks
             raise _damaged(path, error) from None
         return None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise _damaged(path, error) from None
     return event
 
@@ -342,9 +346,11 @@ def _events(folder: Path) -> list[Event]:
     path = folder / _HISTORY
     if not path.exists():
         return []
-    *lines, _ = path.read_bytes().split(b"\n")  # after the last line end: nothing, or what a kill cut off
+    with owner_named(path):
+        content = path.read_bytes()
+    *lines, _ = content.split(b"\n")  # after the last line end: nothing, or what a kill cut off
     try:
-        return [json.loads(line) for line in lines]
+        return [from_json(line) for line in lines]
     except ValueError as error:
         raise RegistryError(f"{path} is damaged: {error}. Nothing but the last line can be mended") from None
 
@@ -357,6 +363,6 @@ def _cut_torn_line(path: Path) -> None:
 
 def _append(folder: Path, event: Event) -> None:
     with open(folder / _HISTORY, "ab") as file:
-        file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+        file.write(json_line(event))
         file.flush()
         os.fsync(file.fileno())

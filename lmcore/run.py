@@ -1,13 +1,12 @@
 """A run: the folder of one training, named by everything that decides its result.
 
-    runs/<name>/  config.json  lock  metrics.jsonl  samples.jsonl  tensorboard/  checkpoints/  training.json
-                  evaluation.json  model/  report.md  report.png
+    runs/<name>/  config.json  lock  progress.json  metrics.jsonl  samples.jsonl  tensorboard/  checkpoints/
+                  training.json  evaluation.json  model/  report.md  report.png
 
 The name comes from the result fields of the settings and the dataset id, so the same command finds the
 same folder, continues what is unfinished and returns what is done. Nothing here needs torch.
 """
 
-import json
 import logging
 import os
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from lmcore.config import RunConfig
-from lmcore.errors import ConfigError, FormatError, RunError, StoreError
+from lmcore.errors import ConfigError, FormatError, RunError, StoreError, owner_named
 from lmcore.origin import Origin, Shape, init_fingerprint, shape_of_settings
+from lmcore.plain_json import from_json
 from lmcore.registry import find_version, models
 from lmcore.roots import confine_folder
 from lmcore.section import differences, fingerprint, result_fields
@@ -89,7 +89,8 @@ class Run:
         """Read the run's config.json. Raises StoreError when it is missing or of a newer format."""
         path = folder.absolute() / "config.json"
         try:
-            record = json.loads(path.read_bytes())
+            with owner_named(path):
+                record = from_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(f"{folder} is no run: it has no config.json") from None
         except ValueError as error:
@@ -126,6 +127,10 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        return self.folder / "progress.json"
 
     @property
     def samples(self) -> Path:
@@ -264,6 +269,10 @@ class TrainingResult(Record):
     flops_per_token: float
     device: str
     precision: str
+    seconds: float = 0.0
+    """In training steps, validation and checkpoints left out."""
+    ended: str = ""
+    """When, in ISO 8601. Empty for a training of an earlier version of this program."""
     trunk: Path | None
     """The checkpoint before the decay of a wsd schedule, from which training can go on."""
 

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from blake3 import blake3
 
-from lmcore.errors import CorpusError, StoreError
+from lmcore.errors import CorpusError, StoreError, could_not_read, owner_named
 from lmcore.store import DIGEST_BYTES, FORMAT_VERSION, Record, check_version, write_file
 
 _COLUMNS = {
@@ -179,7 +179,9 @@ class DocumentScores:
     def load(cls, path: Path) -> Self:
         """Read a file of scores. Raises StoreError when it is missing, damaged, of another form or a newer format."""
         try:
-            batch = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).get_batch(0)
+            with owner_named(path):
+                content = path.read_bytes()
+            batch = pa.ipc.open_file(pa.BufferReader(content)).get_batch(0)
             batch.validate(full=True)
             about = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
             check_version({"format_version": int(about["format_version"])}, path)
@@ -190,6 +192,8 @@ class DocumentScores:
         except FileNotFoundError:
             raise StoreError(f"there are no scores in {path}: evaluate the model again") from None
         except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+            if could_not_read(error):
+                raise
             raise StoreError(f"scores in {path} are damaged: {error}. Evaluate the model again") from error
         if (about.get("fingerprint"), about.get("checksum")) != (scores.fingerprint, scores._checksum()):
             raise StoreError(f"scores in {path} are damaged: they are not those written. Evaluate the model again")

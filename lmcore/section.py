@@ -7,17 +7,53 @@ Every field has a role, by what it may change:
 """
 
 import json
+import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import ComputedFieldInfo, FieldInfo
 
 Role = Literal["result", "speed", "view"]
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """A pattern of names, of runs and of models, that can be those of folders."""
+
+_SURROGATE = r"[\ud800-\udfff]"
+
+
+def _is_unicode(value: Any) -> Any:
+    """``value``, if its text can be written as UTF-8; else raises ValueError."""
+    if found := re.search(_SURROGATE, str(value)):
+        raise ValueError(
+            f"character {found.start() + 1} is U+{ord(found[0]):04X}, half of a character: an emoji was cut in two, "
+            "or the bytes are not UTF-8; type it again"
+        )
+    return value
+
+
+def _has_names(value: dict[str, Any]) -> dict[str, Any]:
+    """``value``, if its keys are Text and none is empty; else raises ValueError."""
+    if "" in value:
+        raise ValueError("a name is empty")
+    return {_is_unicode(name): content for name, content in value.items()}
+
+
+# The pattern is for Prefect's server, which checks parameters by the schema and never loads the model.
+_UNICODE = (AfterValidator(_is_unicode), Field(json_schema_extra={"pattern": r"^[^\ud800-\udfff]*$"}))
+Text = Annotated[str, *_UNICODE]
+"""Free text. A lone surrogate is refused: a database on SQLite would store it and could never show it again."""
+TextPath = Annotated[Path, *_UNICODE]
+"""A path, likewise."""
+_Value = TypeVar("_Value")
+ByName = Annotated[
+    dict[str, _Value],
+    AfterValidator(_has_names),
+    Field(json_schema_extra={"propertyNames": {"pattern": r"^[^\ud800-\udfff]+$"}}),
+]
+"""Values by a name, which is Text and not empty."""
 
 
 def speed(default: Any, **constraints: Any) -> Any:

@@ -12,6 +12,7 @@ without a copy. The schema's metadata says format version, tokenizer, special id
 checksum of ids and offsets. pyarrow, polars, duckdb and datasets open the file as it is.
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +23,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from blake3 import blake3
 
-from lmcore.errors import StoreError
+from lmcore.errors import StoreError, could_not_read, owner_named
 from lmcore.store import DIGEST_BYTES, FORMAT_VERSION, check_version
 
 SPLITS = ("train", "validation")
+_NOT_MAPPED = "Memory mapping file failed"
+"""What pyarrow says, without the error's number, where there is no memory or no mapping left."""
 
 
 def shard_path(chunk_folder: Path, split: str) -> Path:
@@ -84,12 +87,20 @@ def _checksum(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> str:
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn what pyarrow says about a file that is missing or damaged into a ``StoreError`` that names it."""
+    """Turn what pyarrow says about a file that is missing or damaged into a ``StoreError`` that names it.
+
+    What could not be read is raised as it is.
+    """
     try:
-        yield
+        with owner_named(path):
+            yield
     except FileNotFoundError:
         raise StoreError(f"shard {path} is missing: run the pipeline again to make it") from None
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        if could_not_read(error):
+            raise
+        if _NOT_MAPPED in str(error):
+            raise OSError(errno.ENOMEM, str(error), str(path)) from None
         raise StoreError(f"shard {path} is damaged: {error}") from error
 
 

@@ -371,6 +371,8 @@ def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledg
         problem, detail = str(error), error.detail
         ledger.undecodable_stored_bytes += 0 if rows else file.stored_bytes
     except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # it is the disk or a limit of the system, and no damage
         _log.warning("%s cannot be read from here on: %s", file.path, error)
         problem = "damaged_table"
         ledger.undecodable_stored_bytes += file.stored_bytes

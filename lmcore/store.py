@@ -26,7 +26,8 @@ from uuid import uuid4
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict
 
-from lmcore.errors import FormatError, RunError, StoppedError, StoreError, no_space_named
+from lmcore.errors import FormatError, RunError, StoppedError, StoreError, no_space_named, owner_named
+from lmcore.plain_json import finite, from_json, to_json
 from lmcore.roots import confine
 
 FORMAT_VERSION = 1
@@ -66,19 +67,22 @@ class Record(Output):
 
     def save(self) -> Self:
         """Write the file and return this record."""
-        content = self.model_dump(mode="json", exclude={"folder"})
+        content = finite(self.model_dump(mode="json", exclude={"folder"}))
         write_file(self.folder / self.file_name, json_bytes({**content, "checksum": _checksum(content)}))
         return self
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
-        """The record in ``folder``; None when it is missing, damaged or of another form."""
+        """The record in ``folder``; None when it is missing, damaged or of another form. Raises OSError."""
+        path = folder / cls.file_name
         try:
-            content = json.loads((folder / cls.file_name).read_bytes())
+            with owner_named(path):
+                text = path.read_bytes()
+            content = json.loads(text)
             if content.pop("checksum") != _checksum(content):
                 return None
-            return cls.model_validate({**content, "folder": folder})
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return cls.model_validate({**from_json(text), "folder": folder}, extra="ignore")
+        except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     def verify(self) -> None:
@@ -130,13 +134,18 @@ def check_version(content: dict[str, Any], where: Path) -> None:
 
 def json_bytes(content: Any) -> bytes:
     """Readable JSON, keys in the order given, UTF-8."""
-    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+    return (to_json(content, indent=1) + "\n").encode()
+
+
+def json_line(content: Any) -> bytes:
+    """One line of JSON with its end, UTF-8."""
+    return (to_json(content) + "\n").encode()
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Replace ``path`` with ``content``: afterwards it holds the old bytes or the new, never a mix."""
     temporary = path.parent / f"{_owner_prefix()}{path.name}"
-    with no_space_named(path.parent):
+    with no_space_named(path.parent), owner_named(path.parent):
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
@@ -201,6 +210,7 @@ def _moved(folder: Path, path: Path) -> bool:
 
 def _seal(folder: Path, about: dict[str, Any]) -> None:
     files = {}
+    _follow_umask(folder)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         files[file.relative_to(folder).as_posix()] = {
             "bytes": file.stat().st_size,
@@ -212,9 +222,17 @@ def _seal(folder: Path, about: dict[str, Any]) -> None:
     write_file(folder / MANIFEST, manifest_bytes({**about, "files": files}))
 
 
+def _follow_umask(folder: Path) -> None:
+    """Give new files the mode that the umask gave the folder: safetensors writes 0600, and a copy has its source's."""
+    mode = folder.stat().st_mode & 0o666
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        if file.stat().st_nlink == 1:  # another version's file is linked as it is
+            file.chmod(mode)
+
+
 def manifest_bytes(content: dict[str, Any]) -> bytes:
     """A manifest that knows its own checksum."""
-    content = {"format_version": FORMAT_VERSION, **content}
+    content = finite({"format_version": FORMAT_VERSION, **content})
     return json_bytes({**content, "checksum": _checksum(content)})
 
 
@@ -241,7 +259,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def open_sealed(folder: Path, hash_of: Callable[[Path], str] | None = None) -> dict[str, Any]:
     """Prove a sealed folder whole and return its manifest. Reads every byte, unless ``hash_of`` knows better.
 
-    Raises StoreError that names the first file that is missing, truncated or changed.
+    Raises StoreError that names the first file that is missing, truncated or changed, and OSError when one cannot be
+    read, which says nothing about its content.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest["files"].items():
@@ -252,7 +271,9 @@ def open_sealed(folder: Path, hash_of: Callable[[Path], str] | None = None) -> d
             raise StoreError(f"{file} is missing") from None
         if size != expected["bytes"]:
             raise StoreError(f"{file} has {size:,} bytes, written were {expected['bytes']:,}")
-        if (hash_of or hash_file)(file) != expected["blake3"]:
+        with owner_named(file):
+            digest = (hash_of or hash_file)(file)
+        if digest != expected["blake3"]:
             raise StoreError(f"{file} is damaged: its bytes are not those that were written")
     return manifest
 
@@ -316,7 +337,8 @@ def hash_stream(stream: IO[bytes], before: bytes = b"") -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        with owner_named(path):
+            content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
     except NotADirectoryError:
@@ -415,7 +437,7 @@ def locked(
         file.seek(0)
         file.truncate()
         owner_now = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}
-        file.write(json.dumps(owner_now))
+        file.write(to_json(owner_now))
         file.flush()
         yield
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from lmcore.section import Section, speed, view
+from lmcore.section import Section, Text, speed, view
 
 Size = Annotated[str, Field(pattern=r"^[0-9][0-9_]*(\.[0-9]+)?[kMG]? ?(steps|tokens|epochs|%)$")]
 """A part of a run: "100 steps", "2.5M tokens", "0.1 epochs" or "20 %" of all steps."""
@@ -32,14 +32,14 @@ class TrainConfig(Section):
     """A number that chooses the initial weights, the order of blocks and dropout."""
 
     # From which weights
-    init_from: str = view("", title="Begin with the weights of")
+    init_from: Text = view("", title="Begin with the weights of")
     """Begin with the weights of a checkpoint folder, an exported or other transformers folder, or a hub name, instead
     of new ones. Its tokenizer must be this run's. The model's shape and dropout are then its own, and the section
     `model` is unused. Where the weights lie does not name the run: what they are does."""
     init_optimizer: bool = Field(False, title="Take over the optimizer")
     """Take over the optimizer's state too, for continued pretraining. Only from a checkpoint folder. The order of
     blocks begins anew: over the same text, another train.seed gives another one."""
-    trainable: list[str] = ["*"]
+    trainable: list[Text] = ["*"]
     """Patterns of parameter names to update; all others stay frozen (`transformer.h.*`, `*bias`)."""
 
     # Optimizer

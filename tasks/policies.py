@@ -89,6 +89,8 @@ class OnDisk(CachePolicy):
                     return None
             except LMError as error:
                 reason = f"its earlier output is gone or damaged: {error}"
+            except OSError as error:
+                reason = f"its output cannot be read now: {error}"
             except Exception as error:
                 reason = f"Prefect's record of it cannot be read ({type(error).__name__})"
         past: Any = datetime.fromtimestamp(0, UTC)

@@ -1,0 +1,54 @@
+"""JSON as RFC 8259 has it, which every program reads: NaN and the infinities are no part of it.
+
+A figure that is not finite is written as null, and a word beside it says what it was:
+
+    {"loss": null, "loss_is": "NaN"}
+
+``from_json`` gives the figure back. It also reads the NaN and Infinity that Python itself would write.
+"""
+
+import json
+import math
+from typing import Any
+
+_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_SUFFIX = "_is"
+
+
+def to_json(content: Any, indent: int | None = None) -> str:
+    """One line, or indented text; keys in the order given."""
+    return json.dumps(finite(content), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def from_json(text: str | bytes) -> Any:
+    """What ``to_json`` was given. Raises ValueError when ``text`` is no JSON."""
+    return json.loads(text, object_hook=_restored)
+
+
+def finite(content: Any) -> Any:
+    """The content as it is written: null and a word for every figure that is not finite."""
+    if isinstance(content, dict):
+        words = {
+            f"{name}{_SUFFIX}": _word(value)
+            for name, value in content.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        }
+        return {name: finite(value) for name, value in content.items()} | words
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _word(figure: float) -> str:
+    return "NaN" if math.isnan(figure) else "Infinity" if figure > 0 else "-Infinity"
+
+
+def _restored(content: dict[str, Any]) -> dict[str, Any]:
+    figures = {
+        name.removesuffix(_SUFFIX): _WORDS[word]
+        for name, word in content.items()
+        if name.endswith(_SUFFIX) and isinstance(word, str) and word in _WORDS
+    }
+    figures = {name: figure for name, figure in figures.items() if content.get(name, 0) is None}
+    words = {f"{name}{_SUFFIX}" for name in figures}
+    return {name: figures.get(name, value) for name, value in content.items() if name not in words}
