@@ -356,7 +356,7 @@ def _check_not_empty(
     read = f"{ledger.source_bytes:,} bytes read, left out: {', '.join(reasons) or 'nothing'}"
     if not sum(entry["train"]["documents"] for entry in entries):
         paths = [path for some in (config.paths, *config.sources.values()) for path in some]
-        raise CorpusError(f"no training document in {', '.join(paths)}: {causes(ledger, config)} ({read})")
+        raise CorpusError(f"no training document in {', '.join(paths)}: {read} ({causes(ledger, config)})")
     if not sum(entry["validation"]["documents"] for entry in entries):
         if config.validation_paths:
             raise CorpusError(f"no document to validate on in {', '.join(config.validation_paths)}: {read}")

@@ -24,7 +24,8 @@ _log = logging.getLogger("lmcore")
 def tokenize(config: RunConfig) -> None:
     dataset, tokenizer, _ = _prepare(config)
     figures = {"skipped_bytes": dataset.skipped_bytes, "unaccounted_bytes": dataset.unaccounted_bytes}
-    print_json({"dataset_id": dataset.id, "tokenizer_id": tokenizer.id, **figures})
+    about = {"dataset_id": dataset.id, "tokenizer_id": tokenizer.id, **figures, "warnings": dataset.warnings}
+    print_json(about)
 
 
 def pretrain(config: RunConfig) -> None:
