@@ -1,7 +1,6 @@
 """A trained model as a folder that transformers opens: weights, settings, tokenizer and model card. And back."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 from lmcore.checkpoint import trained_model
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.origin import control_ids
+from lmcore.portable import trained_on_form, write_config, write_tokenizer
 from lmcore.roots import confine_folder
 from lmcore.run import Export, Run, TrainingResult, newest_checkpoint
 from lmcore.scores import Evaluation
-from lmcore.store import MANIFEST, is_whole, json_bytes, open_sealed, read_manifest, remove, sealed_folder
+from lmcore.store import MANIFEST, is_whole, open_sealed, read_manifest, remove, sealed_folder
 from lmcore.tokenizer import Tokenizer
 from lmcore.transformers_view import open_in_transformers
 
@@ -37,10 +37,9 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
     model.config.update(control_ids(run.tokenizer_info))  # also where the shape came from elsewhere
     with sealed_folder(folder, lambda: about) as temporary:
         model.save_pretrained(temporary)
-        for file in run.tokenizer_folder.iterdir():
-            if file.name != MANIFEST:
-                shutil.copy(file, temporary / file.name)
-        _set_longest_text(temporary / "tokenizer_config.json", run.config.dataset.block_size)
+        write_config(temporary / "config.json")
+        settings = run.config
+        write_tokenizer(run.tokenizer_folder, temporary, settings.dataset.block_size, settings.corpus.normalize)
         (temporary / "README.md").write_text(_model_card(run, model, training, evaluation), encoding="utf-8")
     return Export(model_dir=folder)
 
@@ -89,7 +88,8 @@ def _of_export(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
         ) from None
     config = model.config.get_text_config()
     special = {"eos_id": _end_of_text(folder, config), "pad_id": config.pad_token_id}
-    tokenizer = Tokenizer(folder, {"id": tokenizer_id, "vocab_size": config.vocab_size, **special})
+    about = {"id": tokenizer_id, "vocab_size": config.vocab_size, **special}
+    tokenizer = Tokenizer(folder, about, trained_on_form(folder))
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return model, tokenizer, positions or _UNSTATED_POSITIONS
 
@@ -116,12 +116,6 @@ def _generation_config(run: Run) -> GenerationConfig:
         temperature=0.8,
         top_k=50,
     )
-
-
-def _set_longest_text(path: Path, tokens: int) -> None:
-    """Let the exported tokenizer know the model's context: transformers then warns of, or cuts, longer texts."""
-    config = json.loads(path.read_bytes())
-    path.write_bytes(json_bytes({**config, "model_max_length": tokens}))
 
 
 def _model_card(run: Run, model: PreTrainedModel, training: TrainingResult, evaluation: Evaluation) -> str:
