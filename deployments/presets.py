@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lmcore.cli import load_config
+from lmcore.cli.settings import load_config
 from lmcore.retraining import RetrainConfig
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -40,10 +40,11 @@ class GarbageChoice(StoreChoice):
 
 
 class DocumentChoice(StoreChoice):
-    """A document that is to be taken out of a store."""
+    """Documents that are to be taken out of a store."""
 
     document: Text = Field(min_length=1)
-    """Its hash of 16 hexadecimal digits, or a file with its text on the machine that runs this."""
+    """A hash of 16 hexadecimal digits, or a file on the machine that runs this. A file is cut into documents as each
+    dataset was."""
     dry_run: bool = True
     """Only say what would be done."""
 
@@ -62,7 +63,7 @@ def forget_document(choice: DocumentChoice) -> list[str]:
     """Purge a document from the store, and say what was trained on it; its hashes."""
     done = forget(choice.folder, choice.document, choice.dry_run)
     about = "to be forgotten" if choice.dry_run else "forgotten"
-    show_table("forget", done.rows(), f"{about}: {', '.join(done.documents)}")
+    show_table("forget", done.rows(), f"{about}: {done.summary}")
     return done.documents
 
 

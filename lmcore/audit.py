@@ -1,23 +1,17 @@
-"""Questions about a finished dataset: is it whole, where did the bytes go, who has seen a document; and its repair."""
+"""Questions about a finished dataset: is it whole, where did the bytes go; and its repair."""
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lmcore.encoding import read_quarantine
-from lmcore.errors import CorpusError, LMError, RegistryError, StoreError
-from lmcore.exclusions import HASH, forgotten_events
-from lmcore.registry import models, versions
-from lmcore.roots import confine, confine_folder
-from lmcore.run import Run, run_folders
+from lmcore.errors import LMError, StoreError
+from lmcore.roots import confine_folder
 from lmcore.shards import SPLITS, Shard, shard_path
-from lmcore.store import hash_text, inside, open_sealed, read_manifest
+from lmcore.store import open_sealed, read_manifest
 from lmcore.tokenization import dataset_id, remake
 from lmcore.tokenizer import TokenizerInfo
 
@@ -147,86 +141,3 @@ def ledger_by_file(dataset: Path) -> list[dict[str, Any]]:
     for skip in manifest["ledger"]["skips"]:
         add(skip["path"], skipped_pieces=1, skipped_bytes=skip["length"])
     return [{"path": path, **{name: files[path][name] for name in (*_ACCOUNT, *_SKIPS)}} for path in sorted(files)]
-
-
-def document_hashes(text_or_hash: str) -> dict[str, list[int]]:
-    """Of 16 hexadecimal digits, or of the text in a file without and with the line end at its end: by the
-    normalization of a corpus, the hashes that the document may have there."""
-    path = Path(text_or_hash)
-    if path.is_file():
-        confine(path, "document")
-        content = path.read_bytes()
-        texts = (content.removesuffix(b"\n").removesuffix(b"\r"), content)
-        return {form: [hash_text(_normalized(text, form)) for text in texts] for form in ("", "NFC", "NFKC")}
-    if not re.fullmatch(HASH, text_or_hash):
-        raise CorpusError(f"{text_or_hash} is neither a document hash (16 hexadecimal digits) nor a file")
-    return {form: [int(text_or_hash, 16)] for form in ("", "NFC", "NFKC")}
-
-
-def _normalized(utf8: bytes, form: Any) -> bytes:
-    return unicodedata.normalize(form, utf8.decode(errors="replace")).encode() if form else utf8
-
-
-def seen_by(store: Path, document: dict[str, list[int]]) -> Iterator[tuple[str, str, str]]:
-    """("dataset", id, split) of all that holds a document, ("run", name, why) and ("version", name, why) that saw it.
-
-    A run has seen it when its dataset holds it, did so until it was forgotten, or when what the run began with has
-    seen it. ("unreadable", id, what is wrong) of a dataset or run that may hold it too, and cannot say.
-    """
-    holders: dict[str, str] = {}
-    # A folder without a manifest is what a killed run left.
-    for folder in sorted(path.parent for path in (store / "datasets").glob("[!.]*/manifest.json")):
-        try:
-            manifest = read_manifest(folder)
-            wanted = np.array(document[manifest["corpus"]["normalize"]], np.uint64)
-            for entry in manifest["chunks"]:
-                for split in SPLITS:
-                    hashes = Shard(shard_path(store / "shards" / entry["key"], split)).hashes
-                    if np.isin(wanted, np.delete(hashes, entry[split]["dropped"])).any():
-                        holders[folder.name] = split
-        except (StoreError, OSError) as error:
-            yield "unreadable", folder.name, str(error)
-    yield from (("dataset", name, split) for name, split in holders.items())
-    seen = _had_seen(store, {value for values in document.values() for value in values})
-    trainings = list(_versions(store))
-    for folder in run_folders(store):
-        try:
-            trainings.append(_training(Run.open(folder)))
-        except (StoreError, OSError) as error:
-            yield "unreadable", folder.name, str(error)
-    for _ in trainings:  # as long as a chain of beginnings can be
-        known = len(seen)
-        for path, dataset, origin in trainings:
-            if dataset in holders:
-                seen.setdefault(path, holders[dataset])
-            elif any(f"{origin}/".startswith(f"{other}/") for other in seen):
-                seen.setdefault(path, f"began with {origin}")
-        if len(seen) == known:
-            break
-    for path, why in seen.items():
-        kind, _, name = path.partition("/")
-        yield {"runs": "run", "models": "version"}[kind], name, why
-
-
-def _training(run: Run) -> tuple[str, str, str]:
-    """(path in the store, id of the dataset, path of what it began with)."""
-    origin = inside(run.store, Path(run.config.train.init_from))
-    return f"runs/{run.folder.name}", str(run.identity["dataset_id"]), origin
-
-
-def _versions(store: Path) -> Iterator[tuple[str, str, str]]:
-    """Likewise of every version of every model."""
-    for version in (version for model in models(store) for version in versions(store, model)):
-        with suppress(RegistryError, LookupError):
-            receipt = version.receipt()
-            yield f"models/{version}", receipt["dataset"]["id"], (receipt["origin"] or {}).get("path", "")
-
-
-def _had_seen(store: Path, document: set[int]) -> dict[str, str]:
-    """Runs and versions, by their paths, that saw it before it was forgotten."""
-    seen = {}
-    for event in forgotten_events(store):
-        if document & {int(name, 16) for name in event["documents"]}:
-            paths = [*(f"runs/{name}" for name in event["runs"]), *(f"models/{name}" for name in event["versions"])]
-            seen.update(dict.fromkeys(paths, f"until {event['time']}, when it was forgotten"))
-    return seen

@@ -63,7 +63,8 @@ class CorpusConfig(Section):
     exclude: list[Text] = []
     """Names of files and folders to leave out, as patterns (site-packages, test*)."""
     exclude_documents: list[Text] = []
-    """Hashes of documents to leave out (16 hexadecimal digits, as seen-by prints), or files of them, one a line."""
+    """Documents to leave out: their hashes (16 hexadecimal digits), files of hashes, one a line, or files of documents,
+    which are cut as the corpus is."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
     """What one document of a plain text is. auto: a line in .txt, the whole file in everything else."""
     settle_seconds: float = Field(0.0, ge=0, le=86_400)

@@ -5,6 +5,7 @@ Every document is left out for one reason, the first of: excluded, validation_te
 too_long_for_max_bytes, duplicate.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore.config import CorpusConfig
+from lmcore.document_query import members
 from lmcore.exclusions import excluded_hashes, forgotten
 from lmcore.shards import SPLITS, Shard, shard_path
+
+_log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[Any]
 
@@ -24,14 +28,16 @@ def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: P
     Of documents with the same text the first in that order stays. Returns documents and text bytes by reason.
     """
     left_out: dict[str, dict[str, int]] = {}
-    excluded = np.union1d(np.array(excluded_hashes(config), np.uint64), forgotten(store))
+    asked = np.array(excluded_hashes(config), np.uint64)
+    _say_found(asked, hashes(entries, store, *SPLITS))
+    excluded = np.union1d(asked, forgotten(store))
     held_out = hashes(entries, store, "validation") if config.validation_paths else np.empty(0, np.uint64)
     for split in SPLITS:
         first = _firsts(entries, store, split, config) if config.deduplicate else None
         for number, entry in enumerate(entries):
             shard = _shard(entry, store, split)
             reasons = {
-                "excluded": np.isin(shard.hashes, excluded),
+                "excluded": members(shard.hashes, excluded),
                 "validation_text": np.isin(shard.hashes, held_out) if split == "train" else None,
                 "too_short": shard.text_bytes < config.min_bytes,
                 "too_long_for_max_bytes": shard.text_bytes > config.max_bytes,
@@ -39,6 +45,14 @@ def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: P
             }
             drop(entry[split], shard, reasons, left_out)
     return left_out
+
+
+def _say_found(excluded: npt.NDArray[np.uint64], there: npt.NDArray[np.uint64]) -> None:
+    """A file that is cut otherwise than the corpus excludes nothing, so say how many are found."""
+    if len(excluded):
+        found = len(np.unique(there[members(there, excluded)]))
+        level = logging.INFO if found == len(excluded) else logging.WARNING
+        _log.log(level, "corpus.exclude_documents: %d of %d documents were found", found, len(excluded))
 
 
 def hashes(entries: list[dict[str, Any]], store: Path, *splits: str) -> npt.NDArray[np.uint64]:

@@ -21,27 +21,30 @@ HASH = "[0-9a-fA-F]{16}"
 
 
 def excluded_hashes(config: CorpusConfig) -> list[int]:
-    """What corpus.exclude_documents names, sorted. Raises ConfigError for what is neither hash nor a file of them."""
-    found = set()
+    """What corpus.exclude_documents names, sorted. Raises ConfigError for what is neither hash nor file."""
+    found: set[int] = set()
     for entry in config.exclude_documents:
-        for line in [entry] if re.fullmatch(HASH, entry) else _lines(entry):
-            if not re.fullmatch(HASH, line):
-                raise ConfigError(
-                    f"corpus.exclude_documents: {line[:40]!r} in {entry} is no hash of 16 hexadecimal digits"
-                )
-            found.add(int(line, 16))
+        found |= {int(entry, 16)} if re.fullmatch(HASH, entry) else _hashes_of_file(entry, config)
     return sorted(found)
 
 
-def _lines(entry: str) -> list[str]:
+def _hashes_of_file(entry: str, config: CorpusConfig) -> set[int]:
+    """Of a file that begins with a hash: the hashes in it. Of another: its documents, cut as the corpus is."""
+    from lmcore.document_query import DocumentQuery  # which reads documents as a corpus, and a corpus asks this file
+
     try:
-        lines = Path(entry).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
+        lines = Path(entry).expanduser().read_bytes().decode("utf-8-sig", errors="replace").split()
+    except OSError as error:
         raise ConfigError(
-            f"corpus.exclude_documents: {entry} is neither a document hash (16 hexadecimal digits) nor a file of them, "
-            f"one a line: {error}"
+            f"corpus.exclude_documents: {entry} is neither a document hash (16 hexadecimal digits) nor a file of "
+            f"hashes or documents: {error}"
         ) from None
-    return [line.strip() for line in lines if line.strip()]
+    if not lines or not re.fullmatch(HASH, lines[0]):
+        return set(DocumentQuery.parse(entry).cut(config.model_dump()).ways[0].tolist())
+    for line in lines:
+        if not re.fullmatch(HASH, line):
+            raise ConfigError(f"corpus.exclude_documents: {line[:40]!r} in {entry} is no hash of 16 hexadecimal digits")
+    return {int(line, 16) for line in lines}
 
 
 def forgotten_events(store: Path) -> list[dict[str, Any]]:

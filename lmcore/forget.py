@@ -8,7 +8,7 @@ out stay as they are. Each step leaves a whole store, and the same command does 
 Weights cannot forget. The runs and versions that saw the document are named, and stay.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -18,17 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore import clock
-from lmcore.audit import document_hashes, seen_by
+from lmcore.document_query import DocumentQuery, members
 from lmcore.drops import drop
 from lmcore.encoding import QUARANTINE, read_quarantine, write_quarantine
 from lmcore.exclusions import FORGOTTEN, forgotten
 from lmcore.run import Run, run_folders
 from lmcore.shards import SPLITS, Shard, blanked, shard_path, write_shard
+from lmcore.sightings import best_match, dataset_folders, purged, seen_by
 from lmcore.store import (
     MANIFEST,
     Output,
     content_of,
-    hash_text,
     json_line,
     locked,
     open_sealed,
@@ -51,7 +51,9 @@ class Forgotten(Output):
     """What was, or on a dry run would be, done about a document."""
 
     documents: list[str]
-    """Its hashes: with and without the line end at its end, and by normalization, as far as they were found."""
+    """Hashes of the documents, found or not: none of them is in a dataset that is made here from now on."""
+    absent: list[str]
+    """Those of them that were never found here."""
     chunks: list[str]
     """Keys of chunks that held it, in a shard or in quarantine."""
     datasets: dict[str, str]
@@ -65,11 +67,18 @@ class Forgotten(Output):
     corpus_paths: list[str]
     """Files of the corpus that it came from: it stands there until its owner deletes it."""
 
+    @property
+    def summary(self) -> str:
+        """How many of the documents were found."""
+        found = len(self.documents) - len(self.absent)
+        return f"found {found:,} of {len(self.documents):,} documents"
+
     def rows(self) -> list[dict[str, str]]:
         """As a table: what held it, who has seen it, and where it came from."""
         seen = "has seen it: its weights cannot forget. Train again without it, from new weights"
         came = "it came from there; delete it there too. This store leaves it out in any case"
         parts = [
+            *((name, "was not found in this store. It is left out from now on") for name in self.absent),
             *((f"shards/{name}", "held it, and is written again without it") for name in self.chunks),
             *(
                 (f"datasets/{name}", f"gives way to {to or 'nothing: it held no more'}")
@@ -83,32 +92,25 @@ class Forgotten(Output):
 
 
 def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
-    """Purge a document, given as ``seen-by`` takes it: a hash, or a file with its text.
+    """Purge documents, given as ``seen-by`` takes them: a hash, or a file.
 
     Raises RunError while a run that uses it is running, or somebody tokenizes, and StoreError when a run cannot say
     what it was trained on.
     """
-    names = document_hashes(document)
+    query = DocumentQuery.parse(document)
     store = prepare_store(store, creates=False)  # what a killed one set aside may hold the text
     with out_of_use(store), ExitStack() as running:
-        found = np.unique(np.array([value for values in names.values() for value in values], np.uint64))
-        texts = [Path(document).read_bytes()] if Path(document).is_file() else []
+        datasets = {folder: read_manifest(folder) for folder in dataset_folders(store)}
+        found = _hashes(query, datasets.values())
         chunks = {
-            folder: held for folder in _sealed(store, "shards") if (held := _held(folder, found, texts)).any_there
+            folder: held for folder in _sealed(store, "shards") if (held := _held(folder, found, query)).any_there
         }
         present = np.unique(np.concatenate([found[:0], *(held.hashes for held in chunks.values())]))
-        wanted = present if len(present) else np.array(names[""][:1], np.uint64)
-        datasets = {folder: read_manifest(folder) for folder in _sealed(store, "datasets")}
-        replaced = {
-            folder: without
-            for folder, manifest in datasets.items()
-            if (without := _without(manifest, store, wanted)) is not None
-        }
-        plan = _planned(store, names, wanted, chunks, datasets, replaced)
+        plan, replaced = _planned(store, query, present, chunks, datasets)
         for name in _users(store, {folder.name for folder in chunks}, datasets):
             running.enter_context(locked(store / "runs" / name / "lock", "refuse"))
         if not dry_run:
-            _purge(store, plan, wanted, texts, replaced, list(chunks))
+            _purge(store, plan, query, replaced, list(chunks))
         return plan
 
 
@@ -127,45 +129,51 @@ def _sealed(store: Path, kind: str) -> Iterator[Path]:
     return (path.parent for path in sorted((store / kind).glob(f"[!.]*/{MANIFEST}")))
 
 
-def _held(chunk: Path, wanted: _Hashes, texts: list[bytes]) -> _Held:
+def _held(chunk: Path, wanted: _Hashes, query: DocumentQuery) -> _Held:
     """Documents of the chunk whose ids are still there."""
     found = [wanted[:0]]
     for split in SPLITS:
         shard = Shard(shard_path(chunk, split))
-        rows = np.isin(shard.hashes, wanted) & (np.diff(shard.offsets) > 1)
+        rows = members(shard.hashes, wanted) & (np.diff(shard.offsets) > 1)
         found.append(shard.hashes[rows])
     pieces = [row["content"] for row in read_quarantine(chunk)]
-    return _Held(np.unique(np.concatenate(found)), any(_is_in(piece, wanted, texts) for piece in pieces))
+    return _Held(np.unique(np.concatenate(found)), any(map(query.is_in, pieces)))
 
 
-def _is_in(piece: bytes, wanted: _Hashes, texts: list[bytes]) -> bool:
-    """True for a piece that is the document, or holds its text."""
-    if not piece:
-        return False
-    return hash_text(piece) in wanted or any(text.rstrip(b"\r\n") in piece for text in texts if text.strip())
+def _hashes(query: DocumentQuery, manifests: Iterable[dict[str, Any]]) -> _Hashes:
+    """All that may name one of the documents in one of the datasets, sorted."""
+    cuts = [query.cut(manifest["corpus"]) for manifest in manifests] or [query.cut({})]
+    return np.unique(np.concatenate([cut.hashes for cut in cuts]))
 
 
 def _planned(
     store: Path,
-    names: dict[str, list[int]],
-    wanted: _Hashes,
+    query: DocumentQuery,
+    present: _Hashes,
     chunks: dict[Path, _Held],
     datasets: dict[Path, dict[str, Any]],
-    replaced: dict[Path, dict[str, Any]],
-) -> Forgotten:
-    seen = list(seen_by(store, names))
-    runs = sorted({name for kind, name, _ in seen if kind == "run"})
+) -> tuple[Forgotten, dict[Path, dict[str, Any]]]:
+    """What is to be done, and the manifests that take the places of the datasets'."""
+    match = best_match(query, dict.fromkeys(query.cuts, present), purged(store))
+    absent = match.missing if not any(held.in_quarantine for held in chunks.values()) else match.missing[:0]
+    wanted = np.unique(np.concatenate([present, match.found, match.missing]))
+    without = {folder: _without(manifest, store, wanted) for folder, manifest in datasets.items()}
+    replaced = {folder: manifest for folder, manifest in without.items() if manifest is not None}
+    seen = seen_by(store, query)
+    runs = sorted(set(seen.names("run")))
     keys = {folder.name for folder in chunks}
     entries = (entry for manifest in datasets.values() for entry in manifest["chunks"] if entry["key"] in keys)
-    return Forgotten(
+    plan = Forgotten(
         documents=[f"{value:016x}" for value in wanted.tolist()],
+        absent=[f"{value:016x}" for value in absent.tolist()],
         chunks=sorted(keys),
-        datasets={folder.name: without["id"] if without else "" for folder, without in replaced.items()},
+        datasets={folder.name: manifest["id"] if manifest else "" for folder, manifest in replaced.items()},
         runs=runs,
-        versions=sorted({name for kind, name, _ in seen if kind == "version"}),
+        versions=sorted(set(seen.names("version"))),
         files=[f"runs/{run}/{name}" for run in runs for name in _WRITTEN if (store / "runs" / run / name).exists()],
         corpus_paths=sorted({span["path"] for entry in entries for span in entry["spans"]}),
     )
+    return plan, replaced
 
 
 def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str, Any] | None:
@@ -177,7 +185,7 @@ def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str
             shard = Shard(shard_path(store / "shards" / entry["key"], split))
             earlier = np.zeros(len(shard), np.bool_)
             earlier[entry[split]["dropped"]] = True
-            new = np.isin(shard.hashes, wanted)
+            new = members(shard.hashes, wanted)
             if (new & ~earlier).any():
                 drop(entry[split], shard, {"": earlier, "excluded": new}, left_out)
     left_out.pop("", None)
@@ -201,18 +209,18 @@ def _users(store: Path, chunks: set[str], datasets: dict[Path, dict[str, Any]]) 
 def _purge(
     store: Path,
     plan: Forgotten,
-    wanted: _Hashes,
-    texts: list[bytes],
+    query: DocumentQuery,
     replaced: dict[Path, dict[str, Any]],
     chunks: list[Path],
 ) -> None:
     _remember(store, plan)
+    wanted = np.array(sorted(int(name, 16) for name in plan.documents), np.uint64)
     for folder, without in replaced.items():
         if without:
             put_manifest(folder.with_name(without["id"]), without)
         remove(folder)
     for chunk in chunks:
-        _purge_chunk(chunk, wanted, texts)
+        _purge_chunk(chunk, wanted, query)
     for name in plan.files:
         remove(store / name) if (store / name).is_dir() else (store / name).unlink(missing_ok=True)
 
@@ -222,28 +230,31 @@ def _remember(store: Path, plan: Forgotten) -> None:
     known = {f"{value:016x}" for value in forgotten(store).tolist()}
     if set(plan.documents) <= known and not (plan.datasets or plan.chunks):
         return
-    event = {"time": clock.stamp(), **plan.model_dump(include={"documents", "chunks", "datasets", "runs", "versions"})}
+    event = {
+        "time": clock.stamp(),
+        **plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"}),
+    }
     path = store / FORGOTTEN
     content = path.read_bytes() if path.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     write_file(path, whole + json_line(event))
 
 
-def _purge_chunk(folder: Path, wanted: _Hashes, texts: list[bytes]) -> None:
+def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:
     """Put the chunk without the document's ids and pieces in its place."""
     about = content_of(open_sealed(folder))
     with sealed_folder(folder, lambda: about, replaces=True) as new:
         for split in SPLITS:
             about["splits"][split]["tokens"] = _purge_shard(shard_path(folder, split), shard_path(new, split), wanted)
         rows = read_quarantine(folder)
-        pieces = [row | ({"content": b""} if _is_in(row["content"], wanted, texts) else {}) for row in rows]
+        pieces = [row | ({"content": b""} if query.is_in(row["content"]) else {}) for row in rows]
         write_quarantine(new / QUARANTINE, pieces)
 
 
 def _purge_shard(old: Path, new: Path, wanted: _Hashes) -> int:
     """Tokens that are left."""
     shard = Shard(old)
-    tokens, lengths = blanked(shard.tokens, np.diff(shard.offsets), np.isin(shard.hashes, wanted))
+    tokens, lengths = blanked(shard.tokens, np.diff(shard.offsets), members(shard.hashes, wanted))
     write_shard(
         new,
         tokens,

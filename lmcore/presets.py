@@ -19,15 +19,19 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
+def find_settings(name: str) -> Path:
+    """The file of a preset (``tiny``), or the TOML file itself: a file that exists wins over a preset of that name."""
+    path = Path(name).expanduser()
+    return FOLDER / f"{name}.toml" if not path.is_file() and name in preset_names() else path
+
+
 def read_settings(name: str) -> dict[str, Any]:
     """The settings of a preset (``tiny``) or of a TOML file, as nested dictionaries.
 
     A file that exists wins over a preset of the same name. Raises ConfigError when there is neither, or when the file
     cannot be read as TOML.
     """
-    path = Path(name).expanduser()
-    if not path.exists() and name in preset_names():
-        path = FOLDER / f"{name}.toml"
+    path = find_settings(name)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):

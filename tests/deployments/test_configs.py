@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deployments.presets import CONFIGS
-from lmcore.cli import load_config
+from lmcore.cli.settings import load_config
 from lmcore.corpus import scan
 
 FILES = sorted(CONFIGS.glob("*.toml"))

@@ -14,6 +14,7 @@ from lmcore.errors import ConfigError, RegistryError
 from lmcore.receipt import check_receipt, difference_rows
 from lmcore.registry import champion, find_version, history_rows, promote, versions
 from lmcore.roots import VARIABLE
+from lmcore.store import hash_text
 from tests.conftest import two_versions, write_corpus
 from tests.hub import LFS_WARNING, running_hub
 from tests.story import artifacts
@@ -135,13 +136,13 @@ def test_forget_says_what_would_be_done_and_then_does_it(changed: Path, made: Pa
     document = tmp_path / "document"
     document.write_bytes((made.parent / "corpus" / "text.txt").read_bytes().splitlines()[3])
     choice = store.DocumentChoice(store=changed, document=str(document))
-    [name] = store.forget_document(choice)
+    assert store.forget_document(choice) == [f"{hash_text(document.read_bytes()):016x}"]
     rows, description = page("forget")
-    assert description == f"to be forgotten: {name}"
+    assert description == "to be forgotten: found 1 of 1 documents"
     assert {row["what"] for row in rows} >= {"lm/v0001", "lm/v0002", str(made.parent / "corpus" / "text.txt")}
     before = sorted((changed / "datasets").iterdir())
     store.forget_document(choice.model_copy(update={"dry_run": False}))
-    assert page("forget") == (rows, f"forgotten: {name}")
+    assert page("forget") == (rows, "forgotten: found 1 of 1 documents")
     assert sorted((changed / "datasets").iterdir()) != before
 
 

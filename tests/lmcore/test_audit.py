@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from lmcore.audit import (
-    document_hashes,
     find_dataset,
     ledger_by_file,
     problems,
     repair,
-    seen_by,
     skipped_pieces,
 )
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
+from lmcore.document_query import DocumentQuery
 from lmcore.errors import CorpusError, StoreError
 from lmcore.forget import forget
 from lmcore.shards import Shard, write_shard
+from lmcore.sightings import seen_by
 from lmcore.store import MANIFEST, hash_file, manifest_bytes, prepare_store, read_manifest
 from lmcore.tokenization import Dataset, tokenize
 from tests.conftest import Prepared, Trained, write_corpus
@@ -185,16 +185,16 @@ def test_who_has_seen_a_document(trained: Trained, corpus: Path, tmp_path: Path)
     store = trained.run.store
     text = next(corpus.glob("*.txt")).read_text().splitlines()[0]
     (tmp_path / "document").write_text(text)
-    found = list(seen_by(store, document_hashes(str(tmp_path / "document"))))
-    assert ("dataset", trained.run.dataset_folder.name) in [row[:2] for row in found]
-    assert ("run", trained.run.folder.name) in [row[:2] for row in found]
+    found = seen_by(store, DocumentQuery.parse(str(tmp_path / "document"))).rows
+    assert ("dataset", trained.run.dataset_folder.name) in [(row.kind, row.name) for row in found]
+    assert ("run", trained.run.folder.name) in [(row.kind, row.name) for row in found]
     (tmp_path / "document").write_bytes((text + "\r\n").encode())
-    assert list(seen_by(store, document_hashes(str(tmp_path / "document")))) == found
-    assert list(seen_by(store, document_hashes(f"{1:016x}"))) == []
-    assert document_hashes(f"{0xABC:016x}")["NFC"] == [0xABC]
+    assert seen_by(store, DocumentQuery.parse(str(tmp_path / "document"))).rows == found
+    assert seen_by(store, DocumentQuery.parse(f"{1:016x}")).rows == []
+    assert DocumentQuery.parse(f"{0xABC:016x}").cut({"normalize": "NFC"}).hashes.tolist() == [0xABC]
     for name in ("no hash", "-1", "abc", "9" * 30):
         with pytest.raises(CorpusError, match="neither a document hash"):
-            document_hashes(name)
+            DocumentQuery.parse(name)
 
 
 def test_a_dataset_that_a_kill_left_without_manifest_has_seen_nothing(build: Build, tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_a_dataset_that_a_kill_left_without_manifest_has_seen_nothing(build: Bui
     (dataset.folder.parent / "stray").write_text("")
     text = (tmp_path / "corpus" / "text.txt").read_bytes().splitlines()[0]
     (tmp_path / "document").write_bytes(text)
-    found = list(seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document"))))
-    assert [row[:2] for row in found] == [("dataset", dataset.id)]
+    found = seen_by(tmp_path / "store", DocumentQuery.parse(str(tmp_path / "document"))).rows
+    assert [(row.kind, row.name) for row in found] == [("dataset", dataset.id)]
 
 
 def test_a_dataset_that_cannot_say_what_it_holds_is_named_and_the_others_asked(build: Build, tmp_path: Path) -> None:
@@ -213,9 +213,9 @@ def test_a_dataset_that_cannot_say_what_it_holds_is_named_and_the_others_asked(b
     broken.mkdir()
     (broken / MANIFEST).write_text("{")
     (tmp_path / "document").write_bytes((tmp_path / "corpus" / "text.txt").read_bytes().splitlines()[0])
-    first, second = seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document")))
-    assert first[:2] == ("unreadable", "0broken")
-    assert second[:2] == ("dataset", dataset.id)
+    first, second = seen_by(tmp_path / "store", DocumentQuery.parse(str(tmp_path / "document"))).rows
+    assert (first.kind, first.name) == ("unreadable", "0broken")
+    assert (second.kind, second.name) == ("dataset", dataset.id)
 
 
 def test_a_run_that_cannot_say_what_it_was_trained_on_is_named(build: Build, tmp_path: Path) -> None:
@@ -224,8 +224,8 @@ def test_a_run_that_cannot_say_what_it_was_trained_on_is_named(build: Build, tmp
         (tmp_path / "store" / "runs" / name).mkdir(parents=True)
     (tmp_path / "store" / "runs" / "broken" / "config.json").write_text("{")
     (tmp_path / "document").write_bytes((tmp_path / "corpus" / "text.txt").read_bytes().splitlines()[0])
-    found = list(seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document"))))
-    assert [row[:2] for row in found] == [("dataset", dataset.id), ("unreadable", "broken")]
+    found = seen_by(tmp_path / "store", DocumentQuery.parse(str(tmp_path / "document"))).rows
+    assert [(row.kind, row.name) for row in found] == [("dataset", dataset.id), ("unreadable", "broken")]
     with pytest.raises(StoreError, match=r"broken/config.json is damaged"):
         forget(tmp_path / "store", str(tmp_path / "document"))
 
@@ -234,8 +234,8 @@ def test_a_normalized_document_is_found_by_the_text_of_its_file(build: Build, tm
     (tmp_path / "corpus" / "more.txt").write_text("ｶﾞ１\n")
     dataset = build(normalize="NFKC")
     (tmp_path / "document").write_text("ｶﾞ１")
-    found = list(seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document"))))
-    assert [row[:2] for row in found] == [("dataset", dataset.id)]
+    found = seen_by(tmp_path / "store", DocumentQuery.parse(str(tmp_path / "document"))).rows
+    assert [(row.kind, row.name) for row in found] == [("dataset", dataset.id)]
 
 
 def test_the_ledger_by_file_has_empty_and_cut_files(build: Build, tmp_path: Path) -> None:
@@ -265,8 +265,8 @@ def test_a_deleted_document_makes_another_dataset_and_stays_seen_by_the_old(buil
     path.write_bytes(b"".join(line for line in lines if line != lines[3]))
     after = build()
     assert after.id != before.id
-    found = list(seen_by(tmp_path / "store", document_hashes(str(tmp_path / "document"))))
-    assert [row[1] for row in found] == [before.id]
+    found = seen_by(tmp_path / "store", DocumentQuery.parse(str(tmp_path / "document"))).rows
+    assert [row.name for row in found] == [before.id]
 
 
 def test_a_dataset_is_found_by_id_or_folder(build: Build, tmp_path: Path) -> None:

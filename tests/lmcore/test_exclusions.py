@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmcore.audit import document_hashes, problems, seen_by
+from lmcore.audit import problems
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
+from lmcore.document_query import DocumentQuery
 from lmcore.drops import hashes
 from lmcore.errors import ConfigError
 from lmcore.exclusions import excluded_hashes
 from lmcore.shards import SPLITS
+from lmcore.sightings import seen_by
 from lmcore.store import hash_text, read_manifest
 from lmcore.tokenization import Dataset, tokenize
 from tests.conftest import Prepared, prepare, tiny_config, write_corpus
@@ -39,7 +41,7 @@ def test_an_excluded_document_is_in_no_split_and_costs_no_encoding(own: Prepared
     held = hashes(manifest["chunks"], own.store, *SPLITS)
     assert not np.isin(np.array([int(name, 16) for name in names], np.uint64), held).any()
     assert list(problems(dataset.folder)) == []
-    assert dataset.id not in [name for _, name, _ in seen_by(own.store, document_hashes(names[0]))]
+    assert dataset.id not in seen_by(own.store, DocumentQuery.parse(names[0])).names("dataset")
 
 
 def test_the_same_hashes_make_the_same_dataset_wherever_they_stand(own: Prepared, tmp_path: Path) -> None:
@@ -65,3 +67,13 @@ def test_what_is_no_hash_is_named(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("0123456789abcdef\nhello\n")
     with pytest.raises(ConfigError, match=r"'hello' in .*list is no hash"):
         excluded_hashes(CorpusConfig(exclude_documents=[str(tmp_path / "list")]))
+
+
+def test_a_file_of_documents_is_cut_as_the_corpus_is(
+    own: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = (tmp_path / "corpus" / "text.txt").read_bytes().splitlines()
+    (tmp_path / "some.txt").write_bytes(b"\n".join([*lines[:5], b"a line that is nowhere", b""]))
+    dataset = exclude(own, str(tmp_path / "some.txt"))
+    assert dataset.dropped == {"excluded": 5}
+    assert "5 of 6 documents were found" in caplog.text

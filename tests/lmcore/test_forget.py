@@ -1,17 +1,23 @@
 """A forgotten document is in no file of the store, comes back by no way, and who saw it is said plainly."""
 
+import gzip
+import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from lmcore.audit import document_hashes, problems, repair, seen_by, skipped_pieces
+from lmcore.audit import problems, repair, skipped_pieces
 from lmcore.challenge import Champion
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
+from lmcore.document_query import DocumentQuery
 from lmcore.errors import RunError
 from lmcore.evaluate import evaluate
 from lmcore.exclusions import forgotten_events
@@ -21,6 +27,7 @@ from lmcore.receipt import check_receipt
 from lmcore.registry import promote, versions
 from lmcore.run import Run
 from lmcore.shards import SPLITS, Shard, shard_path
+from lmcore.sightings import seen_by
 from lmcore.store import hash_text, in_use, locked, open_sealed
 from lmcore.stream import TokenStream
 from lmcore.tokenization import Dataset, tokenize
@@ -100,7 +107,7 @@ def files_with(store: Path, text: bytes) -> list[Path]:
 
 
 def of_kind(store: Path, document: str, kind: str) -> list[str]:
-    return [name for found, name, _ in seen_by(store, document_hashes(document)) if found == kind]
+    return seen_by(store, DocumentQuery.parse(document)).names(kind)
 
 
 def test_a_forgotten_document_is_nowhere_and_who_saw_it_is_named(store: Path, document: str) -> None:
@@ -217,7 +224,14 @@ def test_a_piece_in_quarantine_is_forgotten_too(store: Path, original: Prepared)
 def test_what_was_never_there_is_remembered_all_the_same(store: Path) -> None:
     done = forget(store, f"{7:016x}")
     assert done == Forgotten(
-        documents=[f"{7:016x}"], chunks=[], datasets={}, runs=[], versions=[], files=[], corpus_paths=[]
+        documents=[f"{7:016x}"],
+        absent=[f"{7:016x}"],
+        chunks=[],
+        datasets={},
+        runs=[],
+        versions=[],
+        files=[],
+        corpus_paths=[],
     )
     assert [event["documents"] for event in forgotten_events(store)] == [done.documents]
 
@@ -250,3 +264,62 @@ def test_a_kill_anywhere_is_made_good_by_the_same_command(store: Path, original:
         assert of_kind(copy / "store", document, "version") == ["lm/v0001"]
         assert files_with(copy / "store", text) == []
     assert write > 5
+
+
+def test_every_document_of_a_file_of_lines_is_found_and_forgotten(store: Path, original: Prepared) -> None:
+    lines = (store.parent / "corpus" / "text.txt").read_bytes().splitlines()[:40]
+    file = store.parent / "some.txt"
+    file.write_bytes(b"\n".join([*lines, b"a line that is nowhere", b""]))
+    before = seen_by(store, DocumentQuery.parse(str(file)))
+    assert str(before.match) == "40 of 41 documents"
+    assert [row.why for row in before.rows if row.kind == "dataset"] == ["train and validation, 40 of 41 documents"]
+    done = forget(store, str(file))
+    assert (len(done.documents), done.absent) == (41, [f"{hash_text(b'a line that is nowhere'):016x}"])
+    assert done.summary == "found 40 of 41 documents"
+    assert not set(lines) & set(shard_texts(store))
+    assert tokenized(store, original).dropped == {"excluded": 40}
+    assert forget(store, str(file)).absent == done.absent
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "written"),
+    [
+        ("rows.jsonl", {"text_field": "content"}, lambda lines: [json.dumps({"content": line}) for line in lines]),
+        ("rows.jsonl.gz", {}, lambda lines: [json.dumps({"text": line, "id": 1}) for line in lines]),
+        ("parts.txt", {"document": "paragraph"}, lambda lines: [f"{line}\n" for line in lines]),
+        ("no-suffix", {}, lambda lines: lines),
+    ],
+)
+def test_a_file_is_cut_as_the_dataset_was(
+    tmp_path: Path, name: str, settings: dict[str, str], written: Callable[[list[str]], list[str]]
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus")
+    lines = (corpus / "text.txt").read_text().splitlines()
+    content = "\n".join(written(lines[:9])).encode()
+    kind = name if "." in name else "more.txt"
+    if name.startswith("rows"):
+        (corpus / "text.txt").unlink()
+        everything = "\n".join(written(lines)).encode()
+        (corpus / kind).write_bytes(gzip.compress(everything) if name.endswith("gz") else everything)
+    elif name == "parts.txt":
+        (corpus / "text.txt").write_text("\n".join(written(lines)))
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    config = tiny_config(corpus, tmp_path / "store")
+    corpus_settings = CorpusConfig.model_validate({**config.corpus.model_dump(), **settings})
+    dataset = prepare(config.model_copy(update={"corpus": corpus_settings})).dataset
+    seen = seen_by(tmp_path / "store", DocumentQuery.parse(str(tmp_path / name)))
+    assert seen.names("dataset") == [dataset.id]
+    assert (len(seen.match.found), seen.match.documents) == (9, 9)
+
+
+@pytest.mark.parametrize(("text", "status"), [("known", 0), ("unknown", 1)])
+def test_the_exit_status_says_whether_every_document_was_found(
+    store: Path, document: str, text: str, status: int
+) -> None:
+    if text == "unknown":
+        Path(document).write_text("nobody has written this")
+    for verb, option in (("seen-by", []), ("forget", ["--dry-run"])):
+        command = [sys.executable, "-m", "lmcore", verb, document, "--store", str(store), *option]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert f"found {1 - status} of 1 documents" in done.stderr
