@@ -6,8 +6,9 @@ transformers 5 writes names that 4.57 does not know, and reads the older ones to
     special tokens      additional_special_tokens
     rope_theta, rope_scaling, n_ctx   beside what transformers 5 calls them
 
-tokenizer.model is what llama.cpp's converter reads. It knows a space by U+2581 alone, so that stands in this file,
-and it joins neighbours as a BPE model does; another kind is called spiece.model, which the converter does not look for.
+tokenizer.model is what llama.cpp's converter reads, without a word where it misreads it. So it is there only if it is
+read rightly: for the architecture llama (for others it sets a space before every text) and a BPE model, with U+2581 for
+a space. Elsewhere it is called spiece.model, which the converter does not look for; it then ends with an error.
 """
 
 import json
@@ -35,25 +36,32 @@ Settings = dict[str, Any]
 
 
 def write_tokenizer(source: Path, folder: Path, longest: int, normalize: str) -> None:
-    """Copy a tokenizer of the store; it normalizes its text, and knows that the model reads ``longest`` tokens."""
+    """Copy a tokenizer of the store beside the model's config.json; it normalizes its text, and knows that the model
+    reads ``longest`` tokens."""
     for file in source.iterdir():
         if file.name not in (MANIFEST, MODEL_FILE):
             shutil.copy(file, folder / file.name)
     settings = _older_names(_read(folder / _CONFIG)) | {"model_max_length": longest}
     if normalize:
         settings[NORMALIZATION] = normalize
-    if (folder / _VIEW).exists():
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if normalize:
-            (folder / _VIEW).write_text(json.dumps(_normalizing(_read(folder / _VIEW), normalize), ensure_ascii=False))
     if (source / MODEL_FILE).exists():
-        proto = read_model(source / MODEL_FILE)
-        if has_exact_json(proto):
-            (folder / MODEL_FILE).write_bytes(with_marked_spaces(proto).SerializeToString())
-        else:
-            settings = _of_sentencepiece(settings)
-            (folder / SPIECE_FILE).write_bytes(normalized_by(proto, normalize).SerializeToString())
+        _write_model(read_model(source / MODEL_FILE), folder, normalize)
+    if (folder / _VIEW).exists():
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False}
+        if normalize:
+            (folder / _VIEW).write_bytes(json_bytes(_normalizing(_read(folder / _VIEW), normalize)))
+    else:
+        settings = _of_sentencepiece(settings)
     (folder / _CONFIG).write_bytes(json_bytes(settings))
+
+
+def _write_model(proto: Any, folder: Path, normalize: str) -> None:
+    marked = with_marked_spaces(proto)
+    is_read = has_exact_json(proto) and any(piece.piece == "\u2581" for piece in marked.pieces)
+    if is_read and _read(folder / "config.json")["model_type"] == "llama":
+        (folder / MODEL_FILE).write_bytes(marked.SerializeToString())
+    else:
+        (folder / SPIECE_FILE).write_bytes(normalized_by(proto, normalize).SerializeToString())
 
 
 def write_config(path: Path) -> None:

@@ -26,7 +26,7 @@ from lmcore.transformers_view import check_in_transformers, save_fast
 
 MODEL_FILE = "tokenizer.model"
 SPIECE_FILE = "spiece.model"
-"""In an export, of a model that is not exactly a tokenizer.json (portable.py)."""
+"""Its name in an export where llama.cpp would misread it (portable.py)."""
 
 
 _SPACE = "\u2581"
@@ -54,6 +54,7 @@ def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
             vocab_size=config.vocab_size,
             hard_vocab_limit=False,
             character_coverage=config.character_coverage,
+            required_chars=_SPACE,  # a space is a piece, which llama.cpp counts on
             num_threads=config.threads,
             pad_id=0,
             unk_id=1,

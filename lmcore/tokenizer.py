@@ -360,11 +360,11 @@ def _of_store(folder: Path) -> Any:
 def sentencepiece_of(folder: Path) -> Any:
     """The SentencePiece model that says what transformers reads in a folder, no more and no less; None for none."""
     config, view = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "tokenizer.json")
-    if view and (folder / MODEL_FILE).exists():
-        return _same_model(read_model(folder / MODEL_FILE), view)
-    is_plain = not config or config.get("tokenizer_class") in _SENTENCEPIECE_CLASSES
     files = [folder / name for name in (SPIECE_FILE, MODEL_FILE) if (folder / name).exists()]
-    return read_model(files[0]) if files and is_plain and not view else None
+    if not files or (config and not view and config.get("tokenizer_class") not in _SENTENCEPIECE_CLASSES):
+        return None
+    proto = read_model(files[0])
+    return _same_model(proto, view) if view else proto
 
 
 def _same_model(proto: Any, view: dict[str, Any]) -> Any:
