@@ -20,7 +20,6 @@ from tests.conftest import prepare, tiny_config, train_and_evaluate, write_corpu
 
 PACKAGES = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
 PIP = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--retries", "1", "--timeout", "10", "--target")
-KINDS = ("bpe", "unigram", "byte_bpe", "loaded")
 TEXTS = [
     "学習モデル",
     "def main():\n    return 1\n",
