@@ -28,7 +28,7 @@ def _app() -> App:
     add_pipeline(app, "pretrain", RunConfig, "Train a model on a corpus, from text to report.", _pretrain)
     about = "Train a model again if its text has grown."
     app.command("deployments.retrain_command:retrain", name="retrain", help=about, group=MAKE, help_epilogue=EPILOGUE)
-    for action in (serve, setup, doctor):
+    for action in (serve, deploy, setup, doctor):
         app.command(action, group=_SERVICE)
     return app
 
@@ -54,19 +54,27 @@ def serve() -> None:
     serve_here()
 
 
+def deploy() -> None:
+    """Put a deployment of every flow on the Prefect server, for workers; it may be repeated.
+
+    The server is the one that PREFECT_API_URL names. What was set there stays, and is said in a line each.
+    """
+    import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
+    from deployments.deploy import deploy as deploy_all
+
+    for line in deploy_all():
+        print(line, flush=True)
+
+
 def setup() -> None:
-    """Create on the Prefect server what deployments rely on: work pool, limits, automations.
+    """Create on the Prefect server only what deployments rely on: work pool, limits, automations.
 
     The server is the one that PREFECT_API_URL names.
     """
     import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
-    from deployments.automations import create_automations
-    from deployments.limits import create_limits
-    from deployments.work_pool import create_work_pool
+    from deployments.deploy import set_up
 
-    create_work_pool()
-    create_limits()
-    create_automations()
+    set_up()
     print("work pool, limits and automations are there")
 
 

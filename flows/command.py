@@ -13,6 +13,7 @@ from lmcore.cli.app import run_pipeline
 from lmcore.cli.command import print_json
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
+from tasks.server import reachable_server
 
 
 def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunConfig) -> None:
@@ -23,7 +24,8 @@ def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunCon
 def run_flow(flow: Flow[..., Any], config: RunConfig) -> None:
     """Run ``flow``, whose result has a ``summary()``, and print both the summary and the result."""
     try:
-        outcome: Any = flow(config)
+        with reachable_server():
+            outcome: Any = flow(config)
     except CancelledRun as stop:
         raise StoppedError(str(stop)) from None
     # What Prefect says at exit must not come after the JSON line where both streams go to one place.

@@ -7,6 +7,4 @@ app.py        the actions of ``python -m lmcore``, which ``lm`` adds to
 pipeline.py, runs.py, models.py, store.py   the actions themselves
 """
 
-from lmcore.cli.command import ERROR_PREFIX as ERROR_PREFIX
-from lmcore.cli.command import STOPPED_STATUS as STOPPED_STATUS
 from lmcore.cli.command import main as main

@@ -13,11 +13,13 @@ from cyclopts import App, CycloptsError, Group, MissingArgumentError, UnusedCliT
 
 from lmcore.cli import models, runs, store
 from lmcore.cli.checks import check
-from lmcore.cli.command import ERROR_PREFIX, USAGE_STATUS, escape_output, main
+from lmcore.cli.command import USAGE_STATUS, escape_output, main
 from lmcore.cli.flags import command_of
 from lmcore.cli.pipeline import train
 from lmcore.cli.settings import read
 from lmcore.config import RunConfig
+from lmcore.errors import ERROR_PREFIX
+from lmcore.progress import StandardError
 
 HELP_ALL = "--help-all"
 MAKE = Group("Make a model", sort_key=0)
@@ -80,7 +82,7 @@ def pipeline(kind: type[RunConfig], about: str, run: Callable[[Any], None]) -> C
 
 def run_app(app: App) -> None:
     """Run what the command line asks for. One that is not understood costs a line and exit status USAGE_STATUS."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", handlers=[StandardError()])
     logging.getLogger("lmcore").setLevel(logging.INFO)  # of libraries, warnings only
     escape_output()
     words = ["--help" if word == HELP_ALL else word for word in sys.argv[1:]]

@@ -2,19 +2,14 @@
 
 import io
 import json
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
-from lmcore.errors import LMError, StoppedError
+from lmcore import signals
+from lmcore.errors import ERROR_PREFIX, STOPPED_STATUS, LMError, StoppedError
 from lmcore.plain_json import to_json
 
-ERROR_PREFIX = "error: "
-"""Begins the message of a deliberate error; a parent process finds it by this."""
-STOPPED_STATUS = 75
-"""Exit status of a command that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
 USAGE_STATUS = 2
 """Exit status of a command line that is not understood."""
 
@@ -22,21 +17,24 @@ USAGE_STATUS = 2
 def main(verb: Callable[[], None]) -> None:
     """Run a command; a deliberate error becomes one line on standard error and exit status 1.
 
-    SIGTERM ends it as Ctrl-C does, and as a training that stopped before its end: with exit status STOPPED_STATUS.
+    Ctrl-C ends it with INTERRUPTED_STATUS; SIGTERM, as a training that stopped before its end, with STOPPED_STATUS.
     """
     escape_output()
-    signal.signal(signal.SIGTERM, _terminate)
+    interruption = signals.Interruption()
     try:
         verb()
-    except (StoppedError, _TerminatedError) as error:
+    except (KeyboardInterrupt, signals.Terminated):
+        pass  # said below
+    except StoppedError as error:
         print(error, file=sys.stderr)
         sys.exit(STOPPED_STATUS)
     except (LMError, OSError) as error:
         print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues", file=sys.stderr)
-        sys.exit(130)
+    finally:
+        if interruption.signal:  # whatever came of it: a file that was closed, a call that failed
+            signals.leave(interruption.signal)
+        signals.end_at_once()
 
 
 def escape_output() -> None:
@@ -54,12 +52,3 @@ def print_json(result: Any) -> None:
     except UnicodeEncodeError:
         line = json.dumps(json.loads(line))
     print(line, flush=True)
-
-
-class _TerminatedError(BaseException):
-    """Like KeyboardInterrupt, so that nobody takes it for a failure."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one is not to disturb the saving
-    raise _TerminatedError("stopped on request: the same command continues")

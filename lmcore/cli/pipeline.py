@@ -4,16 +4,19 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 
-from lmcore.cli.command import STOPPED_STATUS, print_json
+from lmcore.cli.command import print_json
 from lmcore.config import RunConfig
-from lmcore.errors import LMError, StoppedError
+from lmcore.errors import STOPPED_STATUS, LMError, StoppedError
+from lmcore.progress import Standing, Update, report_progress
+from lmcore.signals import StopRequest, leave
 
 _log = logging.getLogger("lmcore")
 
@@ -25,22 +28,31 @@ def tokenize(config: RunConfig) -> None:
 
 
 def pretrain(config: RunConfig) -> None:
-    from lmcore.evaluate import evaluate
-    from lmcore.export import export
+    from lmcore.forecast import training_poll
     from lmcore.launch import train_in_child
     from lmcore.mixture import build_dataset
     from lmcore.report import report
     from lmcore.run import prepare_run
+    from lmcore.summary import summary
 
     dataset, tokenizer, store = _prepare(config)
     blocks = build_dataset(dataset, config.dataset)
     run = prepare_run(config, dataset, tokenizer, store, config.fresh)
-    training = train_in_child(run.folder, _log.info)
-    evaluation = evaluate(run, training.checkpoint)
-    model_dir = export(training, evaluation).model_dir
-    page = report(training, evaluation, blocks, config.sample)
+    with _watched("training", "steps", training_poll(run, _log)):
+        training = train_in_child(run.folder, _log.info)
+    with _watched("evaluation", "tokens") as progress:
+        from lmcore.evaluate import evaluate
+
+        evaluation = evaluate(run, training.checkpoint, progress)
+    with _watched("export", "files"):
+        from lmcore.export import export
+
+        model_dir = export(training, evaluation).model_dir
+    with _watched("report", "samples"):
+        page = report(training, evaluation, blocks, config.sample)
     for warning in page.warnings:
         _log.warning("%s", warning)
+    print(f"\n{summary(run.folder, page.samples, dataset.account())}\n")
     print_json(
         {
             "run_dir": str(run.folder),
@@ -57,16 +69,21 @@ def pretrain(config: RunConfig) -> None:
 
 def _prepare(config: RunConfig) -> Any:
     from lmcore.corpus import open_corpus
-    from lmcore.progress import shown
     from lmcore.tokenization import tokenize
     from lmcore.tokenizer import make_tokenizer
 
-    corpus, store = open_corpus(config)
-    tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store)
-    with shown("tokenizing", "bytes", Console(stderr=True), _log) as update:
-        dataset = tokenize(config.corpus, corpus, tokenizer, store, lambda done, total: update(done, total, ""))
+    with _watched("corpus", "bytes"):
+        corpus, store = open_corpus(config)
+    with _watched("tokenizer", "bytes") as progress:
+        tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store, progress)
+    with _watched("tokenizing", "bytes") as progress:
+        dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
     _log.log(logging.WARNING if dataset.lost_much else logging.INFO, dataset.account())
     return dataset, tokenizer, store
+
+
+def _watched(label: str, unit: str, poll: Callable[[], Standing] | None = None) -> AbstractContextManager[Update]:
+    return report_progress(label, unit, Console(stderr=True), _log, poll)
 
 
 def train(
@@ -76,15 +93,7 @@ def train(
     parent: Annotated[int | None, Parameter(show=False)] = None,  # the process whose death asks for the end
 ) -> None:
     """Start or continue the training of one run, as the pipeline does for each."""
-    stop_requested = False
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stop_requested
-        stop_requested = True
-
-    # The loop saves a checkpoint when it is asked to stop, and the exit status then is STOPPED_STATUS.
-    signal.signal(signal.SIGTERM, request_stop)
-    signal.signal(signal.SIGINT, request_stop)
+    should_stop = StopRequest()
 
     from lmcore.distributed import Ranks
     from lmcore.launch import end_with_parent, is_worker, run_workers
@@ -103,10 +112,12 @@ def train(
             if status := run_workers(run):
                 sys.exit(status)
         else:
-            train_run(run, should_stop=lambda: stop_requested)
+            train_run(run, should_stop)
     except StoppedError as error:
         if is_first:
             print(error)
+        if should_stop.signal == signal.SIGINT:
+            leave(signal.SIGINT)
         sys.exit(STOPPED_STATUS)
     except LMError:
         if is_first:

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lmcore import cli
 from lmcore.cli.app import refuse_undecodable
 from lmcore.cli.checks import check
 from lmcore.cli.command import print_json
 from lmcore.cli.flags import COMMON
 from lmcore.cli.settings import load_config
 from lmcore.config import TEXT_PATTERNS, CorpusConfig, RunConfig
-from lmcore.errors import ConfigError, LMError, StoreError
+from lmcore.errors import ConfigError, LMError
 from lmcore.retraining import RetrainConfig
+from tests.conftest import start
 from tests.flags import parse
 
 FILE = """
@@ -317,20 +317,23 @@ def test_names_that_may_be_elsewhere_are_no_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (StoreError("the store is gone"), 1, "error: the store is gone\n"),
-        (KeyboardInterrupt(), 130, "interrupted: the same command continues\n"),
+        ("raise StoreError('the store is gone')", 1, "error: the store is gone\n"),
+        ("raise StoppedError('stopped, saved')", 75, "stopped, saved\n"),
+        ("os.kill(os.getpid(), 2)", 130, "interrupted: the same command continues\n"),
+        ("os.kill(os.getpid(), 15)", 75, "interrupted: the same command continues\n"),
     ],
 )
-def test_a_deliberate_error_is_one_line_and_a_status(
-    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail() -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(fail)
-    assert stopped.value.code == status
-    assert capsys.readouterr().err == said
+def test_a_deliberate_end_is_one_line_and_a_status(error: str, status: int, said: str) -> None:
+    code = (
+        "import os\n"
+        "from lmcore import cli\n"
+        "from lmcore.errors import StoppedError, StoreError\n"
+        f"def fail(): {error}\n"
+        "cli.main(fail)"
+    )
+    with start("-c", code) as process:
+        assert process.communicate() == ("", said)
+    assert process.returncode == status
 
 
 @pytest.mark.parametrize("encoding", ["cp932", "ascii", "utf-8"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import lmcore
-from lmcore.cli import STOPPED_STATUS
+from lmcore.errors import STOPPED_STATUS
 from lmcore.metrics import read_metrics
 from lmcore.run import Run, newest_checkpoint, step_of
 from lmcore.scores import DocumentScores
@@ -100,13 +100,13 @@ def test_sigterm_amid_training_saves_and_the_status_says_so(
     flags += ("--train.validate_every", 1_000_000)
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     with start("-m", *module.split(), *flags, env=environment) as process:
-        wait_until(lambda: process.poll() is not None or any(store.glob("runs/*/metrics.jsonl")), "a run")
+        wait_until(lambda: process.poll() is not None or any(store.glob("runs/*/metrics.jsonl")), "a run", seconds=180)
         wait_for_step(only_run(store), 3, process)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate()
     assert process.returncode == STOPPED_STATUS, errors
-    assert "stopped on request: the same command continues" in errors
+    assert "interrupted: the same command continues" in errors
     run = only_run(store)
     newest = newest_checkpoint(run.checkpoints)
     assert newest is not None
