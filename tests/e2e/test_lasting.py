@@ -1,4 +1,4 @@
-"""What a person set on a served pipeline, after SIGTERM, after SIGKILL, and after a start that migrates the database."""
+"""What a person set on a served pipeline, after SIGTERM, SIGKILL and a start that migrates the database."""
 
 import json
 import signal
