@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-STAGES = ("corpus", "tokenizer", "tokenizing", "training", "evaluation", "export", "report")
+STAGES = ("corpus", "tokenizer", "tokenizing", "training", "evaluating", "export", "report")
 
 
 def screen(module: list[str], corpus: Path, folder: Path, **environment: str) -> tuple[str, int]:
