@@ -1,7 +1,6 @@
 """Corpus -> tokenizer -> shards -> blocks -> training -> evaluation -> export -> report."""
 
 from pathlib import Path
-from textwrap import indent
 from typing import Literal
 
 from prefect import get_run_logger
@@ -14,11 +13,12 @@ from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
 from lmcore.schedule import length_settings
 from lmcore.section import Text
+from lmcore.summary import summary
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.dataset import blocks
 from tasks.evaluation import evaluation, export_model
-from tasks.pages import name_run, tag_run
+from tasks.pages import name_run, page_of_run, tag_run
 from tasks.policies import start_again, stopped
 from tasks.reporting import loss_report
 from tasks.training import training
@@ -41,21 +41,13 @@ class Pretrained(BaseModel):
     tokens_per_second: float
     samples: list[str]
     account: str
+    page: str
+    """Address of the flow run in the Prefect UI; empty where the server ends with the run."""
     cached: dict[str, bool]
 
     def summary(self) -> str:
         """Lines for a person."""
-        samples = "\n\n".join(indent(text, "    ", lambda line: True) for text in self.samples)
-        return (
-            f"samples\n\n{samples}\n\n"
-            f"validation  {self.valid_loss:.4f} nats per token, perplexity {self.valid_perplexity:.2f}, "
-            f"{self.valid_bits_per_byte:.4f} bits per byte\n"
-            f"speed       {self.tokens_per_second:,.0f} tokens/s\n"
-            f"text        {self.account}\n"
-            f"report      {self.report}\n"
-            f"picture     {self.picture}\n"
-            f"model       {self.model_dir}"
-        )
+        return summary(self.run_dir, self.samples, self.account, self.page)
 
 
 @form(
@@ -79,7 +71,7 @@ def pretrain(
     """Train a language model on a corpus, evaluate it, export it and report.
 
     Args:
-        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://), one a line. Empty: the
+        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). Empty: the
             text of the chosen size, if it has one.
         document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
         size: The model and its training: tiny (minutes on two cores), small (about 30 million parameters, one GPU) or
@@ -145,6 +137,7 @@ def trained_model(
         tokens_per_second=trained.tokens_per_second,
         samples=page.samples,
         account=dataset.account(),
+        page=page_of_run(),
         cached=stages.cached,
     )
 

@@ -145,7 +145,7 @@ class Run:
         return self.folder / "lock"
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.tokenizer_folder)
+        return Tokenizer(self.tokenizer_folder, normalize=self.config.corpus.normalize)
 
 
 def run_folders(store: Path) -> list[Path]:
@@ -269,6 +269,10 @@ class TrainingResult(Record):
     flops_per_token: float
     device: str
     precision: str
+    seconds: float = 0.0
+    """In training steps, validation and checkpoints left out."""
+    ended: str = ""
+    """When, in ISO 8601. Empty for a training of an earlier version of this program."""
     trunk: Path | None
     """The checkpoint before the decay of a wsd schedule, from which training can go on."""
 

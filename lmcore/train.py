@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from lmcore.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
-from lmcore.clock import Clock
+from lmcore.clock import Clock, stamp
 from lmcore.device import choose_device, device_locked, peak_memory
 from lmcore.distributed import Ranks, joined
 from lmcore.errors import RunError, StoppedError, TrainingError
@@ -420,6 +420,8 @@ class _Training:
             flops_per_token=self.flops_per_token,
             device=str(self.learner.device),
             precision=self.learner.precision,
+            seconds=state.seconds,
+            ended=stamp(),
             trunk=trunk if trunk is not None and is_sound(trunk) else None,
         ).save()
 

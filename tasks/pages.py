@@ -14,14 +14,15 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 
 from lmcore import clock
 from lmcore.config import RunConfig
 
 _log = logging.getLogger(__name__)
 
-_MADE_UP = re.compile("[a-z]+-[a-z]+")
-"""A name that Prefect gives to a run that has none."""
+_MADE_UP = re.compile("[A-Za-z0-9]+-[A-Za-z]+")
+"""A name that Prefect gives to a run that has none: misty-otter, in the UIs Licensed-Baya and chi2-kotara."""
 _ROWS = 1_000
 """Of a table, at most: the server keeps it whole, and a browser draws it."""
 
@@ -66,6 +67,11 @@ def name_run(what: str, config: RunConfig) -> None:
         context.flow_run.name = name  # lines of the log begin with it
     except Exception as error:
         _log.debug("name %s not given: %s", name, error)
+
+
+def page_of_run() -> str:
+    """The address of the flow run in the UI; empty for a temporary server, which ends with the run."""
+    return str(flow_run.ui_url) if PREFECT_API_URL.value() else ""
 
 
 def tag_run(*tags: str) -> None:

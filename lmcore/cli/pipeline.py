@@ -33,13 +33,14 @@ def pretrain(config: RunConfig) -> None:
     from lmcore.mixture import build_dataset
     from lmcore.report import report
     from lmcore.run import prepare_run
+    from lmcore.summary import summary
 
     dataset, tokenizer, store = _prepare(config)
     blocks = build_dataset(dataset, config.dataset)
     run = prepare_run(config, dataset, tokenizer, store, config.fresh)
     with _watched("training", "steps", training_poll(run, _log)):
         training = train_in_child(run.folder, _log.info)
-    with _watched("evaluation", "tokens") as progress:
+    with _watched("evaluating", "tokens") as progress:
         from lmcore.evaluate import evaluate
 
         evaluation = evaluate(run, training.checkpoint, progress)
@@ -51,6 +52,7 @@ def pretrain(config: RunConfig) -> None:
         page = report(training, evaluation, blocks, config.sample)
     for warning in page.warnings:
         _log.warning("%s", warning)
+    print(f"\n{summary(run.folder, page.samples, dataset.account())}\n")
     print_json(
         {
             "run_dir": str(run.folder),

@@ -42,9 +42,9 @@ def page(served: Api, run: Any, key: str) -> str:
 
 
 def test_what_the_buttons_of_a_model_say(served: Api, store: Path) -> None:
-    choice = {"model_name": "ours", "store": str(store)}
+    model = {"model_name": "ours", "store": str(store)}
     started = {
-        flow: served.start_named(f"{flow}/model", {**choice, **more})
+        flow: served.start_named(f"{flow}/model", {**model, **more})
         for flow, more in (("versions", {}), ("evaluate", {}), ("rollback", {}), ("promote", {"version": "v0001"}))
     }
     states = {flow: served.final_state(run) for flow, run in started.items()}
