@@ -41,13 +41,15 @@ class Pretrained(BaseModel):
     tokens_per_second: float
     samples: list[str]
     account: str
+    warnings: list[str]
     page: str
     """Address of the flow run in the Prefect UI; empty where the server ends with the run."""
     cached: dict[str, bool]
 
     def summary(self) -> str:
         """Lines for a person."""
-        return summary(self.run_dir, self.samples, self.account, self.page)
+        text = summary(self.run_dir, self.samples, self.account, self.page)
+        return text + "".join(f"\nwarning     {warning}" for warning in self.warnings)
 
 
 @form(
@@ -71,7 +73,7 @@ def pretrain(
     """Train a language model on a corpus, evaluate it, export it and report.
 
     Args:
-        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://), one a line. Empty: the
+        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). Empty: the
             text of the chosen size, if it has one.
         document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
         size: The model and its training: tiny (minutes on two cores), small (about 30 million parameters, one GPU) or
@@ -137,6 +139,7 @@ def trained_model(
         tokens_per_second=trained.tokens_per_second,
         samples=page.samples,
         account=dataset.account(),
+        warnings=dataset.warnings,
         page=page_of_run(),
         cached=stages.cached,
     )

@@ -22,7 +22,8 @@ STANDARD_LIBRARY = "stdlib:"
 """Stands in ``corpus.paths`` for the folder of the running Python's standard library."""
 
 _COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
-TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in ("txt", "md", "py", "jsonl") for suffix in _COMPRESSIONS]
+_TEXT_KINDS = ("txt", "md", "py", "jsonl", "ndjson", "jsonlines", "json")
+TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in _TEXT_KINDS for suffix in _COMPRESSIONS]
 TEXT_PATTERNS += ["*.parquet", "*.arrow", "*.feather"]
 
 DEFAULT_SOURCE = "corpus"
@@ -57,8 +58,9 @@ class CorpusConfig(Section):
     """More paths, by the name of their source, so that dataset.weights can mix them (wiki = ["wiki/"]); paths are
     the source corpus. A file that several name belongs to paths, else to the first of them by name."""
     include: list[Text] = TEXT_PATTERNS
-    """File-name patterns that are read. .jsonl is JSON lines, .parquet, .arrow and .feather are tables, all
-    others plain text; .gz, .bz2, .xz and .zst are unpacked. Setting paths on the command line resets
+    """File-name patterns that are read, in small letters or capitals. .jsonl, .ndjson, .jsonlines and .json are JSON
+    lines, .parquet, .arrow and .feather are tables, all others plain text; .gz, .bz2, .xz and .zst are unpacked.
+    Setting paths on the command line resets
     include, exclude and document."""
     exclude: list[Text] = []
     """Names of files and folders to leave out, as patterns (site-packages, test*)."""
@@ -66,7 +68,8 @@ class CorpusConfig(Section):
     """Documents to leave out: their hashes (16 hexadecimal digits), files of hashes, one a line, or files of documents,
     which are cut as the corpus is."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
-    """What one document of a plain text is. auto: a line in .txt, the whole file in everything else."""
+    """What one document of a plain text is. auto: in .txt a line, or a paragraph between blank lines where the first
+    16 kB of the file are groups of lines or hard-wrapped prose; the whole file in everything else."""
     settle_seconds: float = Field(0.0, ge=0, le=86_400)
     """Seconds for which a local file must have been left alone. A younger one may be half-copied: it is left out this
     time, and ledgered as unsettled. 0: every file is read."""
@@ -243,6 +246,18 @@ class SampleConfig(Section):
     """A number that chooses the draws: the same seed, the same text."""
 
 
+class CardConfig(Section):
+    """What the model card says that only you know."""
+
+    model_config = ConfigDict(title="Model card")
+
+    licence: Text = view("", max_length=100, pattern=r"^[A-Za-z0-9.+-]*$")
+    """The model's licence, as the Hugging Face hub spells it (apache-2.0, cc-by-sa-4.0). Empty: the card says that none
+    is stated."""
+    languages: list[Annotated[str, Field(pattern="^[a-z]{2,8}(-[A-Za-z0-9]{2,8})*$")]] = view([])
+    """Codes of the languages of the text (ja, en)."""
+
+
 def default_store() -> Path:
     """The folder named by the environment variable LM_STORE, else ./store."""
     return Path(os.environ.get("LM_STORE") or "store")
@@ -265,6 +280,8 @@ class RunConfig(Section):
     """How it is trained."""
     sample: SampleConfig = Field(SampleConfig(), title="Sample")
     """What the trained model writes for the report."""
+    card: CardConfig = Field(CardConfig(), title="Model card")
+    """What the model card says of licence and language."""
     store: TextPath = Field(default_factory=default_store, json_schema_extra={"role": "view"})
     """Folder of everything that is made. Default: the environment variable LM_STORE, else ./store."""
     run: str = view("", pattern=f"^({NAME})?$")

@@ -78,6 +78,7 @@ def test_a_preset_is_trained_beside_modules_of_the_same_names(lm: Path, elsewher
         (["pretrian"], 2, 'Did you mean "pretrain"?'),
         (["pretrain", "--preset", "tny"], 1, "Did you mean tiny?"),
         (["prepare", "--corpus.paths", "nowhere"], 1, "corpus.paths: nowhere does not exist"),
+        (["serve"], 1, "holds lmcore.py, tasks.py, flows, deployments.py, which Prefect would load"),
         (["retrain", "--corpus.paths", ".", "--gate.confidence", "2"], 1, "--gate.confidence: '2' is out of range"),
     ],
 )
