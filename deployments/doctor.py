@@ -5,9 +5,11 @@ from functools import partial
 from pathlib import Path
 
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_HOME
 
 from deployments import machine, server
+from deployments.database import unreadable_rows
 from deployments.finding import Check, Finding
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
@@ -23,6 +25,7 @@ def findings(store: Path, mend: bool) -> Iterator[Finding]:
         partial(machine.disk, store),
         machine.gpu,
         lambda: machine.locks(machine.lock_files(store, home)),
+        unreadable_rows,
     ]
     for check in of_machine:
         yield _look(check, mend)
@@ -31,7 +34,11 @@ def findings(store: Path, mend: bool) -> Iterator[Finding]:
     if not answer.remedy:
         with get_client(sync_client=True) as client:
             for check in server.checks(client):
-                yield _look(check, mend)
+                try:
+                    yield _look(check, mend)
+                except PrefectHTTPStatusError as error:
+                    fact = f"it answers {error.response.status_code} to {error.request.url.path}"
+                    yield Finding("server", fact, "see the line of the database above, else the server's own output")
 
 
 def _look(check: Check, mend: bool) -> Finding:

@@ -1,23 +1,35 @@
 """Runs whose processes ended together with those who served them: after a reboot, or a kill of everything."""
 
+from collections.abc import Iterable
+
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Scheduled
 
 _OPEN = [StateType.PENDING.value, StateType.RUNNING.value, StateType.CANCELLING.value]
 
 
-def start_leftovers_again() -> None:
-    """Schedule every run that was served from here and has not ended; it continues from what it had made.
+def start_leftovers_again(deployments: Iterable[str]) -> None:
+    """Schedule every run of ``deployments`` (FLOW/NAME) that has not ended; it continues from what it had made.
 
-    To be called where nothing is served yet. Runs of work pools are left to the automation that looks for heartbeats.
+    To be called where they are not served yet. Runs of work pools are left to the automation that looks for heartbeats,
+    runs of deployments that others serve are theirs.
     """
     with get_client(sync_client=True) as client:
-        wanted = {"state": {"type": {"any_": _OPEN}}, "tags": {"all_": ["lm"]}}
+        ids = [str(found) for name in deployments if (found := _id_of(client, name))]
+        wanted = {"state": {"type": {"any_": _OPEN}}, "deployment_id": {"any_": ids}}
         for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted)):
-            if run.deployment_id and not run.work_pool_name:
+            if not run.work_pool_name:
                 _settle(client, run)
+
+
+def _id_of(client: SyncPrefectClient, deployment: str) -> object:
+    try:
+        return client.read_deployment_by_name(deployment).id
+    except ObjectNotFound:
+        return None
 
 
 def _settle(client: SyncPrefectClient, run: FlowRun) -> None:

@@ -1,33 +1,23 @@
-"""The settings that ship, for the parameter ``config`` of every flow."""
+"""The parameters of the deployments: a size each, and what else the form is to begin with."""
 
-from pathlib import Path
 from typing import Any
 
-from lmcore.cli import load_config
-from lmcore.retraining import RetrainConfig
+from lmcore.presets import preset_names
 
-CONFIGS = Path(__file__).parent / "configs"
+_NOBODY_WATCHES = """\
+[corpus]
+settle_seconds = 60.0  # files that are still being copied are left for next time
+
+[train]
+schedule = "wsd"  # keeps a checkpoint that start = trunk goes on from
+"""
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """Settings by the name of their file in configs/. A build step of prefect.yaml, which so holds no copy of them.
-
-    All are there, so that the form shows them; but for the store, which is each machine's own.
-    """
-    return {
-        path.stem: load_config(path).model_dump(mode="json", exclude={"store"})
-        for path in sorted(CONFIGS.glob("*.toml"))
-    }
+    """Parameters by the name of the deployment."""
+    return {name: {"size": name} for name in preset_names()}
 
 
 def retrain_presets() -> dict[str, dict[str, Any]]:
-    """The same for the flow retrain, which nobody watches: files that are still being copied are left for next time.
-    The schedule keeps a trunk, so that retraining.start may name it."""
-    found = presets()
-    for settings in found.values():
-        settings["train"]["schedule"] = "wsd"
-        settings["corpus"]["settle_seconds"] = 60.0
-    return {
-        name: RetrainConfig.model_validate(settings).model_dump(mode="json", exclude={"store"})
-        for name, settings in found.items()
-    }
+    """The same for the flow retrain, which runs by itself."""
+    return {name: {"size": name, "advanced": _NOBODY_WATCHES} for name in preset_names()}

@@ -5,21 +5,19 @@ and PREFECT_SERVER_API_AUTH_STRING (user:password; without it, everybody on this
 """
 
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
 from lmcore import cli
-from lmcore.errors import ConfigError, LMError
+from lmcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tasks.server import Server
 
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 120
@@ -55,6 +53,16 @@ def main() -> None:
         _serve_deployments()
 
 
+def _prepare_database() -> None:
+    """Before a server opens it: a copy where this start migrates it, and rows mended that no server could show."""
+    from deployments.database import mend_database
+    from tasks.database import copy_before_upgrade
+
+    for line in (copy_before_upgrade(), mend_database()):
+        if line:
+            print(line, flush=True)
+
+
 def _port() -> int:
     given = os.environ.get("PREFECT_SERVER_API_PORT") or "4200"
     if not (given.isascii() and given.isdecimal() and 0 < int(given) < 2**16):
@@ -78,12 +86,17 @@ def _refuse_if_taken(port: int) -> None:
 @contextmanager
 def _server(port: int) -> Iterator[None]:
     """A server that is there while the body runs: started again when it dies, and ended with us however we end."""
+    from tasks.server import Server  # imports Prefect, which reads its settings only then
+
     _refuse_if_taken(port)
-    server, is_over = _Server(port), threading.Event()
+    _prepare_database()
+    command = ["prefect", "--no-prompt", "server", "start", "--host", _HOST, "--port", str(port)]
+    server = Server([*command, "--log-level", "WARNING"], port, dict(os.environ), outlives_us=_SECONDS_TO_REPORT)
+    is_over = threading.Event()
     try:
-        server.wait_until_healthy()
+        server.wait_until_healthy(_SECONDS_TO_START)
         with ThreadPoolExecutor(1) as keeper:
-            keeper.submit(server.keep, is_over)
+            keeper.submit(_keep, server, is_over)
             try:
                 yield
             finally:
@@ -92,86 +105,32 @@ def _server(port: int) -> Iterator[None]:
         server.stop()
 
 
-class _Server:
-    """The process of a server, and what ends it after us."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._start()
-
-    def _start(self) -> None:
-        from tasks.server import terminate_after_us  # imports Prefect, which reads its settings only then
-
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", _HOST, "--port", str(self._port)]
-        self._process = subprocess.Popen([*command, "--log-level", "WARNING"], start_new_session=True)
-        self._tie = terminate_after_us(self._process.pid, seconds=_SECONDS_TO_REPORT)
-
-    def wait_until_healthy(self) -> None:
-        """Raises LMError when the server ends instead, or does not answer for long."""
-        for _ in range(_SECONDS_TO_START * 2):
-            if self._process.poll() is not None:
-                raise LMError(
-                    f"the Prefect server ended with status {self._process.returncode}; its own output says why"
-                )
-            if _healthy(self._port):
-                return
-            time.sleep(0.5)
-        raise LMError(f"the Prefect server did not answer on port {self._port} within {_SECONDS_TO_START} s")
-
-    def keep(self, is_over: threading.Event) -> None:
-        """Start it again whenever it dies: runs wait for it a minute at their ends, and so would Ctrl-C."""
-        while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
-            if self._process.poll() is not None:
-                print(f"The Prefect server ended with status {self._process.returncode}: starting it again", flush=True)
-                self._untie()
-                self._start()
-
-    def stop(self) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)
-        self._process.wait(30)
-        self._untie()
-
-    def _untie(self) -> None:
-        self._tie.kill()
-        self._tie.communicate()
-
-
-def _healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{_HOST}:{port}/api/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+def _keep(server: "Server", is_over: threading.Event) -> None:
+    """Start it again whenever it dies: runs wait for it a minute at their ends, and so would Ctrl-C."""
+    while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
+        if (status := server.start_again_if_dead()) is not None:
+            print(f"The Prefect server ended with status {status}: it was started again", flush=True)
 
 
 def _serve_deployments() -> None:
     from prefect import serve
+    from prefect.client.orchestration import get_client
 
     from deployments.automations import create_automations
+    from deployments.declaration import declared
     from deployments.leftovers import start_leftovers_again
     from deployments.limits import create_limits
-    from deployments.presets import presets, retrain_presets
-    from flows import models, store
-    from flows.prepare_data import prepare_data
-    from flows.pretrain import pretrain
-    from flows.retrain import retrain
+    from deployments.registration import register_all, registered
 
     create_limits()
     create_automations()
-    start_leftovers_again()
-    deployments: list[Any] = [
-        flow.to_deployment(name, parameters={"config": settings}, tags=["lm", name], description=flow.description)
-        for flow, found in ((pretrain, presets()), (prepare_data, presets()), (retrain, retrain_presets()))
-        for name, settings in found.items()
-    ]
-    buttons: dict[str, list[Any]] = {"model": models.BUTTONS, "store": store.BUTTONS}
-    deployments += [
-        flow.to_deployment(name, tags=["lm"], description=flow.description)
-        for name, found in buttons.items()
-        for flow in found
-    ]
-    serve(*deployments)
+    deployments = declared()
+    start_leftovers_again(deployment.full_name for deployment in deployments)
+    with get_client(sync_client=True) as client:
+        for line in register_all(client, deployments):
+            print(line, flush=True)
+    # Else Prefect would pause what others serve as well, and switch on what a person has paused.
+    serve(*map(registered, deployments), pause_on_shutdown=False)
 
 
 if __name__ == "__main__":

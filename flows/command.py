@@ -1,33 +1,34 @@
-"""What ``python -m flows.NAME`` does: read the settings, run the flow, say what came of it.
+"""How a flow is run from a command line: read the settings, run the flow, say what came of it.
 
 Everything for people goes to standard error and standard output; the last line on standard output is one JSON object.
 """
 
 import logging
-import sys
 from typing import Any
 
 from prefect import Flow
 from prefect.exceptions import CancelledRun
 
-from lmcore import cli
+from lmcore.cli.app import run_pipeline
+from lmcore.cli.command import print_json
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
-from lmcore.plain_json import to_json
+from tasks.server import reachable_server
 
 
 def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunConfig) -> None:
-    """Run ``flow`` with settings of a kind; its result has a ``summary()``. A deliberate error is one line."""
-    cli.main(lambda: _run(flow, about, kind))
+    """What ``python -m flows.NAME`` does: settings of a kind from the command line, then the flow."""
+    run_pipeline(f"python -m flows.{flow.name}", kind, about, lambda config: run_flow(flow, config))
 
 
-def _run(flow: Flow[..., Any], about: str, kind: type[RunConfig]) -> None:
-    config = cli.parse(sys.argv[1:], f"python -m flows.{flow.name}", about, kind)
+def run_flow(flow: Flow[..., Any], config: RunConfig) -> None:
+    """Run ``flow``, whose result has a ``summary()``, and print both the summary and the result."""
     try:
-        outcome: Any = flow(config)
+        with reachable_server():
+            outcome: Any = flow(config)
     except CancelledRun as stop:
         raise StoppedError(str(stop)) from None
     # What Prefect says at exit must not come after the JSON line where both streams go to one place.
     logging.getLogger("prefect").setLevel(logging.WARNING)
     print(f"\n{outcome.summary()}\n")
-    print(to_json(outcome.model_dump(mode="json")), flush=True)
+    print_json(outcome.model_dump(mode="json"))

@@ -1,22 +1,22 @@
 """Corpus -> tokenizer -> shards -> blocks."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefect import Task, flow
-from prefect.runtime import deployment, flow_run
+from prefect import Task
+from prefect.runtime import deployment
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from lmcore import clock
+from flows.form import Document, Size, Texts, chosen, form
 from lmcore.config import RunConfig
 from lmcore.errors import ConfigError, StoppedError
+from lmcore.section import Text
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
-from tasks.pages import tag_run
+from tasks.pages import name_run, tag_run
 from tasks.policies import start_again
 from tasks.server import keep_terminations, tie_ends
 from tasks.tokenization import tokenization
@@ -82,25 +82,36 @@ def prepare(
     return dataset, trained, store
 
 
-def named(what: Callable[[Any], str], kind: type[RunConfig] = RunConfig) -> Callable[[], str]:
-    """A name for the runs of a flow whose settings are of this kind: what it does, on which corpus, when."""
-
-    def name() -> str:
-        config = kind.model_validate(flow_run.parameters["config"])
-        return f"{what(config)} on {config.corpus.label} {clock.utc():%Y-%m-%d %H:%M} UTC"
-
-    return name
-
-
-@flow(
+@form(
     name="prepare_data",
-    flow_run_name=named(lambda config: "prepare data"),
     persist_result=False,
     result_serializer="json",
     on_crashed=[start_again],
 )
-def prepare_data(config: RunConfig) -> PreparedData:
-    """Tokenize a corpus into the store."""
+def prepare_data(
+    text: Texts = (),
+    document: Document = "auto",
+    size: Size = "tiny",
+    read_again: bool = False,
+    store: Text = "",
+    advanced: Text = "",
+) -> PreparedData:
+    """Tokenize a corpus into the store.
+
+    Args:
+        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://), one a line. Empty: the
+            text of the chosen size, if it has one.
+        document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
+        size: The model that the text is for, which decides vocabulary and block size: tiny, small or base. custom:
+            only what advanced says.
+        read_again: Read every file again, even where size and time say that it is unchanged.
+        store: Folder of everything that is made. Empty: the environment variable LM_STORE, else ./store.
+        advanced: All other settings, as TOML: a line [tokenizer] and below it vocab_size = 4000. They win over the
+            size and over the fields above.
+    """
+    fields = {"corpus": {"paths": list(text), "document": document}, "rehash": read_again, "store": store}
+    config = chosen(RunConfig, size, advanced, fields, unused=("model", "train", "sample", "run", "fresh"))
+    name_run("prepare data", config)
     stages = Stages()
     dataset, trained, _ = prepare(config, stages)
     stages.run(blocks, config, dataset)

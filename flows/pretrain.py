@@ -1,20 +1,24 @@
 """Corpus -> tokenizer -> shards -> blocks -> training -> evaluation -> export -> report."""
 
 from pathlib import Path
-from textwrap import indent
+from typing import Literal
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from flows.prepare_data import Stages, named, prepare
+from flows.form import Count, Document, Length, Name, Size, Texts, chosen, form
+from flows.prepare_data import Stages, prepare
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
+from lmcore.schedule import length_settings
+from lmcore.section import Text
+from lmcore.summary import summary
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.dataset import blocks
 from tasks.evaluation import evaluation, export_model
-from tasks.pages import tag_run
+from tasks.pages import name_run, page_of_run, tag_run
 from tasks.policies import start_again, stopped
 from tasks.reporting import loss_report
 from tasks.training import training
@@ -37,36 +41,65 @@ class Pretrained(BaseModel):
     tokens_per_second: float
     samples: list[str]
     account: str
+    page: str
+    """Address of the flow run in the Prefect UI; empty where the server ends with the run."""
     cached: dict[str, bool]
 
     def summary(self) -> str:
         """Lines for a person."""
-        samples = "\n\n".join(indent(text, "    ", lambda line: True) for text in self.samples)
-        return (
-            f"samples\n\n{samples}\n\n"
-            f"validation  {self.valid_loss:.4f} nats per token, perplexity {self.valid_perplexity:.2f}, "
-            f"{self.valid_bits_per_byte:.4f} bits per byte\n"
-            f"speed       {self.tokens_per_second:,.0f} tokens/s\n"
-            f"text        {self.account}\n"
-            f"report      {self.report}\n"
-            f"picture     {self.picture}\n"
-            f"model       {self.model_dir}"
-        )
+        return summary(self.run_dir, self.samples, self.account, self.page)
 
 
-@flow(
+@form(
     name="pretrain",
-    flow_run_name=named(lambda config: f"pretrain {config.model_label}"),
     persist_result=False,
     result_serializer="json",
     on_crashed=[start_again],
 )
-def pretrain(config: RunConfig) -> Pretrained:
-    """Train a language model on a corpus, evaluate it, export it and report."""
+def pretrain(
+    text: Texts = (),
+    document: Document = "auto",
+    size: Size = "tiny",
+    length: Length = "",
+    max_minutes: Count = 0,
+    prompts: Texts = (),
+    name: Name = "",
+    start: Literal["continue", "again"] = "continue",
+    store: Text = "",
+    advanced: Text = "",
+) -> Pretrained:
+    """Train a language model on a corpus, evaluate it, export it and report.
+
+    Args:
+        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://), one a line. Empty: the
+            text of the chosen size, if it has one.
+        document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
+        size: The model and its training: tiny (minutes on two cores), small (about 30 million parameters, one GPU) or
+            base (GPT-2 124M, a large GPU). custom: only what advanced says.
+        length: How long to train: 700 steps, 2.5M tokens or 3 epochs. Empty: as the size says.
+        max_minutes: Minutes after which this start saves a checkpoint and stops; the next one continues. 0: no such
+            limit.
+        prompts: What the model continues for the report, one sample each. Empty: as the size says.
+        name: Name of the run's folder. Empty: made from the settings and the text, so that equal runs share a folder.
+        start: What happens when this run is there already. continue: it goes on from its last checkpoint. again: it is
+            trained from the beginning.
+        store: Folder of everything that is made. Empty: the environment variable LM_STORE, else ./store.
+        advanced: All other settings, as TOML: a line [train] and below it batch_size = 16. They win over the size and
+            over the fields above.
+    """
+    fields = {
+        "corpus": {"paths": list(text), "document": document},
+        "train": {**length_settings(length), "max_minutes": max_minutes},
+        "sample": {"prompts": list(prompts)},
+        "run": name,
+        "fresh": start == "again",
+        "store": store,
+    }
+    config = chosen(RunConfig, size, advanced, fields)
+    name_run(f"pretrain {config.model_label}", config)
     stages = Stages()
     try:
-        dataset, tokenizer, store = prepare(config, stages)
-        return trained_model(config, stages, dataset, tokenizer, store)
+        return trained_model(config, stages, *prepare(config, stages))
     except StoppedError as stop:
         unfinished: Pretrained = stopped(stop)
         return unfinished
@@ -104,6 +137,7 @@ def trained_model(
         tokens_per_second=trained.tokens_per_second,
         samples=page.samples,
         account=dataset.account(),
+        page=page_of_run(),
         cached=stages.cached,
     )
 

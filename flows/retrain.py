@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from prefect import flow, get_run_logger
+from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from flows.prepare_data import Stages, named, prepare
+from flows.form import Bytes, Count, Document, ModelName, Repository, Size, Texts, chosen, form
+from flows.prepare_data import Stages, prepare
 from flows.pretrain import trained_model
 from lmcore.challenge import Champion, refused_before
 from lmcore.config import RunConfig
@@ -15,12 +16,14 @@ from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.news import News
 from lmcore.push import pushed
 from lmcore.registry import Version, model_folder
-from lmcore.retraining import RetrainConfig, anew, continued, too_little, unused
+from lmcore.retraining import RetrainConfig, Start, anew, continued, too_little, unused
 from lmcore.retraining_report import retraining_page
 from lmcore.run import run_key
+from lmcore.section import Text
 from lmcore.store import locked
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
+from tasks.pages import name_run
 from tasks.policies import start_again, stopped
 from tasks.retraining import gate, look_at_champion, look_for_news, promotion, push_to_hub, retraining_report
 
@@ -59,15 +62,60 @@ class Retrained(BaseModel):
         )
 
 
-@flow(
+@form(
     name="retrain",
-    flow_run_name=named(lambda config: f"retrain {config.retraining.model_name}", RetrainConfig),
     persist_result=False,
     result_serializer="json",
     on_crashed=[start_again],
 )
-def retrain(config: RetrainConfig) -> Retrained:
-    """Train a model again if its text has grown, and use it if it is proved better."""
+def retrain(
+    text: Texts = (),
+    document: Document = "auto",
+    size: Size = "tiny",
+    model_name: ModelName = "lm",
+    min_new_bytes: Bytes = 100_000,
+    start: Start = "export",
+    max_minutes: Count = 0,
+    hub_repository: Repository = "",
+    store: Text = "",
+    advanced: Text = "",
+) -> Retrained:
+    """Train a model again if its text has grown, and use it if it is proved better.
+
+    Args:
+        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://), one a line: all of the
+            text, the new and the old. Empty: the text of the chosen size, if it has one.
+        document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
+        size: The first model and its training: tiny, small or base. custom: only what advanced says.
+        model_name: Name of the model whose versions are kept: models/NAME in the store.
+        min_new_bytes: Bytes of new text below which nothing is trained.
+        start: What a new version begins with. export: the weights in use. trunk: the checkpoint before their decay,
+            with the optimizer's state. scratch: nothing; it is trained on all of the text.
+        max_minutes: Minutes of training at most, at the speed of the version in use. 0: no such limit.
+        hub_repository: Repository on the Hugging Face hub that the version in use is put into, such as user/name. The
+            token is HF_TOKEN's on the machine that runs this. Empty: none.
+        store: Folder of everything that is made. Empty: the environment variable LM_STORE, else ./store.
+        advanced: All other settings, as TOML: a line [gate] and below it minimum_documents = 500. They win over the
+            size and over the fields above.
+    """
+    fields = {
+        "corpus": {"paths": list(text), "document": document},
+        "retraining": {
+            "model_name": model_name,
+            "min_new_bytes": min_new_bytes,
+            "start": start,
+            "budget_minutes": max_minutes,
+            "hub_repository": hub_repository,
+        },
+        "store": store,
+    }
+    config = chosen(RetrainConfig, size, advanced, fields)
+    name_run(f"retrain {config.retraining.model_name}", config)
+    return _locked(config)
+
+
+def _locked(config: RetrainConfig) -> Retrained:
+    """One retraining of a model at a time."""
     store, name = config.store.expanduser().absolute(), config.retraining.model_name
     lock = model_folder(store, name) / "retraining.lock"
     try:

@@ -27,6 +27,29 @@ def stamp() -> str:
     return utc().isoformat(timespec="microseconds")
 
 
+def for_people(moment: str) -> str:
+    """An ISO 8601 moment in the time zone of this machine: 2026-11-30 20:41 JST (UTC+0900)."""
+    there = datetime.fromisoformat(moment).astimezone()
+    zone, offset = there.strftime("%Z"), there.strftime("UTC%z")
+    return f"{there:%Y-%m-%d %H:%M} {zone if zone == 'UTC' else f'{zone} ({offset})'}"
+
+
+def duration(seconds: float) -> str:
+    """A time span to two units at most: 45 s, 3 min 20 s, 19 min, 2 h 05 min, 3 days 4 h."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 597.5:
+        minutes, rest = divmod(5 * round(seconds / 5), 60)
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{hours // 24} days {hours % 24} h"
+
+
 class Clock:
     """Splits time into laps, and tells how much of it went by waiting for data."""
 

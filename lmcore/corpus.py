@@ -95,7 +95,7 @@ def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored, as_o
     is in ``skipped``, or raised if ``config.on_bad_input`` is "fail".
     """
     if not config.paths and not config.sources:
-        raise CorpusError("corpus.paths is empty: give files, folders or globs, for example --corpus.paths my_texts/")
+        raise _no_paths()
     finder = _Finder(config)
     held_out = finder.find(config.validation_paths, "corpus.validation_paths")
     files = {DEFAULT_SOURCE: finder.find(config.paths, "corpus.paths")} if config.paths else {}
@@ -142,12 +142,9 @@ def is_unsettled(path: str, settle_seconds: float, as_of: float) -> bool:
     return as_of - settle_seconds < os.stat(path).st_mtime < latest
 
 
-def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
-    """The corpus in figures, and the opened store; where no corpus is found, no store is made.
-
-    Raises ConfigError when a setting leads outside LM_DATA_ROOTS, or dataset.weights or dataset.epochs name other
-    sources, and what ``scan`` raises.
-    """
+def check_places(config: RunConfig) -> None:
+    """Raise ConfigError when a setting leads outside LM_DATA_ROOTS, or dataset.weights or dataset.epochs name other
+    sources, and CorpusError when no path is given or a local one is missing. Nothing is read."""
     confine_settings(config)
     named, given = set(config.dataset.weights or config.dataset.epochs), set(config.corpus.source_names)
     if named and named != given:
@@ -155,6 +152,26 @@ def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
             f"dataset.weights or dataset.epochs must name the corpus's sources, {', '.join(sorted(given))}: missing "
             f"are {sorted(given - named)}, unknown {sorted(named - given)}. 0 leaves a source out"
         )
+    if not given:
+        raise _no_paths()
+    lists = {"corpus.validation_paths": config.corpus.validation_paths, "corpus.paths": config.corpus.paths}
+    lists |= {f"corpus.sources.{name}": paths for name, paths in config.corpus.sources.items()}
+    for setting, paths in lists.items():
+        for path in paths:
+            if not is_url(path):
+                _expand(path, setting)
+
+
+def _no_paths() -> CorpusError:
+    return CorpusError("corpus.paths is empty: give files, folders or globs, for example --corpus.paths my_texts/")
+
+
+def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
+    """The corpus in figures, and the opened store; where no corpus is found, no store is made.
+
+    Raises what ``check_places`` and ``scan`` raise.
+    """
+    check_places(config)
     with Index(config.store.expanduser(), config.rehash) as index:
         found = scan(config.corpus, index.hash_of)
         if found.ignored_files:

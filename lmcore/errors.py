@@ -29,6 +29,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ERROR_PREFIX = "error: "
+"""Begins the message of a deliberate error; a parent process finds it by this."""
+STOPPED_STATUS = 75
+"""Exit status of a command that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
+INTERRUPTED_STATUS = 130
+"""Exit status of a command that Ctrl-C ended, as shells have it."""
+
 
 class LMError(Exception):
     """Base of all deliberate errors; its text is meant for the person who started the run."""

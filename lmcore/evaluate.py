@@ -5,7 +5,7 @@ EOS is predicted exactly once. Bits per byte divide by the UTF-8 bytes of the or
 different tokenizers compare.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from lmcore.device import autocast, choose_device, choose_precision
 from lmcore.distributed import Ranks
 from lmcore.loss import token_cross_entropy, token_nats
 from lmcore.model import has_plain_head
+from lmcore.progress import Update, unwatched
 from lmcore.run import Run, weights_hash
 from lmcore.scores import Evaluation, Score
 from lmcore.stream import IGNORED_LABEL, TokenStream, source_names
@@ -44,7 +45,7 @@ Document = tuple[npt.NDArray[Any], int, int]
 Numbers = npt.NDArray[np.int64]
 
 
-def evaluate(run: Run, checkpoint: Path) -> Evaluation:
+def evaluate(run: Run, checkpoint: Path, progress: Update = unwatched) -> Evaluation:
     """Score every validation document with the weights of a checkpoint, or return the score already there."""
     found, weights = Evaluation.load(run.folder), weights_hash(checkpoint)
     if found is not None and found.weights == weights:
@@ -52,11 +53,16 @@ def evaluate(run: Run, checkpoint: Path) -> Evaluation:
     device = choose_device(run.config.train.device)
     model = trained_model(run, checkpoint).to(device)
     chunk_tokens = run.config.train.loss_chunk_tokens if has_plain_head(model) else 0
-    score_documents = replace(Scorer.of_run(run, model), chunk_tokens=chunk_tokens)
-    scores = {
-        name: score_documents(TokenStream(run.dataset_folder, "validation", name).documents())
-        for name in source_names(run.dataset_folder, "validation")
-    }
+    split, done = "validation", 0
+    streams = {name: TokenStream(run.dataset_folder, split, name) for name in source_names(run.dataset_folder, split)}
+
+    def advance(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        progress(done, sum(map(len, streams.values())))
+
+    score_documents = replace(Scorer.of_run(run, model), chunk_tokens=chunk_tokens, on_scored=advance)
+    scores = {name: score_documents(stream.documents()) for name, stream in streams.items()}
     score = sum(scores.values(), Score())
     return Evaluation(
         folder=run.folder,
@@ -91,6 +97,8 @@ class Scorer:
     eos_id: int
     chunk_tokens: int = 0
     """Whose logits are there at once, for a model that does nothing to them; 0: those of a whole batch."""
+    on_scored: Callable[[int], None] = lambda tokens: None
+    """Called with the number of tokens that were scored, batch by batch."""
 
     @classmethod
     def of_run(cls, run: Run, model: torch.nn.Module) -> Self:
@@ -142,6 +150,7 @@ class Scorer:
         for inputs, labels, rows in self._batches(windows()):
             nats.append(self._nats(inputs.to(self.device), labels.to(self.device)))
             numbers.append(rows)
+            self.on_scored(int((labels != IGNORED_LABEL).sum()))
         self.model.train(was_training)
         tokens, text_bytes, hashes = (list(column) for column in zip(*about, strict=True)) if about else ([], [], [])
         return Scored(
@@ -210,6 +219,11 @@ class Validation:
         train = run.config.train
         documents = _first_documents(run.dataset_folder, train.validation_tokens)
         return cls(Scorer.of_run(run, model), documents, ranks, is_shared=train.parallel == "ddp")
+
+    @property
+    def tokens(self) -> int:
+        """Of all documents that this rank scores."""
+        return sum(len(ids) for mine in self._documents.values() for ids, *_ in mine)
 
     def __call__(self) -> dict[str, Score]:
         """The score of every source that has documents, the same on all ranks."""

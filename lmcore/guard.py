@@ -5,6 +5,7 @@ more steps were bad than ``train.max_skipped`` allows, every later one is skippe
 weights are those before the step that was one too many.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,11 +37,12 @@ class Standing:
 class Guard:
     """Judges steps; the same on every rank, since loss and norm are. ``saved`` is an earlier guard's ``figures()``."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, saved: list[float] | None = None) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, saved: list[float | None] | None = None) -> None:
         self._config = config
         # Steps judged good, mean and variance of their losses; bad steps, loss and norm of the last one; and the
-        # numbers of the last of them.
-        self._state = torch.tensor(saved or [0.0] * (_FIGURES + _REMEMBERED), dtype=wide_float(device), device=device)
+        # numbers of the last of them. JSON has null for a loss or norm that is no number.
+        figures = [math.nan if figure is None else figure for figure in saved or [0.0] * (_FIGURES + _REMEMBERED)]
+        self._state = torch.tensor(figures, dtype=wide_float(device), device=device)
         self._places = torch.arange(_REMEMBERED, device=device)
 
     def skips(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lmcore.cli import ERROR_PREFIX, STOPPED_STATUS
-from lmcore.errors import ConfigError, RunError, StoppedError, TrainingError, TrainingKilledError
+from lmcore.errors import (
+    ERROR_PREFIX,
+    STOPPED_STATUS,
+    ConfigError,
+    RunError,
+    StoppedError,
+    TrainingError,
+    TrainingKilledError,
+)
 from lmcore.run import Run, TrainingResult, finished_training
 from lmcore.store import locked
 

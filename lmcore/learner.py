@@ -7,6 +7,7 @@ Shapes: B blocks of a batch in this rank, T tokens in a block.
 """
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from lmcore.run import Run
 
 _OVERFLOWS = 20
 """In a row that are forgiven in fp16: the scale is halved at each, and begins at 2^16."""
+_LONG_BLOCK = 5.0
+"""Seconds for forward and backward of one block, from which on it is not timed a second time."""
 _log = logging.getLogger(__name__)
 
 
@@ -111,6 +114,24 @@ class Learner:
         self._found += torch.where(skip, 0, figures)
         return norm
 
+    def guess_seconds(self, dataset: DatasetConfig) -> float | None:
+        """About how long a step will take, on a CPU and in one process, by one block; None elsewhere.
+
+        Changes neither weights nor random state. A step may take minutes, a block takes seconds.
+        """
+        if self.device.type != "cpu" or self._ranks.world > 1:
+            return None
+        seconds = 0.0
+        with torch.random.fork_rng([]):
+            for _ in range(2):  # the first one also allocates
+                begun = time.perf_counter()
+                self._forward_backward(self._loss, dataset, 1)
+                seconds = time.perf_counter() - begun
+                if seconds > _LONG_BLOCK:
+                    break
+        self.model.zero_grad(set_to_none=True)
+        return seconds * self._config.batch_size
+
     def whole_model(self) -> AbstractContextManager[None]:
         """While the body runs, the model may be called as it is, by all ranks alike."""
         return unsharded(self._loss)
@@ -171,9 +192,13 @@ class Learner:
     def _try(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
         """Forward and backward of a micro-batch, beside as much memory as Adam's moments take."""
         moments = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
-        ids_BT = torch.zeros(self._micro_batch_size, dataset.block_size, dtype=torch.int64, device=self.device)
+        self._forward_backward(loss, dataset, self._micro_batch_size)
+        del moments
+
+    def _forward_backward(self, loss: torch.nn.Module, dataset: DatasetConfig, blocks: int) -> None:
+        """Of blocks of zeros."""
+        ids_BT = torch.zeros(blocks, dataset.block_size, dtype=torch.int64, device=self.device)
         documents_BT = ids_BT if dataset.document_masking else None
         with autocast(self.precision, self.device):
             nats = loss(ids_BT, ids_BT, documents_BT, documents_BT)
         nats.backward()
-        del moments

@@ -1,7 +1,49 @@
-"""Tables: for pages of Markdown, and for a terminal."""
+"""Markdown in which no value can be taken for markup, and tables for a terminal."""
 
+import math
+import re
 from collections.abc import Iterable
 from typing import Any
+
+_MARKUP = re.compile(r"[\\`*<>\[\]|~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown may read as markup anywhere in a line; an underscore inside a word is none."""
+
+
+class Markup(str):
+    """Text that is Markdown already, and stays as it is."""
+
+
+def escape(text: str) -> str:
+    """Text that is shown as it is, in one line."""
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", " ".join(text.splitlines()))
+
+
+def code(text: str) -> str:
+    """A code span, whatever the text holds."""
+    ticks = "`" * (_longest_ticks(text) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def fenced(text: str) -> str:
+    """A code block whose fence is longer than any run of backticks in the text."""
+    fence = "`" * max(3, _longest_ticks(text) + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def bold(text: str) -> Markup:
+    return Markup(f"**{escape(text)}**")
+
+
+def number(value: float, form: str) -> str:
+    """A figure as ``format`` writes it, or in words where it is none."""
+    if math.isnan(value):
+        return "not a number"
+    return format(value, form) if math.isfinite(value) else "infinite" if value > 0 else "minus infinite"
+
+
+def _longest_ticks(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
 def table(head: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> str:
@@ -22,4 +64,6 @@ def _padded(cell: str, width: int) -> str:
 
 
 def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    if isinstance(value, Markup):
+        return value
+    return number(value, "") if isinstance(value, float) else escape(str(value))

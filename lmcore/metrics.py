@@ -46,17 +46,15 @@ def by_step(rows: list[Row], kind: str) -> dict[int, Row]:
     return {step: found[step] for step in sorted(found)}
 
 
-def last_standing(path: Path) -> tuple[int, int, str] | None:
-    """(steps done, steps in all, a note with loss and speed) by the last rows; None before the first."""
+def training_note(path: Path) -> str:
+    """Loss and speed by the last rows; empty before the first."""
     rows = [row for row in read_last_metrics(path) if row["kind"] != "event"]
     if not rows:
-        return None
-    last = rows[-1]
+        return ""
     trained = next((row for row in reversed(rows) if row["kind"] == "train"), None)
-    note = f"loss {last['loss']:.3f}"
-    if trained is not None:
-        note = f"loss {trained['loss']:.3f}, {trained['tokens_per_second']:,.0f} tokens/s"
-    return last["step"], last["total_steps"], note
+    if trained is None:
+        return f"loss {rows[-1]['loss']:.3f}"
+    return f"loss {trained['loss']:.3f}, {trained['tokens_per_second']:,.0f} tokens/s"
 
 
 class MetricsWriter:

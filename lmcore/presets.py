@@ -10,13 +10,23 @@ from lmcore.errors import ConfigError
 FOLDER = Path(__file__).parents[1] / "deployments" / "configs"
 """One TOML file for each preset. Read as data: lmcore runs without this folder, then without presets."""
 
-_DESCRIBES_PATHS = ("include", "exclude", "document")
-"""Settings of ``corpus`` that describe the files of ``corpus.paths``, so that other paths reset them."""
+_RESETS = {
+    ("corpus", "paths"): ("include", "exclude", "document"),  # they describe the files of the old paths
+    ("train", "max_tokens"): ("max_steps",),  # of the three lengths, the first that is not 0 counts
+    ("train", "epochs"): ("max_steps", "max_tokens"),
+}
+"""A setting that is changed, and the settings of its section that are then as if they had never been set."""
 
 
 def preset_names() -> list[str]:
     """The names that ``read_settings`` knows, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def find_settings(name: str) -> Path:
+    """The file of a preset (``tiny``), or the TOML file itself: a file that exists wins over a preset of that name."""
+    path = Path(name).expanduser()
+    return FOLDER / f"{name}.toml" if not path.is_file() and name in preset_names() else path
 
 
 def read_settings(name: str) -> dict[str, Any]:
@@ -25,9 +35,7 @@ def read_settings(name: str) -> dict[str, Any]:
     A file that exists wins over a preset of the same name. Raises ConfigError when there is neither, or when the file
     cannot be read as TOML.
     """
-    path = Path(name).expanduser()
-    if not path.exists() and name in preset_names():
-        path = FOLDER / f"{name}.toml"
+    path = find_settings(name)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
@@ -40,15 +48,22 @@ def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """``settings`` with ``changes`` on top, table by table; neither argument is changed.
 
     Changed ``corpus.paths`` drop the include, exclude and document of ``settings``: those describe the old paths.
+    A changed length of the training drops the other lengths of ``settings`` that would count instead.
     """
     merged = dict(settings)
-    if "paths" in changes.get("corpus", {}):
-        corpus = {name: value for name, value in merged.get("corpus", {}).items() if name not in _DESCRIBES_PATHS}
-        merged["corpus"] = corpus
+    for (section, changed), reset in _RESETS.items():
+        if isinstance(old := merged.get(section), dict) and changed in _table(changes, section):
+            merged[section] = {name: value for name, value in old.items() if name not in reset}
     for name, value in changes.items():
         old = merged.get(name)
         merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _table(settings: dict[str, Any], section: str) -> dict[str, Any]:
+    """Empty where something else stands in its place; whoever checks the settings says so."""
+    found = settings.get(section)
+    return found if isinstance(found, dict) else {}
 
 
 def _not_found(name: str) -> str:

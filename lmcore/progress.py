@@ -1,67 +1,218 @@
-"""Progress for people: a live bar on a terminal, now and then a line in the log elsewhere."""
+"""Progress for people: a live bar on a terminal, elsewhere a line at the start and every quarter of a minute."""
 
+import contextvars
 import logging
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
+from rich.text import Text
 from rich.theme import Theme
 
-Update = Callable[[int, int, str], None]
-"""Called with (done, total, note)."""
+from lmcore.clock import duration
 
-_SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_BETWEEN_POLLS = 1.0
+_SECONDS_BETWEEN_LINES = 14.0
+"""With the time between polls, nothing is silent for longer than 15 s."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a stage is."""
+
+    done: int = 0
+    total: int = 0
+    """0: not known."""
+    note: str = ""
+    seconds_left: float | None = None
+    """As the work itself measures it. None: by the speed at which ``done`` grows."""
+
+
+class Update(Protocol):
+    """What the work calls to say how far it is."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+def unwatched(done: int, total: int, note: str = "") -> None:
+    """For work that nobody watches."""
+
+
+Listener = Callable[[Standing, bool], None]
+"""Called once a second with the standing; True the last time."""
 
 
 @contextmanager
-def shown(label: str, unit: Literal["bytes", "steps"], console: Console, logger: logging.Logger) -> Iterator[Update]:
-    """Show the progress of one stage while the body runs, through the yielded function."""
-    if not console.is_terminal:
-        yield _lines(label, unit, logger)
-        return
-    counts: list[ProgressColumn] = (
-        [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
-    )
-    columns = [TextColumn("{task.description}"), BarColumn(), *counts]
-    columns += [TextColumn("{task.fields[note]}"), TimeRemainingColumn()]
-    # The console may be one that Prefect made with a theme of its own, which knows nothing of bars.
-    with console.use_theme(Theme()), Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=None, note="")
+def report_progress(
+    label: str,
+    unit: str,
+    console: Console,
+    logger: logging.Logger,
+    poll: Callable[[], Standing] | None = None,
+    listener: Listener | None = None,
+) -> Iterator[Update]:
+    """Show the progress of one stage while the body runs.
 
-        def update(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=note)
+    The body calls the yielded function, or ``poll`` says how far it is. ``unit`` is what is counted: bytes, steps,
+    documents. The work never waits for the display.
+    """
+    current = Standing()
 
+    def update(done: int, total: int, note: str = "") -> None:
+        nonlocal current
+        current = Standing(done, total, note)
+
+    def show(is_last: bool) -> None:
+        nonlocal current
+        current = poll() if poll is not None else current
+        display.show(current)
+
+    def tell(is_last: bool) -> None:
+        if listener is not None:
+            listener(current, is_last)
+
+    display = _Bar(label, unit, console) if console.is_interactive else _Lines(label, unit, logger)
+    # Two threads, since a listener may wait for a server; the inner one has its last call first.
+    with display.opened(), _every_second(tell), _every_second(show):
         yield update
 
 
-def _lines(label: str, unit: str, logger: logging.Logger) -> Update:
-    started = last = time.monotonic()
-    first: int | None = None
+@contextmanager
+def _every_second(tick: Callable[[bool], None]) -> Iterator[None]:
+    """Call ``tick(False)`` once a second in a thread, and ``tick(True)`` when the body is over."""
+    is_over = threading.Event()
 
-    def update(done: int, total: int, note: str = "") -> None:
-        nonlocal last, first
+    def run() -> None:
+        is_last = False
+        while not is_last:
+            is_last = is_over.wait(_SECONDS_BETWEEN_POLLS)
+            try:
+                tick(is_last)
+            except Exception as error:
+                _log.debug("progress not shown: %s", error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(timeout=5)
+
+
+class Speed:
+    """Things done a second, since the first of them was done: what loads or compiles before that does not count."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, done: int) -> float:
+        """0 while it is not known."""
         now = time.monotonic()
-        first = done if first is None else first
-        if now - last < _SECONDS_BETWEEN_LINES or not total:
-            return
-        last = now
-        rate = (done - first) / (now - started)
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        amount = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB, {rate / 1e6:.1f} MB/s"
-        if unit == "steps":
-            amount = f"step {done:,} of {total:,}"
-        logger.info("%s: %d %%, %s%s%s", label, 100 * done // total, amount, note and f", {note}", left)
+        if self._first is None:
+            self._first = (now, done) if done else None
+            return 0.0
+        since, before = self._first
+        return (done - before) / (now - since) if now > since else 0.0
 
-    return update
+
+class _Words:
+    """The standing of a stage in words."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit, self._speed = unit, Speed()
+
+    def __call__(self, standing: Standing) -> tuple[str, str, str]:
+        """The amount, the time that is left, and the note."""
+        done, total, seconds = standing.done, standing.total, standing.seconds_left
+        speed = self._speed(done)
+        if seconds is None and speed > 0 and total:
+            seconds = (total - done) / speed
+        left = f"{duration(seconds)} left" if seconds is not None and done < total else ""
+        return self._amount(done, total, speed) if total else "", left, standing.note
+
+    def _amount(self, done: int, total: int, speed: float) -> str:
+        if self._unit == "bytes":
+            rate = f", {speed / 1e6:.1f} MB/s" if speed > 0 else ""
+            return f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB{rate}"
+        if self._unit == "steps":
+            return f"step {done:,} of {total:,}"
+        return f"{done:,} of {total:,} {self._unit}"
+
+
+class _Lines:
+    """A line when a stage starts, and one every quarter of a minute; no two are equal, since each has its time."""
+
+    def __init__(self, label: str, unit: str, logger: logging.Logger) -> None:
+        self._label, self._logger, self._words = label, logger, _Words(unit)
+        self._started = self._last = time.monotonic()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        self._logger.info("%s: started", self._label)
+        yield
+
+    def show(self, standing: Standing) -> None:
+        now = time.monotonic()
+        words = self._words(standing)  # also when nothing is said: it measures the speed
+        if now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        percent = f"{100 * standing.done // standing.total} %" if standing.total else ""
+        elapsed = f"{timedelta(seconds=int(now - self._started))} so far"
+        self._logger.info("%s: %s", self._label, ", ".join(part for part in (percent, *words, elapsed) if part))
+
+
+class _CutText(ProgressColumn):
+    """The standing in words, as far as the terminal is wide."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["about"], no_wrap=True, overflow="ellipsis")
+
+
+class _Bar:
+    """A live bar. It stays when the stage has ended, so that the terminal keeps how long each stage took."""
+
+    def __init__(self, label: str, unit: str, console: Console) -> None:
+        self._label, self._words, self._console = label, _Words(unit), console
+        self._progress = Progress(
+            TextColumn("{task.description}", table_column=Column(width=12)),
+            BarColumn(bar_width=15, table_column=Column(width=15)),
+            TimeElapsedColumn(table_column=Column(width=7)),
+            _CutText(),
+            console=console,
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task(label, total=None, about="")
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        # The console may be one that Prefect made with a theme of its own, which knows nothing of bars.
+        with self._console.use_theme(Theme()), self._progress:
+            yield
+            task = self._progress.tasks[0]
+            self._progress.update(self._task, total=task.total or 1, completed=task.total or 1)
+
+    def show(self, standing: Standing) -> None:
+        about = ", ".join(part for part in self._words(standing) if part)
+        self._progress.update(self._task, completed=standing.done, total=standing.total or None, about=about)
+
+
+class StandardError(logging.Handler):
+    """Writes to what sys.stderr is at that time: while a bar is shown, rich puts the lines above the bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)

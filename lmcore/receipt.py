@@ -80,8 +80,8 @@ def program() -> dict[str, Any]:
     """The code that runs now, by its own bytes and, where it lies in one, the commit of its git repository."""
     folder = Path(__file__).parent
     digest = blake3()
-    for file in sorted(folder.glob("*.py")):
-        digest.update(file.name.encode() + file.read_bytes())
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     packages = {name: version(name) for name in _PACKAGES}
     machine = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     return {"lmcore": digest.hexdigest(DIGEST_BYTES), "commit": _commit(folder), **machine, "packages": packages}

@@ -2,7 +2,6 @@
 
 import base64
 import platform
-import re
 import shlex
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -10,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import markdown
+from lmcore.baselines import Baselines, baselines
+from lmcore.clock import duration, for_people
 from lmcore.config import SampleConfig
 from lmcore.errors import StoreError
 from lmcore.history import events, figures, loss_table, source_table, warnings
+from lmcore.markdown import bold, escape, fenced, number
 from lmcore.metrics import Row, read_metrics
 from lmcore.mixture import Blocks, SourceCounts
 from lmcore.origin import in_transformers
@@ -23,6 +25,7 @@ from lmcore.section import fingerprint
 from lmcore.shards import SPLITS
 from lmcore.store import Record, hash_file, read_manifest, write_file
 from lmcore.stream import source_names
+from lmcore.summary import compared, write_settings
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from lmcore.tokenizer_report import dataset_report
@@ -73,6 +76,7 @@ def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, set
         return found
     rows = read_metrics(run.metrics)
     samples = _samples(run, training, settings)
+    write_settings(run)
     write_file(run.folder / "report.png", loss_picture(rows, training.run))
     page = _page(run, training, evaluation, blocks, rows, (settings, samples))
     write_file(run.folder / "report.md", page.encode())
@@ -123,9 +127,11 @@ def _page(
 ) -> str:
     manifest = read_manifest(run.dataset_folder)
     parts = [
-        f"# {training.run}",
-        *(f"**Warning:** {warning}." for warning in _warnings(rows, run)),
+        f"# {escape(training.run)}",
+        *(f"**Warning:** {escape(warning)}." for warning in _warnings(rows, run)),
+        *_goodness(evaluation, baselines(run)),
         markdown.table(("result", ""), _summary(run, training, evaluation, blocks, rows).items()),
+        _two_losses(run, training, evaluation),
         "![loss](report.png)",
         "## Samples",
         *_sample_sections(*samples),
@@ -143,6 +149,35 @@ def _page(
     return "\n\n".join(parts) + "\n"
 
 
+def _goodness(evaluation: Evaluation, found: Baselines | None) -> list[str]:
+    """How good the model is, beside simple methods."""
+    if found is None:
+        return []
+    rows = [
+        ("this model", evaluation.text_bytes, evaluation.bits_per_byte),
+        ("5-gram model of bytes", found.text_bytes, found.ngram_bits_per_byte),
+        ("zlib, level 9", found.text_bytes, found.zlib_bits_per_byte),
+    ]
+    cells = [(name, f"{size:,}", number(bits, ".4f")) for name, size, bits in rows]
+    about = (
+        f"{escape(compared(evaluation.bits_per_byte, found))} The 5-gram model counted {found.train_bytes:,} bytes of "
+        "the training text."
+    )
+    return ["## How good it is", markdown.table(("", "bytes of validation text", "bits per byte"), cells), about]
+
+
+def _two_losses(run: Run, training: TrainingResult, evaluation: Evaluation) -> str:
+    """Why the loss of the evaluation is not the last one of the training."""
+    return (
+        f"Two validation losses: while it was trained, the model was scored on whole validation documents up to "
+        f"{run.config.train.validation_tokens:,} tokens (train.validation_tokens), always the same ones; that loss was "
+        f"{number(training.validation_loss, '.4f')} nats per token at step {training.step:,}, and is the one in the "
+        f"picture. After the training every validation document was scored ({evaluation.documents:,} documents, "
+        f"{evaluation.tokens:,} tokens): {number(evaluation.nats_per_token, '.4f')}. Both score each document alone, "
+        f"without the text before it. The training loss is of packed blocks, in which a document may follow another."
+    )
+
+
 def _summary(
     run: Run, training: TrainingResult, evaluation: Evaluation, blocks: Blocks, rows: list[Row]
 ) -> dict[str, str]:
@@ -150,10 +185,10 @@ def _summary(
     beginning = f", begun with {settings.init_from}" if settings.init_from else ""
     epochs = next((row["epoch"] for row in reversed(rows) if row["kind"] == "train"), 0.0)
     return {
-        "validation loss": f"{evaluation.nats_per_token:.4f} nats per token",
-        "perplexity": f"{evaluation.perplexity:.2f}",
-        "bits per byte": f"{evaluation.bits_per_byte:.4f}",
-        "training loss": f"{training.train_loss:.4f} nats per token (last {settings.log_every} steps)",
+        "validation loss": f"{number(evaluation.nats_per_token, '.4f')} nats per token",
+        "perplexity": number(evaluation.perplexity, ",.2f"),
+        "bits per byte": number(evaluation.bits_per_byte, ".4f"),
+        "training loss": f"{number(training.train_loss, '.4f')} nats per token (last {settings.log_every} steps)",
         "model": f"{model.model_type}, {model.num_hidden_layers} layers, {model.hidden_size} wide, "
         f"{model.num_attention_heads} heads{beginning}",
         "parameters": f"{training.parameters:,} ({training.trainable_parameters:,} trained)",
@@ -161,21 +196,35 @@ def _summary(
         "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens"
         + (f" (the best; training ended at {training.last_step:,})" if training.last_step != training.step else ""),
         "tokens trained on": f"{training.tokens:,} ({epochs:.2f} epochs)",
-        "throughput": f"{training.tokens_per_second:,.0f} tokens/s on {training.device} in {training.precision}",
+        "throughput": f"{training.tokens_per_second:,.0f} tokens/s",
+        "device": f"{training.device} in {training.precision}",
+        **_times(training),
         **figures(rows),
+    }
+
+
+def _times(training: TrainingResult) -> dict[str, str]:
+    """Unknown for a training of an earlier version of this program."""
+    if not training.ended:
+        return {}
+    return {
+        "training time": f"{duration(training.seconds)} in steps, without validation and checkpoints",
+        "training ended": for_people(training.ended),
     }
 
 
 def _sample_sections(settings: SampleConfig, texts: list[str]) -> list[str]:
     drawn = f"temperature {settings.temperature:g}, top-k {settings.top_k}, seed {settings.seed}"
     pairs = zip(settings.prompts, texts, strict=True)
-    return [part for prompt, text in pairs for part in (_fenced(text), f"Prompt {prompt!r}, {drawn}.")]
+    return [
+        part for prompt, text in pairs for part in (fenced(text), f"Prompt {markdown.code(repr(prompt))}, {drawn}.")
+    ]
 
 
 def _earlier_samples(rows: list[Row]) -> list[str]:
     """What the model wrote to its first prompt at the last few steps of sampling, the oldest first."""
     firsts = [row for row in rows if row["prompt"] == rows[0]["prompt"]][-_EARLIER_SAMPLES:]
-    parts = [part for row in firsts for part in (f"Step {row['step']:,}:", _fenced(row["text"]))]
+    parts = [part for row in firsts for part in (f"Step {row['step']:,}:", fenced(row["text"]))]
     return ["### While it was trained", *parts] if parts else []
 
 
@@ -191,7 +240,13 @@ def _events(found: list[tuple[int, str]]) -> list[str]:
 def _source_losses(scores: dict[str, Score]) -> list[str]:
     head = ("validation of", "documents", "tokens", "nats per token", "bits per byte")
     figures = [
-        (name, f"{score.documents:,}", f"{score.tokens:,}", f"{score.nats_per_token:.4f}", f"{score.bits_per_byte:.4f}")
+        (
+            name,
+            f"{score.documents:,}",
+            f"{score.tokens:,}",
+            number(score.nats_per_token, ".4f"),
+            number(score.bits_per_byte, ".4f"),
+        )
         for name, score in scores.items()
     ]
     return [markdown.table(head, figures)] if figures else []
@@ -237,7 +292,8 @@ def _figure(value: Any) -> str:
 def evaluation_rows(evaluation: Evaluation) -> list[dict[str, str]]:
     """A table of the validation text: all of it, then each source's part where there are several."""
     total = Score(evaluation.documents, evaluation.tokens, evaluation.text_bytes, evaluation.nats)
-    return score_rows([("all", total), *evaluation.sources.items()])
+    rows = score_rows([("all", total), *evaluation.sources.items()])
+    return [{name: escape(cell) for name, cell in row.items()} for row in rows]  # the UI reads cells as Markdown
 
 
 def run_page(training: TrainingResult) -> str:
@@ -245,15 +301,13 @@ def run_page(training: TrainingResult) -> str:
     run = Run.open(training.folder)
     losses = (map(_figure, row.values()) for row in loss_table(read_metrics(run.metrics)))
     parts = [
-        f"# {training.run}",
+        f"# {escape(training.run)}",
         f"Trained to step {training.step:,} on {training.device}. Everything of the run is in this folder:",
-        _fenced(str(run.folder)),
+        fenced(str(run.folder)),
         "TensorBoard shows this run beside all others that were made with `train.tensorboard`:",
-        _fenced(f"tensorboard --logdir {shlex.quote(str(run.folder.parent))}"),
+        fenced(f"tensorboard --logdir {shlex.quote(str(run.folder.parent))}"),
         "The losses of some runs as a picture, and a text written by the model:",
-        _fenced(
-            f"python -m lmcore plot {(folder := shlex.quote(str(run.folder)))}\npython -m lmcore generate {folder}"
-        ),
+        fenced(f"python -m lmcore plot {(folder := shlex.quote(str(run.folder)))}\npython -m lmcore generate {folder}"),
         "## Losses",
         markdown.table(("step", "tokens", "train", "validation"), losses),
     ]
@@ -262,7 +316,7 @@ def run_page(training: TrainingResult) -> str:
 
 def samples_page(found: Report) -> str:
     """What the trained model wrote."""
-    return "\n\n".join([f"# Samples of {found.folder.name}", *map(_fenced, found.samples)]) + "\n"
+    return "\n\n".join([f"# Samples of {escape(found.folder.name)}", *map(fenced, found.samples)]) + "\n"
 
 
 def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> list[str]:
@@ -280,7 +334,7 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
             (f"skipped: {reason} ({row['pieces']:,} pieces)", f"{row['bytes']:,}")
             for reason, row in ledger["skipped"].items()
         ),
-        ("**unaccounted**", f"**{ledger['unaccounted_bytes']:,}**"),
+        (bold("unaccounted"), bold(f"{ledger['unaccounted_bytes']:,}")),
     ]
     sections = [
         markdown.table(("split", "documents", "tokens", "bytes of text"), counts),
@@ -289,7 +343,7 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
         markdown.table(("bytes", ""), account),
     ]
     for reason, row in ledger["dropped"].items():
-        sections.append(f"{row['documents']:,} documents ({row['bytes']:,} bytes) were left out: {reason}.")
+        sections.append(f"{row['documents']:,} documents ({row['bytes']:,} bytes) were left out: {escape(reason)}.")
     if ledger["normalized_documents"]:
         sections.append(f"{ledger['normalized_documents']:,} documents were changed by Unicode normalization.")
     if ledger["undecodable_stored_bytes"]:
@@ -322,10 +376,3 @@ def _ids_and_versions(run: Run) -> dict[str, str]:
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         **{name: version(name) for name in _PACKAGES},
     }
-
-
-def _fenced(text: str) -> str:
-    """A code block whose fence is longer than any run of backticks in the text."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"

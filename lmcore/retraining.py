@@ -110,12 +110,15 @@ def continued(
 def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:
     """Settings that are not the champion's (``champion``: those it was made with) and that the challenger cannot have.
 
-    It keeps the champion's tokenizer, and unless it begins from scratch its model.
+    It keeps the champion's tokenizer, and unless it begins from scratch its model; then its length is the budget's.
     """
     begins_anew = config.fresh_tokenizer or config.retraining.start == "scratch"
     sections = [] if config.fresh_tokenizer else ["tokenizer"] if begins_anew else ["tokenizer", "model"]
     wanted = config.model_dump(mode="json", include=set(sections))
+    lengths = {} if begins_anew else {name: getattr(config.train, name) for name in ("max_steps", "max_tokens")}
     return [
+        f"train.{name} is {value}, retraining.budget decides the length" for name, value in lengths.items() if value
+    ] + [
         f"{name} is {new}, the champion's {old}"
         for name, old, new in differences({section: champion[section] for section in sections}, wanted)
     ]

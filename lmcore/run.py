@@ -1,7 +1,7 @@
 """A run: the folder of one training, named by everything that decides its result.
 
-    runs/<name>/  config.json  lock  metrics.jsonl  samples.jsonl  tensorboard/  checkpoints/  training.json
-                  evaluation.json  model/  report.md  report.png
+    runs/<name>/  config.json  lock  progress.json  metrics.jsonl  samples.jsonl  tensorboard/  checkpoints/
+                  training.json  evaluation.json  model/  report.md  report.png
 
 The name comes from the result fields of the settings and the dataset id, so the same command finds the
 same folder, continues what is unfinished and returns what is done. Nothing here needs torch.
@@ -127,6 +127,10 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        return self.folder / "progress.json"
 
     @property
     def samples(self) -> Path:
@@ -265,6 +269,10 @@ class TrainingResult(Record):
     flops_per_token: float
     device: str
     precision: str
+    seconds: float = 0.0
+    """In training steps, validation and checkpoints left out."""
+    ended: str = ""
+    """When, in ISO 8601. Empty for a training of an earlier version of this program."""
     trunk: Path | None
     """The checkpoint before the decay of a wsd schedule, from which training can go on."""
 

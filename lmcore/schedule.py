@@ -51,6 +51,20 @@ def steps_in(size: Size, *, total_steps: int, batch_tokens: int, epoch_steps: fl
     return round(steps[unit])
 
 
+def length_settings(size: str) -> dict[str, float]:
+    """The settings of ``train`` that make a training as long as "700 steps", "2.5M tokens" or "3 epochs"; {} of "".
+
+    Raises ConfigError for everything else.
+    """
+    parts = _SIZE.fullmatch(size)
+    if not size:
+        return {}
+    amount = float(parts[1].replace("_", "")) * _SCALES[parts[2]] if parts and parts[3] != "%" else 0.0
+    if not parts or not amount:
+        raise ConfigError(f"{size!r} is no length: write it like '700 steps', '2.5M tokens' or '3 epochs'")
+    return {"epochs": amount} if parts[3] == "epochs" else {f"max_{parts[3]}": max(1, round(amount))}
+
+
 def planned_steps(config: TrainConfig, blocks: int, block_size: int) -> int:
     """Optimizer steps of a run over ``blocks`` training blocks of ``block_size`` tokens.
 

@@ -25,6 +25,7 @@ from lmcore.exclusions import excluded_hashes, forgotten
 from lmcore.hub import located
 from lmcore.index import Index
 from lmcore.ledger import Ledger
+from lmcore.progress import Update, unwatched
 from lmcore.section import fingerprint, result_fields
 from lmcore.sentencepiece_model import (
     MODEL_FILE,
@@ -112,7 +113,9 @@ def identify_files(source: Path) -> str:
     return fingerprint(FORMAT_VERSION, sorted([file.name, hash_file(file)] for file in files))
 
 
-def make_tokenizer(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, store: Path) -> TokenizerInfo:
+def make_tokenizer(
+    config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, store: Path, progress: Update = unwatched
+) -> TokenizerInfo:
     """Train or load the tokenizer into ``store``, or return the one that is there already.
 
     Raises TokenizerError (no tokenizer there, or none that fits the settings), CorpusError, and ConnectionError
@@ -124,7 +127,7 @@ def make_tokenizer(config: TokenizerConfig, corpus_config: CorpusConfig, corpus:
         about: dict[str, Any] = {"kind": "tokenizer", "id": tokenizer_id, "source": config.source}
         with sealed_folder(folder, lambda: about) as temporary:
             if config.source == "train":
-                about |= _train(config, corpus_config, corpus, temporary)
+                about |= _train(config, corpus_config, corpus, temporary, progress)
             else:
                 about |= _load(_locate(config.source), temporary)
     if config.source != "train":
@@ -231,8 +234,11 @@ def _spelt(piece: str) -> bytes:
 # --- training ---
 
 
-def _train(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, folder: Path) -> dict[str, Any]:
-    texts, corpus_bytes = _training_texts(config, corpus_config, corpus, folder.parent.parent)
+def _train(
+    config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, folder: Path, progress: Update
+) -> dict[str, Any]:
+    texts, corpus_bytes = _training_texts(config, corpus_config, corpus, folder.parent.parent, progress)
+    progress(0, 0, f"training {config.vocab_size:,} pieces on {len(texts):,} documents")
     if config.model_type == "byte_bpe":
         return {**train_byte_bpe(config, texts, folder), "corpus_bytes": corpus_bytes}
     proto, seen_bytes = train_model(config, texts)
@@ -244,7 +250,7 @@ def _train(config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus,
 
 
 def _training_texts(
-    config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, store: Path
+    config: TokenizerConfig, corpus_config: CorpusConfig, corpus: Corpus, store: Path, progress: Update
 ) -> tuple[list[str], int]:
     """Training documents in the order of their hashes, and the bytes of all there are.
 
@@ -267,6 +273,7 @@ def _training_texts(
             if not fits or is_copy or document.hash in held_out or document.is_validation(fraction):
                 continue
             total += document.text_bytes
+            progress(0, 0, f"reading text, {total / 1e6:,.1f} MB so far")
             if document.hash >= end:
                 continue
             kept += len(document.utf8)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from lmcore.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
-from lmcore.clock import Clock
+from lmcore.clock import Clock, stamp
 from lmcore.device import choose_device, device_locked, peak_memory
 from lmcore.distributed import Ranks, joined
 from lmcore.errors import RunError, StoppedError, TrainingError
@@ -49,6 +49,7 @@ from lmcore.scores import Score
 from lmcore.store import locked
 from lmcore.stream import IGNORED_LABEL
 from lmcore.tokenization import verify_chunks
+from lmcore.training_progress import Interruption, ProgressWriter
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class _Training:
         self.metrics = self._open_metrics() if ranks.is_first else None
         self.told = self.learner.guard.standing().bad
         self.clock = Clock()
+        self.progress = self._open_progress()
         _log.info(
             "%s: %s parameters on %s in %s, step %d of %d, %d blocks an epoch",
             run.folder.name,
@@ -131,6 +133,26 @@ class _Training:
     def _open_metrics(self, keep_events: bool = False) -> MetricsWriter:
         tensorboard = self.run.tensorboard if self.config.tensorboard else None
         return MetricsWriter(self.run.metrics, self.state.step, tensorboard, keep_events)
+
+    def _open_progress(self) -> ProgressWriter:
+        config, block_size = self.config, self.run.config.dataset.block_size
+        step_tokens = config.batch_size * block_size
+        epoch_steps = max(1, len(self.blocks) // config.batch_size)
+        interruptions = {
+            # A forward pass is a third of a step, token by token.
+            "validation": Interruption(
+                min(self._steps_between_validations(), epoch_steps), self.validation.tokens / 3 / step_tokens
+            ),
+            "checkpoint": Interruption(config.checkpoint_every),
+            "samples": Interruption(self.run.config.sample.every),
+        }
+        return ProgressWriter(
+            self.run.progress if self.ranks.is_first else None,
+            self.total_steps,
+            interruptions,
+            self.flops_per_token * step_tokens,
+            self.learner.device.type,
+        )
 
     def _newest_checkpoint(self) -> Path | None:
         """As the first rank finds it."""
@@ -163,6 +185,8 @@ class _Training:
         state, config, learner = self.state, self.config, self.learner
         if self._gains_no_more():
             return
+        self.progress.begin(state.step, learner.guess_seconds(self.run.config.dataset))
+        self.clock.lap()
         for batch in self.clock.waiting_for(self._batches()):
             rate = self.schedule.rate(state.step)
             norm = learner.learn(state.step + 1, batch, rate)
@@ -176,6 +200,8 @@ class _Training:
                 self._check_guard()
             if is_logged:
                 self._log(rate, norm)
+            if is_logged or learner.device.type == "cpu":  # elsewhere the step is still being computed
+                self.progress.reached(state.step)
             if is_validated:
                 is_saved |= self._validate()
             if self.run.config.sample.every and state.step % self.run.config.sample.every == 0:
@@ -225,9 +251,12 @@ class _Training:
     def _is_validation_step(self) -> bool:
         """Every validate_every steps, at the end of each epoch, and at the last step."""
         step, size, blocks = self.state.step, self.config.batch_size, len(self.blocks)
-        every = self.config.validate_every or max(1, self.total_steps // 10)
+        every = self._steps_between_validations()
         ends_epoch = step * size // blocks > (step - 1) * size // blocks
         return step % every == 0 or ends_epoch or step == self.total_steps
+
+    def _steps_between_validations(self) -> int:
+        return self.config.validate_every or max(1, self.total_steps // 10)
 
     def _check_guard(self) -> None:
         """Tell of steps that were skipped; raise _OneTooManyError when they were too many."""
@@ -293,7 +322,7 @@ class _Training:
         """Score the validation documents; True if that gave the best loss so far."""
         state = self.state
         self._pause()
-        with self.learner.whole_model():
+        with self.progress.phase("validation", state.step), self.learner.whole_model():
             scores = self.validation()
         score = sum(scores.values(), Score())
         if not math.isfinite(score.nats_per_token):
@@ -311,7 +340,7 @@ class _Training:
 
     def _write_samples(self) -> None:
         self._pause()
-        with self.learner.whole_model():
+        with self.progress.phase("samples", self.state.step), self.learner.whole_model():
             write_samples(self.run, self.learner.model, self.state.step, self.metrics)
         self.clock.lap()
 
@@ -319,7 +348,8 @@ class _Training:
         self._check_guard()  # nothing after one bad step too many is worth going back to
         self._pause()
         state = {**asdict(self.state), "learner": self.learner.state()}
-        self.checkpoints.save(self.state.step, self.learner.model, self.learner.optimizers, state)
+        with self.progress.phase("checkpoint", self.state.step):
+            self.checkpoints.save(self.state.step, self.learner.model, self.learner.optimizers, state)
         self.clock.lap()
 
     def _pause(self) -> None:
@@ -390,6 +420,8 @@ class _Training:
             flops_per_token=self.flops_per_token,
             device=str(self.learner.device),
             precision=self.learner.precision,
+            seconds=state.seconds,
+            ended=stamp(),
             trunk=trunk if trunk is not None and is_sound(trunk) else None,
         ).save()
 

@@ -7,6 +7,7 @@ from prefect import task
 from lmcore.config import RunConfig
 from lmcore.corpus import Corpus, open_corpus
 from tasks.policies import NEVER_CACHED, RETRIED
+from tasks.progress import watched
 
 
 @task(
@@ -17,4 +18,5 @@ from tasks.policies import NEVER_CACHED, RETRIED
 )
 def look_at_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     """The corpus in figures, and the opened store. Never cached: noticing what is new is its purpose."""
-    return open_corpus(config)
+    with watched("corpus", "bytes"):
+        return open_corpus(config)

@@ -8,6 +8,7 @@ from lmcore.report import evaluation_rows
 from lmcore.run import Export, Run, TrainingResult
 from lmcore.scores import Evaluation
 from tasks.policies import stage
+from tasks.progress import watched
 
 
 def _content(training: TrainingResult, evaluation: Evaluation | None = None) -> Inputs:
@@ -26,14 +27,16 @@ def _page(evaluation: Evaluation) -> list[Artifact]:
 )
 def evaluation(training: TrainingResult) -> Evaluation:
     """Score every validation document once."""
-    from lmcore.evaluate import evaluate  # and with it torch: a flow starts without
+    with watched("evaluation", "tokens") as progress:
+        from lmcore.evaluate import evaluate  # and with it torch: a flow starts without
 
-    return evaluate(Run.open(training.folder), training.checkpoint)
+        return evaluate(Run.open(training.folder), training.checkpoint, progress)
 
 
 @task(name="export", task_run_name="export {training.run}", **stage(_content))
 def export_model(training: TrainingResult, evaluation: Evaluation) -> Export:
     """Write the folder that transformers opens."""
-    from lmcore.export import export  # and with it transformers
+    with watched("export", "files"):
+        from lmcore.export import export  # and with it transformers
 
-    return export(training, evaluation)
+        return export(training, evaluation)

@@ -28,8 +28,9 @@ class _NoMachinery(logging.Filter):
 
 
 _MACHINERY = re.compile(
+    "Received (KeyboardInterrupt|Terminated), shutting down|"
     "Running hook |Hook .* finished running|Finished in state (Completed|Cached|Running)|"
-    r"(Crash detected! |Finished in state Crashed\(')Execution was aborted by a termination signal"
+    r"(Crash detected! |Finished in state Crashed\(')Execution was aborted by an? (termination|interrupt) signal"
 )
 _SAID_BY_THE_STATE = re.compile("Encountered exception during execution|Retries are exhausted|No retries configured")
 _FILTERS = (_NoTraceback(), _NoMachinery())
@@ -37,7 +38,7 @@ _FILTERS = (_NoTraceback(), _NoMachinery())
 
 def quiet_prefect() -> None:
     """Make Prefect's loggers in this process leave out tracebacks of deliberate errors and inner workings."""
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
+    for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.flows"):
         for unwanted in _FILTERS:
             logging.getLogger(name).addFilter(unwanted)
     for name in _NOISY:

@@ -12,10 +12,17 @@ from prefect import Task, get_run_logger
 from prefect.artifacts import Artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
+
+from lmcore import clock
+from lmcore.config import RunConfig
 
 _log = logging.getLogger(__name__)
 
+_MADE_UP = re.compile("[a-z]+-[a-z]+")
+"""A name that Prefect gives to a run that has none."""
 _ROWS = 1_000
 """Of a table, at most: the server keeps it whole, and a browser draws it."""
 
@@ -46,6 +53,25 @@ def show_table(key: str, rows: list[dict[str, str]], description: str) -> None:
     if len(rows) > _ROWS:
         description = f"{description}. The first {_ROWS:,} rows of {len(rows):,}"
     create_table_artifact(rows[:_ROWS], key=re.sub("[^a-z0-9]+", "-", key.lower()), description=description)
+
+
+def name_run(what: str, config: RunConfig) -> None:
+    """Name the flow run by what it does, on which corpus, and when, unless a person has named it."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or not _MADE_UP.fullmatch(context.flow_run.name):
+        return
+    name = f"{what} on {config.corpus.label} {clock.utc():%Y-%m-%d %H:%M} UTC"
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(context.flow_run.id, name=name)
+        context.flow_run.name = name  # lines of the log begin with it
+    except Exception as error:
+        _log.debug("name %s not given: %s", name, error)
+
+
+def page_of_run() -> str:
+    """The address of the flow run in the UI; empty for a temporary server, which ends with the run."""
+    return str(flow_run.ui_url) if PREFECT_API_URL.value() else ""
 
 
 def tag_run(*tags: str) -> None:

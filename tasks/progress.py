@@ -4,13 +4,11 @@ A thread of its own looks at the work once a second and tells Prefect every few 
 it, and what Prefect cannot take just then is dropped.
 """
 
-import contextvars
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 from prefect import get_run_logger
@@ -25,13 +23,9 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging.handlers import PrefectConsoleHandler
 from rich.console import Console
 
-from lmcore.progress import Update, shown
+from lmcore.progress import Standing, Update, report_progress
 
-Standing = tuple[int, int, str]
-"""(done, total, note)"""
-
-_SECONDS_BETWEEN_LOOKS = 1.0
-_LOOKS_BETWEEN_ARTIFACTS = 5
+_SECONDS_BETWEEN_ARTIFACTS = 5
 _SECONDS_BETWEEN_TABLES = 30.0
 _log = logging.getLogger(__name__)
 
@@ -77,66 +71,51 @@ class LiveTable:
 
 @contextmanager
 def watched(
-    label: str,
-    unit: Literal["bytes", "steps"],
-    look: Callable[[], Standing | None],
-    table: LiveTable | None = None,
-) -> Iterator[None]:
-    """Show, while the body runs, what ``look`` says: how much is done; and keep ``table`` fresh, also at the end."""
-    logger = get_run_logger()
-    over = threading.Event()
-    with shown(label, unit, _console(), _plain(logger)) as update:
-        context = contextvars.copy_context()
-        thread = threading.Thread(target=context.run, args=(_follow, label, look, update, over, table), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join(timeout=5)
+    label: str, unit: str, poll: Callable[[], Standing] | None = None, table: LiveTable | None = None
+) -> Iterator[Update]:
+    """``report_progress`` for a task, which also keeps a progress artifact and ``table`` fresh, also at the end."""
+    artifact = _ProgressArtifact(label)
+
+    def publish(standing: Standing, is_last: bool) -> None:
+        artifact.refresh(standing, is_last)
+        if table is not None and not is_last:
+            table.refresh()
+
+    with report_progress(label, unit, _console(), run_logger(), poll, publish) as update:
+        yield update
     if table is not None:
         table.publish()
 
 
-def _follow(
-    label: str,
-    look: Callable[[], Standing | None],
-    update: Update,
-    over: threading.Event,
-    table: LiveTable | None,
-) -> None:
-    artifact: UUID | None = None
-    looks = 0
-    while True:
-        last = over.wait(_SECONDS_BETWEEN_LOOKS)
-        standing = look()
-        if standing is not None and standing[1]:
-            done, total, note = standing
-            update(done, total, note)
-            if last or looks % _LOOKS_BETWEEN_ARTIFACTS == 0:
-                artifact = _publish(artifact, label, 100 * done / total, note)
-            looks += 1
-            if table is not None and not last:
-                table.refresh()
-        if last:
-            return
+class _ProgressArtifact:
+    """A progress artifact that is made once and updated every few seconds."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._artifact: UUID | None = None
+        self._due = time.monotonic()
+
+    def refresh(self, standing: Standing, is_last: bool) -> None:
+        """Publish what is known; nothing where there is no total."""
+        if standing.total and (is_last or time.monotonic() >= self._due):
+            self._due = time.monotonic() + _SECONDS_BETWEEN_ARTIFACTS
+            self._publish(100 * standing.done / standing.total, standing.note)
+
+    def _publish(self, percent: float, note: str) -> None:
+        description = f"{self._label}: {note}" if note else self._label
+        try:
+            if self._artifact is None:
+                created: Any = create_progress_artifact(percent, key=self._label, description=description)
+                self._artifact = UUID(str(created))
+            else:
+                update_progress_artifact(self._artifact, percent, description=description)
+        except Exception as error:
+            _log.debug("progress not published: %s", error)
 
 
-def _publish(artifact: UUID | None, label: str, percent: float, note: str) -> UUID | None:
-    description = f"{label}: {note}" if note else label
-    try:
-        if artifact is None:
-            created: Any = create_progress_artifact(percent, key=label, description=description)
-            return UUID(str(created))
-        update_progress_artifact(artifact, percent, description=description)
-    except Exception as error:
-        _log.debug("progress not published: %s", error)
-    return artifact
-
-
-def _plain(logger: Any) -> logging.Logger:
+def run_logger() -> logging.Logger:
     """Prefect's run logger is an adapter that behaves like the logger it wraps."""
-    return logger  # type: ignore[no-any-return]
+    return get_run_logger()  # type: ignore[return-value]
 
 
 def _console() -> Console:

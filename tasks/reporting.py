@@ -10,6 +10,7 @@ from lmcore.report import Report, report, report_key, samples_page
 from lmcore.run import TrainingResult
 from lmcore.scores import Evaluation
 from tasks.policies import stage
+from tasks.progress import watched
 
 
 def _content(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Inputs:
@@ -34,7 +35,8 @@ def _page(found: Report) -> list[Artifact]:
 @task(name="report", task_run_name="report of {training.run}", **stage(_content, page=_page))
 def loss_report(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Report:
     """The page in the run's folder; its artifact has the picture inside it."""
-    page = report(training, evaluation, blocks, config.sample)
+    with watched("report", "samples"):
+        page = report(training, evaluation, blocks, config.sample)
     for warning in page.warnings:
         get_run_logger().warning(warning)
     return page

@@ -1,18 +1,117 @@
-"""Who ends with whom: servers and flows whose starter was killed do not live on unseen, and a cancel is not lost."""
+"""Prefect's server for this process, and who ends with whom.
+
+A command run by hand asks the server that the environment names. Without one it starts a temporary server of its own,
+which neither hears the signals of the terminal nor outlives the command. Servers and flows whose starter was killed do
+not live on unseen, and a cancel is not lost.
+"""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
-import threading
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
+from typing import IO
 
+import prefect
+from prefect.context import get_settings_context
 from prefect.exceptions import TerminationSignal
+from prefect.logging import get_logger
 from prefect.runtime import deployment
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    PREFECT_SERVER_EPHEMERAL_ENABLED,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    get_current_settings,
+    temporary_settings,
+)
 
+from lmcore.errors import ConfigError, LMError
 from lmcore.launch import end_with_parent
+from lmcore.signals import resend_lost
 
-_SECONDS_TO_LEAVE = 0.05
-"""A destructor or a callback."""
+HOST = "127.0.0.1"
+_EPHEMERAL = ["uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1]), "--factory"]
+_EPHEMERAL += ["prefect.server.api.server:create_app", "--host", HOST, "--log-level", "error", "--lifespan", "on"]
+_TRIES = 3
+_SECONDS_TO_ANSWER = 3
+_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_TO_END = 3
+
+
+class Server:
+    """The process of a Prefect server on this machine, in a session of its own, and what ends it after us."""
+
+    def __init__(
+        self,
+        command: list[str],
+        port: int,
+        settings: dict[str, str],
+        output: IO[bytes] | None = None,
+        outlives_us: int = 0,
+    ) -> None:
+        self.port = port
+        self._command, self._settings, self._output, self._outlives_us = command, settings, output, outlives_us
+        self._start()
+
+    def _start(self) -> None:
+        # Of a server that asks a question on the terminal nobody would see it.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *self._command],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            env=self._settings,
+            start_new_session=True,
+        )
+        self._tie = terminate_after_us(self.process.pid, self._outlives_us)
+
+    def wait_until_healthy(self, seconds: float) -> None:
+        """Raises LMError when the server ends instead, or does not answer for so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise LMError(f"the Prefect server ended with status {self.process.returncode}{self._last_words()}")
+            if not why_silent(f"http://{HOST}:{self.port}/api"):
+                return
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        raise LMError(f"the Prefect server did not answer on port {self.port} within {seconds:.0f} s")
+
+    def _last_words(self) -> str:
+        if self._output is None:
+            return "; its own output says why"
+        self._output.seek(0)
+        lines = self._output.read().decode(errors="replace").split("\n")
+        return ": " + next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+    def start_again_if_dead(self) -> int | None:
+        """The status with which it ended; None if it lives."""
+        status = self.process.poll()
+        if status is not None:
+            self._untie()
+            self._start()
+        return status
+
+    def stop(self, seconds: float = _SECONDS_TO_END) -> None:
+        """Ask it to end; end it if it takes longer."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(seconds)
+        self._untie()
+
+    def _untie(self) -> None:
+        self._tie.kill()
+        self._tie.communicate()
 
 
 def terminate_after_us(pid: int, seconds: int = 0) -> "subprocess.Popen[bytes]":
@@ -25,6 +124,92 @@ def terminate_after_us(pid: int, seconds: int = 0) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         ["/bin/sh", "-c", f"{{ {script}; }} 2>/dev/null"], stdin=subprocess.PIPE, start_new_session=True
     )
+
+
+def why_silent(url: str) -> str:
+    """Why the API at ``url`` does not answer; empty if it does, whatever it says."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=_SECONDS_TO_ANSWER):
+            return ""
+    except urllib.error.HTTPError as error:
+        error.close()
+        return ""
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+
+
+@contextmanager
+def reachable_server() -> Iterator[None]:
+    """While the body runs, this process has a Prefect server: the one configured, or a temporary one of its own.
+
+    Raises ConfigError when PREFECT_API_URL of the environment names one that does not answer. One that only a profile
+    or a settings file names is passed over with a warning: it may be left from other work.
+    """
+    _check_home()
+    url = PREFECT_API_URL.value()
+    if url and not (why := _why_silent_for_long(url)):
+        yield
+        return
+    if url and os.environ.get("PREFECT_API_URL"):
+        raise ConfigError(
+            f"PREFECT_API_URL: the Prefect server {url} does not answer: {why}. Start it, or unset PREFECT_API_URL to "
+            "use a temporary server"
+        )
+    if url:
+        name = get_settings_context().profile.name
+        get_logger("prefect").warning(
+            f"the Prefect server {url} of the profile {name!r} does not answer: this run uses a temporary server"
+        )
+    own = temporary_settings({PREFECT_SERVER_EPHEMERAL_ENABLED: True}, restore_defaults={PREFECT_API_URL})
+    with own, _temporary_server():
+        yield
+
+
+def _why_silent_for_long(url: str) -> str:
+    for tries_left in reversed(range(_TRIES)):
+        if not (why := why_silent(url)):
+            return ""
+        time.sleep(1 if tries_left else 0)
+    return why
+
+
+@contextmanager
+def _temporary_server() -> Iterator[None]:
+    """Prefect's own temporary server as Prefect would start it, but kept from signals and with its errors read."""
+    from prefect.server.api.server import SubprocessASGIServer  # takes seconds
+
+    port = free_port()
+    with tempfile.TemporaryFile() as output:
+        server = Server([*_EPHEMERAL, "--port", str(port)], port, _ephemeral_settings(), output)
+        try:
+            server.wait_until_healthy(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
+            # Prefect asks this one object wherever it would start a server; it finds that there is one.
+            known = SubprocessASGIServer()
+            known.port, known.server_process, known.running = port, server.process, True
+            yield
+        finally:
+            server.stop()
+
+
+def _ephemeral_settings() -> dict[str, str]:
+    marks = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    return {**os.environ, **marks, **get_current_settings().to_environment_variables(exclude_unset=True)}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
+
+
+def _check_home() -> None:
+    home = PREFECT_HOME.value()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise ConfigError(f"PREFECT_HOME: {home} cannot be written ({error.strerror}): name another folder") from None
 
 
 @cache
@@ -43,18 +228,5 @@ def tie_ends() -> "subprocess.Popen[bytes] | None":
 
 @cache
 def keep_terminations() -> None:
-    """Send a signal to end this process again where Python lost it.
-
-    Prefect's handler raises an exception in whatever runs: where that is a destructor or the callback of a weak
-    reference, of which importing torch alone has thousands, Python prints the exception and goes on.
-    """
-    usual = sys.unraisablehook
-
-    def hook(lost: "sys.UnraisableHookArgs") -> None:
-        if isinstance(lost.exc_value, TerminationSignal):
-            # A little later and from elsewhere, else it would be raised in here and be lost as well.
-            threading.Timer(_SECONDS_TO_LEAVE, os.kill, (os.getpid(), lost.exc_value.signal)).start()
-        else:
-            usual(lost)
-
-    sys.unraisablehook = hook
+    """Keep the exception that Prefect raises when this process is told to end from being lost."""
+    resend_lost(TerminationSignal, lambda number: os.kill(os.getpid(), number))

@@ -37,13 +37,7 @@ def _page(dataset: Dataset) -> list[Artifact]:
 )
 def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store: Path) -> Dataset:
     """Encode what the store does not hold yet. Called directly, so that a cancel reaches it."""
-    done = 0
-
-    def progress(now: int, total: int) -> None:
-        nonlocal done
-        done = now
-
-    with watched("tokenizing", "bytes", lambda: (done, corpus.stored_bytes, "")):
+    with watched("tokenizing", "bytes") as progress:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
     get_run_logger().log(logging.WARNING if dataset.lost_much else logging.INFO, dataset.account())
     return dataset

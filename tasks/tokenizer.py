@@ -9,6 +9,7 @@ from lmcore.corpus import Corpus
 from lmcore.inputs import Inputs
 from lmcore.tokenizer import TokenizerInfo, make_tokenizer, tokenizer_inputs
 from tasks.policies import stage
+from tasks.progress import watched
 
 
 def _content(config: RunConfig, corpus: Corpus, store: Path) -> Inputs:
@@ -18,4 +19,5 @@ def _content(config: RunConfig, corpus: Corpus, store: Path) -> Inputs:
 @task(name="tokenizer", task_run_name="tokenizer for {config.corpus.label}", **stage(_content))
 def tokenizer(config: RunConfig, corpus: Corpus, store: Path) -> TokenizerInfo:
     """A tokenizer in the store, trained on the corpus or loaded from config.tokenizer.source."""
-    return make_tokenizer(config.tokenizer, config.corpus, corpus, store)
+    with watched("tokenizer", "bytes") as progress:
+        return make_tokenizer(config.tokenizer, config.corpus, corpus, store, progress)

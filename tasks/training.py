@@ -9,17 +9,18 @@ from prefect.exceptions import TerminationSignal
 
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
+from lmcore.forecast import training_poll
 from lmcore.history import loss_table
 from lmcore.inputs import Inputs
 from lmcore.launch import train_in_child
-from lmcore.metrics import last_standing, read_metrics
+from lmcore.metrics import read_metrics
 from lmcore.report import run_page
 from lmcore.run import TrainingResult, prepare_run, run_identity
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.locks import gpu_slot
 from tasks.policies import stage, stopped
-from tasks.progress import LiveTable, watched
+from tasks.progress import LiveTable, run_logger, watched
 
 
 def _content(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> Inputs:
@@ -47,9 +48,10 @@ def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
     losses = LiveTable(
         "losses", f"Losses of {run.folder.name}, nats per token", lambda: loss_table(read_metrics(run.metrics))
     )
-    with gpu_slot(config), watched("training", "steps", lambda: last_standing(run.metrics), losses):
+    logger = run_logger()
+    with gpu_slot(config), watched("training", "steps", training_poll(run, logger), losses):
         try:
-            return train_in_child(run.folder, get_run_logger().info)
+            return train_in_child(run.folder, logger.info)
         except StoppedError as stop:
             result: TrainingResult = stopped(stop)
             return result

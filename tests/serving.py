@@ -17,6 +17,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from lmcore.form import CUSTOM
+from lmcore.toml import toml_text
+
 REPOSITORY = Path(__file__).parents[1]
 SECONDS = 150
 _MARK = "LM_SERVING"
@@ -34,6 +37,11 @@ def clean_environment(**settings: str) -> dict[str, str]:
     """This process's, without its Prefect settings and with ``settings``."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     return environment | {"OMP_NUM_THREADS": "1"} | settings
+
+
+def settings_form(config: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a run with these settings."""
+    return {"size": CUSTOM, "advanced": toml_text(config)}
 
 
 class Api:
@@ -90,9 +98,9 @@ class Api:
         return found[0] if found else None
 
     def start(self, flow: str, config: dict[str, Any]) -> str:
-        """The id of a flow run, as the button in the UI makes it."""
+        """The id of a flow run with these settings, as the button in the UI makes it."""
         path = f"/deployments/{self.deployment(flow)['id']}/create_flow_run"
-        return str(self.call(path, {"parameters": {"config": config}})["id"])
+        return str(self.call(path, {"parameters": settings_form(config)})["id"])
 
     def run(self, run: str) -> Any:
         return self.call(f"/flow_runs/{run}")

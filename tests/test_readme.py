@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from flows.pretrain import Pretrained
-from lmcore.cli import parse
 from lmcore.retraining import RetrainConfig
 from tests.conftest import write_corpus
+from tests.flags import parse
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.ja.md")
@@ -69,7 +69,7 @@ def settings_in(file: Path) -> list[str]:
 def test_a_setting_in_the_documents_is_understood(setting: str) -> None:
     flag, *value = shlex.split(setting)
     section, field = flag.removeprefix("--").split(".")
-    config = parse([flag, *value], "python -m flows.retrain", "", RetrainConfig)
+    config = parse(flag, *value, kind=RetrainConfig)
     assert field in getattr(config, section).model_dump()
 
 

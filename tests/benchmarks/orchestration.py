@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from lmcore.metrics import read_metrics
 from tests.conftest import tiny_config, write_corpus
-from tests.serving import FLOW, SERVE, SERVER, TRAINING, Serving, clean_environment
+from tests.serving import FLOW, SERVE, SERVER, TRAINING, Serving, clean_environment, settings_form
 
 _ENDLESS = 10**6
 """Steps."""
@@ -335,7 +335,7 @@ def schedule(count: int) -> None:
         for number in range(count):
             due = datetime.now(UTC) + timedelta(seconds=75)  # the server looks for schedules once a minute
             content = {"interval": 10**6 + number, "anchor_date": due.isoformat()}
-            body = {"active": True, "schedule": content, "parameters": {"config": made.settings()}}
+            body = {"active": True, "schedule": content, "parameters": settings_form(made.settings())}
             made.api.call(f"/deployments/{deployment}/schedules", [body])
             run = made.api.wait(lambda due=due: _due_run(made, deployment, due))
             made.api.ended(run)

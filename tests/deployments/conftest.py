@@ -56,7 +56,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         )
     api = Api(port, PASSWORD, home)
     try:
-        api.wait(lambda: api.call("/deployments/name/forget/store"))  # the last of them
+        api.wait(lambda: api.call("/deployments/name/gc/weekly"))  # the last of them
         yield api
     finally:
         os.killpg(process.pid, signal.SIGINT)

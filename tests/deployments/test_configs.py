@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from deployments.presets import CONFIGS
-from lmcore.cli import load_config
+from lmcore.cli.settings import load_config
 from lmcore.corpus import scan
+from lmcore.presets import FOLDER
 
-FILES = sorted(CONFIGS.glob("*.toml"))
+FILES = sorted(FOLDER.glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -22,7 +22,7 @@ def test_the_usual_sizes_ship() -> None:
 
 
 def test_tiny_reads_the_standard_library_without_packages_and_tests() -> None:
-    files = [Path(file.path) for file in scan(load_config(CONFIGS / "tiny.toml").corpus).files]
+    files = [Path(file.path) for file in scan(load_config(FOLDER / "tiny.toml").corpus).files]
     library = Path(sysconfig.get_path("stdlib"))
     assert len(files) > 300
     for file in files:

@@ -19,8 +19,8 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from deployments import server
+from deployments.declaration import declared
 from deployments.finding import Finding
-from deployments.presets import presets, retrain_presets
 from lmcore.registry import history, model_folder
 from lmcore.store import locked
 from tests.conftest import REPOSITORY, tiny_config, tiny_retraining, write_corpus
@@ -128,38 +128,70 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]
         before_setup = examine(api)
         for _ in range(2):  # each step may be repeated
             python(environment, "-m", "deployments", "setup")
-        deploy = ["deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
-        python(environment, "-m", "prefect", "--no-prompt", *deploy)
+            said = python(environment, "-m", "deployments", "deploy")
+            assert said.splitlines()[-1] == f"20 deployments are on {api.url} for the workers of the pool lm"
+            assert "kept as set" not in said
         before_worker = examine(api)
         worker = stack.enter_context(process(environment, home / "worker.log", *WORKER))
         yield Production(api, environment, worker, before_setup, before_worker)
 
 
-def test_what_is_deployed(production: Production, check_golden: Callable[[str, str], None]) -> None:
-    flows = {flow["id"]: flow["name"] for flow in production.api.call("/flows/filter", {})}
-    deployments = production.api.call("/deployments/filter", {})
+def deployed(api: Api) -> dict[str, Any]:
+    """What is on the server, by flow and name."""
+    flows = {flow["id"]: flow["name"] for flow in api.call("/flows/filter", {})}
     rows = {}
-    for deployment in deployments:
+    for deployment in api.call("/deployments/filter", {}):
         schedules = [(s["slug"], s["schedule"], s["active"], s["parameters"]) for s in deployment["schedules"]]
         rows[f"{flows[deployment['flow_id']]}/{deployment['name']}"] = {
             "entrypoint": deployment["entrypoint"],
             "work_pool": deployment["work_pool_name"],
             "job": deployment["job_variables"],
+            "pull": deployment["pull_steps"],
             "limit": deployment["global_concurrency_limit"]["limit"],
             "collision": deployment["concurrency_options"]["collision_strategy"],
             "tags": deployment["tags"],
+            "description": deployment["description"],
+            "parameters": deployment["parameters"],
+            "schema": deployment["parameter_openapi_schema"],
+            "enforced": deployment["enforce_parameter_schema"],
+            "paused": deployment["paused"],
             "schedules": schedules,
         }
-        flow, name = flows[deployment["flow_id"]], deployment["name"]
-        settings = {"pretrain": presets, "prepare_data": presets, "retrain": retrain_presets}
-        assert deployment["parameters"] == ({"config": settings[flow]()[name]} if flow in settings else {})
-    check_golden("deployments.json", json.dumps(rows, indent=1, sort_keys=True) + "\n")
+    return rows
+
+
+def test_what_is_deployed(production: Production, check_golden: Callable[[str, str], None]) -> None:
+    rows = deployed(production.api)
+    assert {name: row["parameters"] for name, row in rows.items()} == {
+        deployment.full_name: deployment.parameters for deployment in declared()
+    }
+    told = ("parameters", "schema", "description", "pull", "enforced", "paused")
+    short = {name: {key: row[key] for key in row.keys() - set(told)} for name, row in rows.items()}
+    check_golden("deployments.json", json.dumps(short, indent=1, sort_keys=True) + "\n")
+
+
+def test_prefect_s_own_command_deploys_the_same_and_forgets_what_was_set(production: Production) -> None:
+    api, before = production.api, deployed(production.api)
+    mine = api.call("/deployments/name/pretrain/base")["id"]
+    api.call(f"/deployments/{mine}", {"tags": ["mine"], "paused": True}, method="PATCH")
+    said = python(production.environment, "-m", "deployments", "deploy")
+    assert 'pretrain/base: tags: kept as set on the server, ["mine"]; this version has ["lm", "base"]' in said
+    after = api.call("/deployments/name/pretrain/base")
+    assert (after["tags"], after["paused"]) == (["mine"], True)
+
+    deploy = ["deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
+    python(production.environment, "-m", "prefect", "--no-prompt", *deploy)
+    for row in (after := deployed(api)).values():  # it leaves descriptions of inherited settings out of the form
+        row["schema"] = None
+    assert after == {name: row | {"schema": None} for name, row in before.items()}
+    assert "kept as set" not in python(production.environment, "-m", "deployments", "deploy")
+    assert deployed(api) == before
 
 
 def test_what_the_doctor_says_on_the_way(production: Production) -> None:
     bare, idle = production.before_setup, production.before_worker
     assert {name for name, finding in bare.items() if finding.remedy} == {"deployments", "limits", "automations"}
-    assert "prefect deploy" in bare["deployments"].remedy
+    assert "python -m deployments deploy" in bare["deployments"].remedy
     assert idle["work pools"].fact == "lm has no living worker"
     assert not idle["limits"].remedy
     assert not idle["automations"].remedy

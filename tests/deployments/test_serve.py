@@ -62,7 +62,7 @@ def test_unknown_settings_are_refused_at_creation(served: Api) -> None:
 @pytest.mark.parametrize("flow", ["pretrain", "prepare_data"])
 def test_each_preset_is_a_deployment_with_its_settings_in_the_form(served: Api, flow: str) -> None:
     found = {d["name"]: d for d in served.call("/deployments/filter", {"flows": {"name": {"any_": [flow]}}})}
-    assert {name: deployment["parameters"]["config"] for name, deployment in found.items()} == presets()
+    assert {name: deployment["parameters"] for name, deployment in found.items()} == presets()
     assert all(deployment["description"] and "lm" in deployment["tags"] for deployment in found.values())
 
 

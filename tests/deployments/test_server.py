@@ -37,7 +37,7 @@ def test_a_served_machine_is_whole(served: Api, client: SyncPrefectClient) -> No
     assert not server.reachable().remedy
     served.wait(lambda: not server.deployments(client).remedy)  # after the first look for work
     found = {finding.name: finding for finding in (check() for check in server.checks(client))}
-    assert found["deployments"].fact == "19 are there"
+    assert found["deployments"].fact == "20 are there"
     assert found["work pools"].fact == "no deployment needs one"
     assert not found["limits"].remedy
     assert not found["zombie runs"].remedy

@@ -61,8 +61,14 @@ def test_an_address_that_nobody_can_be_told_at_is_refused(monkeypatch: pytest.Mo
 )
 def test_only_runs_that_have_not_ended_are_settled(states: list[State], after: str) -> None:
     run = run_in(*states)
-    start_leftovers_again()
+    start_leftovers_again(["nothing/rules", "nothing/not-there"])
     assert state_of(run) == after
+
+
+def test_runs_of_deployments_that_others_serve_are_left_alone() -> None:
+    run = run_in(Running())
+    start_leftovers_again(["pretrain/tiny"])
+    assert state_of(run) == "Running"
 
 
 @pytest.mark.parametrize(

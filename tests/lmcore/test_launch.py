@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from lmcore import launch
-from lmcore.cli import STOPPED_STATUS
-from lmcore.errors import RunError, StoppedError, TrainingError, TrainingKilledError, is_transient
+from lmcore.errors import STOPPED_STATUS, RunError, StoppedError, TrainingError, TrainingKilledError, is_transient
 from lmcore.launch import end_group, train_in_child
 from lmcore.metrics import read_metrics
 from lmcore.run import Run, TrainingResult, newest_checkpoint
@@ -149,14 +148,14 @@ def test_a_child_whose_parent_was_killed_saves_and_ends(prepared: Prepared) -> N
     assert_saved_and_ended(run)
 
 
-def test_a_child_whose_parent_is_long_dead_ends_after_a_step(prepared: Prepared) -> None:
+def test_a_child_whose_parent_is_long_dead_ends_before_it_trains(prepared: Prepared) -> None:
     run = prepared.run(**ENDLESS)
     with subprocess.Popen(["true"]) as dead:
         dead.wait()
     with start("-m", "lmcore", "train", run.folder, "--parent", dead.pid) as child:
-        child.communicate()
+        assert child.communicate() == ("", "interrupted: the same command continues\n")
     assert child.returncode == STOPPED_STATUS
-    assert_saved_and_ended(run)
+    assert not run.metrics.exists()
 
 
 # The leader ends on SIGTERM; the process it started does not want to.

@@ -1,6 +1,10 @@
 """Tables are read by people: in a page, and in a terminal."""
 
-from lmcore.markdown import columns, table
+import math
+
+import pytest
+
+from lmcore.markdown import bold, code, columns, escape, number, table
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_figures_stand_to_the_right() -> None:
@@ -11,3 +15,33 @@ def test_columns_are_as_wide_as_their_widest_cell_and_figures_stand_to_the_right
 
 def test_a_cell_breaks_no_table() -> None:
     assert table(("a", "b"), [("x|y", "1\n2")]).splitlines()[-1] == r"| x\|y | 1 2 |"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("max_steps", "max_steps"),
+        ("__init__", r"\_\_init\_\_"),
+        ("*bold* `code` <b> [a](b) ~x~ a|b \\", r"\*bold\* \`code\` \<b\> \[a\](b) \~x\~ a\|b \\"),
+        ("&lt; & &#60;", r"\&lt; & \&#60;"),
+        ("gpt2-4x192-0123", "gpt2-4x192-0123"),
+        ("日本語_です\n# no heading", "日本語_です # no heading"),
+    ],
+)
+def test_a_value_is_shown_as_it_is(text: str, shown: str) -> None:
+    assert escape(text) == shown
+
+
+def test_a_cell_may_be_markup_where_that_is_said() -> None:
+    assert table(("a",), [(bold("x*y"),), ("**x**",)]).splitlines()[2:] == [r"| **x\*y** |", r"| \*\*x\*\* |"]
+
+
+@pytest.mark.parametrize(("text", "span"), [("a", "`a`"), ("a`b", "``a`b``"), ("`", "`` ` ``"), ("'x'", "`'x'`")])
+def test_a_code_span_holds_anything(text: str, span: str) -> None:
+    assert code(text) == span
+
+
+def test_a_figure_that_is_none_is_said_in_words() -> None:
+    words = [number(figure, ",.2f") for figure in (1234.5, math.nan, math.inf, -math.inf)]
+    assert words == ["1,234.50", "not a number", "infinite", "minus infinite"]
+    assert table(("a",), [(math.nan,), (1.5,)]).splitlines()[2:] == ["| not a number |", "| 1.5 |"]

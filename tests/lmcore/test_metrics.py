@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcore import errors, metrics
-from lmcore.metrics import MetricsWriter, by_step, last_standing, read_last_metrics, read_metrics
+from lmcore.metrics import MetricsWriter, by_step, read_last_metrics, read_metrics, training_note
 
 
 def row(step: int, kind: str = "train", **figures: float) -> dict[str, object]:
@@ -33,7 +33,7 @@ def test_rows_come_back_as_written(path: Path) -> None:
 
 def test_no_file_is_no_rows(path: Path) -> None:
     assert read_metrics(path) == []
-    assert last_standing(path) is None
+    assert training_note(path) == ""
 
 
 @pytest.mark.parametrize("cut", range(1, 30, 7))
@@ -67,13 +67,13 @@ def test_a_full_disk_is_named(path: Path) -> None:
         writer.write(row(1))
 
 
-def test_the_last_standing_has_the_last_step_and_the_speed(path: Path) -> None:
+def test_the_note_has_the_last_loss_and_the_speed(path: Path) -> None:
     writer = MetricsWriter(path, 0)
     writer.write(row(1, "validation"))
-    assert last_standing(path) == (1, 9, "loss 1.500")
+    assert training_note(path) == "loss 1.500"
     writer.write(row(2, tokens_per_second=12345.6))
     writer.write(row(3, "validation"))
-    assert last_standing(path) == (3, 9, "loss 1.500, 12,346 tokens/s")
+    assert training_note(path) == "loss 1.500, 12,346 tokens/s"
 
 
 def test_every_line_is_one_json_object(path: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_event_does_not_hide_how_far_training_is(path: Path) -> None:
     writer = MetricsWriter(path, 0)
     writer.write(row(4, tokens_per_second=100))
     writer.write({"kind": "event", "step": 5, "total_steps": 9, "text": "step 5 was skipped"})
-    assert last_standing(path) == (4, 9, "loss 1.500, 100 tokens/s")
+    assert training_note(path) == "loss 1.500, 100 tokens/s"
 
 
 @given(count=st.integers(0, 60), note=st.text(max_size=40), tail=st.integers(1, 3000))

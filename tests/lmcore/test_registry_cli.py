@@ -62,9 +62,9 @@ def test_a_model_from_promotion_to_gc(store: Path) -> None:
         (1, "neither a document hash", ("forget", "nothing")),
         (1, "there is no store in", ("forget", "0123456789abcdef")),
         (1, "there is no store in", ("gc",)),
-        (2, "'-1' is no number from 0 on", ("prune", "lm", "--keep=-1")),
-        (2, "'-3' is no number from 0 on", ("gc", "--keep-runs=-3")),
-        (2, "'nan' is no number of hours", ("gc", "--grace-hours=nan")),
+        (2, 'Invalid value "-1" for --keep. It must be 0 or more.', ("prune", "lm", "--keep=-1")),
+        (2, 'Invalid value "-3" for --keep-runs.', ("gc", "--keep-runs=-3")),
+        (2, 'Invalid value "nan" for --grace-hours.', ("gc", "--grace-hours=nan")),
     ],
 )
 def test_a_wrong_name_is_one_line(tmp_path: Path, status: int, error: str, arguments: tuple[str, ...]) -> None:

@@ -110,7 +110,7 @@ def test_another_sample_is_another_report(own: Trained) -> None:
     )
     assert first.samples == second.samples[:1]
     assert second.samples[1].startswith("東京")
-    assert "Prompt '東京'" in second.markdown()
+    assert "Prompt `'東京'`" in second.markdown()
 
 
 def test_the_page_tells_the_course_of_the_training(own: Trained) -> None:

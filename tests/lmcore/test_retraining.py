@@ -69,3 +69,12 @@ def test_what_a_challenger_cannot_have_is_told(start: str, fresh_tokenizer: bool
     config = RetrainConfig.model_validate({**changed, "fresh_tokenizer": fresh_tokenizer})
     assert [line.split(" is ")[0] for line in unused(config, champion)] == told
     assert unused(RetrainConfig(), champion) == []
+
+
+@pytest.mark.parametrize(
+    ("start", "told"), [("export", ["train.max_steps is 700, retraining.budget"]), ("scratch", [])]
+)
+def test_the_length_of_the_first_model_is_said_to_be_unused(start: str, told: list[str]) -> None:
+    config = RetrainConfig.model_validate({"train": {"max_steps": 700}, "retraining": {"start": start}})
+    found = unused(config, RetrainConfig().model_dump(mode="json"))
+    assert [line.removesuffix(" decides the length") for line in found] == told

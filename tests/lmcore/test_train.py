@@ -435,7 +435,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], N
         real = NextTokenLoss.forward
 
         def forward(self: NextTokenLoss, *arguments: Any, **options: Any) -> torch.Tensor:
-            return real(self, *arguments, **options) * factors.get(firsts[-1], 1.0)
+            return real(self, *arguments, **options) * factors.get(firsts[-1] if firsts else -1, 1.0)  # none: the probe
 
         monkeypatch.setattr(lmcore.train, "loader", spy)
         monkeypatch.setattr(NextTokenLoss, "forward", forward)

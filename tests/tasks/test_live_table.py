@@ -10,6 +10,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
+import lmcore.progress
+from lmcore.progress import Standing
 from tasks import progress
 from tasks.progress import LiveTable, watched
 
@@ -103,9 +105,10 @@ def test_what_the_server_does_not_take_is_dropped_and_comes_later(server: Server
 
 def watching(monkeypatch: pytest.MonkeyPatch, table: LiveTable, body: Callable[[], None]) -> None:
     monkeypatch.setattr(progress, "get_run_logger", lambda: logging.getLogger("test"))
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LOOKS", 0.01)
-    monkeypatch.setattr(progress, "_publish", lambda *_: None)
-    with watched("training", "steps", lambda: (1, 2, ""), table):
+    monkeypatch.setattr(lmcore.progress, "_SECONDS_BETWEEN_POLLS", 0.01)
+    monkeypatch.setattr(progress, "create_progress_artifact", lambda *_, **__: uuid4())
+    monkeypatch.setattr(progress, "update_progress_artifact", lambda *_, **__: None)
+    with watched("training", "steps", lambda: Standing(1, 2), table):
         body()
 
 

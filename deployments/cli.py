@@ -1,0 +1,98 @@
+"""The command ``lm``: every action under one name, those that run as Prefect flows among them.
+
+Prefect, torch and transformers are imported by the action that needs them, once its settings are known to be right.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+from cyclopts import App, Group, Parameter
+
+from lmcore.cli.app import EPILOGUE, MAKE, add_pipeline, new_app, run_app
+from lmcore.config import RunConfig, default_store
+
+_SERVICE = Group("Run as a service", sort_key=4)
+
+
+def main() -> None:
+    """What the console command ``lm`` does."""
+    # The processes that we start must find this program's packages, whatever lies in the folder where we are.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    run_app(_app())
+
+
+def _app() -> App:
+    app = new_app("lm", "Text to a language model of your own: train it, look at it, train it again.")
+    add_pipeline(app, "prepare", RunConfig, "Encode a corpus into shards.", _prepare)
+    add_pipeline(app, "pretrain", RunConfig, "Train a model on a corpus, from text to report.", _pretrain)
+    about = "Train a model again if its text has grown."
+    app.command("deployments.retrain_command:retrain", name="retrain", help=about, group=MAKE, help_epilogue=EPILOGUE)
+    for action in (serve, deploy, setup, doctor):
+        app.command(action, group=_SERVICE)
+    return app
+
+
+def _prepare(config: RunConfig) -> None:
+    from flows.command import run_flow
+    from flows.prepare_data import prepare_data
+
+    run_flow(prepare_data, config)
+
+
+def _pretrain(config: RunConfig) -> None:
+    from flows.command import run_flow
+    from flows.pretrain import pretrain
+
+    run_flow(pretrain, config)
+
+
+def serve() -> None:
+    """Start a Prefect server on this machine, with its UI and a deployment of every flow."""
+    from deployments.serve import main as serve_here
+
+    serve_here()
+
+
+def deploy() -> None:
+    """Put a deployment of every flow on the Prefect server, for workers; it may be repeated.
+
+    The server is the one that PREFECT_API_URL names. What was set there stays, and is said in a line each.
+    """
+    import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
+    from deployments.deploy import deploy as deploy_all
+
+    for line in deploy_all():
+        print(line, flush=True)
+
+
+def setup() -> None:
+    """Create on the Prefect server only what deployments rely on: work pool, limits, automations.
+
+    The server is the one that PREFECT_API_URL names.
+    """
+    import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
+    from deployments.deploy import set_up
+
+    set_up()
+    print("work pool, limits and automations are there")
+
+
+def doctor(
+    *,
+    mend: Annotated[
+        bool, Parameter(help="Mend what can be mended without touching what is in use.", negative=())
+    ] = False,
+) -> None:
+    """Look at everything that a run needs; exit status 1 if anything is wrong.
+
+    The server is the one that PREFECT_API_URL names, the store that of LM_STORE, else ./store.
+    """
+    import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
+    from deployments.doctor import findings, line
+
+    wrong = False
+    for finding in findings(default_store().absolute(), mend):
+        print(line(finding), flush=True)
+        wrong = wrong or bool(finding.remedy)
+    sys.exit(1 if wrong else 0)

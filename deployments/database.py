@@ -1,0 +1,98 @@
+"""Rows that a Prefect server on SQLite stores and can never show again: text that holds half of a character.
+
+A browser that cuts an emoji in two sends a lone surrogate. Our settings refuse it; tags, states and the parameters of
+other flows do not. SQLite keeps it as ``\\ud83d`` in JSON, and every page that holds the row answers 500 from then on.
+"""
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deployments.finding import Finding
+from tasks.database import database_file
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SECONDS_TO_WAIT = 60
+"""For a server that is writing."""
+_COLUMNS = """
+    select t.name, c.name, max(k.name = 'id') from sqlite_master t
+    join pragma_table_info(t.name) c join pragma_table_info(t.name) k
+    where t.type = 'table' and c.type = 'JSON' group by t.name, c.name
+"""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class BrokenValue:
+    """A JSON value with half of a character."""
+
+    table: str
+    column: str
+    row: int
+    id: str
+    mended: str
+    """The value with U+FFFD in place of each half."""
+
+    def __str__(self) -> str:
+        return f"{self.column} of the {self.table.replace('_', ' ')} {self.id}"
+
+
+def unreadable_rows() -> Finding:
+    """Whether the database of this machine holds such rows. With the server stopped or running."""
+    if not (path := database_file()):
+        return Finding("database", "there is no SQLite database of a Prefect server on this machine")
+    try:
+        found = _broken_values(path)
+    except sqlite3.Error as error:
+        return Finding("database", f"{path} cannot be read: {error}", "put a copy of it in its place, or move it away")
+    if not found:
+        return Finding("database", f"{path}: every row can be shown")
+    words = "; ".join(map(str, found[:_SHOWN])) + (f" and {len(found) - _SHOWN} more" if found[_SHOWN:] else "")
+    fact = f"{path}: half of a character, for which the server answers 500, in {words}"
+    return Finding("database", fact, "--mend puts � in its place", partial(_mend, path, found))
+
+
+def mend_database() -> str:
+    """Mend such rows; a line that says which, else nothing."""
+    finding = unreadable_rows()
+    if not finding.mend:
+        return ""
+    finding.mend()
+    return f"{finding.fact}: � stands in its place now"
+
+
+def _broken_values(path: Path) -> list[BrokenValue]:
+    with closing(sqlite3.connect(path, timeout=_SECONDS_TO_WAIT)) as database:
+        columns = database.execute(_COLUMNS).fetchall()
+        return [broken for column in columns for broken in _broken_in(database, *column)]
+
+
+def _broken_in(database: sqlite3.Connection, table: str, column: str, has_id: bool) -> Iterator[BrokenValue]:
+    name = "id" if has_id else "rowid"
+    query = f'select rowid, {name}, "{column}" from "{table}" where "{column}" like ?'
+    for row, identifier, text in database.execute(query, [r"%\ud%"]):
+        if mended := _mended(text):
+            yield BrokenValue(table, column, row, str(identifier), mended)
+
+
+def _mended(text: Any) -> str:
+    """The JSON text with U+FFFD for lone surrogates; empty if it has none."""
+    try:
+        plain = json.dumps(json.loads(text), ensure_ascii=False)
+    except (ValueError, TypeError):
+        return ""
+    mended = _SURROGATE.sub("\ufffd", plain)
+    return "" if mended == plain else json.dumps(json.loads(mended))
+
+
+def _mend(path: Path, values: list[BrokenValue]) -> None:
+    with closing(sqlite3.connect(path, timeout=_SECONDS_TO_WAIT)) as database, database:
+        for value in values:
+            query = f'update "{value.table}" set "{value.column}" = ? where rowid = ?'
+            database.execute(query, [value.mended, value.row])

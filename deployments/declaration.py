@@ -1,0 +1,103 @@
+"""All deployments, declared once: for ``make serve``, for workers, and for prefect.yaml (a test compares that file)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
+
+from deployments.presets import presets, retrain_presets
+from flows import models, store
+from flows.prepare_data import prepare_data
+from flows.pretrain import pretrain
+from flows.retrain import retrain
+
+ROOT = Path(__file__).parents[1]
+"""The folder that holds the packages: entrypoints are relative to it."""
+
+# Set for each job, as Prefect reads it in a worker's runs before it loads the flow.
+JOB_VARIABLES = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60"}}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When runs start by themselves. What they do stands in the deployment's parameters, never here: the switch of the
+    second UI and ``prefect deployment schedule resume`` empty the parameters of a schedule."""
+
+    slug: str
+    """Its name. Prefect replaces all schedules of a deployment where one has none."""
+    cron: str
+    timezone: str = "Asia/Tokyo"
+    active: bool = False
+    """Whether a deployment of workers begins with it on. One that is served on this machine begins with it off."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One deployment."""
+
+    flow: Flow[..., Any]
+    name: str
+    parameters: dict[str, Any]
+    tags: list[str]
+    schedule: Schedule | None = None
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.flow.name}/{self.name}"
+
+    @property
+    def entrypoint(self) -> str:
+        """Relative to ROOT."""
+        file = Path(self.flow.fn.__code__.co_filename).absolute().relative_to(ROOT)
+        return f"{file.as_posix()}:{self.flow.fn.__name__}"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Of its parameters, as the server checks them and the UI draws them."""
+        return parameter_schema(self.flow).model_dump(exclude_unset=True)
+
+    @property
+    def collision(self) -> str:
+        """What becomes of a start while a run of it is under way: with a schedule, the next start does its work."""
+        return "CANCEL_NEW" if self.schedule else "ENQUEUE"
+
+
+NIGHTLY = Schedule("nightly", "0 2 * * *")
+"""Text that has come by day is in shards by morning. To be switched on when the corpus is set."""
+WEEKLY = Schedule("weekly", "0 1 * * 0")
+"""What the pipeline is for: each Sunday night it looks whether text has come. Likewise."""
+REHEARSAL = Schedule("weekly", "0 3 * * 1", active=True)
+"""Minutes of training each Monday show that machine, store and worker still do their work."""
+CLEANING = Schedule("weekly", "0 5 * * 0")
+"""A store does not grow for ever."""
+
+
+def declared() -> list[Declared]:
+    """Every deployment there is."""
+    settings = list(_of_settings())
+    buttons: dict[str, list[Any]] = {"model": models.BUTTONS, "store": store.BUTTONS}
+    by_hand = [Declared(flow, name, {}, ["lm"]) for name, found in buttons.items() for flow in found]
+    # By hand gc only says what would go. The schedule has a deployment of its own, which removes it.
+    gc: Any = store.collect_garbage
+    removing = Declared(gc, "weekly", {"dry_run": False}, ["lm"], CLEANING)
+    return [*settings, *by_hand, removing]
+
+
+def _of_settings() -> Iterator[Declared]:
+    """One for each flow and preset."""
+    for name, settings in presets().items():
+        schedule = REHEARSAL if name == "tiny" else None
+        yield Declared(pretrain, name, settings, ["lm", name], schedule)
+    for name, settings in presets().items():
+        schedule = None if name == "tiny" else NIGHTLY
+        yield Declared(prepare_data, name, settings, ["lm", name], schedule)
+    for name, settings in retrain_presets().items():
+        yield Declared(retrain, name, settings, ["lm", name], WEEKLY)
+
+
+def parameters() -> dict[str, dict[str, Any]]:
+    """The parameters of each deployment. A build step of prefect.yaml, which so holds no copy of them."""
+    return {deployment.full_name.replace("/", "_"): deployment.parameters for deployment in declared()}

@@ -1,0 +1,80 @@
+"""What was last written to a deployment, as digests: so it shows what a person changed since then."""
+
+import json
+import re
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import VariableCreate, VariableUpdate
+
+from lmcore.section import fingerprint
+
+# Of what was written before digests were kept (Prefect 3.8): the presets and the descriptions of the flows.
+_BEFORE = frozenset(
+    [
+        "0959465a03d15b30",
+        "378354aaebb0ba8b",
+        "3beeb0264ba185e7",
+        "4e5881e4911c6719",
+        "5144967c44333845",
+        "53e8e539e0cfa9b7",
+        "62d78cb61b8a356c",
+        "663aef27761e8fcb",
+        "70cab17dbaccd458",
+        "7777ca3436d49806",
+        "7f110050b6c173be",
+        "827d6bd7e5a9df08",
+        "8551189dcdebbf6c",
+        "946483be80195ec4",
+        "9b8d211cb3d8c54a",
+        "a670a5ceae31c588",
+        "bf0d7eeda8e4c4da",
+        "bf1fef379483c672",
+        "dc5aabd99f16364c",
+    ]
+)
+_GONE = "gone"
+"""In place of a digest: it was not there, and is not to be created."""
+
+
+class Written:
+    """The digests of one deployment, by the name of the setting. They are in a Prefect variable."""
+
+    def __init__(self, client: SyncPrefectClient, deployment: str) -> None:
+        self._client, self._variable = client, "lm_written_" + re.sub("[^a-z0-9]", "_", deployment.lower())
+        found = client.read_variable_by_name(self._variable)
+        self.is_new = found is None
+        self.digests: dict[str, str] = dict(found.value) if found and isinstance(found.value, dict) else {}
+        self._saved = dict(self.digests)
+
+    def is_untouched(self, name: str, value: object) -> bool:
+        """Whether the server's ``value`` is the one that was written, or was never there."""
+        return self.digests[name] == _digest(value) if name in self.digests else value is None
+
+    def take_over(self, found: dict[str, Any], absent: set[str]) -> None:
+        """Begin with a deployment that was made before digests were kept: what is ``absent`` was deleted."""
+        self.digests = {name: _digest(value) for name, value in found.items() if _digest(value) in _BEFORE}
+        self.digests |= dict.fromkeys(absent, _GONE)
+
+    def note(self, settings: dict[str, Any]) -> None:
+        """These are on the server now; those that are None are no longer."""
+        for name, value in settings.items():
+            if value is None:
+                self.digests.pop(name, None)
+            else:
+                self.digests[name] = _digest(value)
+
+    def save(self) -> None:
+        if self.is_new:
+            self._client.create_variable(VariableCreate(name=self._variable, value=self.digests, tags=["lm"]))
+        elif self.digests != self._saved:
+            self._client.update_variable(VariableUpdate(name=self._variable, value=self.digests))
+
+
+def _digest(value: object) -> str:
+    """The same for 1 and 1.0, since a browser writes 1 for both."""
+    return fingerprint(json.loads(json.dumps(value), parse_float=_number))
+
+
+def _number(text: str) -> float:
+    return int(float(text)) if float(text).is_integer() else float(text)

@@ -1,0 +1,231 @@
+"""Puts deployments on a Prefect server and keeps what people set there.
+
+A deployment that is absent is created. Of one that is there, the code owns where its code lies (entrypoint, path, pull
+steps), the version and the schema of the parameters: they are written every time. A person may have set everything
+else: it is written only where the server still holds what was written last, or nothing. What differs from this version
+is said in a line each.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.client.schemas.objects import ConcurrencyOptions
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
+
+from deployments.declaration import JOB_VARIABLES, ROOT, Declared
+from deployments.digests import Written
+from deployments.fitting import misfits
+from lmcore.section import differences
+
+Settings = dict[str, Any]
+"""What people may set, by name: tags, concurrency_limit, parameters.NAME, schedule.SLUG. None: it is not set."""
+
+_PARAMETER, _SCHEDULE = "parameters.", "schedule."
+_ENFORCED, _MISFITS = "enforce_parameter_schema", "misfits"
+_SHOWN = 80
+"""Characters of a value."""
+
+
+def register_all(client: SyncPrefectClient, deployments: Iterable[Declared], pool: str = "") -> Iterator[str]:
+    """``register`` them; the lines, those that several have in common once."""
+    names: dict[str, list[str]] = {}
+    for deployment in deployments:
+        for line in register(client, deployment, pool):
+            names.setdefault(line, []).append(deployment.full_name)
+    return (f"{', '.join(having)}: {line}" for line, having in names.items())
+
+
+def register(client: SyncPrefectClient, deployment: Declared, pool: str = "") -> list[str]:
+    """Create or update it, for the workers of ``pool`` or for this process; a line for each thing that differs."""
+    written, wanted = Written(client, deployment.full_name), _wanted(deployment, pool)
+    try:
+        there = client.read_deployment_by_name(deployment.full_name)
+    except ObjectNotFound:
+        _create(client, deployment, wanted, pool)
+        written.digests, lines = {}, []
+        written.note(wanted)
+    else:
+        lines = list(_update(client, deployment, there, wanted, written, pool))
+    written.save()
+    return lines
+
+
+class _Registered(RunnerDeployment):
+    """For Prefect's ``serve``, whose own way would overwrite what people set."""
+
+    async def aapply(self, *_: Any, **__: Any) -> UUID:
+        async with get_client() as client:
+            return (await client.read_deployment_by_name(self.full_name)).id
+
+
+def registered(deployment: Declared) -> RunnerDeployment:
+    """What ``prefect.serve`` takes for a deployment that is on the server."""
+    return _Registered(name=deployment.name, flow_name=deployment.flow.name)
+
+
+def _create(client: SyncPrefectClient, deployment: Declared, wanted: Settings, pool: str) -> None:
+    flow = client.create_flow_from_name(deployment.flow.name)
+    schedules = [_schedule(name, value) for name, value in wanted.items() if name.startswith(_SCHEDULE)]
+    settings = _of_api(wanted) | {"parameters": _parameters(wanted)}
+    client.create_deployment(flow, deployment.name, schedules=schedules, **settings, **_owned(deployment, pool))
+
+
+def _update(
+    client: SyncPrefectClient,
+    deployment: Declared,
+    there: DeploymentResponse,
+    wanted: Settings,
+    written: Written,
+    pool: str,
+) -> Iterator[str]:
+    """Writes, and says what differs."""
+    found = _found(there, wanted.keys() | written.digests.keys())
+    change: Settings = {}
+    if written.is_new:
+        # Only deployments of workers had schedules before: one that is not there was deleted.
+        absent = {name for name in wanted.keys() - found.keys() if name.startswith(_SCHEDULE) and pool}
+        written.take_over(found, absent)
+        if there.paused and not pool:
+            change["paused"] = False
+            yield "switched on: versions before this one paused it whenever they stopped"
+    differing = sorted(name for name in wanted.keys() | found.keys() if found.get(name) != wanted.get(name))
+    news = {name: wanted.get(name) for name in differing if written.is_untouched(name, found.get(name))}
+    for name in differing:
+        if name not in news:
+            yield from _difference(name, found.get(name), wanted.get(name))
+    wrong = misfits(deployment.schema, _parameters(found | news))
+    if wrong and found.get(_ENFORCED):
+        news[_ENFORCED] = False  # else the server would refuse the new schema
+    elif wrong:
+        news.pop(_ENFORCED, None)
+    if wrong and not written.is_untouched(_MISFITS, wrong):
+        change["paused"] = True
+    if wrong:
+        yield _unfit(wrong)
+    settings = _of_api(news) | change
+    settings |= {name: value for name, value in _owned(deployment, pool).items() if getattr(there, name) != value}
+    if any(name.startswith(_PARAMETER) for name in news):
+        settings["parameters"] = _parameters(found | news)
+    if settings:  # else its scheduled runs would be planned anew for nothing
+        client.update_deployment(there.id, DeploymentUpdate(**settings))
+    _write_schedules(client, there, news)
+    same = {name: value for name, value in wanted.items() if name not in differing}
+    written.note(same | news | {_MISFITS: wrong or None})
+
+
+def _wanted(deployment: Declared, pool: str) -> Settings:
+    settings: Settings = {
+        "tags": deployment.tags,
+        "description": deployment.flow.description,
+        _ENFORCED: True,
+        **{_PARAMETER + name: value for name, value in deployment.parameters.items()},
+    }
+    if pool:
+        settings |= {"work_pool_name": pool, "job_variables": JOB_VARIABLES}
+        settings |= {"concurrency_limit": 1, "collision_strategy": deployment.collision}
+    if schedule := deployment.schedule:
+        when = {"cron": schedule.cron, "timezone": schedule.timezone}
+        settings[_SCHEDULE + schedule.slug] = when | {"active": schedule.active and bool(pool), "parameters": {}}
+    return settings
+
+
+def _found(there: DeploymentResponse, names: Collection[str]) -> Settings:
+    """What is on the server; of its schedules only those that are named."""
+    limit, options = there.global_concurrency_limit, there.concurrency_options
+    settings: Settings = {
+        "tags": there.tags,
+        "description": there.description,
+        _ENFORCED: there.enforce_parameter_schema,
+        "work_pool_name": there.work_pool_name,
+        "job_variables": there.job_variables or None,
+        "concurrency_limit": limit.limit if limit else None,
+        "collision_strategy": options.collision_strategy.value if limit and options else None,
+        **{_PARAMETER + name: value for name, value in there.parameters.items()},
+    }
+    for schedule in there.schedules:
+        when = schedule.schedule.model_dump(mode="json", include={"cron", "rrule", "interval", "timezone"})
+        content = {**when, "active": schedule.active, "parameters": schedule.parameters}
+        if (name := f"{_SCHEDULE}{schedule.slug}") in names:
+            settings[name] = content
+    return settings
+
+
+def _owned(deployment: Declared, pool: str) -> Settings:
+    """What the code alone decides."""
+    settings: Settings = {"version": deployment.flow.version, "parameter_openapi_schema": deployment.schema}
+    if pool:
+        step = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
+        return settings | {"entrypoint": deployment.entrypoint, "path": None, "pull_steps": [step]}
+    return settings | {"entrypoint": os.path.relpath(ROOT / deployment.entrypoint), "path": ".", "pull_steps": []}
+
+
+def _of_api(settings: Settings) -> Settings:
+    """The fields of a deployment; its parameters and schedules are written apart."""
+    fields = {name: value for name, value in settings.items() if "." not in name}
+    if "collision_strategy" in fields:
+        strategy = fields.pop("collision_strategy")
+        fields["concurrency_options"] = ConcurrencyOptions(collision_strategy=strategy) if strategy else None
+    if "job_variables" in fields:
+        fields["job_variables"] = fields["job_variables"] or {}
+    return fields
+
+
+def _parameters(settings: Settings) -> dict[str, Any]:
+    """Of a deployment."""
+    return {
+        name.removeprefix(_PARAMETER): value
+        for name, value in settings.items()
+        if name.startswith(_PARAMETER) and value is not None
+    }
+
+
+def _write_schedules(client: SyncPrefectClient, there: DeploymentResponse, news: Settings) -> None:
+    ids = {f"{_SCHEDULE}{schedule.slug}": schedule.id for schedule in there.schedules}
+    for name in filter(lambda name: name.startswith(_SCHEDULE), news):
+        if name in ids:  # Prefect would keep no parameters of one that is changed
+            client.delete_deployment_schedule(there.id, ids[name])
+        if news[name]:
+            client.create_deployment_schedules(there.id, [_schedule(name, news[name])])
+
+
+def _schedule(name: str, value: Settings) -> DeploymentScheduleCreate:
+    when = CronSchedule(cron=value["cron"], timezone=value["timezone"])
+    return DeploymentScheduleCreate(schedule=when, active=value["active"], slug=name.removeprefix(_SCHEDULE))
+
+
+def _difference(name: str, found: Any, wanted: Any) -> Iterator[str]:
+    """A line for each value that a person set."""
+    if name.startswith(_SCHEDULE):
+        words = f"schedule {name.removeprefix(_SCHEDULE)}"
+        yield f"{words}: kept as set on the server, {_when(found)}; this version has {_when(wanted)}"
+        return
+    words = name if name.startswith(_PARAMETER) else name.replace("_", " ")
+    for part, here, there in differences({words: found}, {words: wanted}):
+        yield f"{part}: kept as set on the server, {_shown(here)}; this version has {_shown(there)}"
+
+
+def _when(schedule: Settings | None) -> str:
+    if schedule is None:
+        return "none"
+    when = " ".join(str(schedule[key]) for key in ("cron", "rrule", "interval", "timezone") if schedule.get(key))
+    return f"{when}, {'on' if schedule['active'] else 'off'}"
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _unfit(wrong: list[str]) -> str:
+    return (
+        f"its parameters no longer fit this version: {'; '.join(wrong)}. They are kept, and the deployment is paused: "
+        "Edit > Save it in the UI, then switch it on"
+    )

@@ -1,0 +1,41 @@
+"""What can be known to be wrong before anything is started: places that are not there, a schedule that does not fit."""
+
+import os
+from pathlib import Path
+
+from lmcore.config import RunConfig
+from lmcore.errors import ConfigError
+
+
+def check(config: RunConfig) -> None:
+    """Raise the error that a run with these settings would end with, as far as a look at names and folders shows it."""
+    from lmcore.corpus import check_places
+
+    check_places(config)
+    for setting, name in (("tokenizer.source", config.tokenizer.source), ("train.init_from", config.train.init_from)):
+        _check_path(setting, name)
+    _check_store(config.store.expanduser().absolute())
+    _check_schedule(config)
+
+
+def _check_path(setting: str, name: str) -> None:
+    """A name with one slash, or none, may be one on the hub, a run or a version."""
+    is_path = name.startswith((".", "/", "~")) or name.endswith(".model") or name.count("/") > 1
+    if is_path and "://" not in name and not Path(name).expanduser().exists():
+        raise ConfigError(f"{setting}: {name} does not exist (looked in {Path.cwd()})")
+
+
+def _check_store(store: Path) -> None:
+    there = next(folder for folder in (store, *store.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        fault = "cannot be written" if there.is_dir() else "is a file"
+        raise ConfigError(f"store: {there} {fault}: give another folder with --store or LM_STORE")
+
+
+def _check_schedule(config: RunConfig) -> None:
+    """Where the settings say how many steps the run has, and no part of it is counted in epochs."""
+    from lmcore.schedule import Schedule
+
+    train = config.train
+    if train.max_steps and "epochs" not in train.warmup + train.decay:
+        Schedule.of(train, train.max_steps, blocks=1, block_size=config.dataset.block_size)

@@ -1,0 +1,54 @@
+"""What every command has in common: exit statuses, one line for an error, output that any terminal can show."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from lmcore import signals
+from lmcore.errors import ERROR_PREFIX, STOPPED_STATUS, LMError, StoppedError
+from lmcore.plain_json import to_json
+
+USAGE_STATUS = 2
+"""Exit status of a command line that is not understood."""
+
+
+def main(verb: Callable[[], None]) -> None:
+    """Run a command; a deliberate error becomes one line on standard error and exit status 1.
+
+    Ctrl-C ends it with INTERRUPTED_STATUS; SIGTERM, as a training that stopped before its end, with STOPPED_STATUS.
+    """
+    escape_output()
+    interruption = signals.Interruption()
+    try:
+        verb()
+    except (KeyboardInterrupt, signals.Terminated):
+        pass  # said below
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        sys.exit(STOPPED_STATUS)
+    except (LMError, OSError) as error:
+        print(f"{ERROR_PREFIX}{error}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        if interruption.signal:  # whatever came of it: a file that was closed, a call that failed
+            signals.leave(interruption.signal)
+        signals.end_at_once()
+
+
+def escape_output() -> None:
+    """Let both streams escape the characters that their encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_json(result: Any) -> None:
+    """Print one line of JSON. Characters that the terminal's encoding lacks are escaped as JSON escapes them."""
+    line = to_json(result)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(json.loads(line))
+    print(line, flush=True)

@@ -1,0 +1,111 @@
+"""Actions on datasets and documents of a store."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from lmcore.cli.command import print_json
+from lmcore.cli.models import verify_version
+from lmcore.cli.options import STORE, Amount, Count, DryRun, Store
+from lmcore.markdown import columns
+
+_log = logging.getLogger("lmcore")
+
+_Dataset = Annotated[str, Parameter(help="The id of a dataset.")]
+_Document = Annotated[
+    str, Parameter(help="A hash of 16 hexadecimal digits, or a file, which is cut into documents as each dataset was.")
+]
+
+
+def ledger(dataset: _Dataset, /, *, store: Store = STORE) -> None:
+    """Show where every byte of a dataset's corpus went, and the pieces that were left out."""
+    from lmcore.audit import find_dataset, ledger_by_file, skipped_pieces
+    from lmcore.store import read_manifest
+
+    folder = find_dataset(store, dataset)
+    names = ("documents", "in documents", "between", "filtered", "skipped", "bytes", "stored", "undecodable")
+    print(*(f"{name:>12}" for name in names), "file")
+    for row in ledger_by_file(folder):
+        print(*(f"{value:>12,}" for value in row.values() if isinstance(value, int)), _in_a_line(row["path"]))
+    for path, offset, length, reason, piece in skipped_pieces(folder):
+        print(f"{reason}: {length:,} bytes at {offset:,} of {_in_a_line(path)}: {piece[:60]!r}")
+    account = read_manifest(folder)["ledger"]
+    print_json({name: value for name, value in account.items() if name != "skips"})
+
+
+def _in_a_line(path: str) -> str:
+    return path if path.isprintable() else repr(path)
+
+
+def verify(
+    name: Annotated[str, Parameter(help="The id of a dataset, NAME/v0001, or NAME for the champion.")],
+    /,
+    *,
+    store: Store = STORE,
+) -> None:
+    """Read a dataset again, or a version and all that it was made from; exit status 1 if anything is wrong."""
+    from lmcore.audit import find_dataset, problems
+
+    if not any((folder / "manifest.json").is_file() for folder in (store / "datasets" / name, Path(name))):
+        verify_version(store, name)
+
+    dataset = find_dataset(store, name)
+    found = list(problems(dataset))
+    for chunk, problem in found:
+        print(f"{chunk or 'manifest'}: {problem}")
+    print_json({"dataset_id": dataset.name, "problems": len(found)})
+    sys.exit(1 if found else 0)
+
+
+def repair(dataset: _Dataset, /, *, store: Store = STORE) -> None:
+    """Encode the damaged chunks of a dataset again."""
+    from lmcore.audit import find_dataset
+    from lmcore.audit import repair as encode_again
+
+    folder = find_dataset(store, dataset)
+    print_json({"dataset_id": folder.name, "repaired": encode_again(folder)})
+
+
+def seen_by(document: _Document, /, *, store: Store = STORE) -> None:
+    """List the datasets, runs and versions that hold a document; exit status 1 if one was not found."""
+    from lmcore.document_query import DocumentQuery
+    from lmcore.sightings import seen_by as holders_of
+
+    seen = holders_of(store, DocumentQuery.parse(document))
+    for row in seen.rows:
+        print(f"{row.kind} {row.name} ({row.why})")
+    _log.info("found %s in %s", seen.match, store)
+    kinds = {"dataset": "datasets", "run": "runs", "version": "versions", "unreadable": "unreadable"}
+    names = {plural: seen.names(kind) for kind, plural in kinds.items()}
+    counts = {"documents": seen.match.documents, "found": len(seen.match.found)}
+    print_json({"document": document, **counts, **names})
+    sys.exit(int(counts["found"] < counts["documents"]))
+
+
+def forget_document(document: _Document, /, *, dry_run: DryRun = False, store: Store = STORE) -> None:
+    """Purge a document, or all of a file, from the store, and say which models were trained on it."""
+    from lmcore.forget import forget
+
+    done = forget(store, document, dry_run)
+    print(columns(done.rows()))
+    _log.info("%s in %s", done.summary, store)
+    print_json({**done.model_dump(mode="json"), "dry_run": dry_run})
+    sys.exit(int(bool(done.absent)))
+
+
+def collect_garbage(
+    *,
+    keep_runs: Annotated[Count, Parameter(help="Newest runs to keep with all they need.")] = 3,
+    grace_hours: Annotated[Amount, Parameter(help="Hours for which everything is kept.")] = 24.0,
+    dry_run: DryRun = False,
+    store: Store = STORE,
+) -> None:
+    """Remove what no version and no newer run needs."""
+    from lmcore.garbage import collect
+
+    gone = collect(store, keep_runs, grace_hours * 3600, dry_run)
+    print(columns(gone.rows()))
+    print_json({"removed": len(gone.removed), "bytes": gone.bytes, "dry_run": dry_run})

@@ -1,0 +1,120 @@
+"""The settings of a run from a form: the name of a preset, a few fields, and a TOML text with all other settings.
+
+What comes later wins: the preset, the fields, the text.
+"""
+
+import tomllib
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lmcore.config import RunConfig
+from lmcore.errors import ConfigError
+from lmcore.presets import FOLDER, merge, read_settings
+from lmcore.section import differences
+from lmcore.toml import toml_text
+
+Settings = TypeVar("Settings", bound=RunConfig)
+Tables = dict[str, Any]
+"""Settings by their names, those of a section in a dictionary of their own."""
+
+CUSTOM = "custom"
+"""Stands in place of a preset for the defaults alone."""
+
+
+def given(kind: type[RunConfig], fields: Tables) -> Tables:
+    """The fields in which something was entered: not those that are empty, off, 0 or the setting's own default."""
+    return _without(fields, kind().model_dump(mode="json"))
+
+
+def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str) -> Settings:
+    """Checked settings of a kind. Raises ConfigError that names what is wrong, and the line of ``advanced``."""
+    beneath = {} if preset == CUSTOM else read_settings(f"{FOLDER / preset}.toml")
+    tables = merge(merge(beneath, fields), _read(advanced))
+    try:
+        return kind.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explained(kind, error, advanced))) from None
+
+
+def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tuple[str, ...] = ()) -> list[str]:
+    """What was asked for in vain, in words: by the fields, and by ``advanced`` in the sections that are unused."""
+    final = config.model_dump(mode="json")
+    lost = [name for name, was, now in differences(fields, final) if was is not None and was != now]
+    idle = [name for name, was, _ in differences(_read(advanced), {}) if name.partition(".")[0] in unused]
+    return [f"{name} of the form: advanced sets it, or what it describes" for name in lost] + idle
+
+
+def settings_text(config: RunConfig) -> str:
+    """The settings that are not their defaults, as TOML: the same settings again as ``advanced`` of the custom form."""
+    return toml_text(config.model_dump(mode="json", exclude_defaults=True))
+
+
+def _without(fields: Tables, defaults: Tables) -> Tables:
+    found = {}
+    for name, value in fields.items():
+        kept = _without(value, defaults[name]) if isinstance(value, dict) else value
+        if kept and kept != defaults[name]:
+            found[name] = kept
+    return found
+
+
+def _read(advanced: str) -> Tables:
+    try:
+        return tomllib.loads(advanced)
+    except tomllib.TOMLDecodeError as error:
+        last = f"line {len(advanced.splitlines())}, the last"
+        raise ConfigError(f"advanced: {str(error).replace('end of document', last)}") from None
+
+
+def _explained(kind: type[BaseModel], error: ValidationError, advanced: str) -> Iterator[str]:
+    for problem in error.errors():
+        names = [str(name) for name in problem["loc"]]
+        line = _line_of(advanced, names)
+        where = f"advanced, line {line}: " if line else ""
+        yield f"{where}{'.'.join(names) or 'settings'}: {_problem(kind, dict(problem), names)}"
+
+
+def _problem(kind: type[BaseModel], problem: dict[str, Any], names: list[str]) -> str:
+    if problem["type"] == "extra_forbidden":
+        return f"there is no such setting{_suggestion(kind, names)}"
+    return f"{problem['msg'].removeprefix('Value error, ')} (given: {problem['input']!r:.80})"
+
+
+def _suggestion(kind: type[BaseModel], names: list[str]) -> str:
+    known = list(_setting_names(kind))
+    elsewhere = [name for name in known if name.rpartition(".")[2] == names[-1]]
+    close = elsewhere or get_close_matches(".".join(names), known, n=1)
+    return f". Did you mean {close[0]}?" if close else ""
+
+
+def _setting_names(kind: type[BaseModel], above: str = "") -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _setting_names(field.annotation, f"{above}{name}.")
+        else:
+            yield above + name
+
+
+def _line_of(text: str, names: list[str]) -> int:
+    """The number of the line that sets what is named, or the table around it; 0 if the text does not set it."""
+    lines = text.splitlines()
+    deepest = _depth(tomllib.loads(text), names)
+    for number in range(1, len(lines) + 1) if deepest else ():
+        try:
+            if _depth(tomllib.loads("\n".join(lines[:number])), names) == deepest:
+                return number
+        except tomllib.TOMLDecodeError:
+            continue  # the text goes on in the middle of a value
+    return 0
+
+
+def _depth(tables: Any, names: list[str]) -> int:
+    """How many of the names lead from table to table."""
+    for depth, name in enumerate(names):
+        if not isinstance(tables, dict) or name not in tables:
+            return depth
+        tables = tables[name]
+    return len(names)

@@ -1,0 +1,147 @@
+"""Ctrl-C and other signals end a command with one line and an exit status, at every moment of its life.
+
+``end_at_once`` is for the time in which nothing has to be undone, such as the import of a library. During the work
+itself ``Interruption`` turns the signal into an exception, so that everybody who holds a lock, a temporary file or
+a child cleans up; a training has ``StopRequest`` instead and saves. Only the first signal counts: the ones after it
+must not disturb the cleaning.
+
+A signal that is ignored when the command starts stays ignored: a shell does so to SIGINT for a job in the background
+of a script, and nohup to SIGHUP. SIGTERM ends such a command.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+from lmcore.errors import INTERRUPTED_STATUS, STOPPED_STATUS
+
+Result = TypeVar("Result")
+
+_LINE = "interrupted: the same command continues"
+_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PACKAGES, _PROGRAMS = ("lmcore", "flows", "deployments"), ("lm",)
+_SECONDS_TO_LEAVE = 0.05
+"""A destructor or a callback."""
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP. Like KeyboardInterrupt, so that nobody takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(_LINE)
+        self.signal = number
+
+
+def is_command() -> bool:
+    """Whether this process was started as one of our commands, and not by somebody who imports us."""
+    words = sys.orig_argv
+    if "-m" in words[:-1]:
+        return words[words.index("-m") + 1].partition(".")[0] in _PACKAGES
+    return os.path.basename(sys.argv[0]) in _PROGRAMS
+
+
+def end_at_once() -> None:
+    """From now on a signal ends this process where it stands."""
+    _handle(lambda number, _: leave(number))
+
+
+class Interruption:
+    """From now on the first signal raises KeyboardInterrupt (SIGINT) or Terminated in the main thread."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        """Of the request, also where somebody caught the exception and went on; 0 if there was none."""
+        _handle(self._ask)
+        for kind in (KeyboardInterrupt, Terminated):
+            resend_lost(kind, self._ask_again)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if not self.signal:
+            self.signal = number
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+    def _ask_again(self, number: int) -> None:
+        self.signal = 0
+        os.kill(os.getpid(), number)
+
+
+class StopRequest:
+    """Whether a signal has asked for the end, for a loop that saves and ends by itself.
+
+    Until the first look there is nothing to save, so a signal ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._looked = False
+        end_at_once()
+
+    def __call__(self) -> bool:
+        if not self._looked:
+            self._looked = True
+            _handle(self._ask)
+        return bool(self.signal)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        self.signal = self.signal or number
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in _ASKING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def resend_lost(kind: type[BaseException], send: Callable[[int], None]) -> None:
+    """Have the signal of an exception of this kind sent again where Python lost the exception.
+
+    Where a signal handler raises in a destructor or in the callback of a weak reference, of which importing torch
+    alone has thousands, Python prints the exception and goes on.
+    """
+    usual = sys.unraisablehook
+
+    def hook(lost: "sys.UnraisableHookArgs") -> None:
+        if isinstance(lost.exc_value, kind):
+            # A little later and from elsewhere, else it would be raised in here and be lost as well.
+            number = getattr(lost.exc_value, "signal", signal.SIGINT)
+            threading.Timer(_SECONDS_TO_LEAVE, send, (number,)).start()
+        else:
+            usual(lost)
+
+    sys.unraisablehook = hook
+
+
+def leave(number: int) -> NoReturn:
+    """End this process because of a signal, after all cleaning: say so and go.
+
+    Exit handlers are left out. Those of libraries wait for threads that nothing will end.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, RuntimeError):  # the terminal is gone, or a write was interrupted
+            stream.flush()
+    with suppress(OSError):
+        os.write(2, f"{_LINE}\n".encode())
+    os._exit(INTERRUPTED_STATUS if number == signal.SIGINT else STOPPED_STATUS)
+
+
+def interruptible(function: Callable[[], Result]) -> Result:
+    """What ``function`` returns. It runs in a thread, so that signals are heard while native code works for long.
+
+    When one is, the thread is left behind: native code cannot be stopped, but it does not keep the process.
+    """
+    outcome: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()

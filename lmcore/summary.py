@@ -1,0 +1,109 @@
+"""The end of a run in plain words: how good the model is, what to do next, and where everything is."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from textwrap import indent
+
+from lmcore.baselines import Baselines
+from lmcore.clock import duration
+from lmcore.errors import StoreError
+from lmcore.markdown import number
+from lmcore.run import Run, TrainingResult
+from lmcore.scores import Evaluation
+from lmcore.store import write_file
+from lmcore.toml import toml_text
+
+_LONGER = 4
+"""Times as many steps, when somebody wants to train longer."""
+_AS_GOOD = 0.01
+"""Bits per byte that make no difference."""
+
+
+def summary(folder: Path, samples: list[str], account: str, page: str = "") -> str:
+    """Lines for a person about a finished run; ``page`` is the address of its page in a browser, if it has one.
+
+    Raises StoreError when the run's records are missing.
+    """
+    run, training, evaluation = Run.open(folder), TrainingResult.load(folder), Evaluation.load(folder)
+    if training is None or evaluation is None:
+        raise StoreError(f"{folder} has no training.json or no evaluation.json: the same command makes them again")
+    texts = "\n\n".join(
+        f"sample {place}\n\n{indent(text, '    ', lambda line: True)}" for place, text in enumerate(samples, 1)
+    )
+    lines = [
+        ("how good", _goodness(evaluation, Baselines.load(folder))),
+        ("trained", _trained(training)),
+        ("text", account),
+        ("report", str(folder / "report.md")),
+        ("picture", str(folder / "report.png")),
+        ("model", str(folder / "model")),
+        ("page", page or "none is kept: make serve shows runs in a browser"),
+    ]
+    figures = "\n".join(f"{name:<12}{indent(about, ' ' * 12).lstrip()}" for name, about in lines)
+    return f"{texts}\n\n{figures}\n\n{_next(run, training)}"
+
+
+def compared(bits_per_byte: float, found: Baselines) -> str:
+    """Sentences that say whether simple methods predict the text as well."""
+    zlib, ngram = found.zlib_bits_per_byte, found.ngram_bits_per_byte
+    beside = (
+        f"On the same text zlib (level 9) needs {zlib:.3f} bits per byte and a 5-gram model of the training text "
+        f"{ngram:.3f}."
+    )
+    best, name = min((zlib, "zlib"), (ngram, "the 5-gram model"))
+    if bits_per_byte < best - _AS_GOOD:
+        return f"{beside} The model is better than both, by {1 - bits_per_byte / best:.0%} than {name}."
+    if bits_per_byte < max(zlib, ngram) - _AS_GOOD:
+        return f"{beside} The model is better than one of them only: train it longer, or on more text."
+    return f"{beside} The model is no better than these: train it longer, or on more text."
+
+
+def write_settings(run: Run) -> None:
+    """Keep the run's settings as TOML in its folder, so that a command can begin another run with them."""
+    settings = run.config.model_dump(mode="json", exclude_defaults=True, exclude={"store", "run", "fresh"})
+    write_file(_settings_file(run), toml_text({"store": str(run.store), **settings}).encode() + b"\n")
+
+
+def _goodness(evaluation: Evaluation, found: Baselines | None) -> str:
+    loss = (
+        f"{number(evaluation.bits_per_byte, '.3f')} bits per byte of {evaluation.text_bytes:,} bytes of text that it "
+        f"was not trained on (less is better)\n{number(evaluation.nats_per_token, '.4f')} nats per token, perplexity "
+        f"{number(evaluation.perplexity, ',.2f')}"
+    )
+    return loss if found is None else f"{loss}\n{_sentences(compared(evaluation.bits_per_byte, found))}"
+
+
+def _sentences(text: str) -> str:
+    return text.replace(". ", ".\n")
+
+
+def _trained(training: TrainingResult) -> str:
+    time = f" in {duration(training.seconds)}" if training.ended else ""
+    return f"{training.step:,} steps{time} on {training.device}, {training.tokens_per_second:,.0f} tokens/s"
+
+
+def _next(run: Run, training: TrainingResult) -> str:
+    prompt = next((text for text in run.config.sample.prompts if text), "")
+    again = ("-m", "lmcore", "pretrain", "--config", str(_settings_file(run)))
+    commands = {
+        "let it write": ("-m", "lmcore", "generate", str(run.folder / "model"), "--prompt", prompt),
+        "train longer": (*again, "--train.max-steps", str(_LONGER * training.last_step)),
+        "your own text": (*again, "--corpus.paths", "path/to/text"),
+    }
+    lines = (f"  {what:<14}{shlex.join([_python(), *words])}" for what, words in commands.items())
+    return "\n".join(["what next", *lines])
+
+
+def _settings_file(run: Run) -> Path:
+    return run.folder / "settings.toml"
+
+
+def _python() -> str:
+    """How somebody calls this Python from this folder."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    here = os.path.relpath(sys.executable)
+    return sys.executable if here.startswith("..") else here

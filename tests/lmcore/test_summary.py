@@ -1,0 +1,104 @@
+"""The end of a run says how good the model is, in words that are true, and commands that work."""
+
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lmcore.baselines import Baselines
+from lmcore.cli.settings import read
+from lmcore.config import RunConfig, SampleConfig
+from lmcore.errors import StoreError
+from lmcore.report import report
+from lmcore.summary import compared, summary, write_settings
+from tests.conftest import Trained
+
+
+def baselines(zlib: float, ngram: float) -> Baselines:
+    sizes = {"train_bytes": 1000, "text_bytes": 100}
+    return Baselines(folder=Path("run"), dataset_id="d", zlib_bits_per_byte=zlib, ngram_bits_per_byte=ngram, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("bits", "verdict"),
+    [
+        (1.2, "better than both, by 25% than the 5-gram model."),
+        (1.595, "better than one of them only"),
+        (1.8, "better than one of them only"),
+        (2.0, "no better than these"),
+        (2.5, "no better than these"),
+        (float("nan"), "no better than these"),
+    ],
+)
+def test_the_verdict_is_what_the_figures_say(bits: float, verdict: str) -> None:
+    text = compared(bits, baselines(zlib=2.0, ngram=1.6))
+    assert "zlib (level 9) needs 2.000 bits per byte and a 5-gram model of the training text 1.600." in text
+    assert verdict in text
+
+
+def test_the_better_one_of_the_two_is_what_the_model_is_compared_with() -> None:
+    assert "by 50% than zlib." in compared(0.8, baselines(zlib=1.6, ngram=2.0))
+
+
+@pytest.fixture(scope="module")
+def end(trained: Trained) -> str:
+    page = report(trained.training, trained.evaluation, trained.blocks, SampleConfig(tokens=20))
+    return summary(trained.run.folder, page.samples, "1,000 bytes read")
+
+
+def test_everything_is_there(trained: Trained, end: str) -> None:
+    folder = trained.run.folder
+    for line in (
+        f"how good    {trained.evaluation.bits_per_byte:.3f} bits per byte of ",
+        f"report      {folder}/report.md\n",
+        f"model       {folder}/model\n",
+        "text        1,000 bytes read\n",
+        "On the same text zlib (level 9) needs ",
+        "what next\n",
+    ):
+        assert line in end, line
+
+
+def commands(end: str) -> dict[str, list[str]]:
+    rows = end.partition("what next\n")[2].splitlines()
+    return {row[2:16].strip(): shlex.split(row[16:]) for row in rows}
+
+
+def test_the_commands_are_this_python_and_understood(trained: Trained, end: str) -> None:
+    found = commands(end)
+    assert list(found) == ["let it write", "train longer", "your own text"]
+    assert all(Path(words[0]).absolute() == Path(sys.executable) or words[0] == "python" for words in found.values())
+    assert all(words[1:3] == ["-m", "lmcore"] for words in found.values())
+    *_, flag, steps = found["train longer"]
+    assert (flag, steps) == ("--train.max-steps", str(4 * trained.training.last_step))
+
+
+def test_the_settings_in_the_command_are_those_of_the_run(trained: Trained, end: str) -> None:
+    words = commands(end)["train longer"]
+    file = words[words.index("--config") + 1]
+    kept = read(RunConfig, {"train": {"max_steps": "80"}}, file)
+    expected = trained.run.config.model_copy(update={"run": "", "store": trained.run.store})
+    assert kept == expected.model_copy(update={"train": expected.train.model_copy(update={"max_steps": 80})})
+
+
+def test_a_page_in_a_browser_is_named_where_there_is_one(trained: Trained, end: str) -> None:
+    assert "page        none is kept: make serve shows runs in a browser" in end
+    assert "page        http://127.0.0.1:4200/runs/1" in summary(
+        trained.run.folder, ["a"], "", "http://127.0.0.1:4200/runs/1"
+    )
+
+
+def test_settings_that_look_like_toml_survive(trained: Trained, tmp_path: Path) -> None:
+    config = trained.run.config.model_copy(update={"sample": SampleConfig(prompts=['"\n[train]', "東京\\"])})
+    run = type(trained.run)(**{**vars(trained.run), "folder": tmp_path / "runs" / "x", "config": config})
+    run.folder.mkdir(parents=True)
+    write_settings(run)
+    assert tomllib.loads((run.folder / "settings.toml").read_text())["sample"]["prompts"] == ['"\n[train]', "東京\\"]
+
+
+def test_a_folder_without_records_is_named(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((trained.run.folder / "config.json").read_bytes())
+    with pytest.raises(StoreError, match=r"no training\.json"):
+        summary(tmp_path, [], "")
