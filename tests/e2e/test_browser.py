@@ -220,7 +220,7 @@ def test_every_deployment_is_there_and_ready(ui: Ui) -> None:
 def test_the_form_explains_each_setting(ui: Ui) -> None:
     ui.open_form("retrain", "tiny")
     for group, title, explanation, value in (
-        ("Training", "Max steps", "Optimizer steps", "700"),
+        ("Training", "Max steps", "Optimizer steps", "1400"),
         ("Corpus", "Settle seconds", "Seconds for which", "60"),
         ("Retraining", "Budget minutes", "Minutes of training", "0"),
         ("Gate", "Old margin bits per byte", "Bits per byte of old text", "0.005"),
