@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CONFIG ?= deployments/configs/tiny.toml
 export CORPUS
 
@@ -14,27 +15,32 @@ help: ## list the targets
 	@echo "setting up .venv (a minute or two, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed, this is " + sys.version)'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) --editable .
+	@touch $@
+
+.venv/.developing: .venv/.installed
+	@echo "adding the development tools to .venv"
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
 demo: .venv/.installed ## train a small model on Python's standard library, or on CORPUS=path/to/text
-	@$(BIN)/python -m flows.pretrain --config $(CONFIG) $(if $(CORPUS),--corpus.paths "$$CORPUS")
+	@$(BIN)/python -m deployments pretrain --config $(CONFIG) $(if $(CORPUS),--corpus.paths "$$CORPUS")
 
-test: .venv/.installed ## run the tests
+test: .venv/.developing ## run the tests
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-check: .venv/.installed ## lint, types and import walls
+check: .venv/.developing ## lint, types and import walls
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-story: .venv/.installed ## four weeks of a model that is trained again by itself, in minutes
+story: .venv/.developing ## four weeks of a model that is trained again by itself, in minutes
 	@$(BIN)/python -m tests.story
 
 serve: .venv/.installed ## Prefect server and the flows' deployments, on this machine only
-	@$(BIN)/python -m deployments.serve
+	@$(BIN)/python -m deployments serve
 
 clean: ## remove what set-up and tools made; keeps the store
-	rm -rf .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,12 +5,14 @@ Prefect, torch and transformers are imported by the action that needs them, once
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
 from lmcore.cli.app import EPILOGUE, MAKE, add_pipeline, new_app, run_app
 from lmcore.config import RunConfig, default_store
+from lmcore.errors import ConfigError
 
 _SERVICE = Group("Run as a service", sort_key=4)
 
@@ -47,8 +49,22 @@ def _pretrain(config: RunConfig) -> None:
     run_flow(pretrain, config)
 
 
+def _refuse_hidden_packages() -> None:
+    """Raise ConfigError where Prefect would load other modules: it looks for a flow's imports in the folder first."""
+    here, ours = Path.cwd(), Path(__file__).parents[1]
+    names = ("lmcore", "tasks", "flows", "deployments")
+    found = [path.name for name in names for path in (here / name, here / f"{name}.py") if path.exists()]
+    if found and not here.samefile(ours):
+        raise ConfigError(
+            f"{here} holds {', '.join(found)}, which Prefect would load instead of this program's own: start it in "
+            "another folder, with LM_STORE naming the store"
+        )
+
+
 def serve() -> None:
     """Start a Prefect server on this machine, with its UI and a deployment of every flow."""
+    _refuse_hidden_packages()
+
     from deployments.serve import main as serve_here
 
     serve_here()

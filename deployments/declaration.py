@@ -56,8 +56,8 @@ class Declared:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Of its parameters, as the server checks them and the UI draws them."""
-        return parameter_schema(self.flow).model_dump(exclude_unset=True)
+        """Of its parameters, as the server checks them and the UI draws them. A name that it lacks is refused."""
+        return parameter_schema(self.flow).model_dump(exclude_unset=True) | {"additionalProperties": False}
 
     @property
     def collision(self) -> str:

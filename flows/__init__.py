@@ -11,8 +11,6 @@ from tasks.logs import quiet_prefect
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# The second UI asks an analytics service for its settings whenever it opens, whatever the server's own setting says.
-os.environ.setdefault("PREFECT_SERVER_UI_V2_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT", "false")
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "60")
 

@@ -99,7 +99,7 @@ def prepare_data(
     """Tokenize a corpus into the store.
 
     Args:
-        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://), one a line. Empty: the
+        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). Empty: the
             text of the chosen size, if it has one.
         document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
         size: The model that the text is for, which decides vocabulary and block size: tiny, small or base. custom:

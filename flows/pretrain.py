@@ -71,7 +71,7 @@ def pretrain(
     """Train a language model on a corpus, evaluate it, export it and report.
 
     Args:
-        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://), one a line. Empty: the
+        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). Empty: the
             text of the chosen size, if it has one.
         document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
         size: The model and its training: tiny (minutes on two cores), small (about 30 million parameters, one GPU) or

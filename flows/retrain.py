@@ -83,7 +83,7 @@ def retrain(
     """Train a model again if its text has grown, and use it if it is proved better.
 
     Args:
-        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://), one a line: all of the
+        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://): all of the
             text, the new and the old. Empty: the text of the chosen size, if it has one.
         document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
         size: The first model and its training: tiny, small or base. custom: only what advanced says.

@@ -4,14 +4,13 @@ What comes later wins: the preset, the fields, the text.
 """
 
 import tomllib
-from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from lmcore.config import RunConfig
 from lmcore.errors import ConfigError
+from lmcore.origins import SettingsText, explain
 from lmcore.presets import FOLDER, merge, read_settings
 from lmcore.section import differences
 from lmcore.toml import toml_text
@@ -36,7 +35,7 @@ def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str
     try:
         return kind.model_validate(tables)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explained(kind, error, advanced))) from None
+        raise ConfigError(explain(error, kind, SettingsText("advanced", advanced))) from None
 
 
 def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tuple[str, ...] = ()) -> list[str]:
@@ -67,54 +66,3 @@ def _read(advanced: str) -> Tables:
     except tomllib.TOMLDecodeError as error:
         last = f"line {len(advanced.splitlines())}, the last"
         raise ConfigError(f"advanced: {str(error).replace('end of document', last)}") from None
-
-
-def _explained(kind: type[BaseModel], error: ValidationError, advanced: str) -> Iterator[str]:
-    for problem in error.errors():
-        names = [str(name) for name in problem["loc"]]
-        line = _line_of(advanced, names)
-        where = f"advanced, line {line}: " if line else ""
-        yield f"{where}{'.'.join(names) or 'settings'}: {_problem(kind, dict(problem), names)}"
-
-
-def _problem(kind: type[BaseModel], problem: dict[str, Any], names: list[str]) -> str:
-    if problem["type"] == "extra_forbidden":
-        return f"there is no such setting{_suggestion(kind, names)}"
-    return f"{problem['msg'].removeprefix('Value error, ')} (given: {problem['input']!r:.80})"
-
-
-def _suggestion(kind: type[BaseModel], names: list[str]) -> str:
-    known = list(_setting_names(kind))
-    elsewhere = [name for name in known if name.rpartition(".")[2] == names[-1]]
-    close = elsewhere or get_close_matches(".".join(names), known, n=1)
-    return f". Did you mean {close[0]}?" if close else ""
-
-
-def _setting_names(kind: type[BaseModel], above: str = "") -> Iterator[str]:
-    for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _setting_names(field.annotation, f"{above}{name}.")
-        else:
-            yield above + name
-
-
-def _line_of(text: str, names: list[str]) -> int:
-    """The number of the line that sets what is named, or the table around it; 0 if the text does not set it."""
-    lines = text.splitlines()
-    deepest = _depth(tomllib.loads(text), names)
-    for number in range(1, len(lines) + 1) if deepest else ():
-        try:
-            if _depth(tomllib.loads("\n".join(lines[:number])), names) == deepest:
-                return number
-        except tomllib.TOMLDecodeError:
-            continue  # the text goes on in the middle of a value
-    return 0
-
-
-def _depth(tables: Any, names: list[str]) -> int:
-    """How many of the names lead from table to table."""
-    for depth, name in enumerate(names):
-        if not isinstance(tables, dict) or name not in tables:
-            return depth
-        tables = tables[name]
-    return len(names)

@@ -58,7 +58,7 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
         text=True,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"},
         start_new_session=True,
     )
     message: list[str] = []  # the last line, or all from the one that begins an error

@@ -17,6 +17,8 @@ from tests.flags import parse
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.ja.md")
+LM = [sys.executable, "-m", "deployments"]
+"""The command lm, also where it is not installed."""
 SMALL = (
     "--train.max_steps=3 --train.batch_size=2 --dataset.block_size=32 --model.layers=1 --model.width=16 "
     "--model.heads=2 --tokenizer.vocab_size=400"
@@ -74,10 +76,12 @@ def test_a_setting_in_the_documents_is_understood(setting: str) -> None:
 
 
 @pytest.mark.flows
-@pytest.mark.parametrize("command", [c for c in commands("README.md") if c.startswith("python -m flows")])
+@pytest.mark.parametrize(
+    "command", [c for c in commands("README.md") if c.startswith(("lm pretrain", "lm prepare", "lm retrain"))]
+)
 def test_a_flow_command_runs(command: str, home: Path, corpus: Path) -> None:
     words = shlex.split(command.replace("path/to/text", str(corpus)))
-    out = run([sys.executable, *words[1:], *shlex.split(SMALL)], home, corpus)
+    out = run([*LM, *words[1:], *shlex.split(SMALL)], home, corpus)
     assert "dataset_id" in json.loads(out.splitlines()[-1])
 
 
@@ -106,13 +110,15 @@ def model_dir(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(json.loads(run([sys.executable, *shlex.split(command)], home, corpus).splitlines()[-1])["model_dir"])
 
 
-@pytest.mark.parametrize("command", [c for c in commands("README.md") if c.startswith("python -m lmcore")])
+@pytest.mark.parametrize(
+    "command", [c for c in commands("README.md") if c.startswith(("lm generate", "lm plot", "lm evaluate"))]
+)
 def test_a_command_about_a_run_runs(command: str, model_dir: Path, home: Path, tmp_path: Path) -> None:
     places = {"path/to/model": model_dir, "path/to/run": model_dir.parent, "path/to/other-run": model_dir.parent}
     places["path/to/text"] = write_corpus(tmp_path / "text", documents=20)
     words = [str(places.get(word, word)) for word in shlex.split(command)]
-    words += {"plot": ["--out", str(tmp_path / "losses.png")], "generate": ["--tokens", "3"]}.get(words[3], [])
-    assert json.loads(run([sys.executable, *words[1:]], home, tmp_path).splitlines()[-1])
+    words += {"plot": ["--out", str(tmp_path / "losses.png")], "generate": ["--tokens", "3"]}.get(words[1], [])
+    assert json.loads(run([*LM, *words[1:]], home, tmp_path).splitlines()[-1])
 
 
 @pytest.mark.parametrize("readme", READMES)

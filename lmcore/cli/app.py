@@ -105,10 +105,9 @@ def refuse_undecodable(words: list[str]) -> None:
         try:
             word.encode()
         except UnicodeEncodeError:
-            shown = word.encode(errors="surrogateescape")
-            encoding = sys.getfilesystemencoding()
-            advice = "" if encoding == "utf-8" else f": this locale is {encoding}; set PYTHONUTF8=1"
-            raise ValueError(f"{name}: {shown!r} is not UTF-8{advice}") from None
+            shown, encoding = word.encode(errors="surrogateescape"), sys.getfilesystemencoding()
+            fault = "is not UTF-8" if encoding == "utf-8" else f"is not {encoding}, as this locale is: set PYTHONUTF8=1"
+            raise ValueError(f"{name}: {shown!r} {fault}") from None
 
 
 def _said(error: Exception) -> str:

@@ -12,6 +12,7 @@ from lmcore.retraining import RetrainConfig, RetrainingConfig
 from lmcore.store import locked
 from tests.conftest import tiny_config
 from tests.deployments.conftest import Api
+from tests.serving import settings_form
 
 pytestmark = pytest.mark.flows
 
@@ -20,7 +21,7 @@ def retrain(served: Api, corpus: Path, store: Path, **settings: object) -> Any:
     """A run that trains the model "ours" again."""
     retraining = RetrainingConfig(model_name="ours")
     config = RetrainConfig(**dict(tiny_config(corpus, store)), retraining=retraining).model_dump(mode="json")
-    return served.start_named("retrain/small", {"config": config | settings})
+    return served.start_named("retrain/small", settings_form(config | settings))
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,9 @@ def page(served: Api, run: Any, key: str) -> str:
 
 
 def test_what_the_buttons_of_a_model_say(served: Api, store: Path) -> None:
-    choice = {"model_name": "ours", "store": str(store)}
+    model = {"model_name": "ours", "store": str(store)}
     started = {
-        flow: served.start_named(f"{flow}/model", {"choice": {**choice, **more}})
+        flow: served.start_named(f"{flow}/model", {**model, **more})
         for flow, more in (("versions", {}), ("evaluate", {}), ("rollback", {}), ("promote", {"version": "v0001"}))
     }
     states = {flow: served.final_state(run) for flow, run in started.items()}
@@ -61,7 +62,7 @@ def test_what_the_buttons_of_a_model_say(served: Api, store: Path) -> None:
 
 
 def test_a_button_of_the_store_that_cannot_do_its_work_says_why_in_words(served: Api, store: Path) -> None:
-    run = served.start_named("forget/store", {"choice": {"store": str(store), "document": "no such file"}})
+    run = served.start_named("forget/store", {"store": str(store), "document": "no such file"})
     assert "is neither a document hash" in served.final_state(run)["message"]
     assert "Traceback" not in served.logs(run["id"])
 
@@ -69,7 +70,7 @@ def test_a_button_of_the_store_that_cannot_do_its_work_says_why_in_words(served:
 def test_a_button_that_removes_something_only_says_what_it_would(served: Api, store: Path) -> None:
     dataset = store / "datasets" / "nobody-needs-it"
     dataset.mkdir()
-    run = served.start_named("gc/store", {"choice": {"store": str(store), "grace_hours": 0}})
+    run = served.start_named("gc/store", {"store": str(store), "grace_hours": 0})
     assert served.final_state(run)["type"] == "COMPLETED"
     assert "datasets/nobody-needs-it" in page(served, run, "gc")
     assert dataset.is_dir()

@@ -25,7 +25,7 @@ from lmcore.registry import history, model_folder
 from lmcore.store import locked
 from tests.conftest import REPOSITORY, tiny_config, tiny_retraining, write_corpus
 from tests.deployments.conftest import PASSWORD, Api
-from tests.serving import clean_environment, free_port
+from tests.serving import clean_environment, free_port, settings_form
 
 pytestmark = [pytest.mark.flows, pytest.mark.e2e]
 
@@ -204,7 +204,7 @@ def test_a_scheduled_run_appears_by_itself_and_finishes(production: Production, 
     # Often, since the first time may be over before the server has looked at its schedules.
     often = {"interval": 20, "anchor_date": datetime.now(UTC).isoformat()}
     config = tiny_config(corpus, Path()).model_dump(mode="json", exclude={"store"})
-    schedule = {"schedule": often, "active": True, "parameters": {"config": config}}
+    schedule = {"schedule": often, "active": True, "parameters": settings_form(config)}
     path = f"/deployments/{deployment['id']}/schedules"
     [created] = production.api.call(path, [schedule])
     filters = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
@@ -225,7 +225,7 @@ def test_a_start_amid_a_run_that_outlasts_its_interval_is_left_out_and_the_next_
 ) -> None:
     api, store = production.api, production.api.home / "store"
     config = tiny_retraining(write_corpus(tmp_path / "corpus"), Path(), "long")
-    parameters = {"config": config.model_dump(mode="json", exclude={"store"})}
+    parameters = settings_form(config.model_dump(mode="json", exclude={"store"}))
     deployment = api.call("/deployments/name/retrain/small")
     path = f"/deployments/{deployment['id']}/schedules"
     filters = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
@@ -256,7 +256,7 @@ def test_a_run_whose_worker_was_killed_goes_on_at_the_next_one(production: Produ
     train = {"device": "cpu", "max_steps": 10**6, "checkpoint_every": 100}
     config = tiny_config(corpus, Path(), **train).model_dump(mode="json", exclude={"store"})
     earlier = set(home.glob(CHECKPOINTS))
-    run = api.start_named("pretrain/small", {"config": config})["id"]
+    run = api.start_named("pretrain/small", settings_form(config))["id"]
     api.wait(lambda: set(home.glob(CHECKPOINTS)) - earlier)
     production.worker.kill()
     with process(production.environment, home / "next.log", *WORKER):

@@ -53,14 +53,15 @@ def test_a_schedule_makes_runs_appear(served: Api) -> None:
     assert served.wait(lambda: served.call("/flow_runs/filter", filters))
 
 
-def test_unknown_settings_are_refused_at_creation(served: Api) -> None:
+@pytest.mark.parametrize("parameters", [{"size": "huge"}, {"sizes": "tiny"}, {"config": {"train": {"lr": 1}}}])
+def test_unknown_settings_are_refused_at_creation(served: Api, parameters: dict[str, object]) -> None:
     deployment = served.call("/deployments/name/pretrain/tiny")
-    body = {"parameters": {"config": {"train": {"lr": 1}}}}
+    body = {"parameters": parameters}
     assert served.refused(f"/deployments/{deployment['id']}/create_flow_run", body) == 409
 
 
 @pytest.mark.parametrize("flow", ["pretrain", "prepare_data"])
-def test_each_preset_is_a_deployment_with_its_settings_in_the_form(served: Api, flow: str) -> None:
+def test_each_preset_is_a_deployment_with_its_size_in_the_form(served: Api, flow: str) -> None:
     found = {d["name"]: d for d in served.call("/deployments/filter", {"flows": {"name": {"any_": [flow]}}})}
     assert {name: deployment["parameters"] for name, deployment in found.items()} == presets()
     assert all(deployment["description"] and "lm" in deployment["tags"] for deployment in found.values())

@@ -1,14 +1,18 @@
 """One served pipeline for all tests here: a real server with a password, deployments, and somebody who is told."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.serving import Serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 PASSWORD = "somebody:secret"
 
@@ -66,3 +70,23 @@ def serving(tmp_path_factory: pytest.TempPathFactory, listener: Listener) -> Ite
         left = serving.stop()
         print(serving.log.read_text())
     assert not left
+
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+_QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    from playwright.sync_api import expect, sync_playwright
+
+    from tests.e2e.ui import SECONDS
+
+    found = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser is here ({', '.join(_BROWSERS)}): apt-get install chromium")
+    expect.set_options(timeout=SECONDS * 1000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=_QUIET)
+        yield browser
+        browser.close()
