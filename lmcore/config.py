@@ -243,6 +243,18 @@ class SampleConfig(Section):
     """A number that chooses the draws: the same seed, the same text."""
 
 
+class CardConfig(Section):
+    """What the model card says that only you know."""
+
+    model_config = ConfigDict(title="Model card")
+
+    licence: Text = view("", max_length=100, pattern=r"^[A-Za-z0-9.+-]*$")
+    """The model's licence, as the Hugging Face hub spells it (apache-2.0, cc-by-sa-4.0). Empty: the card says that none
+    is stated."""
+    languages: list[Annotated[str, Field(pattern="^[a-z]{2,8}(-[A-Za-z0-9]{2,8})*$")]] = view([])
+    """Codes of the languages of the text (ja, en)."""
+
+
 def default_store() -> Path:
     """The folder named by the environment variable LM_STORE, else ./store."""
     return Path(os.environ.get("LM_STORE") or "store")
@@ -265,6 +277,8 @@ class RunConfig(Section):
     """How it is trained."""
     sample: SampleConfig = Field(SampleConfig(), title="Sample")
     """What the trained model writes for the report."""
+    card: CardConfig = Field(CardConfig(), title="Model card")
+    """What the model card says of licence and language."""
     store: TextPath = Field(default_factory=default_store, json_schema_extra={"role": "view"})
     """Folder of everything that is made. Default: the environment variable LM_STORE, else ./store."""
     run: str = view("", pattern=f"^({NAME})?$")

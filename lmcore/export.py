@@ -1,35 +1,42 @@
 """A trained model as a folder that transformers opens: weights, settings, tokenizer and model card. And back."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from lmcore.card import CARD, model_card, training_facts
 from lmcore.checkpoint import trained_model
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.origin import control_ids
+from lmcore.portable import trained_on_form, write_config, write_tokenizer
 from lmcore.roots import confine_folder
 from lmcore.run import Export, Run, TrainingResult, newest_checkpoint
 from lmcore.scores import Evaluation
-from lmcore.store import MANIFEST, is_whole, json_bytes, open_sealed, read_manifest, remove, sealed_folder
+from lmcore.store import MANIFEST, is_whole, open_sealed, read_manifest, remove, sealed_folder
 from lmcore.tokenizer import Tokenizer
 from lmcore.transformers_view import open_in_transformers
 
+_LAYOUT = 2
+"""Of the files of an export (portable.py). An older export is written anew."""
 _UNSTATED_POSITIONS = 2048
 """Longest context of a model whose config.json states none."""
 
 
 def export(training: TrainingResult, evaluation: Evaluation) -> Export:
-    """Write runs/<run>/model, or return the one that is there for these very weights."""
+    """Write runs/<run>/model, or return the one that is there for these very weights and this card."""
     run = Run.open(training.folder)
     folder = run.folder / "model"
-    about = {"kind": "model", "run": training.run, "weights": training.weights, "identity": run.identity}
-    about["datasets"] = run.datasets
+    about: dict[str, Any] = {
+        "kind": "model",
+        "run": training.run,
+        "weights": training.weights,
+        "identity": run.identity,
+    }
+    about |= {"datasets": run.datasets, "card": run.config.card.model_dump(), "layout": _LAYOUT}
     if is_whole(folder):
-        if read_manifest(folder)["weights"] == training.weights:
+        if read_manifest(folder).items() >= about.items():
             return Export(model_dir=folder)
         remove(folder)
     model = trained_model(run, training.checkpoint)
@@ -37,11 +44,10 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
     model.config.update(control_ids(run.tokenizer_info))  # also where the shape came from elsewhere
     with sealed_folder(folder, lambda: about) as temporary:
         model.save_pretrained(temporary)
-        for file in run.tokenizer_folder.iterdir():
-            if file.name != MANIFEST:
-                shutil.copy(file, temporary / file.name)
-        _set_longest_text(temporary / "tokenizer_config.json", run.config.dataset.block_size)
-        (temporary / "README.md").write_text(_model_card(run, model, training, evaluation), encoding="utf-8")
+        write_config(temporary / "config.json")
+        settings = run.config
+        write_tokenizer(run.tokenizer_folder, temporary, settings.dataset.block_size, settings.corpus.normalize)
+        (temporary / CARD).write_text(_card(run, model, training, evaluation), encoding="utf-8")
     return Export(model_dir=folder)
 
 
@@ -89,7 +95,8 @@ def _of_export(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
         ) from None
     config = model.config.get_text_config()
     special = {"eos_id": _end_of_text(folder, config), "pad_id": config.pad_token_id}
-    tokenizer = Tokenizer(folder, {"id": tokenizer_id, "vocab_size": config.vocab_size, **special})
+    about = {"id": tokenizer_id, "vocab_size": config.vocab_size, **special}
+    tokenizer = Tokenizer(folder, about, trained_on_form(folder))
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return model, tokenizer, positions or _UNSTATED_POSITIONS
 
@@ -118,46 +125,13 @@ def _generation_config(run: Run) -> GenerationConfig:
     )
 
 
-def _set_longest_text(path: Path, tokens: int) -> None:
-    """Let the exported tokenizer know the model's context: transformers then warns of, or cuts, longer texts."""
-    config = json.loads(path.read_bytes())
-    path.write_bytes(json_bytes({**config, "model_max_length": tokens}))
-
-
-def _model_card(run: Run, model: PreTrainedModel, training: TrainingResult, evaluation: Evaluation) -> str:
+def _card(run: Run, model: PreTrainedModel, training: TrainingResult, evaluation: Evaluation) -> str:
     shape, origin = model.config.get_text_config(), run.config.train.init_from
     beginning = f"from the weights of {Path(origin).name}" if origin else "from scratch"
-    header: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "model_name": training.run,
-    }
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", ""]
-    lines += [
-        f"# {training.run}",
-        "",
+    about = (
         f"A {shape.model_type} language model with {training.parameters:,} parameters ({shape.num_hidden_layers} "
-        f"layers, {shape.hidden_size} wide), trained {beginning} on {training.tokens:,} tokens.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| validation loss | {evaluation.nats_per_token:.4f} nats per token |",
-        f"| perplexity | {evaluation.perplexity:.2f} |",
-        f"| bits per byte | {evaluation.bits_per_byte:.4f} |",
-        f"| validation text | {evaluation.documents:,} documents, {evaluation.text_bytes:,} bytes |",
-        f"| longest context | {run.config.dataset.block_size} tokens |",
-        f"| dataset | {run.identity['dataset_id']} |",
-        f"| tokenizer | {run.identity['tokenizer_id']} |",
-        f"| steps | {training.step:,} |",
-        "",
-        "```python",
-        "from transformers import pipeline",
-        "",
-        'write = pipeline("text-generation", "path/to/this/folder")',
-        'print(write("")[0]["generated_text"])',
-        "```",
-        "",
-        "The model knows only the text it was trained on. Its licence is that of its owner to choose.",
-        "",
-    ]
-    return "\n".join(lines)
+        f"layers, {shape.hidden_size} wide), trained {beginning} on {training.tokens:,} tokens."
+    )
+    facts = [*training_facts(training.model_dump(), evaluation.model_dump(), run.config)]
+    facts += [("dataset", run.identity["dataset_id"]), ("tokenizer", run.identity["tokenizer_id"])]
+    return model_card(training.run, run.config, about, facts)

@@ -10,13 +10,13 @@ if it is not there; its owner may open it on the hub.
 import os
 from fnmatch import fnmatch
 
+from lmcore.card import CARD
 from lmcore.errors import ConfigError
 from lmcore.hub import is_no_answer
 from lmcore.origin import MODEL_FILES
 from lmcore.registry import Version, history, record_push
 from lmcore.store import open_sealed
 from lmcore.tokenizer import TOKENIZER_FILES
-from lmcore.version import CARD
 
 _PUBLIC = (CARD, *MODEL_FILES, *TOKENIZER_FILES)
 

@@ -145,7 +145,7 @@ class Run:
         return self.folder / "lock"
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.tokenizer_folder)
+        return Tokenizer(self.tokenizer_folder, normalize=self.config.corpus.normalize)
 
 
 def run_folders(store: Path) -> list[Path]:

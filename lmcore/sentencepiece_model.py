@@ -27,6 +27,8 @@ from lmcore.interruptible import interruptible
 from lmcore.transformers_view import check_in_transformers, save_fast
 
 MODEL_FILE = "tokenizer.model"
+SPIECE_FILE = "spiece.model"
+"""Its name in an export where llama.cpp would misread it (portable.py)."""
 
 
 _SPACE = "\u2581"
@@ -59,6 +61,7 @@ def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
                 vocab_size=config.vocab_size,
                 hard_vocab_limit=False,
                 character_coverage=config.character_coverage,
+                required_chars=_MARKS[" "],  # a space is a piece, which llama.cpp counts on
                 num_threads=config.threads,
                 pad_id=0,
                 unk_id=1,
@@ -79,7 +82,8 @@ def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
             f"SentencePiece could not train {config.vocab_size} pieces on {seen_bytes:,} bytes: {error}. "
             "More text, or another tokenizer.vocab_size, helps most often."
         ) from error
-    return _with_real_spaces(model.getvalue()), seen_bytes
+    trained = model_pb2.ModelProto.FromString(model.getvalue())
+    return _respelt(trained, {mark: character for character, mark in _MARKS.items()}), seen_bytes
 
 
 def _words(texts: list[str]) -> Counter[str]:
@@ -97,15 +101,46 @@ def _marked(word: str) -> str:
     return word
 
 
-def _with_real_spaces(model: bytes) -> Any:
-    proto = model_pb2.ModelProto()
-    proto.ParseFromString(model)
-    for piece in proto.pieces:
+def with_real_spaces(proto: Any) -> Any:
+    """The same model, in whose pieces a space is a space."""
+    return _respelt(proto, {_SPACE: " "})
+
+
+def with_marked_spaces(proto: Any) -> Any:
+    """The same model as other SentencePiece models are: in its pieces a space is U+2581."""
+    return _respelt(proto, {" ": _SPACE})
+
+
+def _respelt(proto: Any, spellings: dict[str, str]) -> Any:
+    respelt = model_pb2.ModelProto()
+    respelt.CopyFrom(proto)
+    for piece in respelt.pieces:
         if piece.type == piece.NORMAL:
-            for character, mark in _MARKS.items():
-                piece.piece = piece.piece.replace(mark, character)
-    proto.normalizer_spec.escape_whitespaces = False
-    return proto
+            for old, new in spellings.items():
+                piece.piece = piece.piece.replace(old, new)
+    respelt.normalizer_spec.escape_whitespaces = _SPACE in spellings.values()
+    return respelt
+
+
+def normalized_by(proto: Any, form: str) -> Any:
+    """The same model, which normalizes text to NFKC by itself. For other forms SentencePiece has no rules."""
+    if form != "NFKC" or proto.normalizer_spec.precompiled_charsmap:
+        return proto
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b"]),
+        model_writer=model,
+        vocab_size=6,
+        hard_vocab_limit=False,
+        normalization_rule_name="nfkc",
+        minloglevel=2,
+    )
+    rules = model_pb2.ModelProto.FromString(model.getvalue()).normalizer_spec
+    normalizing = model_pb2.ModelProto()
+    normalizing.CopyFrom(proto)
+    normalizing.normalizer_spec.name = rules.name
+    normalizing.normalizer_spec.precompiled_charsmap = rules.precompiled_charsmap
+    return normalizing
 
 
 def read_model(path: Path) -> Any:

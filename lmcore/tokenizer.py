@@ -7,6 +7,7 @@ sentencepiece_model.py says why. byte_bpe.py is another family that is.
 import heapq
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from lmcore.progress import Update, unwatched
 from lmcore.section import fingerprint, result_fields
 from lmcore.sentencepiece_model import (
     MODEL_FILE,
+    SPIECE_FILE,
     cut,
     has_exact_json,
     neighbours,
@@ -36,6 +38,7 @@ from lmcore.sentencepiece_model import (
     save_model,
     tokenizers_bpe,
     train_model,
+    with_real_spaces,
 )
 from lmcore.store import (
     FORMAT_VERSION,
@@ -60,6 +63,8 @@ TOKENIZER_FILES = (
     "*.model",
 )
 """Files that make up a tokenizer, in a folder of transformers."""
+_SENTENCEPIECE_CLASSES = ("SentencePieceBackend", "BertGenerationTokenizer")
+"""Of transformers, which add nothing to what a SentencePiece model does."""
 
 
 class TokenizerInfo(Output):
@@ -138,10 +143,11 @@ def make_tokenizer(
 class Tokenizer:
     """Text to ids and back. Text never becomes a control id, whatever it spells.
 
-    ``about`` is for a folder outside the store, an export's: what else the manifest says of ids.
+    ``about`` is for a folder outside the store, an export's: what else the manifest says of ids. ``normalize`` is the
+    Unicode normalization of the text that the model was trained on, which every text gets first.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, about: dict[str, Any] | None = None, normalize: str = "") -> None:
         manifest = about or read_manifest(folder)
         self.id: str = manifest["id"]
         self.vocab_size: int = manifest["vocab_size"]
@@ -149,9 +155,10 @@ class Tokenizer:
         self.pad_id: int = manifest["pad_id"]
         self._sentencepiece = None
         self._joined: frozenset[str] = frozenset()
-        if (folder / MODEL_FILE).exists():
-            self._sentencepiece = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
-            self._joined = neighbours(read_model(folder / MODEL_FILE))
+        self._normalize: Any = normalize
+        if (proto := sentencepiece_of(folder) if about else _of_store(folder)) is not None:
+            self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+            self._joined = neighbours(proto)
         else:
             self._fast = open_in_transformers(folder).backend_tokenizer
             self._fast.encode_special_tokens = True
@@ -166,6 +173,8 @@ class Tokenizer:
 
         ``threads`` -1: one for each core. A tokenizer.json always takes them all (RAYON_NUM_THREADS limits it).
         """
+        if self._normalize:
+            texts = [unicodedata.normalize(self._normalize, text.decode()).encode() for text in texts]
         parts = [cut(text, self._joined) for text in texts]
         arrays = self._encode([part for text in parts for part in text], threads)
         ends = np.cumsum([0, *map(len, arrays)])[np.cumsum([0, *map(len, parts)])]
@@ -321,8 +330,8 @@ def _load(source: Path, folder: Path) -> dict[str, Any]:
     loaded = {"corpus_bytes": 0, "seen_bytes": 0}
     if source.is_file():
         return save_model(read_model(source), folder, []) | loaded
-    if (source / MODEL_FILE).exists() and _is_sentencepiece_folder(source):
-        return save_model(read_model(source / MODEL_FILE), folder, []) | loaded
+    if (proto := sentencepiece_of(source)) is not None:
+        return save_model(proto, folder, []) | loaded
     tokenizer = open_in_transformers(source)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise TokenizerError(
@@ -354,13 +363,28 @@ def _require_special_tokens(config: TokenizerConfig, folder: Path) -> None:
             )
 
 
-def _is_sentencepiece_folder(folder: Path) -> bool:
-    """True when the .model file says what transformers reads in this folder, no more and no less."""
+def _of_store(folder: Path) -> Any:
+    return read_model(folder / MODEL_FILE) if (folder / MODEL_FILE).exists() else None
+
+
+def sentencepiece_of(folder: Path) -> Any:
+    """The SentencePiece model that says what transformers reads in a folder, no more and no less; None for none."""
     config, view = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "tokenizer.json")
-    if config.get("tokenizer_class") == "SentencePieceBackend" or not (config or view):
-        return True
-    proto = read_model(folder / MODEL_FILE)
-    return has_exact_json(proto) and view.get("model") == json.loads(tokenizers_bpe(proto).to_str())["model"]
+    files = [folder / name for name in (SPIECE_FILE, MODEL_FILE) if (folder / name).exists()]
+    if not files or (config and not view and config.get("tokenizer_class") not in _SENTENCEPIECE_CLASSES):
+        return None
+    proto = read_model(files[0])
+    return _same_model(proto, view) if view else proto
+
+
+def _same_model(proto: Any, view: dict[str, Any]) -> Any:
+    """The model, spelt with spaces as the tokenizer.json is; None when that says something else."""
+    if not has_exact_json(proto):
+        return None
+    if view.get("normalizer") is None:
+        proto = with_real_spaces(proto)
+    said = json.loads(tokenizers_bpe(proto).to_str())
+    return proto if all(view.get(name) == said[name] for name in ("model", "normalizer")) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

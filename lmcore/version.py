@@ -4,7 +4,6 @@ The files of the export are hard links where the file system has them: nothing r
 what the receipt says; whoever made the text knows what else belongs into it.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,23 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import markdown
+from lmcore.card import CARD, model_card, public_name, training_facts
 from lmcore.receipt import Receipt, make_receipt
 from lmcore.registry import RECEIPT, Version, adding, champion
 from lmcore.run import Run
 from lmcore.store import MANIFEST, content_of, json_bytes, open_sealed, sealed_folder
 
-CARD = "README.md"
 METRICS = "metrics.jsonl"
 
 
-def add_version(
-    store: Path, name: str, run: Run, decision: dict[str, Any], *, licence: str = "", language: str = ""
-) -> Version:
+def add_version(store: Path, name: str, run: Run, decision: dict[str, Any]) -> Version:
     """Make the run's export the next version of model ``name``. It is promoted by ``registry.promote``.
 
-    ``decision`` is the gate's: promoted (bool), reasons (list of str), rules (list of dict). ``licence`` and
-    ``language`` are for the card, as the Hugging Face hub spells them (apache-2.0, ja). Raises StoreError when the run
-    has no whole export, RegistryError for a name that cannot be one.
+    ``decision`` is the gate's: promoted (bool), reasons (list of str), rules (list of dict). Raises
+    StoreError when the run has no whole export, RegistryError for a name that cannot be one.
     """
     export = run.folder / "model"
     about = content_of(open_sealed(export))
@@ -41,7 +37,7 @@ def add_version(
                     _link(file, folder / file.name)
             shutil.copy(run.metrics, folder / METRICS)
             (folder / RECEIPT).write_bytes(json_bytes(receipt))
-            (folder / CARD).write_text(model_card(receipt, licence, language), encoding="utf-8")
+            (folder / CARD).write_text(_card(receipt, run), encoding="utf-8")
         return version
 
 
@@ -52,49 +48,37 @@ def _link(file: Path, to: Path) -> None:
         shutil.copy(file, to)
 
 
-def model_card(receipt: Receipt, licence: str, language: str) -> str:
-    """README.md of a version: the facts of its receipt."""
+def _card(receipt: Receipt, run: Run) -> str:
+    """The facts of its receipt."""
     title = f"{receipt['model']} {receipt['version']}"
-    header = {"library_name": "transformers", "pipeline_tag": "text-generation", "model_name": title}
-    header |= {"license": licence or "unknown"} | ({"language": language} if language else {})
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---", "", f"# {title}", ""]
-    lines.append(markdown.table(("", ""), _facts(receipt)))
+    about = f"A version of the model {receipt['model']}."
+    sections = []
     if sources := receipt["evaluation"]["sources"]:
-        lines += ["", "## Validation loss by source", ""]
         rows = ((name, f"{score['nats'] / score['tokens']:.4f}") for name, score in sources.items())
-        lines.append(markdown.table(("source", "nats per token"), rows))
-    lines += ["", "## Why it is here", "", *_decision(receipt["decision"])]
-    receipt_is = f"{RECEIPT}, which stays in the store, has the hash of everything above."
-    lines += ["", f"{receipt_is} The model knows only the text it was trained on.", ""]
-    return "\n".join(lines)
+        sections += ["## Validation loss by source", markdown.table(("source", "nats per token"), rows)]
+    sections += ["## Why it is here", "\n".join(_decision(receipt["decision"]))]
+    sections.append(f"{RECEIPT}, which stays in the store, has the hash of everything above.")
+    return model_card(title, run.config, about, _facts(receipt, run), sections)
 
 
-def _facts(receipt: Receipt) -> Iterator[tuple[str, str]]:
-    training, score, splits = receipt["training"], receipt["evaluation"], receipt["dataset"]["splits"]
+def _facts(receipt: Receipt, run: Run) -> Iterator[tuple[str, str]]:
+    splits = receipt["dataset"]["splits"]
     yield "created", receipt["created"]
     yield "run", receipt["run"]
     yield "trained from", _beginning(receipt["origin"])
-    yield "parameters", f"{training['parameters']:,}"
-    yield "trained on", f"{training['tokens']:,} tokens in {training['last_step']:,} steps"
+    yield from training_facts(receipt["training"], receipt["evaluation"], run.config)
     yield "text", f"{splits['train']['documents']:,} documents, {splits['train']['text_bytes']:,} bytes"
     yield "files", f"{len(receipt['corpus']['files']):,}"
     for reason, row in receipt["dataset"]["left_out"].items():
         yield f"left out: {reason}", f"{row['documents']:,} documents, {row['bytes']:,} bytes"
-    yield "training loss", f"{training['train_loss']:.4f} nats per token"
-    yield "validation loss", f"{score['nats_per_token']:.4f} nats per token"
-    yield "bits per byte", f"{score['bits_per_byte']:.4f}"
-    yield "validation text", f"{score['documents']:,} documents, {score['text_bytes']:,} bytes"
-    yield "longest context", f"{receipt['record']['config']['dataset']['block_size']} tokens"
     yield "dataset", receipt["dataset"]["id"]
     yield "tokenizer", receipt["tokenizer"]["id"]
-    yield "weights", training["weights"]
+    yield "weights", receipt["training"]["weights"]
     yield "champion before", receipt["champion_before"] or "none"
 
 
 def _beginning(origin: dict[str, str] | None) -> str:
-    """A place in the store or on a hub; of a folder elsewhere its name, since the card may be published."""
-    path = origin["path"] if origin else "new weights"
-    return Path(path).name if Path(path).is_absolute() else path
+    return public_name(origin["path"]) if origin else "new weights"
 
 
 def _decision(decision: dict[str, Any]) -> list[str]:

@@ -11,8 +11,12 @@ from tasks.policies import stage
 from tasks.progress import watched
 
 
-def _content(training: TrainingResult, evaluation: Evaluation | None = None) -> Inputs:
+def _content(training: TrainingResult) -> Inputs:
     return {"store": str(training.store), "run": training.run, "weights": training.weights}
+
+
+def _export_content(training: TrainingResult, evaluation: Evaluation) -> Inputs:
+    return {**_content(training), "card": Run.open(training.folder).config.card.model_dump(mode="json")}
 
 
 def _page(evaluation: Evaluation) -> list[Artifact]:
@@ -27,13 +31,13 @@ def _page(evaluation: Evaluation) -> list[Artifact]:
 )
 def evaluation(training: TrainingResult) -> Evaluation:
     """Score every validation document once."""
-    with watched("evaluation", "tokens") as progress:
+    with watched("evaluating", "tokens") as progress:
         from lmcore.evaluate import evaluate  # and with it torch: a flow starts without
 
         return evaluate(Run.open(training.folder), training.checkpoint, progress)
 
 
-@task(name="export", task_run_name="export {training.run}", **stage(_content))
+@task(name="export", task_run_name="export {training.run}", **stage(_export_content))
 def export_model(training: TrainingResult, evaluation: Evaluation) -> Export:
     """Write the folder that transformers opens."""
     with watched("export", "files"):

@@ -24,7 +24,8 @@ from tasks.progress import LiveTable, run_logger, watched
 
 
 def _content(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> Inputs:
-    return {"store": str(store), "run": config.run, **run_identity(config, dataset)}
+    # The card too, which the run's record holds: a finished training is found again at once.
+    return {"store": str(store), "run": config.run, "card": config.card.model_dump(), **run_identity(config, dataset)}
 
 
 def _page(training: TrainingResult) -> list[Artifact]:

@@ -40,7 +40,7 @@ def pretrain(config: RunConfig) -> None:
     run = prepare_run(config, dataset, tokenizer, store, config.fresh)
     with _watched("training", "steps", training_poll(run, _log)):
         training = train_in_child(run.folder, _log.info)
-    with _watched("evaluation", "tokens") as progress:
+    with _watched("evaluating", "tokens") as progress:
         from lmcore.evaluate import evaluate
 
         evaluation = evaluate(run, training.checkpoint, progress)

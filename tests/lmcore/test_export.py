@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.checkpoint import trained_model
+from lmcore.config import CardConfig
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.export import export, open_model
 from lmcore.run import Export, Run, find_folder
@@ -81,6 +83,26 @@ def test_it_holds_a_card_and_safetensors_and_nothing_pickled(trained: Trained, f
     assert card.startswith('---\nlibrary_name: "transformers"')
     assert f"{trained.evaluation.bits_per_byte:.4f}" in card
     assert f"| dataset | {trained.run.identity['dataset_id']} |" in card
+
+
+def test_the_card_says_what_the_settings_say_and_is_written_anew_for_others(own: Trained) -> None:
+    folder = own.run.folder / "model"
+    card = (folder / "README.md").read_text()
+    assert "| licence | not stated: set card.licence before the model is passed on |" in card
+    assert "license:" not in card
+    record = json.loads((own.run.folder / "config.json").read_bytes())
+    record["config"]["card"] = {"licence": "cc-by-sa-4.0", "languages": ["ja"]}
+    (own.run.folder / "config.json").write_text(json.dumps(record))
+    export(own.training, own.evaluation)
+    card = (folder / "README.md").read_text()
+    assert 'license: "cc-by-sa-4.0"\nlanguage: ["ja"]\n---' in card
+    assert "| licence | cc-by-sa-4.0 |" in card
+
+
+@pytest.mark.parametrize("card", [{"licence": "a b"}, {"languages": ["日本語"]}, {"languages": ["EN\n"]}])
+def test_a_card_takes_codes_only(card: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        CardConfig.model_validate(card)
 
 
 def test_the_code_on_the_card_runs(folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lmcore.config import CardConfig
 from lmcore.errors import RegistryError, StoreError
 from lmcore.export import open_model
 from lmcore.receipt import check_receipt, diff, program_differences
@@ -28,9 +29,11 @@ DECISION = {
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of corpus and store with the version ja/v0001, champion, from a wsd run."""
     folder = tmp_path_factory.mktemp("made")
-    prepared = prepare(tiny_config(write_corpus(folder / "corpus"), folder / "store"))
+    config = tiny_config(write_corpus(folder / "corpus"), folder / "store")
+    card = CardConfig(licence="apache-2.0", languages=["ja", "en"])
+    prepared = prepare(config.model_copy(update={"card": card}))
     run = finished(prepared, schedule="wsd")
-    add_version(prepared.store, "ja", run, DECISION, licence="apache-2.0", language="ja")
+    add_version(prepared.store, "ja", run, DECISION)
     promote(prepared.store, "ja", "v0001", expected=None, reason="first")
     return folder
 
@@ -69,7 +72,8 @@ def test_the_files_are_links_and_the_card_has_the_facts(made: Path) -> None:
     card = (version.folder / "README.md").read_text()
     for fact in (
         'license: "apache-2.0"',
-        'language: "ja"',
+        'language: ["ja", "en"]',
+        "| licence | apache-2.0 |",
         receipt["dataset"]["id"],
         receipt["tokenizer"]["id"],
         f"{receipt['evaluation']['nats_per_token']:.4f} nats per token",
