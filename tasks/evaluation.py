@@ -31,7 +31,7 @@ def _page(evaluation: Evaluation) -> list[Artifact]:
 )
 def evaluation(training: TrainingResult) -> Evaluation:
     """Score every validation document once."""
-    with watched("evaluation", "tokens") as progress:
+    with watched("evaluating", "tokens") as progress:
         from lmcore.evaluate import evaluate  # and with it torch: a flow starts without
 
         return evaluate(Run.open(training.folder), training.checkpoint, progress)
