@@ -9,12 +9,14 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import DeploymentStatus, FlowRun, StateType, WorkerStatus
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from deployments.automations import SILENCE, create_automations, rescuers
 from deployments.finding import Check, Finding
+from deployments.fitting import misfits
 from deployments.limits import create_limits
 from lmcore import clock
 from tasks.locks import GPU_LIMIT as GPU
@@ -47,7 +49,7 @@ def reachable() -> Finding:
 
 def checks(client: SyncPrefectClient) -> Iterator[Check]:
     """All looks at a server that answers."""
-    for check in (deployments, work_pools, limits, automations, zombies, slots):
+    for check in (deployments, parameters, work_pools, limits, automations, zombies, slots):
         yield partial(check, client)
 
 
@@ -60,6 +62,28 @@ def deployments(client: SyncPrefectClient) -> Finding:
     if idle:
         return Finding("deployments", f"nobody serves {', '.join(sorted(set(idle)))}", "start make serve again")
     return Finding("deployments", f"{len(found)} are there")
+
+
+def parameters(client: SyncPrefectClient) -> Finding:
+    """Whether what is stored for deployments of ours and for their schedules is what their flows take."""
+    wrong = []
+    for deployment in client.read_deployments(limit=_PAGE):
+        if "lm" in deployment.tags:
+            name = f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
+            wrong += [f"{where}: {what}" for where, what in _unfit(deployment, name)]
+    if wrong:
+        remedy = "edit and save them in the UI, or delete the schedule; then switch the deployment on"
+        return Finding("parameters", f"no longer those of this version: {'; '.join(wrong)}", remedy)
+    return Finding("parameters", "all are those of this version")
+
+
+def _unfit(deployment: DeploymentResponse, name: str) -> Iterator[tuple[str, str]]:
+    schema = deployment.parameter_openapi_schema or {}
+    for what in misfits(schema, deployment.parameters):
+        yield name, what
+    for schedule in deployment.schedules:
+        for what in misfits(schema, schedule.parameters):
+            yield f"schedule {schedule.slug or schedule.id} of {name}", what
 
 
 def work_pools(client: SyncPrefectClient) -> Finding:

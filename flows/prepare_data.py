@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefect import Task
+from prefect import Task, get_run_logger
 from prefect.runtime import deployment
 from pydantic import BaseModel, ConfigDict
 
@@ -57,6 +57,7 @@ class PreparedData(BaseModel):
     skipped_bytes: int
     unaccounted_bytes: int
     account: str
+    warnings: list[str]
     cached: dict[str, bool]
 
     def summary(self) -> str:
@@ -65,7 +66,7 @@ class PreparedData(BaseModel):
             f"dataset     {self.manifest}\n"
             f"            {self.documents:,} documents, {self.tokens:,} tokens, "
             f"{self.validation_tokens:,} more to validate on\n"
-            f"ledger      {self.account}"
+            f"ledger      {self.account}" + "".join(f"\nwarning     {warning}" for warning in self.warnings)
         )
 
 
@@ -78,6 +79,8 @@ def prepare(
     corpus, store = stages.run(look_at_corpus, config)
     trained = known or stages.run(tokenizer, config, corpus, store)
     dataset = stages.run(tokenization, config, corpus, trained, store)
+    for warning in dataset.warnings:  # here, so that they come again at each start that finds the dataset made
+        get_run_logger().warning(warning)
     tag_run(f"corpus {config.corpus.label}", f"dataset {dataset.id}")
     return dataset, trained, store
 
@@ -125,6 +128,7 @@ def prepare_data(
         skipped_bytes=dataset.skipped_bytes,
         unaccounted_bytes=dataset.unaccounted_bytes,
         account=dataset.account(),
+        warnings=dataset.warnings,
         cached=stages.cached,
     )
 

@@ -41,13 +41,15 @@ class Pretrained(BaseModel):
     tokens_per_second: float
     samples: list[str]
     account: str
+    warnings: list[str]
     page: str
     """Address of the flow run in the Prefect UI; empty where the server ends with the run."""
     cached: dict[str, bool]
 
     def summary(self) -> str:
         """Lines for a person."""
-        return summary(self.run_dir, self.samples, self.account, self.page)
+        text = summary(self.run_dir, self.samples, self.account, self.page)
+        return text + "".join(f"\nwarning     {warning}" for warning in self.warnings)
 
 
 @form(
@@ -137,6 +139,7 @@ def trained_model(
         tokens_per_second=trained.tokens_per_second,
         samples=page.samples,
         account=dataset.account(),
+        warnings=dataset.warnings,
         page=page_of_run(),
         cached=stages.cached,
     )

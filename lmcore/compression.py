@@ -18,6 +18,9 @@ _TEXT_BYTES = _STORED_BYTES = 2**16
 _HARMLESS_BYTES = 2**28
 """A stream is not suspected of being a bomb before it has given this much."""
 
+_LARGEST_WINDOW: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
+"""As ``zstd --long=31`` writes. Memory is taken as the text fills the window, so only such a file costs so much."""
+
 _ERRORS: Any = (
     igzip_lib.IsalError,
     zlib.error,
@@ -32,7 +35,10 @@ _FORMATS: dict[str, tuple[Callable[[], Any], bytes]] = {
     "gz": (lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), b"\x1f"),
     "bz2": (bz2.BZ2Decompressor, b"B"),
     "xz": (lzma.LZMADecompressor, b"\xfd"),
-    "zst": (zstd.ZstdDecompressor, b"\x28\x50\x51\x52\x53\x54\x55\x56\x57\x58\x59\x5a\x5b\x5c\x5d\x5e\x5f"),
+    "zst": (
+        lambda: zstd.ZstdDecompressor(options=_LARGEST_WINDOW),
+        b"\x28\x50\x51\x52\x53\x54\x55\x56\x57\x58\x59\x5a\x5b\x5c\x5d\x5e\x5f",
+    ),
 }
 
 

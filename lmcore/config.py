@@ -22,7 +22,8 @@ STANDARD_LIBRARY = "stdlib:"
 """Stands in ``corpus.paths`` for the folder of the running Python's standard library."""
 
 _COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
-TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in ("txt", "md", "py", "jsonl") for suffix in _COMPRESSIONS]
+_TEXT_KINDS = ("txt", "md", "py", "jsonl", "ndjson", "jsonlines", "json")
+TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in _TEXT_KINDS for suffix in _COMPRESSIONS]
 TEXT_PATTERNS += ["*.parquet", "*.arrow", "*.feather"]
 
 DEFAULT_SOURCE = "corpus"
@@ -57,8 +58,9 @@ class CorpusConfig(Section):
     """More paths, by the name of their source, so that dataset.weights can mix them (wiki = ["wiki/"]); paths are
     the source corpus. A file that several name belongs to paths, else to the first of them by name."""
     include: list[Text] = TEXT_PATTERNS
-    """File-name patterns that are read. .jsonl is JSON lines, .parquet, .arrow and .feather are tables, all
-    others plain text; .gz, .bz2, .xz and .zst are unpacked. Setting paths on the command line resets
+    """File-name patterns that are read, in small letters or capitals. .jsonl, .ndjson, .jsonlines and .json are JSON
+    lines, .parquet, .arrow and .feather are tables, all others plain text; .gz, .bz2, .xz and .zst are unpacked.
+    Setting paths on the command line resets
     include, exclude and document."""
     exclude: list[Text] = []
     """Names of files and folders to leave out, as patterns (site-packages, test*)."""
@@ -66,7 +68,8 @@ class CorpusConfig(Section):
     """Documents to leave out: their hashes (16 hexadecimal digits), files of hashes, one a line, or files of documents,
     which are cut as the corpus is."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
-    """What one document of a plain text is. auto: a line in .txt, the whole file in everything else."""
+    """What one document of a plain text is. auto: in .txt a line, or a paragraph between blank lines where the first
+    16 kB of the file are groups of lines or hard-wrapped prose; the whole file in everything else."""
     settle_seconds: float = Field(0.0, ge=0, le=86_400)
     """Seconds for which a local file must have been left alone. A younger one may be half-copied: it is left out this
     time, and ledgered as unsettled. 0: every file is read."""

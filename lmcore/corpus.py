@@ -4,16 +4,13 @@ A corpus has two names: ``id`` for its content and the way it is read, and ``lis
 paths. A rename changes the second only, so nothing that was made from the content is made again.
 """
 
-import fnmatch
-import glob
 import importlib.util
 import logging
 import os
-import stat
-import sysconfig
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,15 +20,16 @@ from lmcore.compression import compression_of
 from lmcore.config import DEFAULT_SOURCE, STANDARD_LIBRARY, CorpusConfig, RunConfig
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.exclusions import excluded_hashes
+from lmcore.finding import Beside, Finder, expand
+from lmcore.formats import LOOK_VERSION, PLAIN_TEXT, Look, advice, kind_of_name, look, read_head
 from lmcore.index import Index
 from lmcore.inputs import remember_files
 from lmcore.ledger import Skip
-from lmcore.remote import file_name, hash_stored, is_url, remote_files, stored_size, version
-from lmcore.roots import confine, confine_settings
+from lmcore.remote import file_name, hash_stored, is_url, open_beginning, stored_size, version
+from lmcore.roots import confine_settings
 from lmcore.section import fingerprint
 from lmcore.store import FORMAT_VERSION, Output, hash_file, prepare_store
 
-_KINDS = {"jsonl": "jsonl", "parquet": "parquet", "arrow": "arrow", "feather": "arrow", "txt": "txt"}
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +41,8 @@ class SourceFile:
     stored_bytes: int
     digest: str
     source: str = DEFAULT_SOURCE
+    found_kind: str = ""
+    """What its content says; empty where nobody looked."""
 
     @property
     def compression(self) -> str:
@@ -50,9 +50,8 @@ class SourceFile:
 
     @property
     def kind(self) -> str:
-        """How the unpacked bytes are read: jsonl, parquet, arrow, txt or text."""
-        suffix = file_name(self.path).lower().removesuffix(f".{self.compression}").rpartition(".")[2]
-        return _KINDS.get(suffix, "text")
+        """How the unpacked bytes are read: jsonl, parquet, arrow, txt, paragraphs or text."""
+        return self.found_kind or kind_of_name(file_name(self.path))
 
     @property
     def is_table(self) -> bool:
@@ -65,10 +64,10 @@ class Scan:
 
     files: list[SourceFile]
     validation_files: list[SourceFile]
-    ignored_files: int
-    """Files in the given folders that corpus.include does not name."""
+    beside: Beside
+    """What lies in the given folders and is not read."""
     skipped: list[Skip]
-    """Files and folders that could not be read, and files that are not settled."""
+    """Files and folders that could not be read, files that hold no text, and files that are not settled."""
     as_of: float = 0.0
     """When files had to be settled; 0 where nothing asks for that."""
 
@@ -88,15 +87,27 @@ class Corpus(Output):
         """The corpus belongs to its owner; nothing of it is kept in the store."""
 
 
-def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored, as_of: float = 0.0) -> Scan:
-    """Find and hash the files of a corpus. ``as_of`` is when they must be settled; 0: now.
+def _made(key: str, make: Callable[[], Any]) -> Any:
+    return make()
+
+
+def scan(
+    config: CorpusConfig,
+    hash_of: Callable[[str], str] = hash_stored,
+    as_of: float = 0.0,
+    known: Callable[[str, Callable[[], Any]], Any] = _made,
+) -> Scan:
+    """Find and hash the files of a corpus, and look at their beginnings.
+
+    ``as_of`` is when they must be settled; 0: now. ``known`` gives what it remembers under a key, else makes it.
+
 
     Raises CorpusError when a path is missing or of a kind nobody asked for, or nothing is found; what cannot be read
     is in ``skipped``, or raised if ``config.on_bad_input`` is "fail".
     """
     if not config.paths and not config.sources:
         raise _no_paths()
-    finder = _Finder(config)
+    finder = Finder(config)
     held_out = finder.find(config.validation_paths, "corpus.validation_paths")
     files = {DEFAULT_SOURCE: finder.find(config.paths, "corpus.paths")} if config.paths else {}
     for name, paths in sorted(config.sources.items()):
@@ -112,7 +123,13 @@ def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored, as_o
                     skipped.append(Skip(path, 0, 0, "unsettled"))
                     _log.info("%s was changed in the last %g s: left for later", path, config.settle_seconds)
                 else:
-                    yield SourceFile(path, stored_size(path), hash_of(path), source)
+                    file = SourceFile(path, stored_size(path), hash_of(path), source)
+                    about = _look(file, known)
+                    if about.problem:
+                        skipped.append(Skip(path, 0, 0, about.problem, stored=file.stored_bytes, detail=about.detail))
+                    else:
+                        is_chosen = config.document == "auto" or about.kind != "paragraphs"
+                        yield replace(file, found_kind=about.kind if is_chosen else "txt")
             except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
                 skipped.append(Skip(path, 0, 0, "unreadable"))
                 _log.warning("%s cannot be read: %s", path, error.strerror)
@@ -125,10 +142,26 @@ def scan(config: CorpusConfig, hash_of: Callable[[str], str] = hash_stored, as_o
     for source, found in files.items():
         scanned += hashed({real: path for real, path in found.items() if real not in seen}, source)
         seen |= found.keys()
-    result = Scan(scanned, list(hashed(held_out, DEFAULT_SOURCE)), finder.ignored, skipped, as_of)
+    result = Scan(scanned, list(hashed(held_out, DEFAULT_SOURCE)), finder.beside, skipped, as_of)
     if skipped and config.on_bad_input == "fail":
-        raise CorpusError(f"{skipped[0].path}: {skipped[0].reason}. Mend it or leave it out with corpus.exclude")
+        what = advice(skipped[0].reason, skipped[0].path, skipped[0].detail)
+        about = f" is {what}" if what else f": {skipped[0].reason}. Mend it or leave it out with corpus.exclude"
+        raise CorpusError(f"{skipped[0].path}{about}")
     return result
+
+
+def _look(file: SourceFile, known: Callable[[str, Callable[[], Any]], Any]) -> Look:
+    """What the file is by its first bytes, remembered by its content and the end of its name."""
+    name = file_name(file.path)
+    ends = "/".join(name.lower().split(".")[1:][-2:])
+
+    def found() -> list[str]:
+        with open_beginning(file.path) as stream:
+            head, is_whole = read_head(stream, file.compression)
+        about = look(head, is_whole, name)
+        return [about.kind, about.problem, about.detail]
+
+    return Look(*known(f"look {LOOK_VERSION} {file.digest} {ends}", found))
 
 
 def is_unsettled(path: str, settle_seconds: float, as_of: float) -> bool:
@@ -159,7 +192,7 @@ def check_places(config: RunConfig) -> None:
     for setting, paths in lists.items():
         for path in paths:
             if not is_url(path):
-                _expand(path, setting)
+                expand(path, setting)
 
 
 def _no_paths() -> CorpusError:
@@ -173,12 +206,29 @@ def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     """
     check_places(config)
     with Index(config.store.expanduser(), config.rehash) as index:
-        found = scan(config.corpus, index.hash_of)
-        if found.ignored_files:
-            _log.info("%d files beside them match no pattern of corpus.include", found.ignored_files)
+        found = scan(config.corpus, index.hash_of, known=index.known)
+        _say(found, config)
         corpus, store = describe(found, config.corpus), prepare_store(config.store)
         remember_files(store, corpus.id, {file.path: file.digest for file in found.files + found.validation_files})
         return corpus, store
+
+
+def _say(found: Scan, config: RunConfig) -> None:
+    """In the log, what was passed over and how plain text is read. Raises CorpusError for texts inside the store."""
+    for path, what in sorted(found.beside.folders.items()):
+        _log.info("%s is left out: it is %s", path, what)
+    if words := found.beside.in_words():
+        _log.info("files beside them that match no pattern of corpus.include: %s", words)
+    units = Counter(file.kind for file in found.files if file.kind in PLAIN_TEXT)
+    if units and config.corpus.document == "auto":
+        words = ", ".join(f"{PLAIN_TEXT[kind]} in {count:,} files" for kind, count in units.items())
+        _log.info("documents of plain text (corpus.document = auto): %s", words)
+    store = os.path.realpath(config.store.expanduser())
+    if file := next((f.path for f in found.files if os.path.realpath(f.path).startswith(f"{store}{os.sep}")), ""):
+        raise CorpusError(
+            f"{file} lies in the store {store}: what is made there would become text of the next run. Give another "
+            "--store, or keep the texts in a folder of their own"
+        )
 
 
 def anchored(config: CorpusConfig) -> CorpusConfig:
@@ -250,9 +300,14 @@ def _hash_of_version(path: str, version: str) -> str:
     return hash_file(Path(path))
 
 
-def scan_again(config: CorpusConfig, expected: Corpus, hash_of: Callable[[str], str] = hash_stored) -> Scan:
+def scan_again(
+    config: CorpusConfig,
+    expected: Corpus,
+    hash_of: Callable[[str], str] = hash_stored,
+    known: Callable[[str, Callable[[], Any]], Any] = _made,
+) -> Scan:
     """``scan``, and raise CorpusError if the corpus is no longer the expected one."""
-    found = scan(config, hash_of, expected.as_of)
+    found = scan(config, hash_of, expected.as_of, known)
     now = describe(found, config)
     if now.listing != expected.listing:
         raise CorpusError(
@@ -260,114 +315,3 @@ def scan_again(config: CorpusConfig, expected: Corpus, hash_of: Callable[[str], 
             "start again when nobody writes to it"
         )
     return found
-
-
-class _Finder:
-    """Finds the files to read; counts those that lay beside them, and keeps what could not be looked at."""
-
-    def __init__(self, config: CorpusConfig) -> None:
-        self._config = config
-        self.ignored = 0
-        self.skipped: list[Skip] = []
-
-    def find(self, paths: list[str], setting: str) -> dict[str, str]:
-        """Real path -> path as found: a file reached by two ways is read once, and a link keeps its own name."""
-        found: dict[str, str] = {}
-        ignored = self.ignored
-        for entry in paths:
-            if is_url(entry):
-                found.update((url, url) for url in self._remote(entry, setting))
-                continue
-            for path in _expand(entry, setting):
-                confine(path, setting)
-                if path.is_dir():
-                    found.update((os.path.realpath(file), file) for file in self._walk(path, setting))
-                elif not stat.S_ISREG(path.stat().st_mode):
-                    raise CorpusError(f"{setting}: {path} is neither a file nor a folder")
-                else:
-                    self._check_included(path.name, setting)
-                    found[os.path.realpath(path)] = os.path.abspath(path)
-        if paths and not found and not self.skipped:
-            raise CorpusError(
-                f"{setting}: no file in {', '.join(paths)} matches corpus.include {self._config.include} "
-                f"({self.ignored - ignored} other files there)"
-            )
-        return dict(sorted(found.items()))
-
-    def _remote(self, entry: str, setting: str) -> Iterator[str]:
-        confine(entry, setting)
-        for url, below in remote_files(entry, setting).items():
-            confine(url, setting)
-            if not below:
-                self._check_included(file_name(url), setting)
-            folders = below.split("/")[:-1]
-            if below and (self._passes_over(file_name(url)) or any(map(self._leaves_out, folders))):
-                self.ignored += 1
-            else:
-                yield url
-
-    def _check_included(self, name: str, setting: str) -> None:
-        if not _matches(name, self._config.include):
-            raise CorpusError(
-                f"{setting}: {name} matches none of corpus.include {self._config.include}: "
-                f"if it is plain text, add --corpus.include '*{Path(name).suffix or name}'"
-            )
-
-    def _walk(self, folder: Path, setting: str) -> Iterator[str]:
-        """Files below ``folder``: hidden and excluded names left out, links followed, each folder once."""
-        visited = set()
-        for root, folders, names in os.walk(folder.absolute(), followlinks=True, onerror=self._unreadable):
-            identity = os.stat(root)
-            if (identity.st_dev, identity.st_ino) in visited:
-                folders.clear()
-                continue
-            visited.add((identity.st_dev, identity.st_ino))
-            confine(root, setting)
-            folders[:] = sorted(name for name in folders if not self._leaves_out(name))
-            for name in names:
-                path = os.path.join(root, name)
-                if self._passes_over(name):
-                    self.ignored += 1
-                elif not os.path.isfile(path):
-                    self.skipped.append(Skip(path, 0, 0, "not_a_file"))
-                elif _is_text(path):
-                    if os.path.islink(path):
-                        confine(path, setting)
-                    yield path
-                else:
-                    self.skipped.append(Skip(repr(os.fsencode(path)), 0, 0, "name_is_no_utf8"))
-
-    def _passes_over(self, name: str) -> bool:
-        return self._leaves_out(name) or not _matches(name, self._config.include)
-
-    def _leaves_out(self, name: str) -> bool:
-        return name.startswith(".") or _matches(name, self._config.exclude)
-
-    def _unreadable(self, error: OSError) -> None:
-        self.skipped.append(Skip(str(error.filename), 0, 0, "unreadable"))
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _expand(entry: str, setting: str) -> list[Path]:
-    if entry == STANDARD_LIBRARY:
-        return [Path(sysconfig.get_path("stdlib"))]
-    if not entry:
-        raise CorpusError(f"{setting}: one of the paths is empty; the current folder is '.'")
-    path = Path(os.path.expanduser(entry))
-    if path.exists():
-        return [path]
-    matches = sorted(filter(os.path.exists, glob.glob(str(path), recursive=True)))  # glob finds dangling links too
-    if not matches:
-        raise CorpusError(f"{setting}: {entry} does not exist (looked in {Path.cwd()})")
-    return [Path(match) for match in matches]
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

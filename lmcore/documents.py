@@ -16,14 +16,17 @@ import orjson
 
 from lmcore.config import CorpusConfig
 from lmcore.corpus import SourceFile
+from lmcore.encodings import encoding_problem
 from lmcore.errors import ConfigError, CorpusError
-from lmcore.ledger import Ledger, Skip
-from lmcore.spans import Span, read_spans, unit_of
+from lmcore.ledger import Ledger, Skip, shown_names
+from lmcore.spans import Span, has_lone_cr, read_spans, unit_of
 from lmcore.store import hash_text
 
 _BOM = b"\xef\xbb\xbf"
 _NOTHING = object()
 _BLANK_LINES = re.compile(rb"\s*\n")
+_BLANK_CR_LINES = re.compile(rb"\s*(?:\n|\r(?!\n))")
+_LINE_END = re.compile(rb"\n|\r(?:\r?\n)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
     Raises CorpusError if that does not add up, which would be a bug of this program.
     """
     keep = _predicate(config.filter)
+    explained: set[str] = set()
     content, offset = span.content, span.start
     ledger.source_bytes += len(content)
     if span.ends is None and span.start == 0 and content.startswith(_BOM):
@@ -80,7 +84,9 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
         else:
             text, utf8, reason = _text(piece.content, span.kind, config)
             if text is None:
-                _skip(ledger, span, offset, piece, reason)
+                detail = "" if reason in explained else _detail(reason, piece.content)
+                explained.add(reason)
+                _skip(ledger, span, offset, piece, reason, detail)
             elif keep is not None and not _keeps(keep, text, f"the document at {offset} of {span.path}"):
                 text = None
                 ledger.filtered_documents += 1
@@ -138,9 +144,9 @@ class _Piece:
     is_too_long: bool = False
 
 
-def _skip(ledger: Ledger, span: Span, offset: int, piece: _Piece, reason: str) -> None:
+def _skip(ledger: Ledger, span: Span, offset: int, piece: _Piece, reason: str, detail: str = "") -> None:
     length = piece.length if piece.is_too_long else len(piece.content)
-    ledger.skipped.append(Skip(span.path, offset, length, reason, piece.content))
+    ledger.skipped.append(Skip(span.path, offset, length, reason, detail=detail, content=piece.content))
     ledger.separator_bytes += piece.length - length
 
 
@@ -151,8 +157,7 @@ def _pieces(span: Span, content: bytes, config: CorpusConfig) -> Iterator[_Piece
     unit = unit_of(span.kind, config)
     if unit == "file":
         return _whole(content, limit)
-    lines = _lines(content, limit)
-    return lines if unit == "line" else _paragraphs(lines, limit)
+    return _lines(content, limit) if unit == "line" else _paragraphs(content, limit)
 
 
 def _rows(content: bytes, ends: list[int], limit: int) -> Iterator[_Piece]:
@@ -166,20 +171,20 @@ def _whole(content: bytes, limit: int) -> Iterator[_Piece]:
 
 
 def _lines(content: bytes, limit: int) -> Iterator[_Piece]:
-    """Lines; those of several blank ones are one piece without content, and a line end is LF or CR LF."""
+    """Lines; those of several blank ones are one piece without content.
+
+    A line ends in LF, CR LF or CR (or CR CR LF, as a text converted twice has it); U+2028 ends none.
+    """
+    is_cr = has_lone_cr(content)
+    blank_lines = _BLANK_CR_LINES if is_cr else _BLANK_LINES
     start = 0
     while start < len(content):
         # Bounded, so that no blank line of more than ``limit`` bytes is among them.
-        if content[start] <= 32 and (blank := _BLANK_LINES.match(content, start, start + limit)):
+        if content[start] <= 32 and (blank := blank_lines.match(content, start, start + limit)):
             yield _Piece(b"", blank.end() - start)
             start = blank.end()
             continue
-        end = content.find(b"\n", start)
-        stop = end + 1 if end >= 0 else len(content)
-        if end < 0:
-            end = stop
-        elif content.endswith(b"\r", start, end):
-            end -= 1
+        end, stop = _line_end(content, start, is_cr)
         line = content[start : min(end, start + limit + 1)]
         if line.isspace() and len(line) <= limit:
             line = b""
@@ -187,33 +192,37 @@ def _lines(content: bytes, limit: int) -> Iterator[_Piece]:
         start = stop
 
 
-def _paragraphs(lines: Iterator[_Piece], limit: int) -> Iterator[_Piece]:
-    """Runs of lines without a blank one between them, joined by LF as they stood (CR LF by CR LF)."""
-    parts: list[bytes] = []
-    size = length = 0
-    for line in lines:
+def _line_end(content: bytes, start: int, is_cr: bool) -> tuple[int, int]:
+    """Where the line from ``start`` on ends, and where the next one begins."""
+    if is_cr:
+        found = _LINE_END.search(content, start)
+        return found.span() if found else (len(content), len(content))
+    end = content.find(b"\n", start)
+    if end < 0:
+        return len(content), len(content)
+    return end - content.endswith(b"\r", start, end), end + 1
+
+
+def _paragraphs(content: bytes, limit: int) -> Iterator[_Piece]:
+    """Runs of lines without a blank one between them, with the line ends between them as they stand."""
+    start = stop = offset = 0
+    for line in _lines(content, limit):
         if line.content:
-            size += len(line.content)
-            if line.is_too_long or size > limit:
-                size, parts = limit + 1, [b""]
-            else:
-                ending = line.length - len(line.content)
-                parts += [line.content, b"\r\n"[2 - ending :]]
-                size += ending
-            length += line.length
+            stop = offset + (line.length if line.is_too_long else len(line.content))
         else:
-            if length:
-                yield _joined(parts, length, False)
-            parts, size, length = [], 0, 0
+            if start < offset:
+                yield _paragraph(content, start, stop, offset, limit)
+            start = offset + line.length
             yield line
-    if length:
-        yield _joined(parts, length, True)
+        offset += line.length
+    if start < offset:
+        yield _paragraph(content, start, stop, offset, limit)
 
 
-def _joined(parts: list[bytes], length: int, reaches_end: bool) -> _Piece:
-    """The paragraph of ``parts`` without its last line end; no parts stand for one that is too long."""
-    content = b"".join(parts[:-1])
-    return _Piece(content or b"too long", length, reaches_end, is_too_long=not content)
+def _paragraph(content: bytes, start: int, stop: int, end: int, limit: int) -> _Piece:
+    """From ``start`` to ``stop``, and separator to ``end``."""
+    text = content[start : min(stop, start + limit + 1)]
+    return _Piece(text, end - start, end == len(content), is_too_long=len(text) > limit)
 
 
 def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, bytes, str]:
@@ -238,6 +247,13 @@ def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, 
     except (ValueError, RecursionError):
         return None, b"", "invalid_json"
     return (text, content, "") if text.strip() else (None, b"", "empty_text")
+
+
+def _detail(reason: str, content: bytes) -> str:
+    """What stands in a piece instead of text: the keys of its object, or its encoding."""
+    if reason == "no_text_field":
+        return shown_names(_json(content))
+    return encoding_problem(content, True)[1] if reason == "invalid_utf8" else ""
 
 
 def _field(row: Any, name: str) -> Any:

@@ -138,7 +138,9 @@ def _account(span: Span, ledger: Ledger) -> dict[str, Any]:
         "filtered_documents": ledger.filtered_documents,
         "filtered_bytes": ledger.filtered_bytes,
         "normalized_documents": ledger.normalized_documents,
-        "skips": [[skip.offset, skip.length, skip.reason] for skip in ledger.skipped],
+        "skips": [
+            [skip.offset, skip.length, skip.reason, *([skip.detail] if skip.detail else [])] for skip in ledger.skipped
+        ],
     }
 
 

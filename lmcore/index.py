@@ -7,6 +7,7 @@ ETag) it speaks of, or is named by content. ``--rehash`` ignores the hashes.
 import logging
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -69,6 +70,13 @@ class Index:
             return None
         self._new[f"hash {path}"] = [version(path), now]
         return None if now == digest else now
+
+    def known(self, key: str, make: Callable[[], Any]) -> Any:
+        """What was made under this key before, or now. ``key`` must name all that ``make`` depends on."""
+        found = self._get(key)
+        if found is None:
+            self._new[key] = found = make()
+        return found
 
     def outline(self, key: str) -> Any:
         """What ``remember`` was given for the key, or None."""

@@ -5,10 +5,13 @@ Bytes are those of the decompressed text unless named stored; of Parquet and Arr
 and offsets count rows there.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from lmcore.errors import CorpusError
+
+_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,19 @@ class Skip:
     offset: int
     length: int
     reason: str
+    stored: int = 0
+    """Stored bytes that it cost, where no text of them was seen."""
+    detail: str = ""
+    """What is there instead: an encoding, the keys of an object."""
     content: bytes = field(default=b"", compare=False, repr=False)
+
+
+def shown_names(names: Iterable[Any]) -> str:
+    """Some keys or columns, as a detail of a skip."""
+    names = list(names)
+    return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + (
+        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    )
 
 
 @dataclass
@@ -38,6 +53,8 @@ class Ledger:
     stored_bytes: int = 0
     undecodable_stored_bytes: int = 0
     """Stored bytes that gave no text, those behind damage or a cut-off bomb included."""
+    units: dict[str, int] = field(default_factory=dict)
+    """Documents by what they are in their files: line, paragraph or file of a plain text, row of a table."""
     skipped: list[Skip] = field(default_factory=list)
 
     @property
@@ -68,6 +85,13 @@ class Ledger:
         self.undecodable_stored_bytes += other.undecodable_stored_bytes
         self.skipped += other.skipped
 
+    def leave_out(self, skips: list[Skip]) -> None:
+        """Take up whole files that are not read."""
+        self.skipped += skips
+        for skip in skips:
+            self.stored_bytes += skip.stored
+            self.undecodable_stored_bytes += skip.stored
+
     def by_reason(self) -> dict[str, dict[str, int]]:
         reasons: dict[str, dict[str, int]] = {}
         for skip in self.skipped:
@@ -88,9 +112,12 @@ class Ledger:
             "normalized_documents": self.normalized_documents,
             "stored_bytes": self.stored_bytes,
             "undecodable_stored_bytes": self.undecodable_stored_bytes,
+            "documents_by_unit": self.units,
             "skipped": self.by_reason(),
             "skips": [
                 {"path": s.path, "offset": s.offset, "length": s.length, "reason": s.reason}
+                | ({"stored_bytes": s.stored} if s.stored else {})
+                | ({"detail": s.detail} if s.detail else {})
                 for s in sorted(self.skipped, key=lambda s: (s.path, s.offset))
             ],
         }

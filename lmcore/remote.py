@@ -36,6 +36,9 @@ _WEB_SCHEMES = ("http", "https")
 _READ_BYTES = 2**23
 """A request to S3 takes as long as the transfer of a few MiB."""
 _SECONDS_WITHOUT_A_BYTE = 60
+_KEPT_BYTES = 2**20
+_beginning: list[Any] = ["", b""]
+"""The URL that was hashed last, and its first bytes: each file of a server is to be asked for once."""
 _ARROW_OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")  # other question marks are part of a name, or match a character
 _SECRET = re.compile(r"secret|token|passw|signature|credential|access_?key|api_?key|^sig$|^key$", re.IGNORECASE)
 
@@ -92,7 +95,13 @@ def hash_stored(path: str) -> str:
         confine(path, "corpus")
         return hash_file(Path(path))
     with open_stored(path) as stream:
-        return hash_stream(stream)
+        _beginning[:] = path, stream.read(_KEPT_BYTES)
+        return hash_stream(stream, _beginning[1])
+
+
+def open_beginning(path: str) -> IO[bytes]:
+    """At least the first megabyte of a file; of the URL that was hashed last, without asking for it again."""
+    return io.BytesIO(_beginning[1]) if is_url(path) and _beginning[0] == path else open_stored(path)
 
 
 # --- listing ---

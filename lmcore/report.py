@@ -257,6 +257,7 @@ def data_page(dataset: Dataset) -> str:
     manifest = read_manifest(dataset.folder)
     parts = [
         f"# Dataset {dataset.id}",
+        *(f"**Warning:** {warning}" for warning in dataset.warnings),
         *data_sections(manifest),
         f"{dataset.chunks_made} of {dataset.chunks} chunks were new; "
         f"{dataset.duplicate_documents:,} documents stand in it more than once; tokenizer {dataset.tokenizer_id}.",
@@ -342,6 +343,12 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
         f"{ledger['stored_bytes']:,} bytes on disk.",
         markdown.table(("bytes", ""), account),
     ]
+    if beside := ledger.get("beside"):
+        rows = ((f".{suffix}", f"{row[0]:,}", f"{row[1]:,}") for suffix, row in sorted(beside.items()))
+        sections += ["Files that corpus.include does not name:", markdown.table(("suffix", "files", "bytes"), rows)]
+    if units := ledger.get("documents_by_unit"):
+        words = ", ".join(f"{unit} {count:,}" for unit, count in sorted(units.items()))
+        sections.append(f"What a document is in its file: {words}.")
     for reason, row in ledger["dropped"].items():
         sections.append(f"{row['documents']:,} documents ({row['bytes']:,} bytes) were left out: {escape(reason)}.")
     if ledger["normalized_documents"]:

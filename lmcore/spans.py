@@ -7,6 +7,7 @@ encoders busy. A document beyond ``max_document_bytes`` is streamed past, so mem
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,12 +30,14 @@ from lmcore.shuffle import mix
 from lmcore.store import DIGEST_BYTES
 from lmcore.tables import ROW_BYTES, TableError, table_texts
 
-CUT_VERSION = 2
+CUT_VERSION = 3
 """Of the rule by which documents end spans: an outline by another one is not relied upon."""
 
 _READ_BYTES = 2**20
 _LONGEST_BLANK_LINE = 4096
 _HEAD_BYTES = 32
+_LONE_CR = re.compile(rb"\r(?!\n)")
+"""Where these are, lines end elsewhere than they did when chunks had no such mark in their names."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +63,8 @@ class Span:
 
     def digest(self) -> bytes:
         """Names what is in it, not where it stands."""
-        digest = blake3(f"{self.kind} {self.start == 0} {self.is_cut_off}".encode())
+        lines = " CR" if self.ends is None and has_lone_cr(self.content) else ""
+        digest = blake3(f"{self.kind} {self.start == 0} {self.is_cut_off}{lines}".encode())
         digest.update(self.content)
         if self.ends is not None:
             digest.update(self.ends.tobytes())
@@ -91,6 +95,11 @@ def read_spans(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> Iterat
         raise FileChangedError(file.path, "changed_while_read")
 
 
+def has_lone_cr(content: bytes) -> bool:
+    """Whether some line ends in a CR, or in CR CR LF."""
+    return b"\r" in content and _LONE_CR.search(content) is not None
+
+
 def unit_of(file_kind: str, config: CorpusConfig) -> str:
     """What one document of a file of this kind is: row, line, paragraph or file."""
     if file_kind in ("parquet", "arrow"):
@@ -98,7 +107,7 @@ def unit_of(file_kind: str, config: CorpusConfig) -> str:
     if file_kind == "jsonl":
         return "line"
     if config.document == "auto":
-        return "line" if file_kind == "txt" else "file"
+        return {"txt": "line", "paragraphs": "paragraph"}.get(file_kind, "file")
     return config.document
 
 
@@ -132,19 +141,34 @@ def _text_spans(file: SourceFile, config: CorpusConfig, ledger: Ledger, stored: 
     if unpacked is not None:
         ledger.undecodable_stored_bytes += unpacked.undecodable_bytes
         if unpacked.problem:
-            ledger.skipped.append(Skip(file.path, ledger.source_bytes, 0, unpacked.problem))
+            lost = 0 if ledger.source_bytes else file.stored_bytes
+            ledger.skipped.append(Skip(file.path, ledger.source_bytes, 0, unpacked.problem, stored=lost))
 
 
-def _line_ends(content: bytearray, searched: int, is_line: bool = True) -> Ends:
-    ends: Ends = np.flatnonzero(np.frombuffer(content, np.uint8, offset=searched) == 10) + (searched + 1)
+def _decided(content: bytearray) -> int:
+    """Up to where a content says which of its bytes end lines: a CR at its end may belong to a LF that follows."""
+    return len(content) - (2 if content.endswith(b"\r\r") else 1 if content.endswith(b"\r") else 0)
+
+
+def _line_ends(content: bytearray, searched: int, stop: int, is_line: bool = True) -> Ends:
+    """Ends of lines from ``searched`` to ``stop``: after a LF, and after a CR that none follows (nor CR LF)."""
+    codes = np.frombuffer(content, np.uint8)
+    ends: Ends = np.flatnonzero(codes[searched:stop] == 10) + (searched + 1)
+    if content.find(b"\r", searched, stop) >= 0:
+        places = np.flatnonzero(codes[searched:stop] == 13) + searched
+        after, last = codes[np.minimum(places + 1, len(codes) - 1)], codes[np.minimum(places + 2, len(codes) - 1)]
+        lone = places[(after != 10) & ~((after == 13) & (last == 10))]
+        ends = np.union1d(ends, lone + 1)
     return ends
 
 
-def _paragraph_ends(content: bytearray, searched: int, is_line: bool = True) -> Ends:
+def _paragraph_ends(content: bytearray, searched: int, stop: int, is_line: bool = True) -> Ends:
     """Ends of blank lines; ``is_line`` says that the content begins where a line does, but not the file."""
-    begin = content.rfind(b"\n", 0, searched)  # the line that the last block ended in, once more
-    lines = _line_ends(content, max(begin, searched - _LONGEST_BLANK_LINE, 0))
-    if begin < 0 and is_line:
+    low = max(0, searched - _LONGEST_BLANK_LINE)
+    # The line that the last block ended in, once more.
+    begin = max(content.rfind(b"\n", low, searched), content.rfind(b"\r", low, searched))
+    lines = _line_ends(content, max(begin, low), stop)
+    if begin < 0 and low == 0 and is_line:
         lines = np.concatenate([[0], lines])
     starts, ends = lines[:-1], lines[1:]
     is_blank = ends - starts == 1
@@ -155,11 +179,11 @@ def _paragraph_ends(content: bytearray, searched: int, is_line: bool = True) -> 
     return found
 
 
-def _no_ends(content: bytearray, searched: int, is_line: bool = True) -> Ends:
+def _no_ends(content: bytearray, searched: int, stop: int, is_line: bool = True) -> Ends:
     return np.empty(0, np.int64)
 
 
-_ENDS: dict[str, Callable[[bytearray, int, bool], Ends]] = {
+_ENDS: dict[str, Callable[[bytearray, int, int, bool], Ends]] = {
     "line": _line_ends,
     "paragraph": _paragraph_ends,
     "file": _no_ends,
@@ -188,8 +212,12 @@ class _Cutter:
 
     def feed(self, block: bytes, ends_in_block: Ends | None = None) -> Iterator[Span]:
         self._content += block
-        ends = self._find(self._searched) if ends_in_block is None else ends_in_block + self._searched
-        self._searched = len(self._content)
+        if ends_in_block is None:
+            stop = _decided(self._content)
+            ends = self._find(self._searched, stop)
+        else:
+            stop, ends = len(self._content), ends_in_block + self._searched
+        self._searched = stop
         if self._is_passing:
             ends = self._pass_by(ends)
         yield from self._cut(ends)
@@ -208,10 +236,10 @@ class _Cutter:
             yield from self._cut(np.array([len(self._content)], np.int64), is_cut_off)
         yield from self._flush(is_cut_off)
 
-    def _find(self, searched: int) -> Ends:
+    def _find(self, searched: int, stop: int) -> Ends:
         assert self._find_ends is not None
         is_line = self._offset > 0 and not self._is_passing
-        return self._find_ends(self._content, searched, is_line)
+        return self._find_ends(self._content, searched, stop, is_line)
 
     def _cut(self, ends: Ends, is_cut_off: bool = False) -> Iterator[Span]:
         """Take up the documents that end at ``ends``; too long ones stand between spans, wherever blocks end."""
@@ -243,7 +271,7 @@ class _Cutter:
         while True:
             stops = self._marked[np.searchsorted(self._marked, self._shortest) :][:1].tolist()
             if self._end >= self._longest:
-                ends = self._find(self._longest - 1) if self._find_ends else self._rows
+                ends = self._find(self._longest - 1, self._searched) if self._find_ends else self._rows
                 stops += ends[np.searchsorted(ends, self._longest) :][:1].tolist() or [self._end]
             if not stops:
                 return
@@ -288,7 +316,8 @@ class _Cutter:
             self._skip(stop)
             self._drop(stop)
             return ends[1:] - stop
-        keep = min(len(self._content) - max(0, self._content.rfind(b"\n")), _LONGEST_BLANK_LINE)
+        last = max(0, self._content.rfind(b"\n"), self._content.rfind(b"\r", 0, self._searched))
+        keep = min(len(self._content) - min(last, self._searched), _LONGEST_BLANK_LINE)
         self._passed += len(self._content) - keep
         self._drop(len(self._content) - keep)
         return ends
@@ -330,7 +359,7 @@ def _ends_span(content: bytearray, starts: Ends, ends: Ends, between: int) -> np
 
 def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledger: Ledger) -> Iterator[Span]:
     cutter = _Cutter(file, config, ledger)
-    problem, rows = "", 0
+    problem, detail, rows = "", "", 0
     try:
         for content, lengths in table_texts(stream, file, config):
             ledger.source_bytes += len(content)
@@ -339,7 +368,8 @@ def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledg
             if is_bomb(ledger.source_bytes + rows * ROW_BYTES, file.stored_bytes, config.max_expansion):
                 raise TableError("decompression_bomb")
     except TableError as error:
-        problem = str(error)
+        problem, detail = str(error), error.detail
+        ledger.undecodable_stored_bytes += 0 if rows else file.stored_bytes
     except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # it is the disk or a limit of the system, and no damage
@@ -347,5 +377,6 @@ def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledg
         problem = "damaged_table"
         ledger.undecodable_stored_bytes += file.stored_bytes
     yield from cutter.finish(False)
-    if problem:
-        ledger.skipped.append(Skip(file.path, 0, 0, problem))
+    if problem or not rows:
+        lost = 0 if rows else file.stored_bytes
+        ledger.skipped.append(Skip(file.path, 0, 0, problem or "empty_table", stored=lost, detail=detail))

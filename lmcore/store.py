@@ -327,9 +327,9 @@ def hash_text(utf8: bytes) -> int:
     return int.from_bytes(blake3(utf8).digest(8), "little")
 
 
-def hash_stream(stream: IO[bytes]) -> str:
-    """``hash_file`` of what is left of an open file."""
-    digest = blake3()
+def hash_stream(stream: IO[bytes], before: bytes = b"") -> str:
+    """``hash_file`` of what is left of an open file, after the bytes ``before`` that were read already."""
+    digest = blake3(before)
     while block := stream.read(2**20):
         digest.update(block)
     return digest.hexdigest(DIGEST_BYTES)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from lmcore.compression import is_bomb
 from lmcore.config import CorpusConfig
 from lmcore.corpus import SourceFile
+from lmcore.ledger import shown_names
 
 _READ_BYTES = 2**20
 _FIRST_ROWS, _MOST_ROWS = 16, 1024
@@ -38,7 +39,11 @@ _BINARY = {
 
 
 class TableError(Exception):
-    """Why a table has no text that can be read."""
+    """Why a table has no text that can be read, as a reason for the ledger, and what is there instead."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.detail = detail
 
 
 def table_texts(stream: IO[bytes], file: SourceFile, config: CorpusConfig) -> Iterator[tuple[bytes, Lengths]]:
@@ -116,7 +121,7 @@ def _text_path(schema: Any, field: str, file: str) -> list[str]:
     kind = pa.struct(list(schema))
     for name in path:
         if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            raise TableError("no_text_field")
+            raise TableError("no_text_field", shown_names(schema.names))
         kind = kind.field(name).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type

@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from lmcore.chunks import Group, Outline, Places, chunk_key, groups, read_chunks
 from lmcore.config import CorpusConfig
-from lmcore.corpus import Corpus, Scan, anchored, describe, scan
+from lmcore.corpus import Corpus, Scan, SourceFile, anchored, describe, scan
 from lmcore.drops import drop_documents, hashes
 from lmcore.encoding import Encoders, Job
 from lmcore.errors import CorpusError, FileChangedError, StoreError
+from lmcore.finding import Beside
 from lmcore.index import Index
 from lmcore.ledger import Ledger, Skip
+from lmcore.losses import causes, warnings
 from lmcore.section import fingerprint, result_fields
 from lmcore.shards import SPLITS
+from lmcore.spans import unit_of
 from lmcore.store import (
     FORMAT_VERSION,
     MANIFEST,
@@ -73,6 +77,8 @@ class Dataset(Output):
     """Documents by reason."""
     manifest_hash: str
     """Of manifest.json: another corpus may have the same chunks and another ledger."""
+    warnings: list[str] = Field(default_factory=list)
+    """What was lost or lies unread, in sentences."""
     corpus_changed: bool
     """The corpus was changed after it was looked at. The manifest says what was read; another start reads the rest."""
 
@@ -87,11 +93,6 @@ class Dataset(Output):
         dropped = "".join(f", {count:,} documents left out as {reason}" for reason, count in self.dropped.items())
         changed = ", the corpus was changed meanwhile" if self.corpus_changed else ""
         return f"{self.source_bytes:,} bytes read{skipped}{dropped}, {self.unaccounted_bytes} unaccounted{changed}"
-
-    @property
-    def lost_much(self) -> bool:
-        """More than a tenth of the bytes could not be used."""
-        return self.skipped_bytes > self.source_bytes / 10
 
     def verify(self) -> None:
         """As ``Output.verify``; a file of which size, time and inode are unchanged is not read again.
@@ -176,12 +177,12 @@ def _tokenize(
     ledger = Ledger()
     inputs: list[dict[str, Any]] = []
     with Index(store) as index:
-        found = scan(config, index.hash_of, corpus.as_of)
-        ledger.skipped += found.skipped
+        found = scan(config, index.hash_of, corpus.as_of, index.known)
+        ledger.leave_out(found.skipped)
         with Encoders(config.workers, executor, advance) as encoders:
             work = _Work(config, tokenizer, store, index, encoders, ledger, inputs)
             plans = [plan for group in groups(found, config) for plan in work.plan(group)]
-        entries = [_entry(plan, store, ledger) for plan in plans]
+        entries = [_entry(plan, store, config, ledger) for plan in plans]
     if executor is not None:
         sweep(store / "shards")  # of a worker that died amid a chunk, which another worker then made
     progress(corpus.stored_bytes, corpus.stored_bytes)
@@ -194,7 +195,9 @@ def _tokenize(
         left_out["filter"] = {"documents": ledger.filtered_documents, "bytes": ledger.filtered_bytes}
     _check_not_empty(entries, ledger, left_out, config)
     changed = describe(found, config).listing != corpus.listing or _left_behind(found, inputs)
-    return _write_manifest(entries, ledger, left_out, inputs, config, tokenizer, store, encoders.jobs, changed)
+    return _write_manifest(
+        entries, ledger, left_out, inputs, config, tokenizer, store, encoders.jobs, changed, found.beside
+    )
 
 
 def _left_behind(found: Scan, inputs: list[dict[str, Any]]) -> bool:
@@ -230,7 +233,7 @@ class _Work:
             _check_account(outline.unaccounted_bytes(), " and ".join(file.path for file in group.files[:2]))
             self.index.remember(group.key(self.config), outline.to_json())
         for file, account in zip(group.files, outline.files, strict=True):
-            account.skipped = [Skip(file.path, s.offset, s.length, s.reason) for s in account.skipped]
+            account.skipped = [replace(skip, path=file.path) for skip in account.skipped]
             if self.config.on_bad_input == "fail":
                 account.require_no_skips()
             self.ledger.add(account)
@@ -266,7 +269,7 @@ class _Work:
                     continue
                 if self.config.on_bad_input == "fail":
                     raise
-                self.ledger.skipped.append(Skip(error.path, 0, 0, error.reason))
+                self.ledger.skipped.append(Skip(error.path, 0, 0, error.reason, stored=scanned.stored_bytes))
                 group = group.without(error.path)
             else:
                 return group, outline
@@ -294,7 +297,7 @@ def remake(dataset: Path, keys: set[str]) -> None:
     known, wanted = set().union(*paths.values()), set().union(*(paths[key] for key in keys))
     left = set(keys)
     with in_use(store), Index(store) as index:
-        found = scan(config, index.hash_of)
+        found = scan(config, index.hash_of, known=index.known)
         # Others beside them, that came later, would be packed with them.
         files, validation_files = (
             [file for file in group if file.path in known] for group in (found.files, found.validation_files)
@@ -314,7 +317,11 @@ def remake(dataset: Path, keys: set[str]) -> None:
 # --- the manifest ---
 
 
-def _entry(plan: _Plan, store: Path, ledger: Ledger) -> dict[str, Any]:
+def _unit(file: SourceFile, config: CorpusConfig) -> str:
+    return "JSON line" if file.kind == "jsonl" else unit_of(file.kind, config)
+
+
+def _entry(plan: _Plan, store: Path, config: CorpusConfig, ledger: Ledger) -> dict[str, Any]:
     """The manifest's entry of a chunk in the store; its account is added to the corpus's ledger."""
     manifest = read_manifest(store / "shards" / plan.key)
     spans = []
@@ -323,7 +330,12 @@ def _entry(plan: _Plan, store: Path, ledger: Ledger) -> dict[str, Any]:
         skips = account.pop("skips")
         # The job counted offsets from where the span stood when it was encoded; rows and bytes alike.
         moved = start - account.pop("start")
-        skipped = [Skip(path, offset + moved, length, reason) for offset, length, reason in skips]
+        skipped = [
+            Skip(path, offset + moved, length, reason, detail="".join(detail))
+            for offset, length, reason, *detail in skips
+        ]
+        unit = _unit(plan.group.files[number], config)
+        ledger.units[unit] = ledger.units.get(unit, 0) + account["documents"]
         spans.append({"path": path, "start": start, "stop": stop, **account, "skipped_pieces": len(skips)})
         ledger.add(Ledger(**{**account, "source_bytes": 0}, skipped=skipped))
     return {"key": plan.key, "source": plan.group.source, "spans": spans, **manifest["splits"]}
@@ -344,7 +356,7 @@ def _check_not_empty(
     read = f"{ledger.source_bytes:,} bytes read, left out: {', '.join(reasons) or 'nothing'}"
     if not sum(entry["train"]["documents"] for entry in entries):
         paths = [path for some in (config.paths, *config.sources.values()) for path in some]
-        raise CorpusError(f"no training document in {', '.join(paths)}: {read}")
+        raise CorpusError(f"no training document in {', '.join(paths)}: {read} ({causes(ledger, config)})")
     if not sum(entry["validation"]["documents"] for entry in entries):
         if config.validation_paths:
             raise CorpusError(f"no document to validate on in {', '.join(config.validation_paths)}: {read}")
@@ -391,6 +403,7 @@ def _write_manifest(
     store: Path,
     made: int,
     changed: bool,
+    beside: Beside,
 ) -> Dataset:
     name = dataset_id(entries, tokenizer.id)
     folder = store / "datasets" / name
@@ -401,7 +414,7 @@ def _write_manifest(
         "tokenizer_id": tokenizer.id,
         "splits": splits,
         "chunks": entries,
-        "ledger": ledger.to_json() | {"dropped": left_out},
+        "ledger": ledger.to_json() | {"dropped": left_out, "beside": beside.by_suffix},
         "inputs": sorted(inputs, key=lambda row: str(row["path"])),
         "corpus": result_fields(anchored(config)),
         "files": {},
@@ -426,5 +439,6 @@ def _write_manifest(
         skipped={reason: row["pieces"] for reason, row in ledger.by_reason().items()},
         dropped={reason: row["documents"] for reason, row in left_out.items()},
         manifest_hash=hash_file(folder / MANIFEST),
+        warnings=warnings(ledger, beside, config, splits["train"]["documents"], splits["train"]["tokens"]),
         corpus_changed=changed,
     )

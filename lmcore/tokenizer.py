@@ -26,6 +26,7 @@ from lmcore.exclusions import excluded_hashes, forgotten
 from lmcore.hub import located
 from lmcore.index import Index
 from lmcore.ledger import Ledger
+from lmcore.losses import causes
 from lmcore.progress import Update, unwatched
 from lmcore.section import fingerprint, result_fields
 from lmcore.sentencepiece_model import (
@@ -50,6 +51,9 @@ from lmcore.store import (
     sealed_folder,
 )
 from lmcore.transformers_view import check_in_transformers, open_in_transformers, save_loaded
+
+TRAINING_VERSION = 2
+"""Of the rules by which tokenizers are trained: the same text and settings give other pieces by others."""
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -95,7 +99,7 @@ class TokenizerInfo(Output):
 def tokenizer_inputs(config: TokenizerConfig, corpus: Corpus) -> dict[str, Any]:
     """Everything that ``make_tokenizer`` depends on. Raises as ``identify`` does."""
     if config.source == "train":
-        return {"corpus": corpus.id, "tokenizer": result_fields(config)}
+        return {"corpus": corpus.id, "tokenizer": result_fields(config), "training_version": TRAINING_VERSION}
     return {"tokenizer": {"source": identify(config, corpus)}}
 
 
@@ -105,7 +109,7 @@ def identify(config: TokenizerConfig, corpus: Corpus) -> str:
     Raises TokenizerError when config.source leads to no tokenizer, ConnectionError when the hub does not answer.
     """
     if config.source == "train":
-        return fingerprint(FORMAT_VERSION, result_fields(config), corpus.id)
+        return fingerprint(FORMAT_VERSION, TRAINING_VERSION, result_fields(config), corpus.id)
     return identify_files(_locate(config.source))
 
 
@@ -264,8 +268,10 @@ def _training_texts(
     leaves out is left out here (but the bytes of all there are count copies of what is beyond max_train_bytes).
     """
     with Index(store) as index:
-        found = scan_again(corpus_config, corpus, index.hash_of)
-        held_out = {document.hash for document in _documents(found.validation_files, corpus_config, index)}
+        found = scan_again(corpus_config, corpus, index.hash_of, index.known)
+        account = Ledger()
+        account.leave_out(found.skipped)
+        held_out = {document.hash for document in _documents(found.validation_files, corpus_config, index, account)}
         held_out |= {*excluded_hashes(corpus_config), *forgotten(store).tolist()}
         fraction = 0.0 if corpus_config.validation_paths else corpus_config.validation_fraction
         heap: list[tuple[int, int, str]] = []
@@ -273,7 +279,7 @@ def _training_texts(
         total = kept = 0
         end = 2**64
         """Hashes from here on are beyond max_train_bytes."""
-        for document in _documents(found.files, corpus_config, index):
+        for document in _documents(found.files, corpus_config, index, account):
             fits = corpus_config.min_bytes <= document.text_bytes <= corpus_config.max_bytes
             is_copy = corpus_config.deduplicate and document.hash in chosen
             if not fits or is_copy or document.hash in held_out or document.is_validation(fraction):
@@ -292,17 +298,16 @@ def _training_texts(
     if not heap:
         raise CorpusError(
             f"no training text in {found.files[0].path if found.files else corpus_config.paths}"
-            f"{' and the other files' if len(found.files) > 1 else ''}: every document is empty, "
-            "unreadable as UTF-8, or held out for validation. Is it UTF-8? (iconv converts, for example "
-            "from SHIFT_JIS)"
+            f"{' and the other files' if len(found.files) > 1 else ''}: {causes(account, corpus_config)}; "
+            f"{account.documents:,} documents are held out for validation or left out by settings"
         )
     return [text for _, _, text in sorted(heap, reverse=True)], total
 
 
-def _documents(files: list[SourceFile], config: CorpusConfig, index: Index) -> Iterator[Document]:
+def _documents(files: list[SourceFile], config: CorpusConfig, index: Index, account: Ledger) -> Iterator[Document]:
     for file in files:
         try:
-            yield from read_documents(file, config, Ledger())
+            yield from read_documents(file, config, account)
         except FileChangedError:
             index.corrected(file.path, file.digest)  # so that the next start sees it as it is
             raise

@@ -21,8 +21,8 @@ from lmcore.config import RunConfig
 
 _log = logging.getLogger(__name__)
 
-_MADE_UP = re.compile("[A-Za-z0-9]+-[A-Za-z]+")
-"""A name that Prefect gives to a run that has none: misty-otter, in the UIs Licensed-Baya and chi2-kotara."""
+_MADE_UP = re.compile("[A-Za-z0-9]+(-[A-Za-z]+)+")
+"""A name that Prefect gives to a run that has none: misty-otter, in the UIs Licensed-Baya and theta5-mordan-nebula."""
 _ROWS = 1_000
 """Of a table, at most: the server keeps it whole, and a browser draws it."""
 

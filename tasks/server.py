@@ -37,6 +37,7 @@ from prefect.settings import (
 from lmcore.errors import ConfigError, LMError
 from lmcore.launch import end_with_parent
 from lmcore.signals import resend_lost
+from tasks.database import copy_before_upgrade
 
 HOST = "127.0.0.1"
 _EPHEMERAL = ["uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1]), "--factory"]
@@ -178,6 +179,8 @@ def _temporary_server() -> Iterator[None]:
     """Prefect's own temporary server as Prefect would start it, but kept from signals and with its errors read."""
     from prefect.server.api.server import SubprocessASGIServer  # takes seconds
 
+    if copied := copy_before_upgrade():
+        get_logger("prefect").warning(copied)
     port = free_port()
     with tempfile.TemporaryFile() as output:
         server = Server([*_EPHEMERAL, "--port", str(port)], port, _ephemeral_settings(), output)

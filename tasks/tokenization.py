@@ -1,6 +1,5 @@
 """Text to token ids in memory-mapped shards."""
 
-import logging
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -39,5 +38,5 @@ def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, st
     """Encode what the store does not hold yet. Called directly, so that a cancel reaches it."""
     with watched("tokenizing", "bytes") as progress:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
-    get_run_logger().log(logging.WARNING if dataset.lost_much else logging.INFO, dataset.account())
+    get_run_logger().info(dataset.account())
     return dataset

@@ -71,10 +71,10 @@ class Api:
         data = None if body is None else json.dumps(body).encode()
         return urllib.request.Request(self.url + path, data, headers, method=method)
 
-    def refused(self, path: str, body: object = None) -> int:
+    def refused(self, path: str, body: object = None, method: str | None = None) -> int:
         """The status with which the server refuses; 0 if it does not."""
         try:
-            self.call(path, body)
+            self.call(path, body, method=method)
         except urllib.error.HTTPError as error:
             error.close()
             return error.code

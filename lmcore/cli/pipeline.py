@@ -24,7 +24,8 @@ _log = logging.getLogger("lmcore")
 def tokenize(config: RunConfig) -> None:
     dataset, tokenizer, _ = _prepare(config)
     figures = {"skipped_bytes": dataset.skipped_bytes, "unaccounted_bytes": dataset.unaccounted_bytes}
-    print_json({"dataset_id": dataset.id, "tokenizer_id": tokenizer.id, **figures})
+    about = {"dataset_id": dataset.id, "tokenizer_id": tokenizer.id, **figures, "warnings": dataset.warnings}
+    print_json(about)
 
 
 def pretrain(config: RunConfig) -> None:
@@ -53,6 +54,8 @@ def pretrain(config: RunConfig) -> None:
     for warning in page.warnings:
         _log.warning("%s", warning)
     print(f"\n{summary(run.folder, page.samples, dataset.account())}\n")
+    for warning in dataset.warnings:
+        _log.warning(warning)
     print_json(
         {
             "run_dir": str(run.folder),
@@ -63,6 +66,7 @@ def pretrain(config: RunConfig) -> None:
             "valid_loss": evaluation.nats_per_token,
             "valid_bits_per_byte": evaluation.bits_per_byte,
             "tokens_per_second": training.tokens_per_second,
+            "warnings": dataset.warnings,
         }
     )
 
@@ -78,7 +82,9 @@ def _prepare(config: RunConfig) -> Any:
         tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store, progress)
     with _watched("tokenizing", "bytes") as progress:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
-    _log.log(logging.WARNING if dataset.lost_much else logging.INFO, dataset.account())
+    _log.info(dataset.account())
+    for warning in dataset.warnings:
+        _log.warning(warning)
     return dataset, tokenizer, store
 
 

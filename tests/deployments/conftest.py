@@ -14,7 +14,7 @@ import pytest
 
 from tests import serving
 from tests.conftest import REPOSITORY, tiny_config
-from tests.serving import clean_environment, free_port
+from tests.serving import clean_environment, free_port, settings_form
 
 PASSWORD = "somebody:secret"
 
@@ -78,5 +78,5 @@ class Completed:
 @pytest.fixture(scope="session")
 def completed(served: Api, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Completed:
     store = tmp_path_factory.mktemp("completed") / "store"
-    run = served.start_named("pretrain/tiny", {"config": tiny_config(corpus, store).model_dump(mode="json")})
+    run = served.start_named("pretrain/tiny", settings_form(tiny_config(corpus, store).model_dump(mode="json")))
     return Completed(run, served.final_state(run), store)

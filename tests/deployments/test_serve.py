@@ -15,6 +15,7 @@ from lmcore.registry import model_folder, versions
 from lmcore.store import locked
 from tests.conftest import tiny_config, tiny_retraining
 from tests.deployments.conftest import PASSWORD, Api, Completed
+from tests.serving import settings_form
 
 pytestmark = pytest.mark.flows
 
@@ -39,7 +40,7 @@ def test_a_run_asked_for_through_the_api_completes(served: Api, completed: Compl
 def test_a_form_never_chooses_code(served: Api, corpus: Path, tmp_path: Path, name: str) -> None:
     config = tiny_config(corpus, tmp_path / "store").model_dump(mode="json")
     config["corpus"]["filter"] = "json.loads"
-    state = served.final_state(served.start_named(name, {"config": config}))
+    state = served.final_state(served.start_named(name, settings_form(config)))
     assert state["type"] == "FAILED"
     assert "corpus.filter names code" in state["message"]
     assert not (tmp_path / "store").exists()
@@ -58,6 +59,18 @@ def test_unknown_settings_are_refused_at_creation(served: Api, parameters: dict[
     deployment = served.call("/deployments/name/pretrain/tiny")
     body = {"parameters": parameters}
     assert served.refused(f"/deployments/{deployment['id']}/create_flow_run", body) == 409
+
+
+def test_half_of_a_character_is_refused_at_creation_and_nothing_is_stored(served: Api) -> None:
+    """A cut emoji: the server on SQLite would keep it and answer 500 for it ever after."""
+    deployment = served.call("/deployments/name/pretrain/tiny")["id"]
+    for parameters in ({"prompts": ["a\ud83d"]}, {"text": ["\ud83d"]}, {"advanced": "# \ud83d"}):
+        body = {"parameters": parameters}
+        assert served.refused(f"/deployments/{deployment}/create_flow_run", body) == 409
+        assert served.refused(f"/deployments/{deployment}", body, method="PATCH") == 409
+    served.call("/flow_runs/filter", {"flow_runs": {"deployment_id": {"any_": [deployment]}}})
+    whole = {"parameters": {"prompts": ["😀"], "advanced": "# 😀\n"}, "state": {"type": "CANCELLED"}}
+    assert served.call(f"/deployments/{deployment}/create_flow_run", whole)["parameters"]["prompts"] == ["😀"]
 
 
 @pytest.mark.parametrize("flow", ["pretrain", "prepare_data"])
@@ -139,8 +152,8 @@ def test_of_two_retrainings_at_once_one_waits_or_is_refused(served: Api, corpus:
     """Served flows have no limit of their own: a start amid a run that outlasts its interval meets the model's lock."""
     config = tiny_retraining(corpus, tmp_path / "store", "served").model_dump(mode="json")
     with locked(model_folder(tmp_path / "store", "served") / "retraining.lock", "refuse"):
-        waits = served.start_named("retrain/tiny", {"config": config})
-        refused = served.start_named("retrain/tiny", {"config": config | {"when_locked": "refuse"}})
+        waits = served.start_named("retrain/tiny", settings_form(config))
+        refused = served.start_named("retrain/tiny", settings_form(config | {"when_locked": "refuse"}))
         state = served.final_state(refused)
         assert state["type"] == "FAILED"
         assert "the retraining of served is in use by" in state["message"]

@@ -83,6 +83,19 @@ def test_a_deployment_that_nobody_serves(served: Api, client: SyncPrefectClient)
     assert not server.deployments(client).remedy
 
 
+def test_parameters_that_no_flow_takes_any_more_are_named(served: Api, client: SyncPrefectClient) -> None:
+    assert not server.parameters(client).remedy
+    deployment = served.call("/deployments/name/gc/weekly")["id"]
+    when = {"interval": 86400, "anchor_date": "2030-01-01T00:00:00Z"}
+    old = {"schedule": when, "active": False, "slug": "old", "parameters": {"choice": {"dry_run": False}}}
+    [schedule] = served.call(f"/deployments/{deployment}/schedules", [old])
+    try:
+        finding = server.parameters(client)
+        assert "schedule old of gc/weekly: choice (there is no such parameter)" in finding.fact
+    finally:
+        client.delete_deployment_schedule(deployment, schedule["id"])
+
+
 def test_a_pool_that_is_paused(served: Api, client: SyncPrefectClient) -> None:
     for _ in range(2):
         create_work_pool()

@@ -108,7 +108,7 @@ def test_every_deployment_is_there_and_ready(ui: Ui) -> None:
 def test_the_front_page_is_that_of_the_second_ui(ui: Ui) -> None:
     ui.open("/")
     expect(ui.page).to_have_url(re.compile(f"{V2}/"))
-    expect(ui.page.get_by_role("button", name="Switch to V1 UI")).to_be_visible()
+    expect(ui.page.get_by_role("button", name="Switch to V1 UI", exact=True)).to_be_visible()
 
 
 def test_the_form_explains_each_field(ui: Ui) -> None:

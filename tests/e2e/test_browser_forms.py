@@ -30,7 +30,7 @@ def logged_in(browser: Browser, serving: Serving) -> Ui:
     ui = Ui(browser.new_page(viewport=WHOLE_PAGES), serving.api)
     ui.open("/")
     assert ui.log_in(PASSWORD) == 200
-    expect(ui.page.get_by_role("button", name="Switch to V1 UI")).to_be_visible()
+    expect(ui.page.get_by_role("button", name="Switch to V1 UI", exact=True)).to_be_visible()
     return ui
 
 

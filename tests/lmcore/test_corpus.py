@@ -43,7 +43,7 @@ def test_a_folder_is_read_through_without_hidden_excluded_and_unnamed_files(tree
     assert names(tree, exclude=["test*"]) == ["a.txt", "b.jsonl.gz", "d.md", "g.txt"]
     assert names(tree, include=["*.bin"]) == ["c.bin"]
     config = CorpusConfig(paths=[str(tree)], exclude=["test*"])
-    assert scan(config).ignored_files == 2
+    assert scan(config).beside.files == 2
 
 
 def test_links_are_followed_once_and_keep_their_names(tree: Path) -> None:

@@ -13,11 +13,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from lmcore.config import CorpusConfig
-from lmcore.corpus import scan
+from lmcore.corpus import SourceFile, scan
 from lmcore.documents import Document, read_documents
 from lmcore.errors import CorpusError
 from lmcore.ledger import Ledger
+from lmcore.remote import hash_stored
 
+LINE_END = re.compile(rb"\n|\r(?:\r?\n)?")
 PIECES = [
     b"a",
     b"\n",
@@ -39,7 +41,8 @@ every_document = settings(max_examples=300, deadline=None, suppress_health_check
 def read(path: Path, **options: object) -> tuple[list[Document], Ledger]:
     config = CorpusConfig.model_validate({"paths": [str(path)], "include": ["*"], **options})
     ledger = Ledger()
-    return list(read_documents(scan(config).files[0], config, ledger)), ledger
+    file = SourceFile(str(path), path.stat().st_size, hash_stored(str(path)))  # whatever its beginning looks like
+    return list(read_documents(file, config, ledger)), ledger
 
 
 def written(tmp_path: Path, name: str, content: bytes) -> Path:
@@ -104,15 +107,14 @@ def plain_texts(content: bytes, unit: str, limit: int) -> list[str]:
     if unit == "file":
         pieces = [content]
     elif unit == "line":
-        pieces = re.split(rb"\r?\n", content)
+        pieces = LINE_END.split(content)
     else:
-        lines = content.split(b"\n")
-        pieces = []
-        for filled, group in itertools.groupby(range(len(lines)), lambda number: bool(lines[number].strip())):
-            numbers = list(group)
-            joined = b"\n".join(lines[number] for number in numbers)
-            # CR belongs to the line end, but the last line has none.
-            pieces += [joined if numbers[-1] == len(lines) - 1 else joined.removesuffix(b"\r")] if filled else []
+        lines = [match[0] for match in re.finditer(rb"[^\r\n]*(?:\n|\r(?:\r?\n)?|\Z)", content)]
+        pieces = [
+            re.sub(rb"(?:\n|\r(?:\r?\n)?)\Z", b"", b"".join(group))
+            for filled, group in itertools.groupby(lines, lambda line: bool(line.strip()))
+            if filled
+        ]
     readable = [piece for piece in pieces if len(piece) <= limit and is_utf8(piece)]
     return [piece.decode() for piece in readable if piece.decode().strip()]
 
@@ -279,9 +281,10 @@ def test_a_file_that_changes_between_scan_and_read_is_an_error(tmp_path: Path) -
 _READ_HUGE_LINE = """
 import resource, sys
 from lmcore.config import CorpusConfig
-from lmcore.corpus import scan
+from lmcore.corpus import SourceFile, scan
 from lmcore.documents import read_documents
 from lmcore.ledger import Ledger
+from lmcore.remote import hash_stored
 config, ledger = CorpusConfig(paths=[sys.argv[1]], document=sys.argv[2]), Ledger()
 [file] = scan(config).files
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -189,7 +189,7 @@ def test_a_listing_leaves_out_what_a_folder_leaves_out(bucket: Bucket) -> None:
     assert names(bucket.url("texts/.git/*.txt")) == ["e.txt"]
     assert names(bucket.url("texts/.hidden.txt")) == [".hidden.txt"]
     config = CorpusConfig(paths=[bucket.url("texts")])
-    assert scan(config).ignored_files == 3
+    assert scan(config).beside.files == 3
 
 
 def test_a_table_gives_the_column_that_is_asked_for(bucket: Bucket, tokenizer: TokenizerInfo, tmp_path: Path) -> None:

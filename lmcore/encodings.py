@@ -1,0 +1,96 @@
+"""The encoding of text that is not UTF-8, found in the first bytes of a file.
+
+Some of it is valid UTF-8 byte for byte (ISO-2022-JP, UTF-7, NULs, escape sequences of a terminal) and would be
+trained on as it stands. Few bad lines do not decide: they cost themselves, not the file.
+"""
+
+import codecs
+import re
+
+_LEAST_BYTES = 20
+"""Below that every encoding looks alike."""
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_KANA = re.compile("[\u3041-\u30fe]")
+_UTF7 = re.compile(rb"\+[A-Za-z0-9/+]{3,}-?")
+_UTF16_NULS = 0.04
+"""Share of NULs from which text is UTF-16: half of ASCII, and of Japanese its spaces, digits and line ends."""
+_ESCAPED_LINES = 0.2
+_BAD_LINES = 0.2
+"""Shares of the lines from which the whole file is something else."""
+_CONTROLS = bytes([*range(9), *range(14, 32)])
+_CONTROL_BYTES = 0.05
+"""Share of control characters from which bytes of no known encoding are no text at all."""
+
+
+def encoding_problem(head: bytes, is_whole: bool) -> tuple[str, str]:
+    """(reason, what iconv calls the encoding) for a head that is no UTF-8 text; a pair of empty ones for text.
+
+    ``is_whole`` says that no more follows; otherwise the last character may be cut.
+    """
+    is_wide = head.startswith(_MARKS) or head.count(0) > _UTF16_NULS * len(head)
+    if len(head) < _LEAST_BYTES and not head.startswith(_MARKS):
+        return "", ""
+    if not is_wide and _is_utf8(head, is_whole):
+        return _disguised(head)
+    if not is_wide and _has_mostly_good_lines(head):
+        return "", ""
+    name = _japanese(head) or _detected(head)
+    if not name and len(head.translate(None, _CONTROLS)) > (1 - _CONTROL_BYTES) * len(head):
+        return "", ""
+    return ("other_encoding", name) if name else ("no_text", "")
+
+
+def _disguised(head: bytes) -> tuple[str, str]:
+    if 27 in head:
+        if re.search(rb"\x1b\$[@AB(]|\x1b\([IJ]", head) and head.isascii():
+            return "other_encoding", "ISO-2022-JP" if _decodes(head, "iso2022_jp") else "ISO-2022-JP-3"
+        lines = [line for line in head.split(b"\n") if line.strip()]
+        if sum(b"\x1b" in line for line in lines) > _ESCAPED_LINES * len(lines):
+            return "escape_sequences", ""
+    if head.isascii() and _UTF7.search(head) and _detected(head).upper() == "UTF-7" and _holds_other_letters(head):
+        return "other_encoding", "UTF-7"
+    return "", ""
+
+
+def _holds_other_letters(head: bytes) -> bool:
+    """Whether a good part of the text reads as letters beyond ASCII in UTF-7; "c++-" and base64 do not."""
+    text = head.decode("utf-7", "replace")
+    return len(_KANA.findall(text)) > len(text) / 20
+
+
+def _is_utf8(head: bytes, is_whole: bool) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, is_whole)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _has_mostly_good_lines(head: bytes) -> bool:
+    lines = [line for line in head.split(b"\n") if line.strip()]
+    bad = sum(not _is_utf8(line, True) for line in lines)
+    return bad < _BAD_LINES * len(lines) or 2 * bad < sum(not line.isascii() for line in lines)
+
+
+def _japanese(head: bytes) -> str:
+    """CP932 is what Japanese Windows writes; as SHIFT_JIS it cannot be converted where it holds ① or ㈱."""
+    for codec, name in (("cp932", "CP932"), ("euc_jp", "EUC-JP")):
+        text = head.decode(codec, "replace")
+        if len(_KANA.findall(text)) > len(text) / 10 and text.count("\ufffd") <= len(text) / 20:
+            return name if name == "CP932" or _decodes(head, codec) else "EUC-JP-MS"
+    return ""
+
+
+def _detected(head: bytes) -> str:
+    import chardet  # takes 0.1 s, and most corpora are UTF-8
+
+    name = chardet.detect(head)["encoding"] or ""
+    return re.sub(r"-(?=[LB]E$)", "", name.upper()) if name.lower().startswith("utf") else name
+
+
+def _decodes(head: bytes, codec: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(codec)().decode(head, False)
+    except UnicodeDecodeError:
+        return False
+    return True
