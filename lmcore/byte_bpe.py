@@ -5,12 +5,18 @@ the most frequent neighbours merged. Training is deterministic whatever the numb
 """
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lmcore.config import SPECIAL_PIECES, TokenizerConfig
 from lmcore.errors import TokenizerError
+from lmcore.interruptible import interruptible
 from lmcore.transformers_view import ROLES, check_in_transformers, save_fast
+
+_LONGEST_WORD = 256
+_LONG_RUN = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}|\s{{{_LONGEST_WORD + 1},}}")
 
 
 def train_byte_bpe(config: TokenizerConfig, texts: list[str], folder: Path) -> dict[str, Any]:
@@ -30,7 +36,7 @@ def train_byte_bpe(config: TokenizerConfig, texts: list[str], folder: Path) -> d
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    fast.train_from_iterator(texts, trainer)
+    interruptible(lambda: fast.train_from_iterator(_bounded(texts), trainer))
     _refuse_clashes(fast, config.special_tokens)
     save_fast(fast, folder, dict(zip(ROLES, SPECIAL_PIECES, strict=False)), config.special_tokens)
     fast.encode_special_tokens = True
@@ -42,6 +48,20 @@ def train_byte_bpe(config: TokenizerConfig, texts: list[str], folder: Path) -> d
         "transformers_exact": check_in_transformers(folder, lambda text: fast.encode(text).ids, texts[:256]),
         "seen_bytes": sum(len(text.encode()) for text in texts),
     }
+
+
+def _bounded(texts: list[str]) -> Iterator[str]:
+    """The texts, cut inside words of more than 256 characters; the time to train grows with the square of a word.
+
+    Such words are base64, DNA, lines of one letter. No useful piece is that long.
+    """
+    for text in texts:
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            for end in range(run.start() + _LONGEST_WORD, run.end(), _LONGEST_WORD):
+                yield text[start:end]
+                start = end
+        yield text[start:]
 
 
 def _refuse_clashes(fast: Any, special_tokens: list[str]) -> None:

@@ -1,8 +1,9 @@
 """A SentencePiece model: trained without loss, and saved so that transformers reads the same.
 
-Training keeps every character (no normalization, byte pieces for the rest). SentencePiece writes a space as U+2581
-and so cannot tell the two apart; the trained model is rewritten to hold real spaces, which makes a literal U+2581
-survive as well.
+Training keeps every character (no normalization, byte pieces for the rest). SentencePiece treats white space apart: it
+writes a space as U+2581, allows it at the beginning of a piece only, and never sees a line break. So it is given words
+and their counts, with marks for white space, and the trained model is rewritten to hold real white space. Line break
+and indent become one piece, and a literal U+2581 survives.
 
 For a BPE model plain transformers is exact in both directions: its tokenizer.json gives sentencepiece's own ids and
 decodes them back to the text, byte for byte. For a unigram model the ids are sentencepiece's too, but transformers'
@@ -12,7 +13,7 @@ wrapper decodes them with loss (newlines, leading spaces, byte pieces).
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from lmcore.config import SPECIAL_PIECES, TokenizerConfig
 from lmcore.errors import TokenizerError
+from lmcore.interruptible import interruptible
 from lmcore.transformers_view import check_in_transformers, save_fast
 
 MODEL_FILE = "tokenizer.model"
@@ -30,13 +32,15 @@ SPIECE_FILE = "spiece.model"
 
 
 _SPACE = "\u2581"
+_MARKS = {" ": "\ufdd0", "\t": "\ufdd1"}
+"""What the trainer sees for white space that it treats apart. (Unicode reserves these code points for such use.)"""
 
+# SentencePiece drops a sentence that holds a NUL, a space of its own or the mark it reserves for unknown pieces.
+_UNTRAINABLE = re.compile("[\0\u2581\u2585\ufdd0\ufdd1]")
 
-_MAX_SENTENCE_BYTES = 4096
-
-
-# SentencePiece drops a sentence that holds a NUL or the mark it reserves for unknown pieces.
-_UNTRAINABLE = re.compile("[\0\u2585]")
+_WORD = re.compile(r"\s{0,64}(?:[^\W\d_]{1,64}|\d{1,64}|(?:_|[^\w\s]){1,64})|\s{1,64}")
+"""Pieces are trained inside words: letters, digits or other characters, with the white space before them, line breaks
+included. Bounded, so that text without white space costs no more than other text."""
 
 
 def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
@@ -44,85 +48,77 @@ def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
 
     Raises TokenizerError when SentencePiece cannot train on these texts.
     """
-    seen = _Counter()
+    words = _words(texts)
+    seen_bytes = sum(len(word.encode()) * count for word, count in words.items())
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=seen.count(_sentences(texts)),
-            model_writer=model,
-            model_type=config.model_type,
-            vocab_size=config.vocab_size,
-            hard_vocab_limit=False,
-            character_coverage=config.character_coverage,
-            required_chars=_SPACE,  # a space is a piece, which llama.cpp counts on
-            num_threads=config.threads,
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            control_symbols=[*SPECIAL_PIECES[4:], *config.special_tokens],
-            normalization_rule_name="identity",
-            byte_fallback=True,
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            max_sentence_length=2 * _MAX_SENTENCE_BYTES,
-            minloglevel=2,
+        interruptible(
+            lambda: sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(f"{_marked(word)}\t{count}" for word, count in sorted(words.items())),
+                input_format="tsv",
+                model_writer=model,
+                model_type=config.model_type,
+                vocab_size=config.vocab_size,
+                hard_vocab_limit=False,
+                character_coverage=config.character_coverage,
+                required_chars=_MARKS[" "],  # a space is a piece, which llama.cpp counts on
+                num_threads=config.threads,
+                pad_id=0,
+                unk_id=1,
+                bos_id=2,
+                eos_id=3,
+                control_symbols=[*SPECIAL_PIECES[4:], *config.special_tokens],
+                normalization_rule_name="identity",
+                byte_fallback=True,
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                split_by_whitespace=False,
+                split_by_unicode_script=False,
+                minloglevel=2,
+            )
         )
     except (RuntimeError, OSError) as error:
         raise TokenizerError(
-            f"SentencePiece could not train {config.vocab_size} pieces on {seen.bytes:,} bytes: {error}. "
+            f"SentencePiece could not train {config.vocab_size} pieces on {seen_bytes:,} bytes: {error}. "
             "More text, or another tokenizer.vocab_size, helps most often."
         ) from error
-    return with_real_spaces(model_pb2.ModelProto.FromString(model.getvalue())), seen.bytes
+    trained = model_pb2.ModelProto.FromString(model.getvalue())
+    return _respelt(trained, {mark: character for character, mark in _MARKS.items()}), seen_bytes
 
 
-def _sentences(texts: list[str]) -> Iterator[str]:
-    """Lines with their ends, cut where SentencePiece would drop them for their length."""
+def _words(texts: list[str]) -> Counter[str]:
+    """How often each word stands in the texts."""
+    words: Counter[str] = Counter()
     for text in texts:
-        for line in text.splitlines(keepends=True):
-            for part in _UNTRAINABLE.split(line):
-                yield from _cut(part)
+        for part in _UNTRAINABLE.split(text):
+            words.update(_WORD.findall(part))
+    return words
 
 
-def _cut(line: str) -> Iterator[str]:
-    if len(line) * 4 <= _MAX_SENTENCE_BYTES:
-        if line:
-            yield line
-        return
-    for start in range(0, len(line), _MAX_SENTENCE_BYTES // 4):
-        yield line[start : start + _MAX_SENTENCE_BYTES // 4]
-
-
-class _Counter:
-    """Counts the bytes of the sentences that pass."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def count(self, sentences: Iterator[str]) -> Iterator[str]:
-        for sentence in sentences:
-            self.bytes += len(sentence.encode())
-            yield sentence
+def _marked(word: str) -> str:
+    for character, mark in _MARKS.items():
+        word = word.replace(character, mark)
+    return word
 
 
 def with_real_spaces(proto: Any) -> Any:
     """The same model, in whose pieces a space is a space."""
-    return _respelt(proto, _SPACE, " ")
+    return _respelt(proto, {_SPACE: " "})
 
 
 def with_marked_spaces(proto: Any) -> Any:
     """The same model as other SentencePiece models are: in its pieces a space is U+2581."""
-    return _respelt(proto, " ", _SPACE)
+    return _respelt(proto, {" ": _SPACE})
 
 
-def _respelt(proto: Any, old: str, new: str) -> Any:
+def _respelt(proto: Any, spellings: dict[str, str]) -> Any:
     respelt = model_pb2.ModelProto()
     respelt.CopyFrom(proto)
     for piece in respelt.pieces:
         if piece.type == piece.NORMAL:
-            piece.piece = piece.piece.replace(old, new)
-    respelt.normalizer_spec.escape_whitespaces = new == _SPACE
+            for old, new in spellings.items():
+                piece.piece = piece.piece.replace(old, new)
+    respelt.normalizer_spec.escape_whitespaces = _SPACE in spellings.values()
     return respelt
 
 

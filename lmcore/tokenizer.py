@@ -53,6 +53,9 @@ from lmcore.store import (
 )
 from lmcore.transformers_view import check_in_transformers, open_in_transformers, save_loaded
 
+TRAINING_VERSION = 2
+"""Of the rules by which tokenizers are trained: the same text and settings give other pieces by others."""
+
 TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -97,7 +100,7 @@ class TokenizerInfo(Output):
 def tokenizer_inputs(config: TokenizerConfig, corpus: Corpus) -> dict[str, Any]:
     """Everything that ``make_tokenizer`` depends on. Raises as ``identify`` does."""
     if config.source == "train":
-        return {"corpus": corpus.id, "tokenizer": result_fields(config)}
+        return {"corpus": corpus.id, "tokenizer": result_fields(config), "training_version": TRAINING_VERSION}
     return {"tokenizer": {"source": identify(config, corpus)}}
 
 
@@ -107,7 +110,7 @@ def identify(config: TokenizerConfig, corpus: Corpus) -> str:
     Raises TokenizerError when config.source leads to no tokenizer, ConnectionError when the hub does not answer.
     """
     if config.source == "train":
-        return fingerprint(FORMAT_VERSION, result_fields(config), corpus.id)
+        return fingerprint(FORMAT_VERSION, TRAINING_VERSION, result_fields(config), corpus.id)
     return identify_files(_locate(config.source))
 
 

@@ -185,6 +185,7 @@ class _Training:
         state, config, learner = self.state, self.config, self.learner
         if self._gains_no_more():
             return
+        self.progress.begin(state.step, None)  # a block of the guess may take seconds
         self.progress.begin(state.step, learner.guess_seconds(self.run.config.dataset))
         self.clock.lap()
         for batch in self.clock.waiting_for(self._batches()):

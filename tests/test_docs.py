@@ -17,7 +17,7 @@ from lmcore.checkpoint import trained_model
 from lmcore.export import export
 from lmcore.metrics import MetricsWriter
 from lmcore.scoring import LabelledText, dataset_texts, score_texts
-from tests.conftest import Prepared, Trained, train_and_evaluate
+from tests.conftest import Prepared, Trained, prepare, tiny_config, train_and_evaluate, write_corpus
 
 DOCS = Path(__file__).parents[1] / "docs"
 TO_MLFLOW = {
@@ -121,6 +121,23 @@ def test_a_gguf_file_holds_the_exported_model(
     pieces = file.fields["tokenizer.ggml.tokens"].contents()
     assert pieces[:6] == ["<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>"]
     assert len(pieces) == len(embedding)
+
+
+def test_a_gguf_file_holds_a_byte_level_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(write_corpus(tmp_path / "corpus"), tmp_path / "store", max_steps=2)
+    byte_bpe = config.tokenizer.model_copy(update={"model_type": "byte_bpe"})
+    prepared = prepare(config.model_copy(update={"tokenizer": byte_bpe}))
+    made = train_and_evaluate(prepared, prepared.run(model={"architecture": "llama"}))
+    folder = export(made.training, made.evaluation).model_dir
+    monkeypatch.setattr(sys, "argv", ["to_gguf.py", str(folder), str(tmp_path / "model.gguf")])
+    exec(program("gguf.md"), {})
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    said = json.loads((folder / "tokenizer.json").read_bytes())["model"]
+    pieces = fields["tokenizer.ggml.tokens"].contents()
+    assert {piece: number for number, piece in enumerate(pieces)} == said["vocab"]
+    assert fields["tokenizer.ggml.merges"].contents() == [" ".join(pair) for pair in said["merges"]]
+    assert fields["tokenizer.ggml.model"].contents() == "gpt2"
+    assert fields["tokenizer.ggml.token_type"].contents()[:7] == [3] * 6 + [1]
 
 
 @pytest.mark.filterwarnings("default")  # of a library's own

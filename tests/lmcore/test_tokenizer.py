@@ -1,10 +1,15 @@
 """Text to ids and back without loss, and transformers sees the same ids."""
 
+import base64
 import gzip
 import json
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from lmcore.byte_bpe import train_byte_bpe
 from lmcore.config import SPECIAL_PIECES, CorpusConfig, RunConfig, TokenizerConfig
 from lmcore.corpus import Corpus, describe, open_corpus, scan
 from lmcore.errors import CorpusError, FileChangedError, TokenizerError, is_transient
-from lmcore.sentencepiece_model import MODEL_FILE, cut, neighbours, read_model
+from lmcore.sentencepiece_model import MODEL_FILE, cut, neighbours, read_model, save_model, train_model
 from lmcore.store import open_sealed, prepare_store
 from lmcore.tokenizer import Tokenizer, TokenizerInfo, identify, make_tokenizer
 from tests.conftest import write_corpus
@@ -495,3 +501,51 @@ def test_real_text_is_exact_in_both_directions(shared_data: Path, tmp_path: Path
         assert [own.decode(one) for one in ids] == texts
         assert theirs(texts, add_special_tokens=False)["input_ids"] == ids
         assert theirs.batch_decode(ids) == texts
+
+
+def test_line_breaks_and_indents_are_trained_as_pieces(tmp_path: Path) -> None:
+    texts = ["def run(self):\n    if self.ready:\n        return 1\n\treturn 2\r\n" * 3] * 50
+    proto, seen = train_model(TokenizerConfig(vocab_size=400), texts)
+    pieces = {piece.piece for piece in proto.pieces if piece.type == piece.NORMAL}
+    assert {"\n    ", "\n        "} <= pieces
+    assert not any(mark in piece for piece in pieces for mark in "\u2581\ufdd0\ufdd1")
+    assert seen == sum(len(text.encode()) for text in texts)
+    about = save_model(proto, tmp_path, [*texts[:1], "\n \n\t\u2581 \ufdd0\0\u2585 x", "\n" * 200])
+    assert about["transformers_exact"]
+    ours = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert len(ours.encode("\n        return 1")) < len("return 1")
+    assert ours.decode(ours.encode("\n \t\u2581\ufdd0 x\n")) == "\n \t\u2581\ufdd0 x\n"
+
+
+LONG_RUNS = {
+    "one letter": "a" * 300_000,
+    "DNA": "".join("ACGT"[(i * i // 7) % 4] for i in range(300_000)),
+    "base64": base64.b64encode(bytes((i * i) % 251 for i in range(200_000))).decode(),
+    "spaces": " " * 300_000,
+}
+
+
+@pytest.mark.parametrize("name", LONG_RUNS)
+def test_byte_bpe_trains_on_words_without_end_in_seconds(name: str, tmp_path: Path) -> None:
+    text = LONG_RUNS[name]
+    start = time.process_time()
+    about = train_byte_bpe(TokenizerConfig(model_type="byte_bpe", vocab_size=400), [text], tmp_path)
+    assert time.process_time() - start < 20
+    assert about["seen_bytes"] == len(text)
+
+
+def test_a_signal_ends_the_training_of_a_tokenizer_at_once(tmp_path: Path) -> None:
+    program = (
+        "import random; from pathlib import Path; from lmcore.byte_bpe import train_byte_bpe; "
+        "from lmcore.config import TokenizerConfig; draw = random.Random(0); "
+        "texts = [''.join(draw.choices('abcdefgh', k=200)) for _ in range(100_000)]; print('begins', flush=True); "
+        f"train_byte_bpe(TokenizerConfig(model_type='byte_bpe', vocab_size=30_000), texts, Path({str(tmp_path)!r}))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(2)
+        child.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        child.wait(60)
+    assert time.monotonic() - start < 15  # a thread that computes is not waited for; the machine may be busy
