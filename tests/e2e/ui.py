@@ -92,7 +92,11 @@ class Ui:
 
     def add(self, name: str, value: object) -> None:
         """An item to an empty list."""
+        empty = self.page.get_by_text("No items in this list")
+        expect(empty.first).to_be_visible()
+        lists = empty.count()
         self.page.get_by_role("button", name="Add item").first.click()
+        expect(empty).to_have_count(lists - 1)  # until then the first input is that of another field
         self.text(name).fill(str(value))
 
     def submit(self) -> None:
