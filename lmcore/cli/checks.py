@@ -19,9 +19,9 @@ def check(config: RunConfig) -> None:
 
 
 def _check_path(setting: str, name: str) -> None:
-    """A name with one slash, or none, may be one on the hub, a run or a version."""
-    is_path = name.startswith((".", "/", "~")) or name.endswith(".model") or name.count("/") > 1
-    if is_path and "://" not in name and not Path(name).expanduser().exists():
+    from lmcore.hub import is_local_path
+
+    if is_local_path(name) and "://" not in name and not Path(name).expanduser().exists():
         raise ConfigError(f"{setting}: {name} does not exist (looked in {Path.cwd()})")
 
 
