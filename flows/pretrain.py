@@ -48,8 +48,7 @@ class Pretrained(BaseModel):
 
     def summary(self) -> str:
         """Lines for a person."""
-        text = summary(self.run_dir, self.samples, self.account, self.page)
-        return text + "".join(f"\nwarning     {warning}" for warning in self.warnings)
+        return summary(self.run_dir, self.samples, self.account, self.warnings, self.page)
 
 
 @form(

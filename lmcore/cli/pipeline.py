@@ -53,9 +53,7 @@ def pretrain(config: RunConfig) -> None:
         page = report(training, evaluation, blocks, config.sample)
     for warning in page.warnings:
         _log.warning("%s", warning)
-    print(f"\n{summary(run.folder, page.samples, dataset.account())}\n")
-    for warning in dataset.warnings:
-        _log.warning(warning)
+    print(f"\n{summary(run.folder, page.samples, dataset.account(), dataset.warnings)}\n")
     print_json(
         {
             "run_dir": str(run.folder),

@@ -51,7 +51,7 @@ def verify(
 
     if not any((folder / "manifest.json").is_file() for folder in (store / "datasets" / name, Path(name))):
         verify_version(store, name)
-
+        return
     dataset = find_dataset(store, name)
     found = list(problems(dataset))
     for chunk, problem in found:

@@ -28,6 +28,7 @@ KEYS = {
     "valid_loss",
     "valid_bits_per_byte",
     "tokens_per_second",
+    "warnings",
 }
 TOML = """
 corpus.paths = ["{corpus}"]
