@@ -7,8 +7,7 @@ from prefect import get_run_logger
 from prefect.states import Failed
 from pydantic import Field
 
-from flows.form import Count, ModelName, SomeText, Texts, folder_of, form
-from flows.store import BUTTON
+from flows.form import BUTTON, Count, ModelName, SomeText, Texts, folder_of, form
 from lmcore.errors import RegistryError
 from lmcore.receipt import check_receipt, difference_rows, program_differences
 from lmcore.registry import NUMBER, champion, find_version, history_rows, models, promote, prune, rollback

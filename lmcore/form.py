@@ -39,7 +39,7 @@ def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str
 
 
 def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tuple[str, ...] = ()) -> list[str]:
-    """What was asked for in vain, in words: by the fields, and by ``advanced`` in the sections that are unused."""
+    """Settings without effect: fields that ``advanced`` overrides, and settings of ``advanced`` in unused sections."""
     final = config.model_dump(mode="json")
     lost = [name for name, was, now in differences(fields, final) if was is not None and was != now]
     idle = [name for name, was, _ in differences(_read(advanced), {}) if name.partition(".")[0] in unused]

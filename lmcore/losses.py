@@ -1,4 +1,4 @@
-"""What a corpus lost and why, as sentences for the person who started the run.
+"""What was lost from a corpus and why, as sentences for the person who started the run.
 
 One place for errors and warnings, so that a cause reads the same whether the tokenizer is trained or loaded.
 """
@@ -11,10 +11,10 @@ from lmcore.formats import advice
 from lmcore.ledger import Ledger, Skip
 
 MUCH = 0.1
-"""Share of the bytes whose loss is said loudly."""
+"""Share of lost bytes above which a warning is given."""
 _SHOWN = 5
 _SHORT_DOCUMENT = 50
-"""Tokens in a line on average, below which a model learns little of how text goes on."""
+"""Average tokens in a line, below which a model learns little about longer text."""
 _HARMLESS = {"unsettled"}
 
 
@@ -39,13 +39,13 @@ def warnings(ledger: Ledger, beside: Beside, config: CorpusConfig, documents: in
 
 
 def lost_share(ledger: Ledger) -> float:
-    """Of the stored bytes that gave no text, and of the text that became no document."""
+    """The share of the corpus that was lost: stored bytes without text, and text that became no document."""
     stored = ledger.undecodable_stored_bytes / max(1, ledger.stored_bytes)
     return stored + (1 - stored) * ledger.skipped_bytes / max(1, ledger.source_bytes)
 
 
 def _lost_files(ledger: Ledger) -> set[str]:
-    """Files of which nothing was read. Other JSON than JSON lines is common beside text: its share decides."""
+    """Files that were skipped as a whole, except .json: JSON other than JSON lines is common beside text."""
     return {
         s.path for s in ledger.skipped if s.stored and not (s.path.lower().endswith(".json") or s.reason in _HARMLESS)
     }

@@ -44,7 +44,7 @@ class Update(Protocol):
 
 
 def unwatched(done: int, total: int, note: str = "") -> None:
-    """For work that nobody watches."""
+    """The default where no progress is shown."""
 
 
 Listener = Callable[[Standing, bool], None]

@@ -1,8 +1,8 @@
-"""Ctrl-C and other signals end a command with one line and an exit status, at every moment of its life.
+"""Ctrl-C and other signals end a command with one line and an exit status, at any moment.
 
 ``end_at_once`` is for the time in which nothing has to be undone, such as the import of a library. During the work
-itself ``Interruption`` turns the signal into an exception, so that everybody who holds a lock, a temporary file or
-a child cleans up; a training has ``StopRequest`` instead and saves. Only the first signal counts: the ones after it
+itself ``Interruption`` turns the signal into an exception, so that whatever holds a lock, a temporary file or a
+child cleans up; a training has ``StopRequest`` instead and saves. Only the first signal counts: the ones after it
 must not disturb the cleaning.
 
 A signal that is ignored when the command starts stays ignored: a shell does so to SIGINT for a job in the background

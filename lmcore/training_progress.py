@@ -85,7 +85,7 @@ class RecurringWork:
 
 
 class ProgressWriter:
-    """Keeps progress.json. A full disk costs the display, never the training."""
+    """Writes progress.json. A full disk stops the display, not the training."""
 
     def __init__(
         self,
