@@ -7,7 +7,7 @@ from pathlib import Path
 from lmcore.clock import duration
 from lmcore.config import ModelConfig, RunConfig
 from lmcore.metrics import training_note
-from lmcore.presets import preset_names, read_settings
+from lmcore.presets import preset_names, read_preset
 from lmcore.progress import Standing
 from lmcore.run import Run
 from lmcore.store import read_manifest
@@ -77,7 +77,7 @@ def flops_per_token(model: ModelConfig, vocabulary: int, block_size: int) -> flo
 
 def _fitting(seconds_per_flop: float, config: RunConfig, train_tokens: int) -> list[tuple[str, float]]:
     """The largest preset that trains within an hour, with its seconds; the preset in use does not count."""
-    presets = {name: RunConfig.model_validate(read_settings(name)) for name in preset_names()}
+    presets = {name: RunConfig.model_validate(read_preset(name)) for name in preset_names()}
     fitting = [
         (preset_seconds(preset, seconds_per_flop, train_tokens), name)
         for name, preset in presets.items()

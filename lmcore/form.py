@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lmcore.config import RunConfig
 from lmcore.errors import ConfigError
 from lmcore.origins import SettingsText, explain
-from lmcore.presets import FOLDER, merge, read_settings
+from lmcore.presets import merge, read_preset
 from lmcore.section import differences
 from lmcore.toml import toml_text
 
@@ -30,7 +30,7 @@ def given(kind: type[RunConfig], fields: Tables) -> Tables:
 
 def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str) -> Settings:
     """Checked settings of a kind. Raises ConfigError that names what is wrong, and the line of ``advanced``."""
-    beneath = {} if preset == CUSTOM else read_settings(f"{FOLDER / preset}.toml")
+    beneath = {} if preset == CUSTOM else read_preset(preset)
     tables = merge(merge(beneath, fields), _read(advanced))
     try:
         return kind.model_validate(tables)
