@@ -8,7 +8,7 @@ from collections import Counter
 from lmcore.config import CorpusConfig
 from lmcore.finding import Beside
 from lmcore.formats import advice
-from lmcore.ledger import Ledger, Skip
+from lmcore.ledger import Ledger, Skip, printable
 
 MUCH = 0.1
 """Share of lost bytes above which a warning is given."""
@@ -71,7 +71,7 @@ def causes(ledger: Ledger, config: CorpusConfig) -> str:
 
 def _cause(skips: list[Skip], config: CorpusConfig) -> str:
     reason = skips[0].reason
-    paths = list(dict.fromkeys(skip.path for skip in skips))
+    paths = list(dict.fromkeys(printable(skip.path) for skip in skips))
     detail = next((skip.detail for skip in skips if skip.detail), "")
     others = f" (and {len(paths) - 1:,} more: {_names(paths[1:])})" if len(paths) > 1 else ""
     where = f"in {_names(paths)}"

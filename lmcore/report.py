@@ -96,9 +96,9 @@ def report_key(training: TrainingResult, evaluation: Evaluation, blocks: Blocks,
 
 
 def _samples(run: Run, training: TrainingResult, settings: SampleConfig) -> list[str]:
-    from lmcore.checkpoint import trained_model  # and with it torch, which pages of finished runs do without
     from lmcore.device import choose_device
     from lmcore.generate import generate
+    from lmcore.weights import trained_model  # and with it torch, which pages of finished runs do without
 
     model = trained_model(run, training.checkpoint)
     model.to(choose_device(run.config.train.device))

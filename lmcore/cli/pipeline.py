@@ -99,10 +99,11 @@ def train(
     """Start or continue the training of one run, as the pipeline does for each."""
     should_stop = StopRequest()
 
-    from lmcore.distributed import Ranks
-    from lmcore.launch import end_with_parent, is_worker, run_workers
+    from lmcore.distributed import Ranks, is_worker
+    from lmcore.launch import end_with_parent
     from lmcore.run import Run, TrainingResult
     from lmcore.train import train as train_run
+    from lmcore.workers import run_workers
 
     is_first = Ranks.of_environment().is_first
     if not is_first:
