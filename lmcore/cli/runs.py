@@ -45,7 +45,7 @@ def generate(
     prompts = [*prompt, *(_read_prompts(prompts_file) if prompts_file else [])]
     settings = read(SampleConfig, changes | {"prompts": prompts or [""]})
 
-    from lmcore.run import find_folder
+    from lmcore.find import find_folder
 
     folder = find_folder(store, model)
 
@@ -88,7 +88,7 @@ def evaluate(
     store: Store = STORE,
 ) -> None:
     """Say how well a model predicts text, in bits per byte."""
-    from lmcore.run import find_folder
+    from lmcore.find import find_folder
 
     folder = find_folder(store, model)
 
@@ -111,8 +111,8 @@ def plot(
     store: Store = STORE,
 ) -> None:
     """Draw the losses of runs into one picture."""
+    from lmcore.find import find_folder
     from lmcore.plot import plot as draw
-    from lmcore.run import find_folder
 
     if not runs:
         raise ConfigError("plot: name one run or several, by folder or by name")
