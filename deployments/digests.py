@@ -1,4 +1,4 @@
-"""What was last written to a deployment, as digests: so it shows what a person changed since then."""
+"""Digests of what was last written to a deployment: a value that differs was changed by a person."""
 
 import json
 import re

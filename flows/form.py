@@ -15,6 +15,7 @@ from pydantic import Field
 from lmcore.config import RunConfig, default_store
 from lmcore.form import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
 from lmcore.section import NAME, Text
+from tasks.policies import start_again
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +33,12 @@ ModelName = Annotated[str, Field(pattern=f"^{NAME}$")]
 Name = Annotated[str, Field(pattern=f"^({NAME})?$")]
 """That of a run. Empty: none is given."""
 Repository = Annotated[str, Field(pattern=f"^({NAME}/{NAME})?$")]
+
+
+BUTTON: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
+"""Options of a flow that does one thing and whose page says what came of it."""
+PIPELINE: dict[str, Any] = BUTTON | {"on_crashed": [start_again]}
+"""Options of a flow of stages, which a run that is started again continues."""
 
 
 class FormFlow(Flow[P, R]):

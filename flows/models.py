@@ -7,12 +7,11 @@ from prefect import get_run_logger
 from prefect.states import Failed
 from pydantic import Field
 
-from flows.form import Count, ModelName, SomeText, Texts, folder_of, form
-from flows.store import BUTTON
+from flows.form import BUTTON, Count, ModelName, SomeText, Texts, folder_of, form
 from lmcore.errors import RegistryError
+from lmcore.find import find_folder
 from lmcore.receipt import check_receipt, difference_rows, program_differences
 from lmcore.registry import NUMBER, champion, find_version, history_rows, models, promote, prune, rollback
-from lmcore.run import find_folder
 from lmcore.section import NAME, Text
 from tasks.pages import show_table
 from tasks.retraining import push_to_hub

@@ -8,7 +8,7 @@ from prefect.runtime import deployment
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from flows.form import Document, Size, Texts, chosen, form
+from flows.form import PIPELINE, Document, Size, Texts, chosen, form
 from lmcore.config import RunConfig
 from lmcore.errors import ConfigError, StoppedError
 from lmcore.section import Text
@@ -17,7 +17,6 @@ from lmcore.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
 from tasks.pages import name_run, tag_run
-from tasks.policies import start_again
 from tasks.server import keep_terminations, tie_ends
 from tasks.tokenization import tokenization
 from tasks.tokenizer import tokenizer
@@ -85,12 +84,7 @@ def prepare(
     return dataset, trained, store
 
 
-@form(
-    name="prepare_data",
-    persist_result=False,
-    result_serializer="json",
-    on_crashed=[start_again],
-)
+@form(name="prepare_data", **PIPELINE)
 def prepare_data(
     text: Texts = (),
     document: Document = "auto",

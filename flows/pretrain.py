@@ -7,7 +7,7 @@ from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from flows.form import Count, Document, Length, Name, Size, Texts, chosen, form
+from flows.form import PIPELINE, Count, Document, Length, Name, Size, Texts, chosen, form
 from flows.prepare_data import Stages, prepare
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
@@ -19,7 +19,7 @@ from lmcore.tokenizer import TokenizerInfo
 from tasks.dataset import blocks
 from tasks.evaluation import evaluation, export_model
 from tasks.pages import name_run, page_of_run, tag_run
-from tasks.policies import start_again, stopped
+from tasks.policies import stopped
 from tasks.reporting import loss_report
 from tasks.training import training
 
@@ -48,16 +48,10 @@ class Pretrained(BaseModel):
 
     def summary(self) -> str:
         """Lines for a person."""
-        text = summary(self.run_dir, self.samples, self.account, self.page)
-        return text + "".join(f"\nwarning     {warning}" for warning in self.warnings)
+        return summary(self.run_dir, self.samples, self.account, self.warnings, self.page)
 
 
-@form(
-    name="pretrain",
-    persist_result=False,
-    result_serializer="json",
-    on_crashed=[start_again],
-)
+@form(name="pretrain", **PIPELINE)
 def pretrain(
     text: Texts = (),
     document: Document = "auto",

@@ -7,7 +7,7 @@ from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from flows.form import Bytes, Count, Document, ModelName, Repository, Size, Texts, chosen, form
+from flows.form import PIPELINE, Bytes, Count, Document, ModelName, Repository, Size, Texts, chosen, form
 from flows.prepare_data import Stages, prepare
 from flows.pretrain import trained_model
 from lmcore.challenge import Champion, refused_before
@@ -24,7 +24,7 @@ from lmcore.store import locked
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from tasks.pages import name_run
-from tasks.policies import start_again, stopped
+from tasks.policies import stopped
 from tasks.retraining import gate, look_at_champion, look_for_news, promotion, push_to_hub, retraining_report
 
 Verdict = Literal["first model", "nothing new", "refused before", "promoted", "refused"]
@@ -62,12 +62,7 @@ class Retrained(BaseModel):
         )
 
 
-@form(
-    name="retrain",
-    persist_result=False,
-    result_serializer="json",
-    on_crashed=[start_again],
-)
+@form(name="retrain", **PIPELINE)
 def retrain(
     text: Texts = (),
     document: Document = "auto",

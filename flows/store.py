@@ -1,15 +1,10 @@
 """Buttons for a store, by which things go: what nothing needs, and a document. By default they only say what would."""
 
-from typing import Any
-
-from flows.form import Count, SomeText, folder_of, form
+from flows.form import BUTTON, Count, SomeText, folder_of, form
 from lmcore.forget import forget
 from lmcore.garbage import collect
 from lmcore.section import Text
 from tasks.pages import show_table
-
-BUTTON: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
-"""Options of a flow that does one thing and whose page says what came of it."""
 
 
 @form(name="gc", flow_run_name="gc of {store}", **BUTTON)

@@ -27,6 +27,9 @@ _TRAIN_BYTES, _VALIDATION_BYTES = 8_000_000, 1_000_000
 _WINDOWS = 64
 """Of a larger training text, so many parts at equal distances are used."""
 
+_AS_GOOD = 0.01
+"""Bits per byte that make no difference."""
+
 Symbols = npt.NDArray[np.int64]
 """Bytes of documents, END after each."""
 
@@ -62,6 +65,21 @@ def baselines(run: Run) -> Baselines | None:
         zlib_bits_per_byte=zlib_bits(validation) / text_bytes,
         ngram_bits_per_byte=ngram_bits(train, validation) / text_bytes,
     ).save()
+
+
+def compared(bits_per_byte: float, found: Baselines) -> str:
+    """Sentences that say whether simple methods predict the text as well."""
+    zlib, ngram = found.zlib_bits_per_byte, found.ngram_bits_per_byte
+    beside = (
+        f"On the same text zlib (level 9) needs {zlib:.3f} bits per byte and a 5-gram model of the training text "
+        f"{ngram:.3f}."
+    )
+    best, name = min((zlib, "zlib"), (ngram, "the 5-gram model"))
+    if bits_per_byte < best - _AS_GOOD:
+        return f"{beside} The model is better than both, by {1 - bits_per_byte / best:.0%} than {name}."
+    if bits_per_byte < max(zlib, ngram) - _AS_GOOD:
+        return f"{beside} The model is better than one of them only: train it longer, or on more text."
+    return f"{beside} The model is no better than these: train it longer, or on more text."
 
 
 def zlib_bits(symbols: Symbols) -> int:

@@ -1,6 +1,6 @@
 """The model card, README.md of an export and of a version: what the settings say of licence and language, and facts.
 
-The header is what the Hugging Face hub reads. A licence that nobody stated is said to be not stated.
+The Hugging Face hub reads the header. Where no licence is set, the card says so.
 """
 
 import json

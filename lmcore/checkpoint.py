@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
-from lmcore.distributed import Ranks, like, whole
-from lmcore.errors import StoreError
-from lmcore.model import blank_model
+from lmcore.distributed import Ranks, whole
 from lmcore.optim import Optimizers
 from lmcore.plain_json import from_json
-from lmcore.run import Run, checkpoint_path, newest_first, step_of
+from lmcore.run import checkpoint_path, newest_first, step_of
 from lmcore.store import json_bytes, remove, sealed_folder
+from lmcore.weights import load_weights, model_tensors
 
 State = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
@@ -54,7 +52,7 @@ class CheckpointWriter:
         Raises what the writing of the one before raised.
         """
         parts = {
-            "model": _copied(_model_tensors(model)),
+            "model": _copied(model_tensors(model)),
             "optimizer": _copied(optimizers.tensors(model)),
             "random": _random_state(self._ranks),
         }
@@ -92,33 +90,6 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, 
 def load_optimizers(path: Path, model: torch.nn.Module, optimizers: Optimizers) -> None:
     """Restore the optimizers' state from a checkpoint folder. Raises StoreError when it is of others."""
     optimizers.load(load_file(path / "optimizer.safetensors"), model)
-
-
-def trained_model(run: Run, checkpoint: Path) -> PreTrainedModel:
-    """The run's model with the weights of a checkpoint folder."""
-    model = blank_model(run)
-    load_weights(checkpoint, model)
-    return model
-
-
-def load_weights(path: Path, model: torch.nn.Module) -> None:
-    """Copy the weights of a checkpoint folder into ``model``. Raises StoreError when it is of another model."""
-    saved = load_file(path / "model.safetensors")
-    own = _model_tensors(model)
-    # copy_ would stretch a weight of another shape to fit.
-    shapes, own_shapes = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (saved, own))
-    if shapes != own_shapes:
-        raise StoreError(
-            f"checkpoint {path} is of another model: {sorted(shapes ^ own_shapes)[:4]} stand on one side only"
-        )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(like(saved[name], tensor))
-
-
-def _model_tensors(model: torch.nn.Module) -> Tensors:
-    """Parameters, tied ones once. transformers' models keep no other state that training changes."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def _copied(tensors: Tensors) -> Tensors:

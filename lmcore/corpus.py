@@ -101,7 +101,6 @@ def scan(
 
     ``as_of`` is when they must be settled; 0: now. ``known`` gives what it remembers under a key, else makes it.
 
-
     Raises CorpusError when a path is missing or of a kind nobody asked for, or nothing is found; what cannot be read
     is in ``skipped``, or raised if ``config.on_bad_input`` is "fail".
     """
@@ -116,38 +115,52 @@ def scan(
     skipped = finder.skipped
     as_of = as_of or (clock.now() if config.settle_seconds else 0.0)
 
-    def hashed(found: dict[str, str], source: str) -> Iterator[SourceFile]:
+    def examined(found: dict[str, str], source: str) -> Iterator[SourceFile]:
         for path in found.values():
-            try:
-                if is_unsettled(path, config.settle_seconds, as_of):
-                    skipped.append(Skip(path, 0, 0, "unsettled"))
-                    _log.info("%s was changed in the last %g s: left for later", path, config.settle_seconds)
-                else:
-                    file = SourceFile(path, stored_size(path), hash_of(path), source)
-                    about = _look(file, known)
-                    if about.problem:
-                        skipped.append(Skip(path, 0, 0, about.problem, stored=file.stored_bytes, detail=about.detail))
-                    else:
-                        is_chosen = config.document == "auto" or about.kind != "paragraphs"
-                        yield replace(file, found_kind=about.kind if is_chosen else "txt")
-            except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-                skipped.append(Skip(path, 0, 0, "unreadable"))
-                _log.warning("%s cannot be read: %s", path, error.strerror)
-            except ConnectionError:
-                raise
-            except OSError as error:
-                raise OSError(error.errno, f"cannot be read: {error.strerror}", path) from error
+            file = _examine(path, source, config, as_of, hash_of, known)
+            if isinstance(file, Skip):
+                skipped.append(file)
+            else:
+                yield file
 
     scanned: list[SourceFile] = []
     for source, found in files.items():
-        scanned += hashed({real: path for real, path in found.items() if real not in seen}, source)
+        scanned += examined({real: path for real, path in found.items() if real not in seen}, source)
         seen |= found.keys()
-    result = Scan(scanned, list(hashed(held_out, DEFAULT_SOURCE)), finder.beside, skipped, as_of)
+    result = Scan(scanned, list(examined(held_out, DEFAULT_SOURCE)), finder.beside, skipped, as_of)
     if skipped and config.on_bad_input == "fail":
         what = advice(skipped[0].reason, skipped[0].path, skipped[0].detail)
         about = f" is {what}" if what else f": {skipped[0].reason}. Mend it or leave it out with corpus.exclude"
         raise CorpusError(f"{skipped[0].path}{about}")
     return result
+
+
+def _examine(
+    path: str,
+    source: str,
+    config: CorpusConfig,
+    as_of: float,
+    hash_of: Callable[[str], str],
+    known: Callable[[str, Callable[[], Any]], Any],
+) -> SourceFile | Skip:
+    """The file, hashed and looked at, or why it is left out. Raises OSError for a failing disk or server."""
+    try:
+        if is_unsettled(path, config.settle_seconds, as_of):
+            _log.info("%s was changed in the last %g s: left for later", path, config.settle_seconds)
+            return Skip(path, 0, 0, "unsettled")
+        file = SourceFile(path, stored_size(path), hash_of(path), source)
+        about = _look(file, known)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        _log.warning("%s cannot be read: %s", path, error.strerror)
+        return Skip(path, 0, 0, "unreadable")
+    except ConnectionError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be read: {error.strerror}", path) from error
+    if about.problem:
+        return Skip(path, 0, 0, about.problem, stored=file.stored_bytes, detail=about.detail)
+    is_chosen = config.document == "auto" or about.kind != "paragraphs"
+    return replace(file, found_kind=about.kind if is_chosen else "txt")
 
 
 def _look(file: SourceFile, known: Callable[[str, Callable[[], Any]], Any]) -> Look:
@@ -176,8 +189,22 @@ def is_unsettled(path: str, settle_seconds: float, as_of: float) -> bool:
 
 
 def check_places(config: RunConfig) -> None:
+    """Raise what ``open_corpus`` would raise for settings that do not fit and local paths that are missing.
+
+    Nothing is read.
+    """
+    _check_settings(config)
+    lists = {"corpus.validation_paths": config.corpus.validation_paths, "corpus.paths": config.corpus.paths}
+    lists |= {f"corpus.sources.{name}": paths for name, paths in config.corpus.sources.items()}
+    for setting, paths in lists.items():
+        for path in paths:
+            if not is_url(path):
+                expand(path, setting)
+
+
+def _check_settings(config: RunConfig) -> None:
     """Raise ConfigError when a setting leads outside LM_DATA_ROOTS, or dataset.weights or dataset.epochs name other
-    sources, and CorpusError when no path is given or a local one is missing. Nothing is read."""
+    sources, and CorpusError when no path is given."""
     confine_settings(config)
     named, given = set(config.dataset.weights or config.dataset.epochs), set(config.corpus.source_names)
     if named and named != given:
@@ -187,12 +214,6 @@ def check_places(config: RunConfig) -> None:
         )
     if not given:
         raise _no_paths()
-    lists = {"corpus.validation_paths": config.corpus.validation_paths, "corpus.paths": config.corpus.paths}
-    lists |= {f"corpus.sources.{name}": paths for name, paths in config.corpus.sources.items()}
-    for setting, paths in lists.items():
-        for path in paths:
-            if not is_url(path):
-                expand(path, setting)
 
 
 def _no_paths() -> CorpusError:
@@ -202,9 +223,10 @@ def _no_paths() -> CorpusError:
 def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     """The corpus in figures, and the opened store; where no corpus is found, no store is made.
 
-    Raises what ``check_places`` and ``scan`` raise.
+    Raises ConfigError when a setting leads outside LM_DATA_ROOTS, or dataset.weights or dataset.epochs name other
+    sources, and what ``scan`` raises.
     """
-    check_places(config)
+    _check_settings(config)
     with Index(config.store.expanduser(), config.rehash) as index:
         found = scan(config.corpus, index.hash_of, known=index.known)
         _say(found, config)

@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lmcore.config import TrainConfig
 from lmcore.errors import ConfigError, TrainingError
-from lmcore.launch import is_worker
 
 _log = logging.getLogger(__name__)
 _SECONDS_TO_MEET = 300
@@ -148,3 +147,8 @@ def like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     if isinstance(target, DTensor):
         return distribute_tensor(tensor, target.device_mesh, target.placements)
     return tensor
+
+
+def is_worker() -> bool:
+    """True in a process that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

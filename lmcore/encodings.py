@@ -1,14 +1,14 @@
 """The encoding of text that is not UTF-8, found in the first bytes of a file.
 
 Some of it is valid UTF-8 byte for byte (ISO-2022-JP, UTF-7, NULs, escape sequences of a terminal) and would be
-trained on as it stands. Few bad lines do not decide: they cost themselves, not the file.
+trained on as it is. A few bad lines are skipped one by one and do not exclude the file.
 """
 
 import codecs
 import re
 
 _LEAST_BYTES = 20
-"""Below that every encoding looks alike."""
+"""With fewer, encodings cannot be told from each other."""
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _KANA = re.compile("[\u3041-\u30fe]")
 _UTF7 = re.compile(rb"\+[A-Za-z0-9/+]{3,}-?")
@@ -19,11 +19,11 @@ _BAD_LINES = 0.2
 """Shares of the lines from which the whole file is something else."""
 _CONTROLS = bytes([*range(9), *range(14, 32)])
 _CONTROL_BYTES = 0.05
-"""Share of control characters from which bytes of no known encoding are no text at all."""
+"""Share of control characters from which bytes in no known encoding are binary."""
 
 
 def encoding_problem(head: bytes, is_whole: bool) -> tuple[str, str]:
-    """(reason, what iconv calls the encoding) for a head that is no UTF-8 text; a pair of empty ones for text.
+    """(reason, iconv's name of the encoding) for a head that is not UTF-8 text; two empty strings for text.
 
     ``is_whole`` says that no more follows; otherwise the last character may be cut.
     """

@@ -33,6 +33,8 @@ ERROR_PREFIX = "error: "
 """Begins the message of a deliberate error; a parent process finds it by this."""
 STOPPED_STATUS = 75
 """Exit status of a command that saved and ended on request (EX_TEMPFAIL: the same command again goes on)."""
+SIGNALLED_STATUS = 128
+"""And the number of the signal: exit status of a process that a signal ended, as shells give it."""
 INTERRUPTED_STATUS = 130
 """Exit status of a command that Ctrl-C ended, as shells have it."""
 

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from lmcore.checkpoint import trained_model
 from lmcore.device import autocast, choose_device, choose_precision
 from lmcore.distributed import Ranks
 from lmcore.loss import token_cross_entropy, token_nats
@@ -26,6 +25,7 @@ from lmcore.run import Run, weights_hash
 from lmcore.scores import Evaluation, Score
 from lmcore.stream import IGNORED_LABEL, TokenStream, source_names
 from lmcore.training_config import Precision
+from lmcore.weights import trained_model
 
 _SORTED_BATCHES = 64
 """Windows of this many batches are sorted by length together, so that little padding is computed."""

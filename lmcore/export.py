@@ -7,7 +7,6 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lmcore.card import CARD, model_card, training_facts
-from lmcore.checkpoint import trained_model
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.origin import control_ids
 from lmcore.portable import trained_on_form, write_config, write_tokenizer
@@ -17,6 +16,7 @@ from lmcore.scores import Evaluation
 from lmcore.store import MANIFEST, is_whole, open_sealed, read_manifest, remove, sealed_folder
 from lmcore.tokenizer import Tokenizer
 from lmcore.transformers_view import open_in_transformers
+from lmcore.weights import trained_model
 
 _LAYOUT = 2
 """Of the files of an export (portable.py). An older export is written anew."""

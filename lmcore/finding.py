@@ -1,7 +1,7 @@
-"""Which files of the given paths are read, and what lies beside them.
+"""Which files of the given paths are read, and which are not.
 
-Files are chosen by name, without regard to case. Folders that programs keep for themselves (a store, a model, a
-virtual environment) are left out: what was made from text is no text. Everything that is passed over is counted.
+Files are chosen by name, ignoring case. Folders that hold a program's own files (a store, a model, a virtual
+environment) are skipped, since nobody wrote the text in them. Every file that is not read is counted.
 """
 
 import errno
@@ -62,7 +62,7 @@ class Beside:
 
 
 class Finder:
-    """Finds the files to read; counts those that lay beside them, and keeps what could not be looked at."""
+    """Finds the files to read, counts the others, and keeps those that could not be examined."""
 
     def __init__(self, config: CorpusConfig) -> None:
         self._config = config
@@ -99,9 +99,7 @@ class Finder:
         )
         for path, what in self.beside.folders.items():
             if os.path.abspath(os.path.expanduser(paths[0])) == path:
-                return (
-                    f"{places} is {what}: what was made from text is no text. Give the folder of the texts themselves"
-                )
+                return f"{places} is {what}, whose files are not read as text. Give the folder that holds the texts"
         path = self.beside.largest[1]
         reason = "" if not path or is_url(path) else _format_of(path)
         return f"{message}. {path} is {advice(reason, path)}" if reason else message

@@ -7,7 +7,7 @@ from pathlib import Path
 from lmcore.clock import duration
 from lmcore.config import ModelConfig, RunConfig
 from lmcore.metrics import training_note
-from lmcore.presets import preset_names, read_settings
+from lmcore.presets import preset_names, read_preset
 from lmcore.progress import Standing
 from lmcore.run import Run
 from lmcore.store import read_manifest
@@ -58,9 +58,8 @@ def forecast(progress: TrainingProgress, config: RunConfig, train_tokens: int) -
     return logging.WARNING, f"{text}. To need less: {'; '.join(cures)}"
 
 
-def preset_seconds(name: str, seconds_per_flop: float, train_tokens: int) -> float:
-    """About how long a preset trains."""
-    config = RunConfig.model_validate(read_settings(name))
+def preset_seconds(config: RunConfig, seconds_per_flop: float, train_tokens: int) -> float:
+    """About how long a training with these settings takes."""
     train, step_tokens = config.train, config.train.batch_size * config.dataset.block_size
     tokens = train.max_steps * step_tokens or train.max_tokens or train.epochs * train_tokens
     vocabulary, block_size = config.tokenizer.vocab_size, config.dataset.block_size
@@ -77,16 +76,14 @@ def flops_per_token(model: ModelConfig, vocabulary: int, block_size: int) -> flo
 
 
 def _fitting(seconds_per_flop: float, config: RunConfig, train_tokens: int) -> list[tuple[str, float]]:
-    """The largest preset that trains within an hour, with its seconds; none where these settings are it."""
-    own = (config.model, config.train.max_steps)
-    costs = {name: preset_seconds(name, seconds_per_flop, train_tokens) for name in preset_names()}
-    fitting = [(cost, name) for name, cost in costs.items() if cost < _LONG and _shape(name) != own]
-    return [(name, cost) for cost, name in sorted(fitting)[-1:]]
-
-
-def _shape(name: str) -> tuple[ModelConfig, int]:
-    config = RunConfig.model_validate(read_settings(name))
-    return config.model, config.train.max_steps
+    """The largest preset that trains within an hour, with its seconds; the preset in use does not count."""
+    presets = {name: RunConfig.model_validate(read_preset(name)) for name in preset_names()}
+    fitting = [
+        (preset_seconds(preset, seconds_per_flop, train_tokens), name)
+        for name, preset in presets.items()
+        if (preset.model, preset.train.max_steps) != (config.model, config.train.max_steps)
+    ]
+    return [(name, cost) for cost, name in sorted(fitting) if cost < _LONG][-1:]
 
 
 def _train_tokens(dataset: Path) -> int:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from lmcore.config import RunConfig
 from lmcore.errors import ConfigError
 from lmcore.origins import SettingsText, explain
-from lmcore.presets import FOLDER, merge, read_settings
+from lmcore.presets import merge, read_preset
 from lmcore.section import differences
 from lmcore.toml import toml_text
 
@@ -30,7 +30,7 @@ def given(kind: type[RunConfig], fields: Tables) -> Tables:
 
 def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str) -> Settings:
     """Checked settings of a kind. Raises ConfigError that names what is wrong, and the line of ``advanced``."""
-    beneath = {} if preset == CUSTOM else read_settings(f"{FOLDER / preset}.toml")
+    beneath = {} if preset == CUSTOM else read_preset(preset)
     tables = merge(merge(beneath, fields), _read(advanced))
     try:
         return kind.model_validate(tables)
@@ -39,7 +39,7 @@ def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str
 
 
 def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tuple[str, ...] = ()) -> list[str]:
-    """What was asked for in vain, in words: by the fields, and by ``advanced`` in the sections that are unused."""
+    """Settings without effect: fields that ``advanced`` overrides, and settings of ``advanced`` in unused sections."""
     final = config.model_dump(mode="json")
     lost = [name for name, was, now in differences(fields, final) if was is not None and was != now]
     idle = [name for name, was, _ in differences(_read(advanced), {}) if name.partition(".")[0] in unused]

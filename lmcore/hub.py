@@ -19,8 +19,7 @@ def located(source: str, setting: str, what: str, patterns: tuple[str, ...], err
     if path.exists():
         confine_folder(path, setting)
         return path
-    looks_like_path = source.count("/") > 1 or source.startswith((".", "/", "~")) or source.endswith(".model")
-    if looks_like_path:
+    if is_local_path(source):
         raise error(f"{setting}: {source} does not exist (looked in {Path.cwd()})")
     from huggingface_hub import errors
 
@@ -33,6 +32,11 @@ def located(source: str, setting: str, what: str, patterns: tuple[str, ...], err
             f"{setting}: {source} is no file or folder here, and no {what} of that name came from the hub "
             f"({type(cause).__name__})"
         ) from cause
+
+
+def is_local_path(name: str) -> bool:
+    """Whether a name can only be a path. Others with one slash or none may be on the hub."""
+    return name.startswith((".", "/", "~")) or name.endswith(".model") or name.count("/") > 1
 
 
 @cache  # the stages of a run ask more than once, and are to find the same

@@ -1,23 +1,20 @@
-"""Long calls into compiled code that signals can end.
+"""Signals end a long call into compiled code.
 
-Python handles a signal between its own steps, so that such a call would hold it up until it returns.
+Python handles a signal between its own instructions, so in the main thread such a call would delay it until it returns.
 """
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYetError
 from threading import Thread
 from typing import TypeVar
-
-_LOOK_SECONDS = 0.1
 
 Result = TypeVar("Result")
 
 
 def interruptible(work: Callable[[], Result]) -> Result:
-    """What ``work`` returns or raises. It must let other threads run, and keep nothing outside memory.
+    """What ``work`` returns or raises. It must let other threads run, and write no files.
 
-    It runs in a thread of its own. When a signal's handler raises here, the thread is left behind: it ends with its
+    It runs in a thread of its own. When a signal's handler raises here, the thread is abandoned: it ends with its
     work or with the process.
     """
     future: Future[Result] = Future()
@@ -29,9 +26,4 @@ def interruptible(work: Callable[[], Result]) -> Result:
             future.set_exception(error)
 
     Thread(target=run, daemon=True).start()
-    while True:
-        try:
-            return future.result(_LOOK_SECONDS)
-        except NotYetError:
-            if future.done():  # the work itself raised it
-                raise
+    return future.result()  # signals interrupt this wait

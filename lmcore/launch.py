@@ -11,7 +11,6 @@ signals on to them, and ends all when one dies.
 """
 
 import ctypes
-import logging
 import os
 import signal
 import subprocess
@@ -21,8 +20,8 @@ from pathlib import Path
 
 from lmcore.errors import (
     ERROR_PREFIX,
+    SIGNALLED_STATUS,
     STOPPED_STATUS,
-    ConfigError,
     RunError,
     StoppedError,
     TrainingError,
@@ -30,9 +29,6 @@ from lmcore.errors import (
 )
 from lmcore.run import Run, TrainingResult, finished_training
 from lmcore.store import locked
-
-_SIGNALLED = 128
-"""And the number of the signal: exit status of torchrun's agent when one ended a worker, as in shells."""
 
 _OF_A_GROUP = {f"{scope}{what}" for scope in ("", "LOCAL_", "GROUP_", "ROLE_") for what in ("RANK", "WORLD_SIZE")}
 _OF_A_GROUP |= {"ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}
@@ -77,8 +73,8 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
         end_group(child)
         raise
     text = "\n".join(message).removeprefix(ERROR_PREFIX).strip()
-    if status < 0 or status > _SIGNALLED:
-        number = -status if status < 0 else status - _SIGNALLED
+    if status < 0 or status > SIGNALLED_STATUS:
+        number = -status if status < 0 else status - SIGNALLED_STATUS
         raise TrainingKilledError(
             f"the training process was killed by {signal.Signals(number).name}; "
             "starting again continues from its last checkpoint"
@@ -124,55 +120,3 @@ def end_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def is_worker() -> bool:
-    """True in a process that torchrun started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def run_workers(run: Run) -> int:
-    """Be torchrun's agent for the workers that train the run, until all have ended; their exit status.
-
-    A stop asked of one is a stop of all. A worker that dies ends the others, and the status says by which signal.
-    """
-    import torch
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import get_args_parser
-    from torch.distributed.run import run as torchrun
-
-    from lmcore.device import choose_device
-
-    nproc = run.config.train.nproc
-    if choose_device(run.config.train.device).type == "cuda" and nproc > torch.cuda.device_count():
-        raise ConfigError(f"train.nproc is {nproc}, and this machine has {torch.cuda.device_count()} GPUs")
-    for name in ("elastic", "run"):
-        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the workers say what happened
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
-    # Else the workers meet at this machine's own name, which not every machine can resolve.
-    arguments = [
-        "--standalone",
-        "--local-addr",
-        "127.0.0.1",
-        f"--nproc-per-node={nproc}",
-        "-m",
-        "lmcore",
-        "train",
-        str(run.folder),
-    ]
-    try:
-        torchrun(get_args_parser().parse_args(arguments))  # type: ignore[no-untyped-call]
-    except SignalException:
-        return STOPPED_STATUS
-    except ChildFailedError as error:
-        statuses = {failure.exitcode for failure in error.failures.values()}
-        if STOPPED_STATUS in statuses:
-            return STOPPED_STATUS
-        killed = sorted((-status for status in statuses if status < 0), key=lambda number: number == signal.SIGTERM)
-        if finished_training(run) is not None:
-            return 0  # gloo may abort a process that has done everything and ends
-        if killed:  # SIGTERM is what the agent itself sent to the others
-            return _SIGNALLED + killed[0]
-        return max(statuses)
-    return 0

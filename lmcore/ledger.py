@@ -121,3 +121,8 @@ class Ledger:
                 for s in sorted(self.skipped, key=lambda s: (s.path, s.offset))
             ],
         }
+
+
+def printable(path: str) -> str:
+    """A path on one line of a terminal; quoted where its name holds line ends or control characters."""
+    return path if path.isprintable() else repr(path)

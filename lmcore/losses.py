@@ -1,4 +1,4 @@
-"""What a corpus lost and why, as sentences for the person who started the run.
+"""What was lost from a corpus and why, as sentences for the person who started the run.
 
 One place for errors and warnings, so that a cause reads the same whether the tokenizer is trained or loaded.
 """
@@ -8,13 +8,13 @@ from collections import Counter
 from lmcore.config import CorpusConfig
 from lmcore.finding import Beside
 from lmcore.formats import advice
-from lmcore.ledger import Ledger, Skip
+from lmcore.ledger import Ledger, Skip, printable
 
 MUCH = 0.1
-"""Share of the bytes whose loss is said loudly."""
+"""Share of lost bytes above which a warning is given."""
 _SHOWN = 5
 _SHORT_DOCUMENT = 50
-"""Tokens in a line on average, below which a model learns little of how text goes on."""
+"""Average tokens in a line, below which a model learns little about longer text."""
 _HARMLESS = {"unsettled"}
 
 
@@ -39,13 +39,13 @@ def warnings(ledger: Ledger, beside: Beside, config: CorpusConfig, documents: in
 
 
 def lost_share(ledger: Ledger) -> float:
-    """Of the stored bytes that gave no text, and of the text that became no document."""
+    """The share of the corpus that was lost: stored bytes without text, and text that became no document."""
     stored = ledger.undecodable_stored_bytes / max(1, ledger.stored_bytes)
     return stored + (1 - stored) * ledger.skipped_bytes / max(1, ledger.source_bytes)
 
 
 def _lost_files(ledger: Ledger) -> set[str]:
-    """Files of which nothing was read. Other JSON than JSON lines is common beside text: its share decides."""
+    """Files that were skipped as a whole, except .json: JSON other than JSON lines is common beside text."""
     return {
         s.path for s in ledger.skipped if s.stored and not (s.path.lower().endswith(".json") or s.reason in _HARMLESS)
     }
@@ -71,7 +71,7 @@ def causes(ledger: Ledger, config: CorpusConfig) -> str:
 
 def _cause(skips: list[Skip], config: CorpusConfig) -> str:
     reason = skips[0].reason
-    paths = list(dict.fromkeys(skip.path for skip in skips))
+    paths = list(dict.fromkeys(printable(skip.path) for skip in skips))
     detail = next((skip.detail for skip in skips if skip.detail), "")
     others = f" (and {len(paths) - 1:,} more: {_names(paths[1:])})" if len(paths) > 1 else ""
     where = f"in {_names(paths)}"

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it, which every program reads: NaN and the infinities are no part of it.
+"""JSON that every program reads (RFC 8259), which has neither NaN nor infinities.
 
 A figure that is not finite is written as null, and a word beside it says what it was:
 

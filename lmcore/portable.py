@@ -6,9 +6,9 @@ transformers 5 writes names that 4.57 does not know, and reads the older ones to
     special tokens      additional_special_tokens
     rope_theta, rope_scaling, n_ctx   beside what transformers 5 calls them
 
-tokenizer.model is what llama.cpp's converter reads, without a word where it misreads it. So it is there only if it is
-read rightly: for the architecture llama (for others it sets a space before every text) and a BPE model, with U+2581 for
-a space. Elsewhere it is called spiece.model, which the converter does not look for; it then ends with an error.
+llama.cpp's converter reads tokenizer.model, and reports no error where it misreads it. So the file is written only
+where it is read correctly: for the architecture llama (for others the converter puts a space before every text) and a
+BPE model, with U+2581 for a space. Elsewhere the file is called spiece.model: the converter does not find it and fails.
 """
 
 import json
@@ -87,14 +87,14 @@ def trained_on_form(folder: Path) -> str:
 
 
 def _older_names(settings: Settings) -> Settings:
-    """transformers 4 stumbles over a list of extra_special_tokens, be it empty."""
+    """transformers 4 fails on a list of extra_special_tokens, even an empty one."""
     extra = settings.get("extra_special_tokens")
     kept = {name: value for name, value in settings.items() if name not in ("extra_special_tokens", "backend")}
     return kept | ({"additional_special_tokens": extra} if extra else {})
 
 
 def _of_sentencepiece(settings: Settings) -> Settings:
-    """Every role has a token of the model: the class adds one of its own to the vocabulary for what is not given."""
+    """Every role gets a token of the model; for a missing one the class would add a token to the vocabulary."""
     end = settings["eos_token"]
     roles = {role: settings.get(role, end) for role in ("bos_token", "unk_token", "pad_token", "sep_token")}
     return settings | roles | {"tokenizer_class": "BertGenerationTokenizer"}

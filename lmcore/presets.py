@@ -35,7 +35,15 @@ def read_settings(name: str) -> dict[str, Any]:
     A file that exists wins over a preset of the same name. Raises ConfigError when there is neither, or when the file
     cannot be read as TOML.
     """
-    path = find_settings(name)
+    return _read(find_settings(name), name)
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset, whatever files are in the current folder. Raises ConfigError when there is none."""
+    return _read(FOLDER / f"{name}.toml", name)
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):

@@ -44,7 +44,7 @@ class Update(Protocol):
 
 
 def unwatched(done: int, total: int, note: str = "") -> None:
-    """For work that nobody watches."""
+    """The default where no progress is shown."""
 
 
 Listener = Callable[[Standing, bool], None]
@@ -109,7 +109,7 @@ def _every_second(tick: Callable[[bool], None]) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-class Speed:
+class _Speed:
     """Things done a second, since the first of them was done: what loads or compiles before that does not count."""
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class _Words:
     """The standing of a stage in words."""
 
     def __init__(self, unit: str) -> None:
-        self._unit, self._speed = unit, Speed()
+        self._unit, self._speed = unit, _Speed()
 
     def __call__(self, standing: Standing) -> tuple[str, str, str]:
         """The amount, the time that is left, and the note."""

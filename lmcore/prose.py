@@ -1,8 +1,8 @@
-"""What one document of a .txt is, by its first 16 kB: a line, or what stands between blank lines.
+"""How a .txt is cut into documents, decided by its first 16 kB: into lines, or into paragraphs between blank lines.
 
-Lines are documents where each is one by itself: sentences, records, logs. Paragraphs are, where blank lines part
-groups of lines, or where the lines are those of a page: sentences end amid lines and go on in the next one. The rule
-reads whole lines of the head alone, so a file that grows beyond it is never read otherwise.
+Lines are documents where each one stands alone: sentences, records, logs. Paragraphs are documents where blank lines
+separate groups of lines, or where lines are wrapped: sentences end in mid-line and continue on the next line. Only
+complete lines of these first bytes count, so a file that grows beyond them is always cut in the same way.
 """
 
 import re

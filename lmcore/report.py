@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import markdown
-from lmcore.baselines import Baselines, baselines
+from lmcore.baselines import Baselines, baselines, compared
 from lmcore.clock import duration, for_people
 from lmcore.config import SampleConfig
 from lmcore.errors import StoreError
@@ -25,7 +25,7 @@ from lmcore.section import fingerprint
 from lmcore.shards import SPLITS
 from lmcore.store import Record, hash_file, read_manifest, write_file
 from lmcore.stream import source_names
-from lmcore.summary import compared, write_settings
+from lmcore.summary import write_settings
 from lmcore.tokenization import Dataset
 from lmcore.tokenizer import TokenizerInfo
 from lmcore.tokenizer_report import dataset_report
@@ -96,9 +96,9 @@ def report_key(training: TrainingResult, evaluation: Evaluation, blocks: Blocks,
 
 
 def _samples(run: Run, training: TrainingResult, settings: SampleConfig) -> list[str]:
-    from lmcore.checkpoint import trained_model  # and with it torch, which pages of finished runs do without
     from lmcore.device import choose_device
     from lmcore.generate import generate
+    from lmcore.weights import trained_model  # and with it torch, which pages of finished runs do without
 
     model = trained_model(run, training.checkpoint)
     model.to(choose_device(run.config.train.device))
@@ -257,7 +257,7 @@ def data_page(dataset: Dataset) -> str:
     manifest = read_manifest(dataset.folder)
     parts = [
         f"# Dataset {dataset.id}",
-        *(f"**Warning:** {warning}" for warning in dataset.warnings),
+        *(f"**Warning:** {escape(warning)}." for warning in dataset.warnings),
         *data_sections(manifest),
         f"{dataset.chunks_made} of {dataset.chunks} chunks were new; "
         f"{dataset.duplicate_documents:,} documents stand in it more than once; tokenizer {dataset.tokenizer_id}.",

@@ -17,8 +17,6 @@ from lmcore.config import RunConfig
 from lmcore.errors import ConfigError, FormatError, RunError, StoreError, owner_named
 from lmcore.origin import Origin, Shape, init_fingerprint, shape_of_settings
 from lmcore.plain_json import from_json
-from lmcore.registry import find_version, models
-from lmcore.roots import confine_folder
 from lmcore.section import differences, fingerprint, result_fields
 from lmcore.store import (
     FORMAT_VERSION,
@@ -151,20 +149,6 @@ class Run:
 def run_folders(store: Path) -> list[Path]:
     """Of all runs. A folder without a config.json is what a killed start left, and no run."""
     return sorted(path.parent for path in (store / "runs").glob("[!.]*/config.json"))
-
-
-def find_folder(store: Path, name: str) -> Path:
-    """A folder given by its path, a run's by its name, or a version's by NAME/v0001 (NAME alone: the champion's).
-
-    Raises StoreError when there is none of these, and ConfigError when it is outside LM_DATA_ROOTS.
-    """
-    for folder in (Path(name).expanduser(), store / "runs" / name):
-        if folder.is_dir():
-            confine_folder(folder, "model or run")
-            return folder
-    if name.partition("/")[0] in models(store):
-        return find_version(store, name).folder
-    raise StoreError(f"there is neither a folder {name} nor a run or model of that name in {store}")
 
 
 def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path, fresh: bool = False) -> Run:

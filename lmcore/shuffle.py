@@ -10,6 +10,8 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+from lmcore.spans import mix
+
 _ROUNDS = 6
 
 
@@ -43,10 +45,3 @@ def _network(items: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.uint
     for key in keys:
         left, right = right, left ^ (mix(right + key) & mask)
     return (left << shift) | right
-
-
-def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): every bit depends on all."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -1,8 +1,8 @@
-"""Ctrl-C and other signals end a command with one line and an exit status, at every moment of its life.
+"""Ctrl-C and other signals end a command with one line and an exit status, at any moment.
 
 ``end_at_once`` is for the time in which nothing has to be undone, such as the import of a library. During the work
-itself ``Interruption`` turns the signal into an exception, so that everybody who holds a lock, a temporary file or
-a child cleans up; a training has ``StopRequest`` instead and saves. Only the first signal counts: the ones after it
+itself ``Interruption`` turns the signal into an exception, so that whatever holds a lock, a temporary file or a
+child cleans up; a training has ``StopRequest`` instead and saves. Only the first signal counts: the ones after it
 must not disturb the cleaning.
 
 A signal that is ignored when the command starts stays ignored: a shell does so to SIGINT for a job in the background
@@ -14,14 +14,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from lmcore.errors import INTERRUPTED_STATUS, STOPPED_STATUS
-
-Result = TypeVar("Result")
 
 _LINE = "interrupted: the same command continues"
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -128,20 +125,3 @@ def leave(number: int) -> NoReturn:
     with suppress(OSError):
         os.write(2, f"{_LINE}\n".encode())
     os._exit(INTERRUPTED_STATUS if number == signal.SIGINT else STOPPED_STATUS)
-
-
-def interruptible(function: Callable[[], Result]) -> Result:
-    """What ``function`` returns. It runs in a thread, so that signals are heard while native code works for long.
-
-    When one is, the thread is left behind: native code cannot be stopped, but it does not keep the process.
-    """
-    outcome: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(function())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return outcome.result()

@@ -26,7 +26,6 @@ from lmcore.corpus import SourceFile
 from lmcore.errors import FileChangedError, no_space_named
 from lmcore.ledger import Ledger, Skip
 from lmcore.remote import is_url, open_stored
-from lmcore.shuffle import mix
 from lmcore.store import DIGEST_BYTES
 from lmcore.tables import ROW_BYTES, TableError, table_texts
 
@@ -380,3 +379,10 @@ def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledg
     if problem or not rows:
         lost = 0 if rows else file.stored_bytes
         ledger.skipped.append(Skip(file.path, 0, 0, problem or "empty_table", stored=lost, detail=detail))
+
+
+def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): every bit depends on all."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

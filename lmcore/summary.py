@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from textwrap import indent
 
-from lmcore.baselines import Baselines
+from lmcore.baselines import Baselines, compared
 from lmcore.clock import duration
 from lmcore.errors import StoreError
 from lmcore.markdown import number
@@ -18,14 +18,13 @@ from lmcore.toml import toml_text
 
 _LONGER = 4
 """Times as many steps, when somebody wants to train longer."""
-_AS_GOOD = 0.01
-"""Bits per byte that make no difference."""
 
 
-def summary(folder: Path, samples: list[str], account: str, page: str = "") -> str:
-    """Lines for a person about a finished run; ``page`` is the address of its page in a browser, if it has one.
+def summary(folder: Path, samples: list[str], account: str, warnings: list[str], page: str = "") -> str:
+    """Lines for a person about a finished run: what it wrote, how good it is, where everything is, what to do next.
 
-    Raises StoreError when the run's records are missing.
+    ``account`` and ``warnings`` are those of its dataset; ``page`` is the address of its page in a browser, if it has
+    one. Raises StoreError when the run's records are missing.
     """
     run, training, evaluation = Run.open(folder), TrainingResult.load(folder), Evaluation.load(folder)
     if training is None or evaluation is None:
@@ -37,6 +36,7 @@ def summary(folder: Path, samples: list[str], account: str, page: str = "") -> s
         ("how good", _goodness(evaluation, Baselines.load(folder))),
         ("trained", _trained(training)),
         ("text", account),
+        *(("warning", warning) for warning in warnings),
         ("report", str(folder / "report.md")),
         ("picture", str(folder / "report.png")),
         ("model", str(folder / "model")),
@@ -44,21 +44,6 @@ def summary(folder: Path, samples: list[str], account: str, page: str = "") -> s
     ]
     figures = "\n".join(f"{name:<12}{indent(about, ' ' * 12).lstrip()}" for name, about in lines)
     return f"{texts}\n\n{figures}\n\n{_next(run, training)}"
-
-
-def compared(bits_per_byte: float, found: Baselines) -> str:
-    """Sentences that say whether simple methods predict the text as well."""
-    zlib, ngram = found.zlib_bits_per_byte, found.ngram_bits_per_byte
-    beside = (
-        f"On the same text zlib (level 9) needs {zlib:.3f} bits per byte and a 5-gram model of the training text "
-        f"{ngram:.3f}."
-    )
-    best, name = min((zlib, "zlib"), (ngram, "the 5-gram model"))
-    if bits_per_byte < best - _AS_GOOD:
-        return f"{beside} The model is better than both, by {1 - bits_per_byte / best:.0%} than {name}."
-    if bits_per_byte < max(zlib, ngram) - _AS_GOOD:
-        return f"{beside} The model is better than one of them only: train it longer, or on more text."
-    return f"{beside} The model is no better than these: train it longer, or on more text."
 
 
 def write_settings(run: Run) -> None:

@@ -41,7 +41,6 @@ from lmcore.sentencepiece_model import (
     train_model,
     with_real_spaces,
 )
-from lmcore.signals import interruptible
 from lmcore.store import (
     FORMAT_VERSION,
     Output,
@@ -251,9 +250,8 @@ def _train(
     texts, corpus_bytes = _training_texts(config, corpus_config, corpus, folder.parent.parent, progress)
     progress(0, 0, f"training {config.vocab_size:,} pieces on {len(texts):,} documents")
     if config.model_type == "byte_bpe":
-        manifest = interruptible(lambda: train_byte_bpe(config, texts, folder))
-        return {**manifest, "corpus_bytes": corpus_bytes}
-    proto, seen_bytes = interruptible(lambda: train_model(config, texts))
+        return {**train_byte_bpe(config, texts, folder), "corpus_bytes": corpus_bytes}
+    proto, seen_bytes = train_model(config, texts)
     return {
         **save_model(proto, folder, texts[:256]),
         "corpus_bytes": corpus_bytes,

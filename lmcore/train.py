@@ -49,7 +49,7 @@ from lmcore.scores import Score
 from lmcore.store import locked
 from lmcore.stream import IGNORED_LABEL
 from lmcore.tokenization import verify_chunks
-from lmcore.training_progress import Interruption, ProgressWriter
+from lmcore.training_progress import ProgressWriter, RecurringWork
 
 _log = logging.getLogger(__name__)
 
@@ -138,18 +138,18 @@ class _Training:
         config, block_size = self.config, self.run.config.dataset.block_size
         step_tokens = config.batch_size * block_size
         epoch_steps = max(1, len(self.blocks) // config.batch_size)
-        interruptions = {
+        recurring = {
             # A forward pass is a third of a step, token by token.
-            "validation": Interruption(
+            "validation": RecurringWork(
                 min(self._steps_between_validations(), epoch_steps), self.validation.tokens / 3 / step_tokens
             ),
-            "checkpoint": Interruption(config.checkpoint_every),
-            "samples": Interruption(self.run.config.sample.every),
+            "checkpoint": RecurringWork(config.checkpoint_every),
+            "samples": RecurringWork(self.run.config.sample.every),
         }
         return ProgressWriter(
             self.run.progress if self.ranks.is_first else None,
             self.total_steps,
-            interruptions,
+            recurring,
             self.flops_per_token * step_tokens,
             self.learner.device.type,
         )

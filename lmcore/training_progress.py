@@ -4,13 +4,14 @@ The time that is left is measured by the child, from the end of its first step o
 slow first step are over by then. Steps that take long are estimated before the first one, from a single block.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
+
+from lmcore.plain_json import from_json, to_json
 
 _SECONDS_BETWEEN_WRITES = 0.5
 _SECONDS_TO_MEASURE = 3.0
@@ -40,7 +41,7 @@ class TrainingProgress:
     def read(cls, path: Path) -> "TrainingProgress | None":
         """None when there is no file, or one that is just being written."""
         try:
-            return cls(**json.loads(path.read_bytes()))
+            return cls(**from_json(path.read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
 
@@ -64,7 +65,7 @@ class Pace:
         self._last = step, now
 
     def resume(self) -> None:
-        """Called when something else has ended: its time does not count."""
+        """Called when work between steps has ended: its time does not count."""
         if self._last is not None:
             self._last = self._last[0], self._clock()
 
@@ -74,8 +75,8 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Interruption:
-    """Something that is done between steps again and again."""
+class RecurringWork:
+    """Validation, checkpoints or samples: what happens between steps at regular intervals."""
 
     every: int
     """Steps from one to the next. 0: never."""
@@ -84,19 +85,19 @@ class Interruption:
 
 
 class ProgressWriter:
-    """Keeps progress.json. A full disk costs the display, never the training."""
+    """Writes progress.json. A full disk stops the display, not the training."""
 
     def __init__(
         self,
         path: Path | None,
         total_steps: int,
-        interruptions: dict[str, Interruption],
+        recurring: dict[str, RecurringWork],
         flops_per_step: float,
         device: str,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``path`` is None in ranks that write nothing. ``interruptions`` go by the name of their phase."""
-        self._path, self._total, self._interruptions = path, total_steps, interruptions
+        """``path`` is None in ranks that write nothing. ``recurring`` go by the name of their phase."""
+        self._path, self._total, self._recurring = path, total_steps, recurring
         self._flops, self._device, self._clock = flops_per_step, device, clock
         self._pace = Pace(clock)
         self._guess: float | None = None
@@ -117,7 +118,7 @@ class ProgressWriter:
 
     @contextmanager
     def phase(self, name: str, step: int) -> Iterator[None]:
-        """While the body runs, something else than steps is done."""
+        """While the body runs, no steps are made: its time is measured apart."""
         started = self._clock()
         self._write(step, name)
         yield
@@ -132,11 +133,11 @@ class ProgressWriter:
         left = None if speed is None else self._seconds_left(step, speed)
         progress = TrainingProgress(step, self._total, phase, speed, left, self._flops, self._device)
         with suppress(OSError):
-            self._path.write_text(json.dumps(asdict(progress)))
+            self._path.write_text(to_json(asdict(progress)))
 
     def _seconds_left(self, step: int, seconds_per_step: float) -> float:
         seconds = (self._total - step) * seconds_per_step
-        for name, each in self._interruptions.items():
+        for name, each in self._recurring.items():
             count = self._total // each.every - step // each.every if each.every else 0
             cost = mean(self._measured[name]) if name in self._measured else each.steps * seconds_per_step
             seconds += count * cost

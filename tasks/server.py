@@ -65,7 +65,7 @@ class Server:
         self._start()
 
     def _start(self) -> None:
-        # Of a server that asks a question on the terminal nobody would see it.
+        # Nobody would see a question that the server asks on the terminal.
         self.process = subprocess.Popen(
             [sys.executable, "-m", *self._command],
             stdin=subprocess.DEVNULL,

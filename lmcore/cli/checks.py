@@ -1,4 +1,4 @@
-"""What can be known to be wrong before anything is started: places that are not there, a schedule that does not fit."""
+"""Errors that can be found before anything starts: missing paths, a schedule that does not fit."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from lmcore.errors import ConfigError
 
 
 def check(config: RunConfig) -> None:
-    """Raise the error that a run with these settings would end with, as far as a look at names and folders shows it."""
+    """Raise the error that a run with these settings would end with, where names and folders alone show it."""
     from lmcore.corpus import check_places
 
     check_places(config)
@@ -19,9 +19,9 @@ def check(config: RunConfig) -> None:
 
 
 def _check_path(setting: str, name: str) -> None:
-    """A name with one slash, or none, may be one on the hub, a run or a version."""
-    is_path = name.startswith((".", "/", "~")) or name.endswith(".model") or name.count("/") > 1
-    if is_path and "://" not in name and not Path(name).expanduser().exists():
+    from lmcore.hub import is_local_path
+
+    if is_local_path(name) and "://" not in name and not Path(name).expanduser().exists():
         raise ConfigError(f"{setting}: {name} does not exist (looked in {Path.cwd()})")
 
 
@@ -33,7 +33,7 @@ def _check_store(store: Path) -> None:
 
 
 def _check_schedule(config: RunConfig) -> None:
-    """Where the settings say how many steps the run has, and no part of it is counted in epochs."""
+    """Only where the steps of the run follow from the settings: with max_steps, and without sizes in epochs."""
     from lmcore.schedule import Schedule
 
     train = config.train

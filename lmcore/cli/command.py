@@ -14,7 +14,7 @@ USAGE_STATUS = 2
 """Exit status of a command line that is not understood."""
 
 
-def main(verb: Callable[[], None]) -> None:
+def main(action: Callable[[], None]) -> None:
     """Run a command; a deliberate error becomes one line on standard error and exit status 1.
 
     Ctrl-C ends it with INTERRUPTED_STATUS; SIGTERM, as a training that stopped before its end, with STOPPED_STATUS.
@@ -22,7 +22,7 @@ def main(verb: Callable[[], None]) -> None:
     escape_output()
     interruption = signals.Interruption()
     try:
-        verb()
+        action()
     except (KeyboardInterrupt, signals.Terminated):
         pass  # said below
     except StoppedError as error:

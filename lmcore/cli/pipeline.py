@@ -53,9 +53,7 @@ def pretrain(config: RunConfig) -> None:
         page = report(training, evaluation, blocks, config.sample)
     for warning in page.warnings:
         _log.warning("%s", warning)
-    print(f"\n{summary(run.folder, page.samples, dataset.account())}\n")
-    for warning in dataset.warnings:
-        _log.warning(warning)
+    print(f"\n{summary(run.folder, page.samples, dataset.account(), dataset.warnings)}\n")
     print_json(
         {
             "run_dir": str(run.folder),
@@ -101,10 +99,11 @@ def train(
     """Start or continue the training of one run, as the pipeline does for each."""
     should_stop = StopRequest()
 
-    from lmcore.distributed import Ranks
-    from lmcore.launch import end_with_parent, is_worker, run_workers
+    from lmcore.distributed import Ranks, is_worker
+    from lmcore.launch import end_with_parent
     from lmcore.run import Run, TrainingResult
     from lmcore.train import train as train_run
+    from lmcore.workers import run_workers
 
     is_first = Ranks.of_environment().is_first
     if not is_first:

@@ -14,6 +14,10 @@ from lmcore.errors import ConfigError
 from lmcore.markdown import columns
 
 _log = logging.getLogger("lmcore")
+_PROMPT = (
+    "Text to continue; may be given again. End it with a word, not with a space: tokenizers join a space to the word "
+    "after it, so the model has hardly seen a space alone."
+)
 
 
 def _sample(name: str) -> Parameter:
@@ -26,7 +30,7 @@ def generate(
     model: Annotated[str, Parameter(help="An exported folder, a run's folder or name, a checkpoint, or a version.")],
     /,
     *,
-    prompt: Annotated[tuple[str, ...], Parameter(help="Text to continue; may be given again.", negative=())] = (),
+    prompt: Annotated[tuple[str, ...], Parameter(help=_PROMPT, negative=())] = (),
     prompts_file: Annotated[Path | None, Parameter(help="More prompts, one a line.")] = None,
     tokens: Annotated[str | None, _sample("tokens")] = None,
     temperature: Annotated[str | None, _sample("temperature")] = None,
@@ -41,7 +45,7 @@ def generate(
     prompts = [*prompt, *(_read_prompts(prompts_file) if prompts_file else [])]
     settings = read(SampleConfig, changes | {"prompts": prompts or [""]})
 
-    from lmcore.run import find_folder
+    from lmcore.find import find_folder
 
     folder = find_folder(store, model)
 
@@ -84,7 +88,7 @@ def evaluate(
     store: Store = STORE,
 ) -> None:
     """Say how well a model predicts text, in bits per byte."""
-    from lmcore.run import find_folder
+    from lmcore.find import find_folder
 
     folder = find_folder(store, model)
 
@@ -107,8 +111,8 @@ def plot(
     store: Store = STORE,
 ) -> None:
     """Draw the losses of runs into one picture."""
+    from lmcore.find import find_folder
     from lmcore.plot import plot as draw
-    from lmcore.run import find_folder
 
     if not runs:
         raise ConfigError("plot: name one run or several, by folder or by name")

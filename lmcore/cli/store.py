@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from lmcore.cli.command import print_json
 from lmcore.cli.models import verify_version
 from lmcore.cli.options import STORE, Amount, Count, DryRun, Store
+from lmcore.ledger import printable
 from lmcore.markdown import columns
 
 _log = logging.getLogger("lmcore")
@@ -29,15 +30,11 @@ def ledger(dataset: _Dataset, /, *, store: Store = STORE) -> None:
     names = ("documents", "in documents", "between", "filtered", "skipped", "bytes", "stored", "undecodable")
     print(*(f"{name:>12}" for name in names), "file")
     for row in ledger_by_file(folder):
-        print(*(f"{value:>12,}" for value in row.values() if isinstance(value, int)), _in_a_line(row["path"]))
+        print(*(f"{value:>12,}" for value in row.values() if isinstance(value, int)), printable(row["path"]))
     for path, offset, length, reason, piece in skipped_pieces(folder):
-        print(f"{reason}: {length:,} bytes at {offset:,} of {_in_a_line(path)}: {piece[:60]!r}")
+        print(f"{reason}: {length:,} bytes at {offset:,} of {printable(path)}: {piece[:60]!r}")
     account = read_manifest(folder)["ledger"]
     print_json({name: value for name, value in account.items() if name != "skips"})
-
-
-def _in_a_line(path: str) -> str:
-    return path if path.isprintable() else repr(path)
 
 
 def verify(
@@ -51,7 +48,7 @@ def verify(
 
     if not any((folder / "manifest.json").is_file() for folder in (store / "datasets" / name, Path(name))):
         verify_version(store, name)
-
+        return
     dataset = find_dataset(store, name)
     found = list(problems(dataset))
     for chunk, problem in found:

@@ -200,7 +200,6 @@ def test_python_may_choose_the_filter_that_deployments_refuse(tmp_path: Path) ->
         {"length": "many steps"},
         {"max_minutes": -1},
         {"name": "../elsewhere"},
-        {"prompts": ["\ud83d"]},
     ],
 )
 def test_the_api_refuses_bad_fields_when_a_run_is_created(parameters: dict[str, object]) -> None:

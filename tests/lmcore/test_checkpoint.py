@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from lmcore.checkpoint import CheckpointWriter, load_checkpoint, load_weights, trained_model
+from lmcore.checkpoint import CheckpointWriter, load_checkpoint
 from lmcore.distributed import Ranks
 from lmcore.errors import StoreError
 from lmcore.model import new_model
 from lmcore.optim import Optimizers
 from lmcore.run import newest_checkpoint
 from lmcore.store import manifest_bytes, read_manifest
+from lmcore.weights import load_weights, trained_model
 from tests.conftest import Prepared, Trained
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmcore.checkpoint import trained_model
 from lmcore.errors import ConfigError, StoppedError, TrainingKilledError
 from lmcore.launch import train_in_child
 from lmcore.metrics import read_metrics
 from lmcore.run import Run, TrainingResult, newest_checkpoint
 from lmcore.train import train
+from lmcore.weights import trained_model
 from tests.conftest import Prepared, wait_until
 
 # Dropout draws other numbers in two ranks than in one. 5 blocks: every second batch has a row more in one rank.

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from lmcore.checkpoint import trained_model
 from lmcore.evaluate import Scorer, evaluate
 from lmcore.model import new_model
 from lmcore.scores import Evaluation, Score
 from lmcore.stream import TokenStream
 from lmcore.train import train
+from lmcore.weights import trained_model
 from tests.conftest import Prepared, Trained
 
 

@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lmcore.checkpoint import trained_model
 from lmcore.config import CardConfig
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.export import export, open_model
-from lmcore.run import Export, Run, find_folder
+from lmcore.find import find_folder
+from lmcore.run import Export, Run
 from lmcore.store import read_manifest
+from lmcore.weights import trained_model
 from tests.conftest import Prepared, Trained, train_and_evaluate
 
 TEXTS = ["学習モデル", "def main():\n    return 1\n", "  two  spaces ", "😀 é ＡＢＣ"]

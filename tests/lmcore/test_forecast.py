@@ -48,7 +48,8 @@ def test_hours_are_a_warning_that_names_a_preset_that_fits() -> None:
     level, text = forecast(progress, small, 10**8)
     assert level == logging.WARNING
     assert text.startswith("At this speed the training takes about 9 h 00 min on this CPU (700 steps). ")
-    seconds = {name: preset_seconds(name, rate, 10**8) for name in preset_names()}
+    presets = {name: RunConfig.model_validate(read_settings(name)) for name in preset_names()}
+    seconds = {name: preset_seconds(preset, rate, 10**8) for name, preset in presets.items()}
     assert seconds["tiny"] < 3600 < seconds["small"] < seconds["base"]
     assert "the preset tiny would take about " in text
     assert "small" not in text

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from lmcore.checkpoint import trained_model
 from lmcore.config import SampleConfig
 from lmcore.generate import generate, write_samples
 from lmcore.metrics import MetricsWriter, read_metrics
 from lmcore.model import new_model
 from lmcore.run import prepare_run
 from lmcore.train import train
+from lmcore.weights import trained_model
 from tests.conftest import Prepared, Trained
 
 

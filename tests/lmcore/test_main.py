@@ -28,6 +28,7 @@ KEYS = {
     "valid_loss",
     "valid_bits_per_byte",
     "tokens_per_second",
+    "warnings",
 }
 TOML = """
 corpus.paths = ["{corpus}"]
@@ -127,7 +128,9 @@ def test_prepare_data_prints_the_ids(settings: Path, tmp_path: Path) -> None:
     assert status == 0, errors
     ids = json.loads(output[-1])
     assert (ids["skipped_bytes"], ids["unaccounted_bytes"]) == (0, 0)
-    assert re.fullmatch(r"[\d,]+ bytes read, 0 unaccounted", errors[-1])
+    assert any(re.fullmatch(r"[\d,]+ bytes read, 0 unaccounted", line) for line in errors)
+    assert ids["warnings"] == [errors[-1]]
+    assert errors[-1].startswith("documents average 19 tokens, since each line of a .txt is one")
     assert (tmp_path / "store" / "datasets" / ids["dataset_id"] / "manifest.json").exists()
     assert (tmp_path / "store" / "tokenizers" / ids["tokenizer_id"]).exists()
 
@@ -140,8 +143,11 @@ def test_what_was_lost_is_said(settings: Path, tmp_path: Path) -> None:
     command = ("--config", settings, "--corpus.sources", f"bad={folder / 'bad.txt'}", "--store", tmp_path / "store")
     status, output, errors = call("tokenize", "--corpus.paths", folder, *command)
     assert status == 0, errors
-    assert any("1 files beside them match no pattern of corpus.include" in line for line in errors)
-    assert "9,000 skipped (9,000 invalid_utf8), 0 unaccounted" in errors[-1]
+    assert "files beside them that match no pattern of corpus.include: 1 .png" in errors
+    assert any("9,000 skipped (9,000 invalid_utf8), 0 unaccounted" in line for line in errors)
+    assert any(
+        re.fullmatch(r"22\.8% of .* could not be used: 9,000 invalid_utf8 in '.*bad\.txt'", line) for line in errors
+    )
     figures = json.loads(output[-1])
     assert figures["skipped_bytes"] == 9000
     status, output, errors = call("ledger", figures["dataset_id"], "--store", tmp_path / "store")

@@ -13,13 +13,13 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lmcore.checkpoint import trained_model
 from lmcore.errors import ConfigError, RunError, StoreError, TokenizerError
 from lmcore.export import export
 from lmcore.model import new_model
 from lmcore.origin import init_checkpoint, init_fingerprint
 from lmcore.run import Run, prepare_run, run_name
 from lmcore.store import MANIFEST
+from lmcore.weights import trained_model
 from tests.conftest import Prepared, Trained, prepare, tiny_config, train_and_evaluate
 
 Foreign = Callable[..., Path]

@@ -1,7 +1,7 @@
 import pytest
 
 from lmcore.errors import ConfigError
-from lmcore.presets import merge, preset_names, read_settings
+from lmcore.presets import merge, preset_names, read_preset, read_settings
 
 
 def test_a_preset_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
@@ -14,6 +14,7 @@ def test_a_file_wins_over_a_preset_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").write_text("[train]\nmax_steps = 3\n")
     assert read_settings("tiny") == {"train": {"max_steps": 3}}
+    assert read_preset("tiny")["corpus"]["paths"] == ["stdlib:"]
 
 
 def test_a_misspelt_preset_gets_a_suggestion(tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, GPT2Config, LlamaConfig
 
-from lmcore.checkpoint import trained_model
 from lmcore.config import CorpusConfig, TokenizerConfig
 from lmcore.corpus import describe, scan
 from lmcore.errors import ConfigError, StoreError, TokenizerError
@@ -22,6 +21,7 @@ from lmcore.scoring import LabelledText, corpus_texts, dataset_texts, evaluation
 from lmcore.store import hash_text, manifest_bytes, read_manifest
 from lmcore.stream import TokenStream
 from lmcore.tokenizer import make_tokenizer
+from lmcore.weights import trained_model
 from tests.conftest import Prepared, Trained, prepare, tiny_config
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.baselines import Baselines
+from lmcore.baselines import Baselines, compared
 from lmcore.cli.settings import read
 from lmcore.config import RunConfig, SampleConfig
 from lmcore.errors import StoreError
 from lmcore.report import report
-from lmcore.summary import compared, summary, write_settings
+from lmcore.summary import summary, write_settings
 from tests.conftest import Trained
 
 
@@ -45,7 +45,7 @@ def test_the_better_one_of_the_two_is_what_the_model_is_compared_with() -> None:
 @pytest.fixture(scope="module")
 def end(trained: Trained) -> str:
     page = report(trained.training, trained.evaluation, trained.blocks, SampleConfig(tokens=20))
-    return summary(trained.run.folder, page.samples, "1,000 bytes read")
+    return summary(trained.run.folder, page.samples, "1,000 bytes read", ["half of it was lost"])
 
 
 def test_everything_is_there(trained: Trained, end: str) -> None:
@@ -55,6 +55,7 @@ def test_everything_is_there(trained: Trained, end: str) -> None:
         f"report      {folder}/report.md\n",
         f"model       {folder}/model\n",
         "text        1,000 bytes read\n",
+        "warning     half of it was lost\n",
         "On the same text zlib (level 9) needs ",
         "what next\n",
     ):
@@ -86,7 +87,7 @@ def test_the_settings_in_the_command_are_those_of_the_run(trained: Trained, end:
 def test_a_page_in_a_browser_is_named_where_there_is_one(trained: Trained, end: str) -> None:
     assert "page        none is kept: make serve shows runs in a browser" in end
     assert "page        http://127.0.0.1:4200/runs/1" in summary(
-        trained.run.folder, ["a"], "", "http://127.0.0.1:4200/runs/1"
+        trained.run.folder, ["a"], "", [], "http://127.0.0.1:4200/runs/1"
     )
 
 
@@ -101,4 +102,4 @@ def test_settings_that_look_like_toml_survive(trained: Trained, tmp_path: Path) 
 def test_a_folder_without_records_is_named(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((trained.run.folder / "config.json").read_bytes())
     with pytest.raises(StoreError, match=r"no training\.json"):
-        summary(tmp_path, [], "")
+        summary(tmp_path, [], "", [])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.training_progress import Interruption, Pace, ProgressWriter, TrainingProgress
+from lmcore.training_progress import Pace, ProgressWriter, RecurringWork, TrainingProgress
 
 
 class FakeClock:
@@ -21,7 +21,7 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def writer(path: Path | None, clock: FakeClock, total: int = 1000, **interruptions: Interruption) -> ProgressWriter:
+def writer(path: Path | None, clock: FakeClock, total: int = 1000, **interruptions: RecurringWork) -> ProgressWriter:
     return ProgressWriter(path, total, interruptions, 1e9, "cpu", clock)
 
 
@@ -63,7 +63,7 @@ def test_a_long_step_is_guessed_before_the_first_and_then_measured(tmp_path: Pat
 
 
 def test_validations_and_checkpoints_are_part_of_what_is_left(tmp_path: Path, clock: FakeClock) -> None:
-    parts = {"validation": Interruption(100, steps=7.0), "checkpoint": Interruption(500), "samples": Interruption(0)}
+    parts = {"validation": RecurringWork(100, steps=7.0), "checkpoint": RecurringWork(500), "samples": RecurringWork(0)}
     progress = writer(tmp_path / "p.json", clock, **parts)
     progress.begin(0, None)
     for step in range(1, 100):
