@@ -231,7 +231,8 @@ class SampleConfig(Section):
     model_config = ConfigDict(title="Sample")
 
     prompts: list[Text] = view([""])
-    """What the model continues, one sample each. Empty: it begins a document."""
+    """What the model continues, one sample each. Empty: it begins a document. A prompt that ends with a space is
+    continued worse than one that ends with a word, since tokenizers join a space to the word after it."""
     every: int = view(0, ge=0, le=1_000_000_000, title="Sample every")
     """Steps between samples while training. 0: only after it."""
     tokens: int = view(200, ge=1, le=100_000)

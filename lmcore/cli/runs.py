@@ -14,6 +14,10 @@ from lmcore.errors import ConfigError
 from lmcore.markdown import columns
 
 _log = logging.getLogger("lmcore")
+_PROMPT = (
+    "Text to continue; may be given again. End it with a word, not with a space: tokenizers join a space to the word "
+    "after it, so the model has hardly seen a space alone."
+)
 
 
 def _sample(name: str) -> Parameter:
@@ -26,7 +30,7 @@ def generate(
     model: Annotated[str, Parameter(help="An exported folder, a run's folder or name, a checkpoint, or a version.")],
     /,
     *,
-    prompt: Annotated[tuple[str, ...], Parameter(help="Text to continue; may be given again.", negative=())] = (),
+    prompt: Annotated[tuple[str, ...], Parameter(help=_PROMPT, negative=())] = (),
     prompts_file: Annotated[Path | None, Parameter(help="More prompts, one a line.")] = None,
     tokens: Annotated[str | None, _sample("tokens")] = None,
     temperature: Annotated[str | None, _sample("temperature")] = None,

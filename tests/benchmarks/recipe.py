@@ -95,6 +95,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "untied": changed(SMALL, model={"tie_embeddings": False}),
     "decay0": changed(SMALL, train={"weight_decay": 0.0}),
     "beta99": changed(SMALL, train={"beta2": 0.99}),
+    "untied-beta99": changed(SMALL, model={"tie_embeddings": False}, train={"beta2": 0.99}),
+    "untied-beta999": changed(SMALL, model={"tie_embeddings": False}, train={"beta2": 0.999}),
+    "beta999": changed(SMALL, train={"beta2": 0.999}),
     "momentum90": changed(SMALL, train={"muon_momentum": 0.9}),
     "wsd": changed(SMALL, train={"schedule": "wsd", "decay": "50 %"}),
 }
