@@ -12,7 +12,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 .venv/.installed: pyproject.toml constraints.txt
-	@echo "setting up .venv (a minute or two, once)"
+	@echo "setting up .venv (once; this takes two to five minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed, this is " + sys.version)'
 	@$(PYTHON) -m venv .venv
 	@$(INSTALL) --editable .

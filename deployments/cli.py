@@ -5,12 +5,14 @@ Prefect, torch and transformers are imported by the action that needs them, once
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
-from lmcore.cli.app import EPILOGUE, MAKE, add_pipeline, new_app, run_app
+from deployments import flow_command
+from lmcore.cli.app import EPILOGUE, MAKE, add_pipeline, add_prepare, new_app, run_app
 from lmcore.config import RunConfig, default_store
 from lmcore.errors import ConfigError
 
@@ -26,27 +28,14 @@ def main() -> None:
 
 def _app() -> App:
     app = new_app("lm", "Text to a language model of your own: train it, look at it, train it again.")
-    add_pipeline(app, "prepare", RunConfig, "Encode a corpus into shards.", _prepare)
-    add_pipeline(app, "pretrain", RunConfig, "Train a model on a corpus, from text to report.", _pretrain)
+    add_prepare(app, partial(flow_command.run, "prepare_data"))
+    about, run = "Train a model on a corpus, from text to report.", partial(flow_command.run, "pretrain")
+    add_pipeline(app, "pretrain", RunConfig, about, run)
     about = "Train a model again if its text has grown."
     app.command("deployments.retrain_command:retrain", name="retrain", help=about, group=MAKE, help_epilogue=EPILOGUE)
     for action in (serve, deploy, setup, doctor):
         app.command(action, group=_SERVICE)
     return app
-
-
-def _prepare(config: RunConfig) -> None:
-    from flows.command import run_flow
-    from flows.prepare_data import prepare_data
-
-    run_flow(prepare_data, config)
-
-
-def _pretrain(config: RunConfig) -> None:
-    from flows.command import run_flow
-    from flows.pretrain import pretrain
-
-    run_flow(pretrain, config)
 
 
 def _refuse_hidden_packages() -> None:

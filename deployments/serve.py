@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
 from lmcore import cli
 from lmcore.errors import ConfigError
+from lmcore.signals import say_when_stopped
 
 if TYPE_CHECKING:
     from tasks.server import Server
@@ -31,6 +32,7 @@ _SECONDS_BETWEEN_LOOKS = 1
 
 def main() -> None:
     """Start the server, serve the deployments until interrupted, stop the server."""
+    say_when_stopped("stopped")
     port = _port()
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)  # the UI asks for the API where this says
     os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"

@@ -13,6 +13,7 @@ from lmcore.cli.app import run_pipeline
 from lmcore.cli.command import print_json
 from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
+from tasks.logs import leave_failure_to_command
 from tasks.server import reachable_server
 
 
@@ -23,6 +24,7 @@ def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunCon
 
 def run_flow(flow: Flow[..., Any], config: RunConfig) -> None:
     """Run ``flow``, whose result has a ``summary()``, and print both the summary and the result."""
+    leave_failure_to_command()
     try:
         with reachable_server():
             outcome: Any = flow(config)

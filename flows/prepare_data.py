@@ -98,7 +98,8 @@ def prepare_data(
     Args:
         text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). Empty: the
             text of the chosen size, if it has one.
-        document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
+        document: What one document of a plain text is. auto: in .txt a line or a paragraph, as the beginning of the
+            file suggests; the whole file in everything else.
         size: The model that the text is for, which decides vocabulary and block size: tiny, small or base. custom:
             only what advanced says.
         read_again: Read every file again, even where size and time say that it is unchanged.

@@ -69,13 +69,15 @@ def pretrain(
     Args:
         text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). Empty: the
             text of the chosen size, if it has one.
-        document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
+        document: What one document of a plain text is. auto: in .txt a line or a paragraph, as the beginning of the
+            file suggests; the whole file in everything else.
         size: The model and its training: tiny (minutes on two cores), small (about 30 million parameters, one GPU) or
             base (GPT-2 124M, a large GPU). custom: only what advanced says.
         length: How long to train: 700 steps, 2.5M tokens or 3 epochs. Empty: as the size says.
         max_minutes: Minutes after which this start saves a checkpoint and stops; the next one continues. 0: no such
             limit.
-        prompts: What the model continues for the report, one sample each. Empty: as the size says.
+        prompts: What the model continues for the report, one sample each. Empty: as the size says, and with a
+            text of your own the first words of three validation documents.
         name: Name of the run's folder. Empty: made from the settings and the text, so that equal runs share a folder.
         start: What happens when this run is there already. continue: it goes on from its last checkpoint. again: it is
             trained from the beginning.

@@ -80,7 +80,8 @@ def retrain(
     Args:
         text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://): all of the
             text, the new and the old. Empty: the text of the chosen size, if it has one.
-        document: What one document of a plain text is. auto: a line in .txt, the whole file in everything else.
+        document: What one document of a plain text is. auto: in .txt a line or a paragraph, as the beginning of the
+            file suggests; the whole file in everything else.
         size: The first model and its training: tiny, small or base. custom: only what advanced says.
         model_name: Name of the model whose versions are kept: models/NAME in the store.
         min_new_bytes: Bytes of new text below which nothing is trained.

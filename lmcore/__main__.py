@@ -1,13 +1,13 @@
 """python -m lmcore: every action that needs no Prefect."""
 
-from lmcore.cli.app import add_pipeline, new_app, run_app
+from lmcore.cli.app import add_pipeline, add_prepare, new_app, run_app
 from lmcore.cli.pipeline import pretrain, tokenize
 from lmcore.config import RunConfig
 
 
 def main() -> None:
     app = new_app("python -m lmcore", "Text to a language model of your own, without Prefect.")
-    add_pipeline(app, "tokenize", RunConfig, "Encode a corpus into shards.", tokenize)
+    add_prepare(app, tokenize)
     add_pipeline(app, "pretrain", RunConfig, "Train a model on a corpus, from text to report.", pretrain)
     run_app(app)
 

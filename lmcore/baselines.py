@@ -6,6 +6,7 @@ places gives the shorter one the weight T / (C + T)). As the model does, it begi
 predicts its end.
 """
 
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,19 @@ def compared(bits_per_byte: float, found: Baselines) -> str:
         f"On the same text zlib (level 9) needs {zlib:.3f} bits per byte and a 5-gram model of the training text "
         f"{ngram:.3f}."
     )
-    best, name = min((zlib, "zlib"), (ngram, "the 5-gram model"))
+    (best, name), (worst, other) = sorted([(zlib, "zlib"), (ngram, "the 5-gram model")])
+    share = f"{100 * abs(bits_per_byte / best - 1):.0f} %"
     if bits_per_byte < best - _AS_GOOD:
-        return f"{beside} The model is better than both, by {1 - bits_per_byte / best:.0%} than {name}."
-    if bits_per_byte < max(zlib, ngram) - _AS_GOOD:
-        return f"{beside} The model is better than one of them only: train it longer, or on more text."
-    return f"{beside} The model is no better than these: train it longer, or on more text."
+        return f"{beside} The model is better than both: {share} fewer bits than {name}."
+    if bits_per_byte <= best + _AS_GOOD:
+        verdict = f"as good as {name}, not better"
+    elif bits_per_byte < worst - _AS_GOOD:
+        verdict = f"better than {other}, but worse than {name}: {share} more bits"
+    elif math.isfinite(bits_per_byte):
+        verdict = f"worse than {name}: {share} more bits"
+    else:
+        verdict = "no better than these"
+    return f"{beside} The model is {verdict}. Train it longer, or on more text."
 
 
 def zlib_bits(symbols: Symbols) -> int:

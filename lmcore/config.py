@@ -60,16 +60,15 @@ class CorpusConfig(Section):
     include: list[Text] = TEXT_PATTERNS
     """File-name patterns that are read, in small letters or capitals. .jsonl, .ndjson, .jsonlines and .json are JSON
     lines, .parquet, .arrow and .feather are tables, all others plain text; .gz, .bz2, .xz and .zst are unpacked.
-    Setting paths on the command line resets
-    include, exclude and document."""
+    Setting paths on the command line resets include, exclude, document and sample.prompts."""
     exclude: list[Text] = []
     """Names of files and folders to leave out, as patterns (site-packages, test*)."""
     exclude_documents: list[Text] = []
     """Documents to leave out: their hashes (16 hexadecimal digits), files of hashes, one a line, or files of documents,
     which are cut as the corpus is."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
-    """What one document of a plain text is. auto: in .txt a line, or a paragraph between blank lines where the first
-    16 kB of the file are groups of lines or hard-wrapped prose; the whole file in everything else."""
+    """What one document of a plain text is. auto: in .txt a line or a paragraph, as the beginning of the file suggests;
+    the whole file in everything else."""
     settle_seconds: float = Field(0.0, ge=0, le=86_400)
     """Seconds for which a local file must have been left alone. A younger one may be half-copied: it is left out this
     time, and ledgered as unsettled. 0: every file is read."""
@@ -230,9 +229,10 @@ class SampleConfig(Section):
 
     model_config = ConfigDict(title="Sample")
 
-    prompts: list[Text] = view([""])
-    """What the model continues, one sample each. Empty: it begins a document. A prompt that ends with a space is
-    continued worse than one that ends with a word, since tokenizers join a space to the word after it."""
+    prompts: list[Text] = view([])
+    """What the model continues, one sample each; one without text begins a document. None: the first words of three
+    validation documents. A prompt that ends with a space is continued worse than one that ends with a word, since
+    tokenizers join a space to the word after it."""
     every: int = view(0, ge=0, le=1_000_000_000, title="Sample every")
     """Steps between samples while training. 0: only after it."""
     tokens: int = view(200, ge=1, le=100_000)

@@ -189,9 +189,9 @@ def is_unsettled(path: str, settle_seconds: float, as_of: float) -> bool:
 
 
 def check_places(config: RunConfig) -> None:
-    """Raise what ``open_corpus`` would raise for settings that do not fit and local paths that are missing.
+    """Raise what ``open_corpus`` would raise for settings that do not fit and local paths that are missing or empty.
 
-    Nothing is read.
+    No file is read.
     """
     _check_settings(config)
     lists = {"corpus.validation_paths": config.corpus.validation_paths, "corpus.paths": config.corpus.paths}
@@ -200,6 +200,7 @@ def check_places(config: RunConfig) -> None:
         for path in paths:
             if not is_url(path):
                 expand(path, setting)
+        Finder(config.corpus).check(paths, setting)
 
 
 def _check_settings(config: RunConfig) -> None:

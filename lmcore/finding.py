@@ -72,24 +72,31 @@ class Finder:
 
     def find(self, paths: list[str], setting: str) -> dict[str, str]:
         """Real path -> path as found: a file reached by two ways is read once, and a link keeps its own name."""
-        found: dict[str, str] = {}
         ignored = self.beside.files
+        found = dict(self._files(paths, setting))
+        if paths and not found and not self.skipped:
+            raise CorpusError(f"{setting}: {self._nothing(paths, self.beside.files - ignored)}")
+        return dict(sorted(found.items()))
+
+    def check(self, paths: list[str], setting: str) -> None:
+        """Raise what ``find`` would raise for local paths without a file to read; the first such file is enough."""
+        if not any(map(is_url, paths)) and next(self._files(paths, setting), None) is None:
+            Finder(self._config).find(paths, setting)
+
+    def _files(self, paths: list[str], setting: str) -> Iterator[tuple[str, str]]:
         for entry in paths:
             if is_url(entry):
-                found.update((url, url) for url in self._remote(entry, setting))
+                yield from ((url, url) for url in self._remote(entry, setting))
                 continue
             for path in expand(entry, setting):
                 confine(path, setting)
                 if path.is_dir():
-                    found.update((os.path.realpath(file), file) for file in self._walk(path, setting))
+                    yield from ((os.path.realpath(file), file) for file in self._walk(path, setting))
                 elif not stat.S_ISREG(path.stat().st_mode):
                     raise CorpusError(f"{setting}: {path} is neither a file nor a folder")
                 else:
                     self._check_included(str(path), setting)
-                    found[os.path.realpath(path)] = os.path.abspath(path)
-        if paths and not found and not self.skipped:
-            raise CorpusError(f"{setting}: {self._nothing(paths, self.beside.files - ignored)}")
-        return dict(sorted(found.items()))
+                    yield os.path.realpath(path), os.path.abspath(path)
 
     def _nothing(self, paths: list[str], ignored: int) -> str:
         places = ", ".join(paths)

@@ -39,11 +39,12 @@ def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str
 
 
 def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tuple[str, ...] = ()) -> list[str]:
-    """Settings without effect: fields that ``advanced`` overrides, and settings of ``advanced`` in unused sections."""
+    """Settings without effect: a line for each field that ``advanced`` overrides, and one for settings of ``advanced``
+    in unused sections."""
     final = config.model_dump(mode="json")
     lost = [name for name, was, now in differences(fields, final) if was is not None and was != now]
-    idle = [name for name, was, _ in differences(_read(advanced), {}) if name.partition(".")[0] in unused]
-    return [f"{name} of the form: advanced sets it, or what it describes" for name in lost] + idle
+    idle = ", ".join(name for name, *_ in differences(_read(advanced), {}) if name.partition(".")[0] in unused)
+    return [f"{name} of the form: advanced sets it, or what it describes" for name in lost] + ([idle] if idle else [])
 
 
 def settings_text(config: RunConfig) -> str:

@@ -18,6 +18,7 @@ from transformers.generation import (
 
 from lmcore.config import SampleConfig
 from lmcore.metrics import MetricsWriter, read_metrics
+from lmcore.prompts import with_prompts
 from lmcore.run import Run
 from lmcore.section import fingerprint
 from lmcore.store import json_line, write_file
@@ -27,11 +28,13 @@ _PROMPTS_AT_ONCE = 32
 
 
 def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig, block_size: int) -> list[str]:
-    """Every prompt and what the model writes after it, to the end of the document at most.
+    """Every prompt, or the empty one where there is none, and what the model writes after it, to the end of the
+    document at most.
 
     The model sees the last ``block_size`` tokens, the document's beginning (EOS) among them while it fits. Every
     prompt has draws of its own, so it gives what it gives alone, but for rounding in the last bits.
     """
+    config = config if config.prompts else config.model_copy(update={"prompts": [""]})
     prompts = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts = [""] * len(prompts)
@@ -50,12 +53,13 @@ def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsW
     Samples of this and later steps, from before a resume, are dropped. ``metrics`` shows the texts in TensorBoard. It
     is None on ranks that write nothing; they compute along, as a model that is spread over them needs.
     """
-    prompts = run.config.sample.prompts
-    texts = generate(model, run.tokenizer(), run.config.sample, run.config.dataset.block_size)
+    settings = with_prompts(run.config.sample, run)
+    texts = generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
     if metrics is None:
         return
     rows = [row for row in read_metrics(run.samples) if row["step"] < step]
-    rows += [{"step": step, "prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+    pairs = zip(settings.prompts, texts, strict=True)
+    rows += [{"step": step, "prompt": prompt, "text": text} for prompt, text in pairs]
     write_file(run.samples, b"".join(json_line(row) for row in rows))
     for number, text in enumerate(texts, 1):
         metrics.write_text(f"samples/{number}", text, step)

@@ -10,12 +10,12 @@ from lmcore.errors import ConfigError
 FOLDER = Path(__file__).parents[1] / "deployments" / "configs"
 """One TOML file for each preset. Read as data: lmcore runs without this folder, then without presets."""
 
-_RESETS = {
-    ("corpus", "paths"): ("include", "exclude", "document"),  # they describe the files of the old paths
-    ("train", "max_tokens"): ("max_steps",),  # of the three lengths, the first that is not 0 counts
-    ("train", "epochs"): ("max_steps", "max_tokens"),
+_RESETS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
+    ("corpus", "paths"): {"corpus": ("include", "exclude", "document"), "sample": ("prompts",)},  # of the old text
+    ("train", "max_tokens"): {"train": ("max_steps",)},  # of the three lengths, the first that is not 0 counts
+    ("train", "epochs"): {"train": ("max_steps", "max_tokens")},
 }
-"""A setting that is changed, and the settings of its section that are then as if they had never been set."""
+"""A setting that is changed, and by section the settings that are then as if they had never been set."""
 
 
 def preset_names() -> list[str]:
@@ -55,17 +55,21 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """``settings`` with ``changes`` on top, table by table; neither argument is changed.
 
-    Changed ``corpus.paths`` drop the include, exclude and document of ``settings``: those describe the old paths.
+    Changed ``corpus.paths`` drop the include, exclude, document and prompts of ``settings``: those fit the old text.
     A changed length of the training drops the other lengths of ``settings`` that would count instead.
     """
     merged = dict(settings)
-    for (section, changed), reset in _RESETS.items():
-        if isinstance(old := merged.get(section), dict) and changed in _table(changes, section):
-            merged[section] = {name: value for name, value in old.items() if name not in reset}
+    for (section, changed), resets in _RESETS.items():
+        if changed in _table(changes, section):
+            merged |= {name: _without(old, resets[name]) for name, old in merged.items() if name in resets}
     for name, value in changes.items():
         old = merged.get(name)
         merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _without(table: Any, names: tuple[str, ...]) -> Any:
+    return {name: value for name, value in table.items() if name not in names} if isinstance(table, dict) else table
 
 
 def _table(settings: dict[str, Any], section: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from lmcore.metrics import Row, read_metrics
 from lmcore.mixture import Blocks, SourceCounts
 from lmcore.origin import in_transformers
 from lmcore.plot import loss_picture
+from lmcore.prompts import with_prompts
 from lmcore.run import Run, TrainingResult
 from lmcore.scores import Evaluation, Score, score_rows
 from lmcore.section import fingerprint
@@ -74,7 +75,7 @@ def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, set
     found, about = Report.load(run.folder), report_key(training, evaluation, blocks, settings)
     if found is not None and found.about == about and _hashes(run.folder) == found.hashes:
         return found
-    rows = read_metrics(run.metrics)
+    rows, settings = read_metrics(run.metrics), with_prompts(settings, run)
     samples = _samples(run, training, settings)
     write_settings(run)
     write_file(run.folder / "report.png", loss_picture(rows, training.run))

@@ -20,18 +20,24 @@ from typing import NoReturn
 
 from lmcore.errors import INTERRUPTED_STATUS, STOPPED_STATUS
 
-_LINE = "interrupted: the same command continues"
+_LINE = ["interrupted: the same command continues"]
+"""What a stopped command says."""
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PACKAGES, _PROGRAMS = ("lmcore", "flows", "deployments"), ("lm",)
 _SECONDS_TO_LEAVE = 0.05
 """A destructor or a callback."""
 
 
+def say_when_stopped(line: str) -> None:
+    """For a command that a person ends in no other way."""
+    _LINE[0] = line
+
+
 class Terminated(BaseException):
     """SIGTERM or SIGHUP. Like KeyboardInterrupt, so that nobody takes it for a failure."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(_LINE)
+        super().__init__(_LINE[0])
         self.signal = number
 
 
@@ -123,5 +129,5 @@ def leave(number: int) -> NoReturn:
         with suppress(OSError, ValueError, RuntimeError):  # the terminal is gone, or a write was interrupted
             stream.flush()
     with suppress(OSError):
-        os.write(2, f"{_LINE}\n".encode())
+        os.write(2, f"{_LINE[0]}\n".encode())
     os._exit(INTERRUPTED_STATUS if number == signal.SIGINT else STOPPED_STATUS)

@@ -82,6 +82,16 @@ class TokenStream:
                 ids = shard.tokens[shard.offsets[row] : shard.offsets[row + 1]]
                 yield ids, int(shard.text_bytes[row]), int(shard.hashes[row])
 
+    def first_by_hash(self, count: int) -> list[npt.NDArray[Any]]:
+        """The ids of the ``count`` documents with the smallest hashes."""
+        found = []
+        for number, (shard, kept) in enumerate(self._shards):
+            rows = np.flatnonzero(kept)
+            nearest = rows[np.argsort(shard.hashes[rows], kind="stable")[:count]]
+            found += [(int(shard.hashes[row]), number, row) for row in nearest.tolist()]
+        documents = [(self._shards[number][0], row) for _, number, row in sorted(found)[:count]]
+        return [shard.tokens[shard.offsets[row] : shard.offsets[row + 1]] for shard, row in documents]
+
     def hashes_in(self, starts: Ids, stops: Ids) -> list[int]:
         """The hashes of the documents that the tokens from each start to its stop (exclusive) belong to."""
         ends = np.cumsum(self.document_lengths())

@@ -1,6 +1,5 @@
 """The end of a run in plain words: how good the model is, what to do next, and where everything is."""
 
-import os
 import shlex
 import shutil
 import sys
@@ -11,6 +10,7 @@ from lmcore.baselines import Baselines, compared
 from lmcore.clock import duration
 from lmcore.errors import StoreError
 from lmcore.markdown import number
+from lmcore.prompts import with_prompts
 from lmcore.run import Run, TrainingResult
 from lmcore.scores import Evaluation
 from lmcore.store import write_file
@@ -40,7 +40,7 @@ def summary(folder: Path, samples: list[str], account: str, warnings: list[str],
         ("report", str(folder / "report.md")),
         ("picture", str(folder / "report.png")),
         ("model", str(folder / "model")),
-        ("page", page or "none is kept: make serve shows runs in a browser"),
+        ("page", page or "none is kept: lm serve (in a checkout make serve) shows runs in a browser"),
     ]
     figures = "\n".join(f"{name:<12}{indent(about, ' ' * 12).lstrip()}" for name, about in lines)
     return f"{texts}\n\n{figures}\n\n{_next(run, training)}"
@@ -71,14 +71,14 @@ def _trained(training: TrainingResult) -> str:
 
 
 def _next(run: Run, training: TrainingResult) -> str:
-    prompt = next((text for text in run.config.sample.prompts if text), "")
-    again = ("-m", "lmcore", "pretrain", "--config", str(_settings_file(run)))
+    prompt = next(filter(None, with_prompts(run.config.sample, run).prompts), "")
+    again = ("pretrain", "--config", str(_settings_file(run)))
     commands = {
-        "let it write": ("-m", "lmcore", "generate", str(run.folder / "model"), "--prompt", prompt),
+        "let it write": ("generate", str(run.folder / "model"), "--prompt", prompt),
         "train longer": (*again, "--train.max-steps", str(_LONGER * training.last_step)),
         "your own text": (*again, "--corpus.paths", "path/to/text"),
     }
-    lines = (f"  {what:<14}{shlex.join([_python(), *words])}" for what, words in commands.items())
+    lines = (f"  {what:<14}{shlex.join([*_program(), *words])}" for what, words in commands.items())
     return "\n".join(["what next", *lines])
 
 
@@ -86,9 +86,12 @@ def _settings_file(run: Run) -> Path:
     return run.folder / "settings.toml"
 
 
-def _python() -> str:
-    """How somebody calls this Python from this folder."""
-    if shutil.which("python") == sys.executable:
-        return "python"
-    here = os.path.relpath(sys.executable)
-    return sys.executable if here.startswith("..") else here
+def _program() -> list[str]:
+    """How somebody calls this program from any folder: ``lm`` where it is installed, else the module."""
+    started, python = Path(sys.argv[0]).absolute(), Path(sys.executable)
+    lm = started if started.name == "lm" else python.with_name("lm")
+    if lm.is_file():
+        found = shutil.which("lm")
+        return ["lm" if found and lm.samefile(found) else str(lm)]
+    # Links to one Python are the Pythons of different environments.
+    return ["python" if shutil.which("python") == str(python) else str(python), "-m", "lmcore"]

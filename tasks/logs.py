@@ -21,7 +21,8 @@ class _NoTraceback(logging.Filter):
 
 
 class _NoMachinery(logging.Filter):
-    """Drops that all is well with hooks and states, and the alarm at a cancel: the state of the run says it."""
+    """Drops that all is well with hooks and states, and the alarm at a cancel: the state of the run says it. The
+    failure of a task is said by its flow."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _MACHINERY.match(record.getMessage())
@@ -29,10 +30,12 @@ class _NoMachinery(logging.Filter):
 
 _MACHINERY = re.compile(
     "Received (KeyboardInterrupt|Terminated), shutting down|"
+    r"Finished in state Failed\(.Task run encountered|"
     "Running hook |Hook .* finished running|Finished in state (Completed|Cached|Running)|"
     r"(Crash detected! |Finished in state Crashed\(')Execution was aborted by an? (termination|interrupt) signal"
 )
 _SAID_BY_THE_STATE = re.compile("Encountered exception during execution|Retries are exhausted|No retries configured")
+_FAILED = re.compile(r"Finished in state Failed\(")
 _FILTERS = (_NoTraceback(), _NoMachinery())
 
 
@@ -43,3 +46,8 @@ def quiet_prefect() -> None:
             logging.getLogger(name).addFilter(unwanted)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def leave_failure_to_command() -> None:
+    """For a command that runs a flow: it says itself why the flow failed."""
+    logging.getLogger("prefect.flow_runs").addFilter(lambda record: not _FAILED.match(record.getMessage()))

@@ -182,6 +182,7 @@ def _temporary_server() -> Iterator[None]:
 
     if copied := copy_before_upgrade():
         get_logger("prefect").warning(copied)
+    get_logger("prefect").info("starting a temporary Prefect server")
     port = free_port()
     with tempfile.TemporaryFile() as output:
         server = Server([*_EPHEMERAL, "--port", str(port)], port, _ephemeral_settings(), output)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, UnknownCommandError, UnusedCliTokensError
 
 from lmcore.cli import models, runs, store
 from lmcore.cli.checks import check
@@ -57,9 +57,17 @@ def new_app(name: str, about: str) -> App:
     return app
 
 
-def add_pipeline(app: App, name: str, kind: type[RunConfig], about: str, run: Callable[[Any], None]) -> None:
+def add_pipeline(
+    app: App, name: str, kind: type[RunConfig], about: str, run: Callable[[Any], None], show: bool = True
+) -> None:
     """An action whose flags are the settings of a kind."""
-    app.command(pipeline(kind, about, run), name=name, group=MAKE, help_epilogue=EPILOGUE)
+    app.command(pipeline(kind, about, run), name=name, group=MAKE, help_epilogue=EPILOGUE, show=show)
+
+
+def add_prepare(app: App, run: Callable[[Any], None]) -> None:
+    """The action ``prepare``, which also answers to its earlier name."""
+    for name in ("prepare", "tokenize"):
+        add_pipeline(app, name, RunConfig, "Encode a corpus into shards.", run, show=name == "prepare")
 
 
 def run_pipeline(name: str, kind: type[RunConfig], about: str, run: Callable[[Any], None]) -> None:
@@ -111,6 +119,8 @@ def refuse_undecodable(words: list[str]) -> None:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, UnknownCommandError) and (error.unused_tokens or [""])[0].startswith("--"):
+        return f"{(error.unused_tokens or [''])[0]}: settings follow the command, as in pretrain --preset tiny"
     if isinstance(error, UnusedCliTokensError):
         return f"{' '.join(error.unused_tokens or [])}: there is no such argument; settings begin with --, see --help"
     if isinstance(error, MissingArgumentError) and error.argument:

@@ -12,6 +12,10 @@ from lmcore.plain_json import to_json
 
 USAGE_STATUS = 2
 """Exit status of a command line that is not understood."""
+_FOR_READERS = ("samples", "account", "warnings")
+"""Texts of a result, which commands print in full before it."""
+_SHOWN = 40
+"""Characters of such a text."""
 
 
 def main(action: Callable[[], None]) -> None:
@@ -45,10 +49,25 @@ def escape_output() -> None:
 
 
 def print_json(result: Any) -> None:
-    """Print one line of JSON. Characters that the terminal's encoding lacks are escaped as JSON escapes them."""
-    line = to_json(result)
+    """Print one line of JSON. Characters that the terminal's encoding lacks are escaped as JSON escapes them.
+
+    On a terminal, texts that were printed above for the reader are cut, else they would push what is above off it.
+    """
+    line = to_json(_short(result) if sys.stdout.isatty() else result)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         line = json.dumps(json.loads(line))
     print(line, flush=True)
+
+
+def _short(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: _cut(value) if name in _FOR_READERS else value for name, value in result.items()}
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _cut(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_cut(each) for each in value]
+    return f"{value[:_SHOWN]}..." if isinstance(value, str) and len(value) > _SHOWN else value

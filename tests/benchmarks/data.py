@@ -294,7 +294,7 @@ def memory(text: Text) -> None:
     rows = []
     for name, path in (("2 GB of JSON lines", text.file(2000)), ("1 GB in one line", line.parent)):
         forget()
-        command = [sys.executable, "-m", "lmcore", "tokenize", "--corpus.paths", str(path), "--store", str(STORE)]
+        command = [sys.executable, "-m", "lmcore", "prepare", "--corpus.paths", str(path), "--store", str(STORE)]
         command += ["--tokenizer.source", str(tokenizer.folder / MODEL_FILE)]
         start, peak = time.perf_counter(), 0
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:

@@ -90,7 +90,7 @@ class Tokenize:
         corpus, draw = folder / "corpus.txt", random.Random(0)
         lines = ("".join(draw.choices("言語モデルを学習する。 data", k=draw.randint(5, 60))) for _ in range(1000))
         corpus.write_text("\n".join(lines), encoding="utf-8")
-        self.command = [sys.executable, "-m", "lmcore", "tokenize", "--tokenizer.vocab_size=400"]
+        self.command = [sys.executable, "-m", "lmcore", "prepare", "--tokenizer.vocab_size=400"]
         self.command += [f"--corpus.paths={corpus}", "--corpus.chunk_bytes=1000", f"--store={self.store}"]
         subprocess.run(self.command, cwd=ROOT, check=True, capture_output=True)
         self.undisturbed = self._files()

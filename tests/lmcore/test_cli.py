@@ -286,6 +286,7 @@ def test_a_setting_that_help_shows_is_there(path: str) -> None:
             "corpus.validation_paths: ./nowhere does not",
         ),
         ({}, "corpus.paths is empty"),
+        ({"corpus": {"paths": ["."], "include": ["*.md"]}}, r"corpus.paths: no file in \. matches corpus.include"),
         ({"corpus": {"paths": ["."]}, "dataset": {"weights": {"web": 1}}}, "dataset.weights or dataset.epochs must"),
         (
             {"corpus": {"paths": ["."]}, "tokenizer": {"source": "no/where.model"}},
@@ -304,9 +305,10 @@ def test_what_cannot_work_is_known_before_anything_starts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a-file").touch()
+    Path("a.txt").write_text("text")
     with pytest.raises(LMError, match=message):
         check(RunConfig.model_validate(changes))
-    assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-file", "a.txt"]
 
 
 def test_names_that_may_be_elsewhere_are_no_paths(tmp_path: Path) -> None:
@@ -357,3 +359,33 @@ def test_json_is_whole_in_every_encoding(encoding: str, monkeypatch: pytest.Monk
 def test_an_argument_that_is_not_utf8_is_named(words: list[str], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         refuse_undecodable(words)
+
+
+def test_json_is_short_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    result = {"run_dir": "/a" * 50, "samples": [{"prompt": "", "text": "学" * 50}], "account": "a", "step": 1}
+    print_json(result)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_json(result)
+    whole, short = map(json.loads, capsys.readouterr().out.splitlines())
+    assert whole == result
+    assert short == result | {"samples": [{"prompt": "", "text": "学" * 40 + "..."}]}
+
+
+@pytest.mark.parametrize("module", ["lmcore", "deployments"])
+def test_a_setting_before_the_command_is_told_where_it_belongs(module: str) -> None:
+    with start("-m", module, "--preset", "tiny", "pretrain") as process:
+        said = "error: --preset: settings follow the command, as in pretrain --preset tiny\n"
+        assert process.communicate() == ("", said)
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize("module", ["lmcore", "deployments"])
+def test_prepare_has_one_name_and_answers_to_the_earlier_one(module: str) -> None:
+    with start("-m", module, "--help") as process:
+        text, _ = process.communicate()
+    assert "│ prepare " in text
+    assert "tokenize" not in text
+    for name in ("prepare", "tokenize"):
+        with start("-m", module, name, "--corpus.paths", "nowhere") as process:
+            _, errors = process.communicate()
+        assert errors.startswith("error: corpus.paths: nowhere does not exist"), errors

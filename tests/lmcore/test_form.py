@@ -139,7 +139,7 @@ def test_an_error_that_is_not_in_the_text_names_no_line() -> None:
 def test_settings_of_sections_that_a_flow_does_not_look_at_are_named() -> None:
     advanced = "fresh = true\n[train]\nmax_steps = 5\n[tokenizer]\nvocab_size = 400"
     config = settings_of(RunConfig, CUSTOM, {}, advanced)
-    assert without_effect({}, advanced, config, unused=("train", "fresh")) == ["fresh", "train.max_steps"]
+    assert without_effect({}, advanced, config, unused=("train", "fresh")) == ["fresh, train.max_steps"]
 
 
 def test_the_text_of_settings_leaves_the_defaults_out() -> None:

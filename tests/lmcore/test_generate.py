@@ -215,7 +215,9 @@ def test_samples_are_shown_in_tensorboard(prepared: Prepared, model: Any, monkey
     shown: list[tuple[str, str, int]] = []
     monkeypatch.setattr(MetricsWriter, "write_text", lambda _, *what: shown.append(what))
     write_samples(run, model, 7, MetricsWriter(run.metrics, 0))
-    assert shown == [("samples/1", read_metrics(run.samples)[0]["text"], 7)]
+    texts = [row["text"] for row in read_metrics(run.samples)]
+    assert shown == [(f"samples/{number}", text, 7) for number, text in enumerate(texts, 1)]
+    assert len(texts) == 3
 
 
 def test_samples_and_tensorboard_leave_the_training_as_it_is(prepared: Prepared) -> None:

@@ -124,7 +124,7 @@ def test_a_training_whose_time_is_up_says_so_by_its_status(settings: Path, tmp_p
 
 
 def test_prepare_data_prints_the_ids(settings: Path, tmp_path: Path) -> None:
-    status, output, errors = call("tokenize", "--config", settings, f"--store={tmp_path / 'store'}")
+    status, output, errors = call("prepare", "--config", settings, f"--store={tmp_path / 'store'}")
     assert status == 0, errors
     ids = json.loads(output[-1])
     assert (ids["skipped_bytes"], ids["unaccounted_bytes"]) == (0, 0)
@@ -141,7 +141,7 @@ def test_what_was_lost_is_said(settings: Path, tmp_path: Path) -> None:
     (folder / "bad.txt").write_bytes(b"\xff\n" * 9000)
     (folder / "picture.png").write_bytes(b"")
     command = ("--config", settings, "--corpus.sources", f"bad={folder / 'bad.txt'}", "--store", tmp_path / "store")
-    status, output, errors = call("tokenize", "--corpus.paths", folder, *command)
+    status, output, errors = call("prepare", "--corpus.paths", folder, *command)
     assert status == 0, errors
     assert "files beside them that match no pattern of corpus.include: 1 .png" in errors
     assert any("9,000 skipped (9,000 invalid_utf8), 0 unaccounted" in line for line in errors)
@@ -158,7 +158,7 @@ def test_what_was_lost_is_said(settings: Path, tmp_path: Path) -> None:
 def test_ctrl_c_keeps_the_finished_chunks_and_the_same_command_does_the_rest(settings: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     larger = write_corpus(tmp_path / "corpus", documents=3_000)
-    command = ("tokenize", "--config", settings, "--corpus.paths", larger, "--corpus.chunk_bytes", 1000)
+    command = ("prepare", "--config", settings, "--corpus.paths", larger, "--corpus.chunk_bytes", 1000)
     command += ("--store", store)
 
     def chunks() -> dict[str, int]:
@@ -235,7 +235,7 @@ def test_a_corpus_smaller_than_a_block_is_one_line(settings: Path, tmp_path: Pat
 
 
 def test_a_missing_corpus_is_one_line(tmp_path: Path) -> None:
-    command = ("tokenize", "--corpus.paths", tmp_path / "nowhere", "--store", tmp_path / "store")
+    command = ("prepare", "--corpus.paths", tmp_path / "nowhere", "--store", tmp_path / "store")
     assert_fails(1, "nowhere does not exist", *command)
     assert not (tmp_path / "store").exists()
 

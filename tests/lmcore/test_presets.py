@@ -41,3 +41,11 @@ def test_other_paths_drop_what_described_the_old_ones():
     changed = merge(settings, {"corpus": {"paths": ["a"], "include": ["*.txt"]}})
     assert changed["corpus"] == {"paths": ["a"], "include": ["*.txt"], "min_bytes": 3}
     assert merge(settings, {"corpus": {"seed": 1}})["corpus"]["include"] == ["*.py"]
+
+
+def test_other_paths_drop_the_prompts_that_fitted_the_old_ones():
+    settings = {"corpus": {"paths": ["stdlib:"]}, "sample": {"prompts": ["def"], "tokens": 5}}
+    changed = {"corpus": {"paths": ["a"]}}
+    assert merge(settings, changed)["sample"] == {"tokens": 5}
+    assert merge(settings, changed | {"sample": {"prompts": ["学"]}})["sample"] == {"prompts": ["学"], "tokens": 5}
+    assert merge(settings, {"corpus": {"seed": 1}})["sample"]["prompts"] == ["def"]

@@ -28,7 +28,7 @@ from lmcore.report import (
 from lmcore.scores import Score
 from tests.conftest import Prepared, Trained, train_and_evaluate
 
-SAMPLE = SampleConfig(tokens=20)
+SAMPLE = SampleConfig(prompts=[""], tokens=20)
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ def test_the_loader_of_texts_keeps_to_the_roots(tree: Path) -> None:
 
 
 def test_the_command_line_keeps_to_the_roots(tree: Path) -> None:
-    arguments = ["-m", "lmcore", "tokenize", "--corpus.paths", tree / "data/out", "--store", tree / "data/store"]
+    arguments = ["-m", "lmcore", "prepare", "--corpus.paths", tree / "data/out", "--store", tree / "data/store"]
     child = start(*arguments, env=dict(os.environ))
     _, errors = child.communicate(timeout=120)
     assert child.returncode == 1

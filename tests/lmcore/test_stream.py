@@ -73,3 +73,10 @@ def test_a_pickled_stream_holds_no_ids(prepared: Prepared) -> None:
     copy = pickle.dumps(stream)
     assert len(copy) < 1000
     assert np.array_equal(pickle.loads(copy).gather(np.arange(5), 16), stream.gather(np.arange(5), 16))
+
+
+def test_the_first_documents_by_hash_are_those_of_the_smallest_hashes(prepared: Prepared) -> None:
+    stream = TokenStream(prepared.dataset.folder, "train")
+    documents = sorted((hash_, ids.tolist()) for ids, _, hash_ in stream.documents())
+    assert [ids.tolist() for ids in stream.first_by_hash(3)] == [ids for _, ids in documents[:3]]
+    assert len(stream.first_by_hash(10**6)) == len(documents)

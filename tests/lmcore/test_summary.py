@@ -14,6 +14,7 @@ from lmcore.cli.settings import read
 from lmcore.config import RunConfig, SampleConfig
 from lmcore.errors import StoreError
 from lmcore.export import export
+from lmcore.prompts import with_prompts
 from lmcore.report import report
 from lmcore.summary import summary, write_settings
 from tests.conftest import Trained
@@ -27,12 +28,12 @@ def baselines(zlib: float, ngram: float) -> Baselines:
 @pytest.mark.parametrize(
     ("bits", "verdict"),
     [
-        (1.2, "better than both, by 25% than the 5-gram model."),
-        (1.595, "better than one of them only"),
-        (1.8, "better than one of them only"),
-        (2.0, "no better than these"),
-        (2.5, "no better than these"),
-        (float("nan"), "no better than these"),
+        (1.2, "The model is better than both: 25 % fewer bits than the 5-gram model."),
+        (1.595, "The model is as good as the 5-gram model, not better. Train it longer, or on more text."),
+        (1.8, "The model is better than zlib, but worse than the 5-gram model: 12 % more bits. Train it longer"),
+        (2.0, "The model is worse than the 5-gram model: 25 % more bits. Train it longer, or on more text."),
+        (4.8, "The model is worse than the 5-gram model: 200 % more bits. Train it longer, or on more text."),
+        (float("nan"), "The model is no better than these. Train it longer, or on more text."),
     ],
 )
 def test_the_verdict_is_what_the_figures_say(bits: float, verdict: str) -> None:
@@ -42,7 +43,7 @@ def test_the_verdict_is_what_the_figures_say(bits: float, verdict: str) -> None:
 
 
 def test_the_better_one_of_the_two_is_what_the_model_is_compared_with() -> None:
-    assert "by 50% than zlib." in compared(0.8, baselines(zlib=1.6, ngram=2.0))
+    assert "better than both: 50 % fewer bits than zlib." in compared(0.8, baselines(zlib=1.6, ngram=2.0))
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +72,47 @@ def commands(end: str) -> dict[str, list[str]]:
     return {row[2:16].strip(): shlex.split(row[16:]) for row in rows}
 
 
-def test_the_commands_are_this_python_and_understood(trained: Trained, end: str) -> None:
+def test_the_commands_are_those_that_a_person_may_want(trained: Trained, end: str) -> None:
     found = commands(end)
     assert list(found) == ["let it write", "train longer", "your own text"]
-    assert all(Path(words[0]).absolute() == Path(sys.executable) or words[0] == "python" for words in found.values())
-    assert all(words[1:3] == ["-m", "lmcore"] for words in found.values())
     *_, flag, steps = found["train longer"]
     assert (flag, steps) == ("--train.max-steps", str(4 * trained.training.last_step))
+    *_, flag, prompt = found["let it write"]
+    assert flag == "--prompt"
+    assert prompt == with_prompts(SampleConfig(), trained.run).prompts[0]
+
+
+@pytest.mark.parametrize(
+    ("programs", "started", "path", "expected"),
+    [
+        (["bin/python", "bin/lm"], "bin/lm", "bin", ["lm"]),
+        (["bin/python", "bin/lm"], "lmcore/__main__.py", "bin", ["lm"]),
+        (["bin/python", "bin/lm"], "bin/lm", "other", ["{}/bin/lm"]),
+        (["bin/python", "bin/lm", "other/lm"], "lmcore/__main__.py", "other", ["{}/bin/lm"]),
+        (["bin/python", "user/lm"], "user/lm", "user", ["lm"]),
+        (["bin/python"], "lmcore/__main__.py", "bin", ["python", "-m", "lmcore"]),
+        (["bin/python", "other/python"], "lmcore/__main__.py", "other", ["{}/bin/python", "-m", "lmcore"]),
+    ],
+)
+def test_the_commands_call_this_program_as_the_shell_finds_it(
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    programs: list[str],
+    started: str,
+    path: str,
+    expected: list[str],
+) -> None:
+    for name in programs:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/python"))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / started)])
+    monkeypatch.setenv("PATH", str(tmp_path / path))
+    found = commands(summary(trained.run.folder, [], "", []))
+    words = [word.format(tmp_path) for word in expected]
+    assert found["let it write"][: len(words) + 1] == [*words, "generate"]
+    assert found["train longer"][: len(words) + 1] == [*words, "pretrain"]
 
 
 @pytest.mark.parametrize("name", ["let it write", "train longer", "your own text"])
@@ -104,7 +139,7 @@ def test_the_settings_in_the_command_are_those_of_the_run(trained: Trained, end:
 
 
 def test_a_page_in_a_browser_is_named_where_there_is_one(trained: Trained, end: str) -> None:
-    assert "page        none is kept: make serve shows runs in a browser" in end
+    assert "page        none is kept: lm serve (in a checkout make serve) shows runs in a browser" in end
     assert "page        http://127.0.0.1:4200/runs/1" in summary(
         trained.run.folder, ["a"], "", [], "http://127.0.0.1:4200/runs/1"
     )
