@@ -31,14 +31,17 @@ def findings(store: Path, mend: bool) -> Iterator[Finding]:
         yield _look(check, mend)
     answer = server.reachable()
     yield answer
+    refused: list[str] = []
     if not answer.remedy:
         with get_client(sync_client=True) as client:
             for check in server.checks(client):
                 try:
                     yield _look(check, mend)
                 except PrefectHTTPStatusError as error:
-                    fact = f"it answers {error.response.status_code} to {error.request.url.path}"
-                    yield Finding("server", fact, "see the line of the database above, else the server's own output")
+                    refused.append(f"{error.response.status_code} to {error.request.url.path}")
+    if refused:
+        fact = f"it answers {', '.join(dict.fromkeys(refused))}"
+        yield Finding("server", fact, "see the line of the database above, else the server's own output")
 
 
 def _look(check: Check, mend: bool) -> Finding:

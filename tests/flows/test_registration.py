@@ -271,3 +271,19 @@ def test_a_line_that_several_have_in_common_is_said_once(client: SyncPrefectClie
         client.update_deployment(read(client, deployment).id, DeploymentUpdate(tags=["mine"]))
     [line] = register_all(client, both)
     assert line.startswith(f"{both[0].full_name}, {both[1].full_name}: tags: kept as set on the server")
+
+
+def test_a_form_that_is_saved_as_it_is_differs_in_nothing(client: SyncPrefectClient) -> None:
+    """A browser sends every field of the form, those that hold their defaults too."""
+    from deployments.declaration import declared
+
+    [retrain] = [each for each in declared() if each.full_name == "retrain/tiny"]
+    register(client, retrain)
+    defaults = {name: field["default"] for name, field in retrain.schema["properties"].items() if "default" in field}
+    assert defaults["start"] == "export"
+    there = read(client, retrain)
+    client.update_deployment(there.id, DeploymentUpdate(parameters=defaults | there.parameters))
+    assert register(client, retrain) == []
+    client.update_deployment(there.id, DeploymentUpdate(parameters=defaults | there.parameters | {"start": "trunk"}))
+    said = 'parameters.start: kept as set on the server, "trunk"; this version has "export"'
+    assert register(client, retrain) == [said]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving import free_port
-from tests.terminal.conftest import CTRL_C, Start, assert_interrupted
+from tests.terminal.conftest import CTRL_C, LINE, Start, assert_interrupted
 
 pytestmark = pytest.mark.terminal
 
@@ -15,7 +15,9 @@ def test_serve_comes_up_and_ctrl_c_ends_it(start: Start) -> None:
     terminal = start("-m", "deployments.serve", PREFECT_SERVER_API_PORT=str(port))
     terminal.wait_for(f"http://127.0.0.1:{port}")
     terminal.wait_for("polling for scheduled runs")
-    assert_interrupted(terminal.end(CTRL_C, CTRL_C))
+    ended = terminal.end(CTRL_C, CTRL_C)
+    assert_interrupted(ended, line="stopped")
+    assert LINE not in ended.screen
 
 
 @pytest.mark.parametrize(
