@@ -51,6 +51,10 @@ class Written:
         """Whether the server's ``value`` is the one that was written, or was never there."""
         return self.digests[name] == _digest(value) if name in self.digests else value is None
 
+    def is_ours(self, name: str) -> bool:
+        """Whether ``note`` has been told that it is on the server."""
+        return name in self.digests
+
     def take_over(self, found: dict[str, Any], absent: set[str]) -> None:
         """Begin with a deployment that was made before digests were kept: what is ``absent`` was deleted."""
         self.digests = {name: _digest(value) for name, value in found.items() if _digest(value) in _BEFORE}

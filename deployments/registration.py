@@ -29,7 +29,7 @@ Settings = dict[str, Any]
 """What people may set, by name: tags, concurrency_limit, parameters.NAME, schedule.SLUG. None: it is not set."""
 
 _PARAMETER, _SCHEDULE = "parameters.", "schedule."
-_ENFORCED, _MISFITS = "enforce_parameter_schema", "misfits"
+_ENFORCED, _MISFITS, _PAUSED = "enforce_parameter_schema", "misfits", "paused"
 _SHOWN = 80
 """Characters of a value."""
 
@@ -100,16 +100,19 @@ def _update(
     news = {name: wanted.get(name) for name in differing if written.is_untouched(name, found.get(name))}
     for name in differing:
         if name not in news:
-            yield from _difference(name, found.get(name), wanted.get(name))
+            yield from _difference(name, *(_in_effect(deployment, each, name) for each in (found, wanted)))
     wrong = misfits(deployment.schema, _parameters(found | news))
     if wrong and found.get(_ENFORCED):
         news[_ENFORCED] = False  # else the server would refuse the new schema
     elif wrong:
         news.pop(_ENFORCED, None)
-    if wrong and not written.is_untouched(_MISFITS, wrong):
-        change["paused"] = True
+    is_paused = change.get("paused", there.paused)
+    if (must_be_paused := _must_be_paused(is_paused, wrong, written)) != is_paused:
+        change["paused"] = must_be_paused
     if wrong:
         yield _unfit(wrong)
+    elif is_paused:
+        yield "paused: kept as set on the server" if must_be_paused else "switched on again: its parameters fit now"
     settings = _of_api(news) | change
     settings |= {name: value for name, value in _owned(deployment, pool).items() if getattr(there, name) != value}
     if any(name.startswith(_PARAMETER) for name in news):
@@ -119,6 +122,17 @@ def _update(
     _write_schedules(client, there, news)
     same = {name: value for name, value in wanted.items() if name not in differing}
     written.note(same | news | {_MISFITS: wrong or None})
+
+
+def _must_be_paused(is_paused: bool, wrong: list[str], written: Written) -> bool:
+    """From when its parameters no longer fit until they do; as it is where a person paused it or switched it on."""
+    if wrong:
+        is_known = written.is_untouched(_MISFITS, wrong)
+        written.note({} if is_paused or is_known else {_PAUSED: True})
+        return is_paused or not is_known
+    is_ours = written.is_ours(_PAUSED)
+    written.note({_PAUSED: None})
+    return is_paused and not is_ours
 
 
 def _wanted(deployment: Declared, pool: str) -> Settings:
@@ -212,6 +226,13 @@ def _difference(name: str, found: Any, wanted: Any) -> Iterator[str]:
         yield f"{part}: kept as set on the server, {_shown(here)}; this version has {_shown(there)}"
 
 
+def _in_effect(deployment: Declared, settings: Settings, name: str) -> Any:
+    """The value of a setting; of a parameter that is not set, the default of its flow."""
+    if name.startswith(_PARAMETER) and settings.get(name) is None:
+        return deployment.schema["properties"].get(name.removeprefix(_PARAMETER), {}).get("default")
+    return settings.get(name)
+
+
 def _when(schedule: Settings | None) -> str:
     if schedule is None:
         return "none"
@@ -227,5 +248,5 @@ def _shown(value: Any) -> str:
 def _unfit(wrong: list[str]) -> str:
     return (
         f"its parameters no longer fit this version: {'; '.join(wrong)}. They are kept, and the deployment is paused: "
-        "Edit > Save it in the UI, then switch it on"
+        "Edit > Save it in the UI; the next start switches it on"
     )

@@ -7,6 +7,7 @@ and PREFECT_SERVER_API_AUTH_STRING (user:password; without it, everybody on this
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ _HOST = "127.0.0.1"
 _SECONDS_TO_START = 120
 _SECONDS_TO_REPORT = 10
 """That the server outlives us when we are killed: the runs end too then, and say so."""
+_SECONDS_TO_END = _SECONDS_TO_REPORT + 12
+"""Of that server, which then has ten seconds for its clients."""
 _SECONDS_BETWEEN_LOOKS = 1
 
 
@@ -70,17 +73,33 @@ def _port() -> int:
     return int(given)
 
 
-def _refuse_if_taken(port: int) -> None:
-    """Raises ConfigError where no server could listen."""
+def _wait_for_port(port: int) -> None:
+    """Raises ConfigError where no server could listen. The server of a serve that was killed ends by itself, soon."""
+    from tasks.server import why_silent
+
+    why = _why_taken(port)
+    if why and not why_silent(f"http://{_HOST}:{port}/api"):
+        print(f"port {port}: a Prefect server listens there, perhaps of a make serve that was killed", flush=True)
+        print(f"Waiting {_SECONDS_TO_END} s for its end", flush=True)
+        end = time.monotonic() + _SECONDS_TO_END
+        while (why := _why_taken(port)) and time.monotonic() < end:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    if why:
+        raise ConfigError(
+            f"port {port} cannot be had ({why}): stop what listens there, another Prefect server "
+            "perhaps, or choose another port with PREFECT_SERVER_API_PORT"
+        )
+
+
+def _why_taken(port: int) -> str:
+    """Empty if it is free."""
     with socket.socket() as ours:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: what closed may linger
         try:
             ours.bind((_HOST, port))
         except OSError as error:
-            raise ConfigError(
-                f"port {port} cannot be had ({error.strerror}): stop what listens there, another Prefect server "
-                "perhaps, or choose another port with PREFECT_SERVER_API_PORT"
-            ) from None
+            return str(error.strerror)
+    return ""
 
 
 @contextmanager
@@ -88,7 +107,7 @@ def _server(port: int) -> Iterator[None]:
     """A server that is there while the body runs: started again when it dies, and ended with us however we end."""
     from tasks.server import Server  # imports Prefect, which reads its settings only then
 
-    _refuse_if_taken(port)
+    _wait_for_port(port)
     _prepare_database()
     command = ["prefect", "server", "start", "--host", _HOST, "--port", str(port)]
     settings = {**os.environ, "PREFECT_CLI_PROMPT": "false"}  # it asks about profiles where there is a terminal

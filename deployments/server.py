@@ -72,7 +72,7 @@ def parameters(client: SyncPrefectClient) -> Finding:
             name = f"{client.read_flow(deployment.flow_id).name}/{deployment.name}"
             wrong += [f"{where}: {what}" for where, what in _unfit(deployment, name)]
     if wrong:
-        remedy = "edit and save them in the UI, or delete the schedule; then switch the deployment on"
+        remedy = "edit and save them in the UI, or delete the schedule; the next start switches the deployment on"
         return Finding("parameters", f"no longer those of this version: {'; '.join(wrong)}", remedy)
     return Finding("parameters", "all are those of this version")
 

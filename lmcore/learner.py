@@ -27,8 +27,10 @@ from lmcore.run import Run
 
 _OVERFLOWS = 20
 """In a row that are forgiven in fp16: the scale is halved at each, and begins at 2^16."""
-_LONG_BLOCK = 5.0
-"""Seconds for forward and backward of one block, from which on it is not timed a second time."""
+_TOKENS_TO_MEASURE = 256
+"""Of a block at most, before the first step. More would be hardly more exact, and slow for a large model on a CPU."""
+_LONG = 3.0
+"""Seconds for forward and backward of these tokens, from which on they are not timed a second time."""
 _log = logging.getLogger(__name__)
 
 
@@ -115,22 +117,22 @@ class Learner:
         return norm
 
     def guess_seconds(self, dataset: DatasetConfig) -> float | None:
-        """About how long a step will take, on a CPU and in one process, by one block; None elsewhere.
+        """About how long a step will take, on a CPU and in one process, by part of a block; None elsewhere.
 
-        Changes neither weights nor random state. A step may take minutes, a block takes seconds.
+        Changes neither weights nor random state. A step may take minutes, the part of a block takes seconds.
         """
         if self.device.type != "cpu" or self._ranks.world > 1:
             return None
-        seconds = 0.0
+        seconds, tokens = 0.0, min(dataset.block_size, _TOKENS_TO_MEASURE)
         with torch.random.fork_rng([]):
             for _ in range(2):  # the first one also allocates
                 begun = time.perf_counter()
-                self._forward_backward(self._loss, dataset, 1)
+                self._forward_backward(self._loss, (1, tokens), dataset.document_masking)
                 seconds = time.perf_counter() - begun
-                if seconds > _LONG_BLOCK:
+                if seconds > _LONG:
                     break
         self.model.zero_grad(set_to_none=True)
-        return seconds * self._config.batch_size
+        return seconds * dataset.block_size / tokens * self._config.batch_size
 
     def whole_model(self) -> AbstractContextManager[None]:
         """While the body runs, the model may be called as it is, by all ranks alike."""
@@ -192,13 +194,13 @@ class Learner:
     def _try(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
         """Forward and backward of a micro-batch, beside as much memory as Adam's moments take."""
         moments = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
-        self._forward_backward(loss, dataset, self._micro_batch_size)
+        self._forward_backward(loss, (self._micro_batch_size, dataset.block_size), dataset.document_masking)
         del moments
 
-    def _forward_backward(self, loss: torch.nn.Module, dataset: DatasetConfig, blocks: int) -> None:
+    def _forward_backward(self, loss: torch.nn.Module, shape: tuple[int, int], document_masking: bool) -> None:
         """Of blocks of zeros."""
-        ids_BT = torch.zeros(blocks, dataset.block_size, dtype=torch.int64, device=self.device)
-        documents_BT = ids_BT if dataset.document_masking else None
+        ids_BT = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        documents_BT = ids_BT if document_masking else None
         with autocast(self.precision, self.device):
             nats = loss(ids_BT, ids_BT, documents_BT, documents_BT)
         nats.backward()

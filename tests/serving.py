@@ -143,19 +143,24 @@ class Serving:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "deployments.serve"]
+        self._begin = len(self.log.read_text()) if self.log.exists() else 0
         with open(self.log, "ab") as log:
             return subprocess.Popen(
                 command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
 
     def wait(self) -> None:
-        """Return once runs can be started."""
+        """Return once all deployments are served and the server answers."""
 
         def is_ready() -> bool:
             assert self.process.poll() is None, self.log.read_text()
-            return bool(self.api.deployment("pretrain") and self.api.deployment("prepare_data"))
+            return "being served" in self.said() and self.api.call("/health")
 
         self.api.wait(is_ready)
+
+    def said(self) -> str:
+        """The output since the last start."""
+        return self.log.read_text()[self._begin :]
 
     def start_again(self) -> None:
         self.process = self._start()

@@ -99,7 +99,7 @@ def test_the_browser_asks_this_server_and_telemetry_is_off(served: Api) -> None:
         page: dict[str, Any] = json.load(answer)
     assert page["api_url"] == served.url
     assert page["auth"] == "BASIC"
-    assert page["default_ui"] == "v1"  # v2 has the browser ask an analytics service
+    assert page["default_ui"] == "v2"
     assert served.call("/admin/settings")["server"]["analytics_enabled"] is False
 
 

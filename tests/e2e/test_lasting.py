@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, wait_until
-from tests.serving import SECONDS, SERVER, Serving
+from tests.conftest import REPOSITORY
+from tests.serving import SERVER, Serving
 
 pytestmark = pytest.mark.e2e
 
@@ -62,54 +62,37 @@ def prefect(serving: Serving, *arguments: str) -> None:
     subprocess.run(command, cwd=REPOSITORY, env=serving.environment, check=True, capture_output=True, timeout=300)
 
 
-class Log:
-    """What a start says, from here on."""
-
-    def __init__(self, serving: Serving) -> None:
-        self._serving, self._end = serving, len(serving.log.read_text())
-
-    def text(self) -> str:
-        return self._serving.log.read_text()[self._end :]
-
-    def wait_until_served(self) -> None:
-        wait_until(lambda: "being served" in self.text(), "the end of the start", SECONDS)
-
-
 def test_nothing_that_a_person_set_is_lost(tmp_path: Path) -> None:
     serving = Serving(tmp_path, PREFECT_RUNNER_POLL_FREQUENCY="1")
     try:
-        first = Log(serving)
-        first.wait_until_served()
+        serving.wait()
         set_by_a_person(serving)
-        before, log = settings(serving), Log(serving)
+        before = settings(serving)
 
         serving.process.send_signal(signal.SIGTERM)
         serving.process.wait(60)
         serving.start_again()
-        log.wait_until_served()
         assert settings(serving) == before
-        assert 'retrain/small: parameters.text: kept as set on the server, ["/data/mine"]' in log.text()
-        assert "retrain/small: schedule weekly: kept as set on the server, 0 1 * * 0 Asia/Tokyo, on;" in log.text()
-        assert "gc/weekly: schedule weekly: kept as set on the server, none;" in log.text()
+        assert 'retrain/small: parameters.text: kept as set on the server, ["/data/mine"]' in serving.said()
+        assert "retrain/small: schedule weekly: kept as set on the server, 0 1 * * 0 Asia/Tokyo, on;" in serving.said()
+        assert "gc/weekly: schedule weekly: kept as set on the server, none;" in serving.said()
 
         # Another flow's run with half of a character: from now on the server cannot show its runs.
         flow = serving.api.call("/flows/", {"name": "another"})["id"]
         assert serving.api.refused("/flow_runs/", {"flow_id": flow, "parameters": {"text": "a\ud83d"}}) == 500
         assert serving.api.refused("/flow_runs/filter", {}) == 500
-        log = Log(serving)
         serving.kill()
         serving.process.wait(60)
         prefect(serving, "server", "database", "downgrade", "-y", "-r", PREFECT_3_8_8)
         serving.start_again()
-        log.wait_until_served()
         assert settings(serving) == before
         assert serving.api.call("/flow_runs/filter", {"flows": {"id": {"any_": [flow]}}})[0]["parameters"] == {
             "text": "a�"
         }
-        assert "half of a character" in log.text()
-        assert "is of an older Prefect" in log.text()
+        assert "half of a character" in serving.said()
+        assert "is of an older Prefect" in serving.said()
         [copy] = tmp_path.glob("prefect-before-*.db")
-        assert str(copy) in log.text()
+        assert str(copy) in serving.said()
     finally:
         serving.stop()
         print(serving.log.read_text())

@@ -92,7 +92,11 @@ class Ui:
 
     def add(self, name: str, value: object) -> None:
         """An item to an empty list."""
+        empty = self.page.get_by_text("No items in this list")
+        expect(empty.first).to_be_visible()
+        lists = empty.count()
         self.page.get_by_role("button", name="Add item").first.click()
+        expect(empty).to_have_count(lists - 1)  # until then the first input is that of another field
         self.text(name).fill(str(value))
 
     def submit(self) -> None:
@@ -109,15 +113,19 @@ class Ui:
         self.open(f"/runs/flow-run/{run}")
         return run
 
-    def save(self, path: str) -> int:
-        """Press Save; the status with which the server answers to what is sent there."""
+    def press_save(self, path: str) -> int:
+        """The status with which the server answers to what is sent to ``path``."""
         with self.page.expect_response(
             lambda answer: answer.url.endswith(path) and answer.request.method != "GET"
         ) as answer:
             self.page.get_by_role("button", name="Save").click()
-        if answer.value.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            return self.save(path)
         return answer.value.status
+
+    def save(self, path: str) -> int:
+        """The same for a page that stays open; pressed again where another writer was in SQLite's way."""
+        while (status := self.press_save(path)) == HTTPStatus.SERVICE_UNAVAILABLE:
+            pass
+        return status
 
     def open_artifacts(self, run: str) -> None:
         self.open(f"/runs/flow-run/{run}")

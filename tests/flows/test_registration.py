@@ -119,10 +119,11 @@ def test_what_a_person_set_stays_and_is_said_in_a_line_each(client: SyncPrefectC
             "concurrency limit: kept as set on the server, 3; this version has nothing",
             'description: kept as set on the server, "Mine"; this version has "A flow whose runs are only spoken of."',
             "enforce parameter schema: kept as set on the server, false; this version has true",
-            "parameters.steps: kept as set on the server, 7; this version has nothing",
+            "parameters.steps: kept as set on the server, 7; this version has 10",
             'parameters.text: kept as set on the server, "mine"; this version has "other"',
             "schedule weekly: kept as set on the server, 1 1 * * 1, on; this version has 0 1 * * 0 Asia/Tokyo, off",
             'tags: kept as set on the server, ["lm", "mine"]; this version has ["lm", "other"]',
+            "paused: kept as set on the server",
         ]
 
 
@@ -165,6 +166,33 @@ def test_parameters_that_no_longer_fit_are_kept_and_named_and_the_deployment_pau
     client.update_deployment(found.id, DeploymentUpdate(parameters={"text": "mine", "share": 1.0}))
     register(client, later)
     assert read(client, declared).parameters == {"text": "mine", "share": 1.0}
+
+
+def test_a_deployment_that_was_paused_for_its_parameters_is_switched_on_when_they_fit(
+    client: SyncPrefectClient, declared: Declared
+) -> None:
+    """Prefect's UIs have no switch for it."""
+    register(client, declared)
+    there = read(client, declared).id
+    client.update_deployment(there, DeploymentUpdate(parameters={"text": "news", "steps": 7, "share": 1.0}))
+    later = replace(declared, flow=without_steps)
+    register(client, later)
+    register(client, later)
+    assert read(client, declared).paused is True
+    client.update_deployment(there, DeploymentUpdate(parameters={"text": "news", "share": 1.0}))
+    assert register(client, later) == ["switched on again: its parameters fit now"]
+    assert read(client, declared).paused is False
+    client.update_deployment(there, DeploymentUpdate(paused=True))
+    assert register(client, later) == ["paused: kept as set on the server"]
+    assert read(client, declared).paused is True
+
+
+def test_defaults_that_the_form_has_saved_are_no_difference(client: SyncPrefectClient, declared: Declared) -> None:
+    register(client, declared)
+    mine = {"text": "news", "steps": 10, "share": 1.0}
+    client.update_deployment(read(client, declared).id, DeploymentUpdate(parameters=mine))
+    assert register(client, declared) == []
+    assert read(client, declared).parameters == mine
 
 
 def test_the_schema_is_enforced_again_as_soon_as_the_parameters_fit(

@@ -1,6 +1,8 @@
 """The end of a run says how good the model is, in words that are true, and commands that work."""
 
+import json
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -11,6 +13,7 @@ from lmcore.baselines import Baselines, compared
 from lmcore.cli.settings import read
 from lmcore.config import RunConfig, SampleConfig
 from lmcore.errors import StoreError
+from lmcore.export import export
 from lmcore.report import report
 from lmcore.summary import summary, write_settings
 from tests.conftest import Trained
@@ -44,6 +47,7 @@ def test_the_better_one_of_the_two_is_what_the_model_is_compared_with() -> None:
 
 @pytest.fixture(scope="module")
 def end(trained: Trained) -> str:
+    export(trained.training, trained.evaluation)
     page = report(trained.training, trained.evaluation, trained.blocks, SampleConfig(tokens=20))
     return summary(trained.run.folder, page.samples, "1,000 bytes read", ["half of it was lost"])
 
@@ -74,6 +78,21 @@ def test_the_commands_are_this_python_and_understood(trained: Trained, end: str)
     assert all(words[1:3] == ["-m", "lmcore"] for words in found.values())
     *_, flag, steps = found["train longer"]
     assert (flag, steps) == ("--train.max-steps", str(4 * trained.training.last_step))
+
+
+@pytest.mark.parametrize("name", ["let it write", "train longer", "your own text"])
+def test_the_commands_run(trained: Trained, end: str, corpus: Path, name: str) -> None:
+    """As printed, but for the place of the text and, to be quick, the number of steps."""
+    places = {"path/to/text": str(corpus), "80": "21"}
+    words = [places.get(word, word) for word in commands(end)[name]]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    if name == "let it write":
+        assert result["samples"]
+    else:
+        assert result["step"] == (21 if name == "train longer" else trained.training.step)
+        assert Path(result["model_dir"]).is_dir()
 
 
 def test_the_settings_in_the_command_are_those_of_the_run(trained: Trained, end: str) -> None:
