@@ -354,7 +354,8 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
     if ledger["normalized_documents"]:
         sections.append(f"{ledger['normalized_documents']:,} documents were changed by Unicode normalization.")
     if ledger["undecodable_stored_bytes"]:
-        sections.append(f"{ledger['undecodable_stored_bytes']:,} compressed bytes could not be unpacked.")
+        lost = f"{ledger['undecodable_stored_bytes']:,} bytes of files"
+        sections.append(f"{lost} could not be read as text: damaged, or of another encoding.")
     if blocks is not None:
         rest = (
             f"{blocks.padding:.2%} are padding."

@@ -138,7 +138,7 @@ def put_on_schedule(ui: Ui, path: str, store: str) -> None:
     dialog = ui.page.get_by_role("dialog")
     dialog.get_by_text("Cron", exact=True).click()
     if not path.startswith(V2):
-        dialog.get_by_text("Select parameters to override for this schedule").click()
+        dialog.get_by_role("button", name="Select parameters to override for this schedule").press("ArrowDown")
         ui.page.get_by_role("option", name="store").click()
         ui.page.keyboard.press("Escape")
     ui.input("Value", "input").fill(EVERY_MINUTE)
