@@ -36,7 +36,7 @@ def forget_document(document: SomeText, dry_run: bool = True, store: Text = "") 
     """
     done = forget(folder_of(store), document, dry_run)
     about = "to be forgotten" if dry_run else "forgotten"
-    show_table("forget", done.rows(), f"{about}: {done.summary}")
+    show_table("forget", done.rows(dry_run), f"{about}: {done.summary}")
     return done.documents
 
 

@@ -134,10 +134,13 @@ def ledger_by_file(dataset: Path) -> list[dict[str, Any]]:
     def add(path: str, **figures: int) -> None:
         files.setdefault(path, Counter()).update(figures)
 
+    read = {file["path"] for file in manifest.get("inputs", [])}
     for file in manifest.get("inputs", []):
         add(**{name: value for name, value in file.items() if name != "blake3"})
     for span in (span for entry in manifest["chunks"] for span in entry["spans"]):
         add(span["path"], **{name: span.get(name, 0) for name in _ACCOUNT})
     for skip in manifest["ledger"]["skips"]:
-        add(skip["path"], skipped_pieces=1, skipped_bytes=skip["length"])
+        stored = 0 if skip["path"] in read else skip.get("stored_bytes", 0)
+        lost = {"stored_bytes": stored, "undecodable_stored_bytes": stored}
+        add(skip["path"], skipped_pieces=1, skipped_bytes=skip["length"], **lost)
     return [{"path": path, **{name: files[path][name] for name in (*_ACCOUNT, *_SKIPS)}} for path in sorted(files)]

@@ -8,7 +8,6 @@ import importlib.util
 import logging
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,13 +23,15 @@ from lmcore.finding import Beside, Finder, expand
 from lmcore.formats import LOOK_VERSION, PLAIN_TEXT, Look, advice, kind_of_name, look, read_head
 from lmcore.index import Index
 from lmcore.inputs import remember_files
-from lmcore.ledger import Skip
+from lmcore.ledger import Skip, counted, printable
 from lmcore.remote import file_name, hash_stored, is_url, open_beginning, stored_size, version
 from lmcore.roots import confine_settings
 from lmcore.section import fingerprint
 from lmcore.store import FORMAT_VERSION, Output, hash_file, prepare_store
 
 _log = logging.getLogger(__name__)
+_NAMED = 3
+"""Files of each kind that the log names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +238,11 @@ def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
 
 def _say(found: Scan, config: RunConfig) -> None:
     """In the log, what was passed over and how plain text is read. Raises CorpusError for texts inside the store."""
-    for path, what in sorted(found.beside.folders.items()):
-        _log.info("%s is left out: it is %s", path, what)
+    for words in found.beside.folders_in_words():
+        _log.info("%s", words)
     if words := found.beside.in_words():
         _log.info("files beside them that match no pattern of corpus.include: %s", words)
-    units = Counter(file.kind for file in found.files if file.kind in PLAIN_TEXT)
-    if units and config.corpus.document == "auto":
-        words = ", ".join(f"{PLAIN_TEXT[kind]} in {count:,} files" for kind, count in units.items())
+    if config.corpus.document == "auto" and (words := _units_in_words(found.files)):
         _log.info("documents of plain text (corpus.document = auto): %s", words)
     store = os.path.realpath(config.store.expanduser())
     if file := next((f.path for f in found.files if os.path.realpath(f.path).startswith(f"{store}{os.sep}")), ""):
@@ -251,6 +250,19 @@ def _say(found: Scan, config: RunConfig) -> None:
             f"{file} lies in the store {store}: what is made there would become text of the next run. Give another "
             "--store, or keep the texts in a folder of their own"
         )
+
+
+def _units_in_words(files: list[SourceFile]) -> str:
+    """What a document is in which plain texts."""
+    named: dict[str, list[str]] = {}
+    for file in files:
+        if file.kind in PLAIN_TEXT:
+            named.setdefault(file.kind, []).append(printable(file_name(file.path)))
+    return "; ".join(
+        f"{PLAIN_TEXT[kind]} in {counted(len(names), 'file')} "
+        f"({', '.join(names[:_NAMED] + ['...'] * (len(names) > _NAMED))})"
+        for kind, names in sorted(named.items())
+    )
 
 
 def anchored(config: CorpusConfig) -> CorpusConfig:

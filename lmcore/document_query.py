@@ -14,11 +14,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from lmcore.compression import compression_of
 from lmcore.config import CorpusConfig
 from lmcore.corpus import SourceFile
 from lmcore.documents import read_documents
 from lmcore.errors import CorpusError
 from lmcore.exclusions import HASH
+from lmcore.formats import advice, look, read_head
 from lmcore.ledger import Ledger
 from lmcore.roots import confine
 from lmcore.store import hash_file, hash_text
@@ -108,6 +110,17 @@ class DocumentQuery:
             return True
         text = self._path.read_bytes().rstrip(b"\r\n") if self._path else b""
         return bool(text.strip()) and text in piece
+
+    def require_text(self) -> None:
+        """For a file of which nothing was found. Raises CorpusError if a corpus would not read it, as with EUC-JP."""
+        if self._path is None:
+            return
+        name = self._path.name.lower()
+        with self._path.open("rb") as stream:
+            found = look(*read_head(stream, compression_of(name)), name)
+        if found.problem:
+            what = advice(found.problem, str(self._path), found.detail)
+            raise CorpusError(f"{self._path} is {what or found.problem}. No document of it was found")
 
     def _new_cut(self, config: CorpusConfig) -> Cut:
         if self._path is None:

@@ -67,7 +67,7 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
     Raises CorpusError if that does not add up, which would be a bug of this program.
     """
     keep = _predicate(config.filter)
-    explained: set[str] = set()
+    explained: dict[str, str] = {}
     content, offset = span.content, span.start
     ledger.source_bytes += len(content)
     if span.ends is None and span.start == 0 and content.startswith(_BOM):
@@ -84,9 +84,7 @@ def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document
         else:
             text, utf8, reason = _text(piece.content, span.kind, config)
             if text is None:
-                detail = "" if reason in explained else _detail(reason, piece.content)
-                explained.add(reason)
-                _skip(ledger, span, offset, piece, reason, detail)
+                _skip(ledger, span, offset, piece, reason, _new_detail(reason, piece.content, explained))
             elif keep is not None and not _keeps(keep, text, f"the document at {offset} of {span.path}"):
                 text = None
                 ledger.filtered_documents += 1
@@ -249,11 +247,20 @@ def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, 
     return (text, content, "") if text.strip() else (None, b"", "empty_text")
 
 
-def _detail(reason: str, content: bytes) -> str:
-    """What stands in a piece instead of text: the keys of its object, or its encoding."""
+def _new_detail(reason: str, content: bytes, explained: dict[str, str]) -> str:
+    """What stands in a piece instead of text, if the last one had something else: the keys of its object.
+
+    Of bytes that are not UTF-8 only the first piece has its encoding looked for, which is slow.
+    """
     if reason == "no_text_field":
-        return shown_names(_json(content))
-    return encoding_problem(content, True)[1] if reason == "invalid_utf8" else ""
+        detail = shown_names(sorted(_json(content)))
+    elif reason == "invalid_utf8" and reason not in explained:
+        detail = encoding_problem(content, True)[1]
+    else:
+        return ""
+    is_new = explained.get(reason) != detail
+    explained[reason] = detail
+    return detail if is_new else ""
 
 
 def _field(row: Any, name: str) -> Any:

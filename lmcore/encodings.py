@@ -14,6 +14,8 @@ _KANA = re.compile("[\u3041-\u30fe]")
 _UTF7 = re.compile(rb"\+[A-Za-z0-9/+]{3,}-?")
 _UTF16_NULS = 0.04
 """Share of NULs from which text is UTF-16: half of ASCII, and of Japanese its spaces, digits and line ends."""
+_AS_UTF8 = {"", "UTF-8", "UTF-8-SIG", "ASCII"}
+"""What text with NULs or bad lines may be taken for, though nothing is to be converted."""
 _ESCAPED_LINES = 0.2
 _BAD_LINES = 0.2
 """Shares of the lines from which the whole file is something else."""
@@ -35,9 +37,17 @@ def encoding_problem(head: bytes, is_whole: bool) -> tuple[str, str]:
     if not is_wide and _has_mostly_good_lines(head):
         return "", ""
     name = _japanese(head) or _detected(head)
-    if not name and len(head.translate(None, _CONTROLS)) > (1 - _CONTROL_BYTES) * len(head):
+    if name.upper() in _AS_UTF8:
+        if is_wide and _is_utf8(head, is_whole) and _has_few_controls(head.replace(b"\0", b"")):
+            return "nul_bytes", ""
+        name = ""
+    if not name and _has_few_controls(head):
         return "", ""
     return ("other_encoding", name) if name else ("no_text", "")
+
+
+def _has_few_controls(head: bytes) -> bool:
+    return len(head.translate(None, _CONTROLS)) > (1 - _CONTROL_BYTES) * len(head)
 
 
 def _disguised(head: bytes) -> tuple[str, str]:

@@ -20,11 +20,13 @@ from pathlib import Path
 from lmcore.config import STANDARD_LIBRARY, CorpusConfig
 from lmcore.errors import CorpusError
 from lmcore.formats import HEAD_BYTES, advice, foreign_format, suffix_of
-from lmcore.ledger import Skip
+from lmcore.ledger import Skip, counted, printable
 from lmcore.remote import file_name, is_url, remote_files
 from lmcore.roots import confine
 
 _CODE_FOLDERS = {"__pycache__": "compiled Python", "node_modules": "packages of node"}
+_COUNTED_FOLDERS = {*_CODE_FOLDERS.values(), "hidden", "a git repository's own folder"}
+"""Everybody knows that these hold no text: they are counted, the others named."""
 _PROGRAMS = {"a", "dll", "dylib", "exe", "lib", "o", "pyc", "pyd", "so", "whl"}
 _LONGEST_PATH = 4095
 _SHOWN = 5
@@ -60,6 +62,19 @@ class Beside:
         parts = [f"{files:,} {f'.{suffix}' if suffix else 'without suffix'}" for suffix, (files, _) in rows]
         return ", ".join(parts[:_SHOWN] + [f"{len(parts) - _SHOWN} other suffixes"] * (len(parts) > _SHOWN))
 
+    def folders_in_words(self) -> list[str]:
+        """A line of all folders that are only counted, and one for each of the first of every other kind."""
+        kinds: dict[str, list[str]] = {}
+        for path, what in sorted(self.folders.items()):
+            kinds.setdefault(what, []).append(path)
+        counts = [f"{len(paths):,} ({what})" for what, paths in kinds.items() if what in _COUNTED_FOLDERS]
+        lines = [f"folders left out: {', '.join(counts)}"] * bool(counts)
+        for what in sorted(kinds.keys() - _COUNTED_FOLDERS):
+            lines += [f"{printable(path)} is left out: it is {what}" for path in kinds[what][:_SHOWN]]
+            more = len(kinds[what]) - _SHOWN
+            lines += [f"{counted(more, 'more folder')} of this kind left out: {what}"] * (more > 0)
+        return lines
+
 
 class Finder:
     """Finds the files to read, counts the others, and keeps those that could not be examined."""
@@ -94,9 +109,8 @@ class Finder:
     def _nothing(self, paths: list[str], ignored: int) -> str:
         places = ", ".join(paths)
         kinds = f": {words}" if (words := self.beside.in_words()) else ""
-        message = (
-            f"no file in {places} matches corpus.include {self._config.include} ({ignored} other files there{kinds})"
-        )
+        others = f"{counted(ignored, 'other file')} there{kinds}"
+        message = f"no file in {places} matches corpus.include {self._config.include} ({others})"
         for path, what in self.beside.folders.items():
             if os.path.abspath(os.path.expanduser(paths[0])) == path:
                 return f"{places} is {what}, whose files are not read as text. Give the folder that holds the texts"

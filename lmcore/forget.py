@@ -8,6 +8,7 @@ out stay as they are. Each step leaves a whole store, and the same command does 
 Weights cannot forget. The runs and versions that saw the document are named, and stay.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from copy import deepcopy
@@ -64,8 +65,8 @@ class Forgotten(Output):
     """Likewise."""
     files: list[str]
     """Files of runs that are removed, because what a model wrote may repeat what it read."""
-    corpus_paths: list[str]
-    """Files of the corpus that it came from: it stands there until its owner deletes it."""
+    corpus_paths: dict[str, int]
+    """Files of the corpus -> how many of the documents stand in each, until its owner deletes them."""
 
     @property
     def summary(self) -> str:
@@ -73,20 +74,22 @@ class Forgotten(Output):
         found = len(self.documents) - len(self.absent)
         return f"found {found:,} of {len(self.documents):,} documents"
 
-    def rows(self) -> list[dict[str, str]]:
+    def rows(self, dry_run: bool = False) -> list[dict[str, str]]:
         """As a table: what held it, who has seen it, and where it came from."""
+        would, gives = ("would be", "would give") if dry_run else ("is", "gives")
+        once = f"It {would} left out from now on"
         seen = "has seen it: its weights cannot forget. Train again without it, from new weights"
-        came = "it came from there; delete it there too. This store leaves it out in any case"
+        came = "holds {} of the documents: delete what is theirs there too. This store leaves them out in any case"
         parts = [
-            *((name, "was not found in this store. It is left out from now on") for name in self.absent),
-            *((f"shards/{name}", "held it, and is written again without it") for name in self.chunks),
+            *((name, f"was not found in this store. {once}") for name in self.absent),
+            *((f"shards/{name}", f"held it, and {would} written again without it") for name in self.chunks),
             *(
-                (f"datasets/{name}", f"gives way to {to or 'nothing: it held no more'}")
+                (f"datasets/{name}", f"{gives} way to {to or 'nothing: it held no more'}")
                 for name, to in self.datasets.items()
             ),
-            *((name, "may repeat it, and is removed") for name in self.files),
+            *((name, f"may repeat it, and {would} removed") for name in self.files),
             *((name, seen) for name in (*self.runs, *self.versions)),
-            *((path, came) for path in self.corpus_paths),
+            *((path, came.format(f"{count:,}")) for path, count in self.corpus_paths.items()),
         ]
         return [{"what": what, "about it": about} for what, about in parts]
 
@@ -114,11 +117,32 @@ def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
         return plan
 
 
+def _corpus_paths(chunks: dict[Path, "_Held"], datasets: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Files of the corpus and how many of the documents stand in each; the datasets may read one file in many ways."""
+    held = {folder.name: held for folder, held in chunks.items()}
+    files: dict[str, int] = {}
+    for manifest in datasets:
+        counts: Counter[str] = Counter()
+        for entry in (entry for entry in manifest["chunks"] if entry["key"] in held):
+            counts.update(entry["spans"][number]["path"] for number in held[entry["key"]].spans(entry["spans"]))
+        files = {path: max(counts[path], files.get(path, 0)) for path in {*files, *counts}}
+    return dict(sorted(files.items()))
+
+
 class _Held:
     """What a chunk holds of a document."""
 
-    def __init__(self, hashes: _Hashes, in_quarantine: bool) -> None:
-        self.hashes, self.in_quarantine = hashes, in_quarantine
+    def __init__(self, hashes: _Hashes, positions: npt.NDArray[np.int64], quarantined: list[int]) -> None:
+        self.hashes, self._positions, self._quarantined = hashes, positions, quarantined
+
+    @property
+    def in_quarantine(self) -> bool:
+        return bool(self._quarantined)
+
+    def spans(self, spans: list[dict[str, Any]]) -> list[int]:
+        """The number of the span that each of them stands in."""
+        ends = np.cumsum([span["documents"] for span in spans])
+        return [*np.searchsorted(ends, self._positions, side="right").tolist(), *self._quarantined]
 
     @property
     def any_there(self) -> bool:
@@ -131,13 +155,14 @@ def _sealed(store: Path, kind: str) -> Iterator[Path]:
 
 def _held(chunk: Path, wanted: _Hashes, query: DocumentQuery) -> _Held:
     """Documents of the chunk whose ids are still there."""
-    found = [wanted[:0]]
+    found, positions = [wanted[:0]], [np.empty(0, np.int64)]
     for split in SPLITS:
         shard = Shard(shard_path(chunk, split))
         rows = members(shard.hashes, wanted) & (np.diff(shard.offsets) > 1)
         found.append(shard.hashes[rows])
-    pieces = [row["content"] for row in read_quarantine(chunk)]
-    return _Held(np.unique(np.concatenate(found)), any(map(query.is_in, pieces)))
+        positions.append(shard.positions[rows])
+    quarantined = [row["span"] for row in read_quarantine(chunk) if query.is_in(row["content"])]
+    return _Held(np.unique(np.concatenate(found)), np.concatenate(positions), quarantined)
 
 
 def _hashes(query: DocumentQuery, manifests: Iterable[dict[str, Any]]) -> _Hashes:
@@ -155,6 +180,8 @@ def _planned(
 ) -> tuple[Forgotten, dict[Path, dict[str, Any]]]:
     """What is to be done, and the manifests that take the places of the datasets'."""
     match = best_match(query, dict.fromkeys(query.cuts, present), purged(store))
+    if not chunks and not len(match.found):
+        query.require_text()
     absent = match.missing if not any(held.in_quarantine for held in chunks.values()) else match.missing[:0]
     wanted = np.unique(np.concatenate([present, match.found, match.missing]))
     without = {folder: _without(manifest, store, wanted) for folder, manifest in datasets.items()}
@@ -162,7 +189,6 @@ def _planned(
     seen = seen_by(store, query)
     runs = sorted(set(seen.names("run")))
     keys = {folder.name for folder in chunks}
-    entries = (entry for manifest in datasets.values() for entry in manifest["chunks"] if entry["key"] in keys)
     plan = Forgotten(
         documents=[f"{value:016x}" for value in wanted.tolist()],
         absent=[f"{value:016x}" for value in absent.tolist()],
@@ -171,7 +197,7 @@ def _planned(
         runs=runs,
         versions=sorted(set(seen.names("version"))),
         files=[f"runs/{run}/{name}" for run in runs for name in _WRITTEN if (store / "runs" / run / name).exists()],
-        corpus_paths=sorted({span["path"] for entry in entries for span in entry["spans"]}),
+        corpus_paths=_corpus_paths(chunks, datasets.values()),
     )
     return plan, replaced
 

@@ -17,7 +17,7 @@ from lmcore.compression import Unpacked, compression_of
 from lmcore.encodings import encoding_problem
 from lmcore.prose import kind_of_text
 
-LOOK_VERSION = 1
+LOOK_VERSION = 2
 """Of the rules here and in encodings.py and prose.py: what is remembered by other rules does not count."""
 HEAD_BYTES = 2**16
 
@@ -89,6 +89,7 @@ _ADVICE = {
     "no_json_lines": f"JSON, and {_JSON_LINES}",
     "other_encoding": "{detail} text, not UTF-8: convert it with "
     "`{unpack}iconv -f {detail} -t UTF-8 {input}> {stem}.utf8.txt`",
+    "nul_bytes": "text that contains NUL bytes: remove them with `{unpack}tr -d '\\000' {stdin}> {stem}.clean.txt`",
     "escape_sequences": "full of a terminal's escape sequences: remove them with "
     "`{unpack}sed 's/\\x1b\\[[0-9;?]*[A-Za-z]//g' {input}> {stem}.clean.txt`",
     "no_text": "neither UTF-8 text nor text in another encoding that is known here: leave it out with corpus.exclude",
@@ -205,5 +206,6 @@ def advice(reason: str, path: str, detail: str = "") -> str:
         detail=detail,
         unpack=f"{_UNPACKERS[compression]} {quoted} | " if compression else "",
         input="" if compression else f"{quoted} ",
+        stdin="" if compression else f"< {quoted} ",
         csv=f"python3 -c {shlex.quote(program)} {quoted} > {shlex.quote(stem)}.jsonl",
     )

@@ -126,3 +126,8 @@ class Ledger:
 def printable(path: str) -> str:
     """A path on one line of a terminal; quoted where its name holds line ends or control characters."""
     return path if path.isprintable() else repr(path)
+
+
+def counted(count: int, noun: str) -> str:
+    """1 file, 2 files."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

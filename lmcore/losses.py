@@ -3,39 +3,56 @@
 One place for errors and warnings, so that a cause reads the same whether the tokenizer is trained or loaded.
 """
 
-from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 from lmcore.config import CorpusConfig
 from lmcore.finding import Beside
 from lmcore.formats import advice
-from lmcore.ledger import Ledger, Skip, printable
+from lmcore.ledger import Ledger, Skip, counted, printable
 
 MUCH = 0.1
 """Share of lost bytes above which a warning is given."""
-_SHOWN = 5
+_CAUSES = 30
+"""Causes that are told; objects of ever other keys may give thousands."""
+_NAMES = 10
+"""Files of one cause that are named."""
 _SHORT_DOCUMENT = 50
 """Average tokens in a line, below which a model learns little about longer text."""
 _HARMLESS = {"unsettled"}
+_WITHOUT_BYTES = {"unreadable"}
+"""Reasons for which a whole file is lost though its size is not known."""
 
 
-def warnings(ledger: Ledger, beside: Beside, config: CorpusConfig, documents: int, tokens: int) -> list[str]:
-    """What was lost, what lay beside the files that were read, and documents that are very short."""
+def warnings(ledger: Ledger, beside: Beside, config: CorpusConfig, dataset_id: str) -> list[str]:
+    """What was lost, each cause by itself, and what lay beside the files that were read."""
     found = []
     lost, share = _lost_files(ledger), lost_share(ledger)
     if lost or share > MUCH:
-        found.append(f"{_what_was_lost(ledger, lost)}: {causes(ledger, config)}")
+        listing = f"lm ledger {dataset_id}"
+        found.append(f"{_what_was_lost(ledger, lost)}. `{listing}` lists every file")
+        found += causes(ledger, config, listing)
     if beside.bytes > ledger.stored_bytes:
         found.append(
             f"{size(beside.bytes)} lie beside the {size(ledger.stored_bytes)} that were read, in files that "
             f"corpus.include does not name: {beside.in_words()}"
         )
-    lines = ledger.units.get("line", 0)
-    if lines and 2 * lines > sum(ledger.units.values()) and tokens < _SHORT_DOCUMENT * documents:
-        found.append(
-            f"documents average {tokens / documents:.0f} tokens, since each line of a .txt is one: a model forgets at "
-            "its end. For text that goes on from line to line set corpus.document to paragraph or file"
-        )
     return found
+
+
+def short_lines(spans: Iterable[dict[str, Any]], paths: set[str], tokens_per_byte: float) -> str:
+    """What to know about the files in ``paths``, whose lines are documents, if these are most documents and short."""
+    spans = list(spans)
+    lines = [span for span in spans if span["path"] in paths]
+    documents = sum(span["documents"] for span in lines)
+    tokens = tokens_per_byte * sum(span["document_bytes"] for span in lines)
+    if 2 * documents <= sum(span["documents"] for span in spans) or tokens >= _SHORT_DOCUMENT * documents:
+        return ""
+    example = max(lines, key=lambda span: int(span["documents"]))["path"]
+    return (
+        f"documents that are lines average {tokens / documents:.0f} tokens, as in {printable(example)}: a model "
+        "forgets at the end of each. For text that goes on from line to line set corpus.document to paragraph or file"
+    )
 
 
 def lost_share(ledger: Ledger) -> float:
@@ -46,53 +63,69 @@ def lost_share(ledger: Ledger) -> float:
 
 def _lost_files(ledger: Ledger) -> set[str]:
     """Files that were skipped as a whole, except .json: JSON other than JSON lines is common beside text."""
-    return {
-        s.path for s in ledger.skipped if s.stored and not (s.path.lower().endswith(".json") or s.reason in _HARMLESS)
-    }
+    whole = (skip for skip in ledger.skipped if skip.stored or skip.reason in _WITHOUT_BYTES)
+    return {skip.path for skip in whole if not (skip.path.lower().endswith(".json") or skip.reason in _HARMLESS)}
 
 
 def _what_was_lost(ledger: Ledger, lost: set[str]) -> str:
-    files = f", {len(lost):,} whole {'file' if len(lost) == 1 else 'files'} among them" if lost else ""
-    return f"{lost_share(ledger):.1%} of {size(ledger.stored_bytes)} could not be used{files}"
+    parts = []
+    if ledger.undecodable_stored_bytes or lost:
+        files = f" ({counted(len(lost), 'whole file')})" if lost else ""
+        parts.append(f"{ledger.undecodable_stored_bytes:,} of {ledger.stored_bytes:,} bytes of files as stored{files}")
+    if ledger.skipped_bytes:
+        parts.append(f"{ledger.skipped_bytes:,} of {ledger.source_bytes:,} bytes of the text that was read")
+    return f"{lost_share(ledger):.1%} of the corpus could not be used: {' and '.join(parts)}"
 
 
-def causes(ledger: Ledger, config: CorpusConfig) -> str:
-    """The reasons of the skips, those that cost most first, each with the files it stands in and what to do."""
-    weights: Counter[str] = Counter()
+def causes(ledger: Ledger, config: CorpusConfig, listing: str = "") -> list[str]:
+    """A sentence a cause, those that cost most first, with the files it stands in and what to do.
+
+    ``listing`` is the command that lists every file.
+    """
+    groups: dict[tuple[str, bool, str], list[Skip]] = {}
+    details: dict[tuple[str, str], str] = {}
     for skip in ledger.skipped:
         if skip.reason not in _HARMLESS:
-            weights[skip.reason] += skip.stored or skip.length or 1
-    parts = [
-        _cause([s for s in ledger.skipped if s.reason == reason], config) for reason, _ in weights.most_common(_SHOWN)
-    ]
-    more = len(weights) - len(parts)
-    return "; ".join(parts + [f"and {more} other reasons"] * (more > 0)) or "nothing was skipped"
+            # A file's ledger gives a detail where it differs from that of the piece before.
+            detail = skip.detail or details.get((skip.path, skip.reason), "")
+            details[skip.path, skip.reason] = detail
+            groups.setdefault((skip.reason, bool(skip.stored), detail), []).append(skip)
+    costly = sorted(groups.items(), key=lambda row: -sum(skip.stored or skip.length or 1 for skip in row[1]))
+    found = [_cause(*key, skips, config, listing) for key, skips in costly[:_CAUSES]]
+    more = len(groups) - len(found)
+    return found + [f"{counted(more, 'other cause')}{_listed(listing)}"] * (more > 0) or ["nothing was skipped"]
 
 
-def _cause(skips: list[Skip], config: CorpusConfig) -> str:
-    reason = skips[0].reason
+def _cause(reason: str, is_whole: bool, detail: str, skips: list[Skip], config: CorpusConfig, listing: str) -> str:
     paths = list(dict.fromkeys(printable(skip.path) for skip in skips))
-    detail = next((skip.detail for skip in skips if skip.detail), "")
-    others = f" (and {len(paths) - 1:,} more: {_names(paths[1:])})" if len(paths) > 1 else ""
-    where = f"in {_names(paths)}"
-    if reason == "no_text_field" and skips[0].stored:
-        return f"{_names(paths)}: no column `{config.text_field}`{_instead(detail)}"
+    names = _names(paths, listing)
+    if reason == "no_text_field" and is_whole:
+        return f"{names}: no column `{config.text_field}`{_instead(detail)}"
     if reason == "no_text_field":
-        return f"{len(skips):,} lines have no key `{config.text_field}` {where}{_instead(detail)}"
+        lines = "1 line has" if len(skips) == 1 else f"{len(skips):,} lines have"
+        return f"{lines} no key `{config.text_field}` in {names}{_instead(detail)}"
     if reason == "invalid_utf8" and detail:
-        return f"{len(skips):,} pieces {where} are not UTF-8 but look like {detail} (iconv -f {detail} converts a file)"
+        pieces = (
+            "1 piece is not UTF-8 but looks" if len(skips) == 1 else f"{len(skips):,} pieces are not UTF-8 but look"
+        )
+        return f"{pieces} like {detail} (iconv -f {detail} converts a file), in {names}"
     if what := advice(reason, paths[0], detail):
-        return f"{paths[0]} is {what}{others}"
-    return f"{len(skips):,} {reason} {where}"
+        others = f"; likewise {_names(paths[1:], listing)}" if len(paths) > 1 else ""
+        return f"{counted(len(paths), 'file')}: {paths[0]} is {what}{others}"
+    return f"{len(skips):,} {reason} in {names}"
 
 
 def _instead(detail: str) -> str:
     return f"; they have {detail}: set corpus.text_field" if detail else ""
 
 
-def _names(paths: list[str]) -> str:
-    more = f" and {len(paths) - 3:,} more files" if len(paths) > 3 else ""
-    return ", ".join(paths[:3]) + more
+def _names(paths: list[str], listing: str) -> str:
+    more = len(paths) - _NAMES
+    return ", ".join(paths[:_NAMES]) + (f" and {counted(more, 'more file')}{_listed(listing)}" if more > 0 else "")
+
+
+def _listed(listing: str) -> str:
+    return f" (`{listing}` lists them)" if listing else ""
 
 
 def size(count: float) -> str:

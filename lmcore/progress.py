@@ -142,8 +142,9 @@ class _Words:
 
     def _amount(self, done: int, total: int, speed: float) -> str:
         if self._unit == "bytes":
-            rate = f", {speed / 1e6:.1f} MB/s" if speed > 0 else ""
-            return f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB{rate}"
+            scale, name = (1e3, "kB") if total < 1e6 else (1e6, "MB")
+            rate = f", {speed / scale:,.1f} {name}/s" if speed > 0 else ""
+            return f"{done / scale:,.1f} of {total / scale:,.1f} {name}{rate}"
         if self._unit == "steps":
             return f"step {done:,} of {total:,}"
         return f"{done:,} of {total:,} {self._unit}"

@@ -4,6 +4,7 @@ A corpus is read in groups of files (chunks.py), a group in chunks; a chunk that
 again, and a group whose outline is known and whose chunks are all there is not even read.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -20,10 +21,9 @@ from lmcore.corpus import Corpus, Scan, SourceFile, anchored, describe, scan
 from lmcore.drops import drop_documents, hashes
 from lmcore.encoding import Encoders, Job
 from lmcore.errors import CorpusError, FileChangedError, StoreError
-from lmcore.finding import Beside
 from lmcore.index import Index
 from lmcore.ledger import Ledger, Skip
-from lmcore.losses import causes, warnings
+from lmcore.losses import causes, short_lines, warnings
 from lmcore.section import fingerprint, result_fields
 from lmcore.shards import SPLITS
 from lmcore.spans import unit_of
@@ -42,6 +42,8 @@ from lmcore.store import (
     write_file,
 )
 from lmcore.tokenizer import TokenizerInfo
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all); bytes of the files as they are stored."""
@@ -89,10 +91,14 @@ class Dataset(Output):
     def account(self) -> str:
         """What became of the bytes, in a line."""
         reasons = ", ".join(f"{pieces:,} {reason}" for reason, pieces in self.skipped.items())
-        skipped = f", {self.skipped_bytes:,} skipped ({reasons})" if self.skipped else ""
+        skipped = (
+            f", {self.skipped_bytes:,} of them skipped (pieces and whole files: {reasons})" if self.skipped else ""
+        )
         dropped = "".join(f", {count:,} documents left out as {reason}" for reason, count in self.dropped.items())
         changed = ", the corpus was changed meanwhile" if self.corpus_changed else ""
-        return f"{self.source_bytes:,} bytes read{skipped}{dropped}, {self.unaccounted_bytes} unaccounted{changed}"
+        return (
+            f"{self.source_bytes:,} bytes of text read{skipped}{dropped}, {self.unaccounted_bytes} unaccounted{changed}"
+        )
 
     def verify(self) -> None:
         """As ``Output.verify``; a file of which size, time and inode are unchanged is not read again.
@@ -195,9 +201,7 @@ def _tokenize(
         left_out["filter"] = {"documents": ledger.filtered_documents, "bytes": ledger.filtered_bytes}
     _check_not_empty(entries, ledger, left_out, config)
     changed = describe(found, config).listing != corpus.listing or _left_behind(found, inputs)
-    return _write_manifest(
-        entries, ledger, left_out, inputs, config, tokenizer, store, encoders.jobs, changed, found.beside
-    )
+    return _write_manifest(entries, ledger, left_out, inputs, config, tokenizer, store, encoders.jobs, changed, found)
 
 
 def _left_behind(found: Scan, inputs: list[dict[str, Any]]) -> bool:
@@ -321,6 +325,17 @@ def _unit(file: SourceFile, config: CorpusConfig) -> str:
     return "JSON line" if file.kind == "jsonl" else unit_of(file.kind, config)
 
 
+def _short_lines(entries: list[dict[str, Any]], found: Scan, config: CorpusConfig) -> list[str]:
+    """A warning of short lines where the settings ask for lines; where the files look like lines, it is only logged."""
+    spans = [span for entry in entries for span in entry["spans"]]
+    paths = {file.path for file in found.files if _unit(file, config) == "line"}
+    tokens, text_bytes = (sum(row[name] for row in totals(entries).values()) for name in ("tokens", "text_bytes"))
+    words = short_lines(spans, paths, tokens / max(1, text_bytes))
+    if words and config.document == "auto":
+        _log.info("%s", words)
+    return [words] if words and config.document != "auto" else []
+
+
 def _entry(plan: _Plan, store: Path, config: CorpusConfig, ledger: Ledger) -> dict[str, Any]:
     """The manifest's entry of a chunk in the store; its account is added to the corpus's ledger."""
     manifest = read_manifest(store / "shards" / plan.key)
@@ -353,10 +368,10 @@ def _check_not_empty(
 ) -> None:
     reasons = [f"{row['pieces']} {why}" for why, row in ledger.by_reason().items()]
     reasons += [f"{row['documents']} {why}" for why, row in left_out.items()]
-    read = f"{ledger.source_bytes:,} bytes read, left out: {', '.join(reasons) or 'nothing'}"
+    read = f"{ledger.source_bytes:,} bytes of text read, left out: {', '.join(reasons) or 'nothing'}"
     if not sum(entry["train"]["documents"] for entry in entries):
         paths = [path for some in (config.paths, *config.sources.values()) for path in some]
-        raise CorpusError(f"no training document in {', '.join(paths)}: {read} ({causes(ledger, config)})")
+        raise CorpusError(f"no training document in {', '.join(paths)}: {read} ({'; '.join(causes(ledger, config))})")
     if not sum(entry["validation"]["documents"] for entry in entries):
         if config.validation_paths:
             raise CorpusError(f"no document to validate on in {', '.join(config.validation_paths)}: {read}")
@@ -403,7 +418,7 @@ def _write_manifest(
     store: Path,
     made: int,
     changed: bool,
-    beside: Beside,
+    found: Scan,
 ) -> Dataset:
     name = dataset_id(entries, tokenizer.id)
     folder = store / "datasets" / name
@@ -414,7 +429,7 @@ def _write_manifest(
         "tokenizer_id": tokenizer.id,
         "splits": splits,
         "chunks": entries,
-        "ledger": ledger.to_json() | {"dropped": left_out, "beside": beside.by_suffix},
+        "ledger": ledger.to_json() | {"dropped": left_out, "beside": found.beside.by_suffix},
         "inputs": sorted(inputs, key=lambda row: str(row["path"])),
         "corpus": result_fields(anchored(config)),
         "files": {},
@@ -439,6 +454,6 @@ def _write_manifest(
         skipped={reason: row["pieces"] for reason, row in ledger.by_reason().items()},
         dropped={reason: row["documents"] for reason, row in left_out.items()},
         manifest_hash=hash_file(folder / MANIFEST),
-        warnings=warnings(ledger, beside, config, splits["train"]["documents"], splits["train"]["tokens"]),
+        warnings=warnings(ledger, found.beside, config, name) + _short_lines(entries, found, config),
         corpus_changed=changed,
     )

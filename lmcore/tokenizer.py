@@ -298,7 +298,7 @@ def _training_texts(
     if not heap:
         raise CorpusError(
             f"no training text in {found.files[0].path if found.files else corpus_config.paths}"
-            f"{' and the other files' if len(found.files) > 1 else ''}: {causes(account, corpus_config)}; "
+            f"{' and the other files' if len(found.files) > 1 else ''}: {'; '.join(causes(account, corpus_config))}; "
             f"{account.documents:,} documents are held out for validation or left out by settings"
         )
     return [text for _, _, text in sorted(heap, reverse=True)], total

@@ -29,9 +29,14 @@ def ledger(dataset: _Dataset, /, *, store: Store = STORE) -> None:
     folder = find_dataset(store, dataset)
     names = ("documents", "in documents", "between", "filtered", "skipped", "bytes", "stored", "undecodable")
     print(*(f"{name:>12}" for name in names), "file")
-    for row in ledger_by_file(folder):
+    rows = ledger_by_file(folder)
+    for row in rows:
         print(*(f"{value:>12,}" for value in row.values() if isinstance(value, int)), printable(row["path"]))
+    stored = {row["path"]: row["undecodable_stored_bytes"] for row in rows}
     for path, offset, length, reason, piece in skipped_pieces(folder):
+        if not length:
+            print(f"{reason}: {stored[path]:,} stored bytes of {printable(path)}")
+            continue
         print(f"{reason}: {length:,} bytes at {offset:,} of {printable(path)}: {piece[:60]!r}")
     account = read_manifest(folder)["ledger"]
     print_json({name: value for name, value in account.items() if name != "skips"})
@@ -71,7 +76,10 @@ def seen_by(document: _Document, /, *, store: Store = STORE) -> None:
     from lmcore.document_query import DocumentQuery
     from lmcore.sightings import seen_by as holders_of
 
-    seen = holders_of(store, DocumentQuery.parse(document))
+    query = DocumentQuery.parse(document)
+    seen = holders_of(store, query)
+    if not seen.rows and not len(seen.match.found):
+        query.require_text()
     for row in seen.rows:
         print(f"{row.kind} {row.name} ({row.why})")
     _log.info("found %s in %s", seen.match, store)
@@ -87,7 +95,7 @@ def forget_document(document: _Document, /, *, dry_run: DryRun = False, store: S
     from lmcore.forget import forget
 
     done = forget(store, document, dry_run)
-    print(columns(done.rows()))
+    print(columns(done.rows(dry_run)))
     _log.info("%s in %s", done.summary, store)
     print_json({**done.model_dump(mode="json"), "dry_run": dry_run})
     sys.exit(int(bool(done.absent)))

@@ -77,9 +77,18 @@ def test_what_programs_keep_for_themselves_is_left_out(tmp_path: Path, what: str
 def test_hidden_folders_and_compiled_python_are_left_out_and_said(tmp_path: Path) -> None:
     for name in ("own.txt", ".git/a.txt", ".venv/b.txt", "__pycache__/c.txt", "node_modules/d.md"):
         put(tmp_path / name)
+    put(tmp_path / "inner/__pycache__/d.txt")
+    for number in range(7):
+        put(tmp_path / f"run{number}/metrics.jsonl"), put(tmp_path / f"run{number}/config.json")
     assert names(tmp_path) == ["own.txt"]
-    left_out = scan(CorpusConfig(paths=[str(tmp_path)])).beside.folders
-    assert sorted(map(os.path.basename, left_out)) == [".git", ".venv", "__pycache__", "node_modules"]
+    beside = scan(CorpusConfig(paths=[str(tmp_path)])).beside
+    assert beside.folders_in_words() == [
+        "folders left out: 2 (hidden), 2 (compiled Python), 1 (packages of node)",
+        *(f"{tmp_path}/run{number} is left out: it is a training run" for number in range(5)),
+        "2 more folders of this kind left out: a training run",
+    ]
+    left_out = {path for path, what in beside.folders.items() if what != "a training run"}
+    assert sorted(map(os.path.basename, left_out)) == [".git", ".venv", *["__pycache__"] * 2, "node_modules"]
 
 
 def test_patterns_match_without_regard_to_case(tmp_path: Path) -> None:

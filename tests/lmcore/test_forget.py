@@ -18,7 +18,7 @@ from lmcore.challenge import Champion
 from lmcore.config import CorpusConfig
 from lmcore.corpus import describe, scan
 from lmcore.document_query import DocumentQuery
-from lmcore.errors import RunError
+from lmcore.errors import CorpusError, RunError
 from lmcore.evaluate import evaluate
 from lmcore.exclusions import forgotten_events
 from lmcore.export import export
@@ -231,7 +231,7 @@ def test_what_was_never_there_is_remembered_all_the_same(store: Path) -> None:
         runs=[],
         versions=[],
         files=[],
-        corpus_paths=[],
+        corpus_paths={},
     )
     assert [event["documents"] for event in forgotten_events(store)] == [done.documents]
 
@@ -323,3 +323,32 @@ def test_the_exit_status_says_whether_every_document_was_found(
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == status, done.stderr
         assert f"found {1 - status} of 1 documents" in done.stderr
+
+
+def test_a_file_that_no_corpus_reads_says_what_it_is(store: Path) -> None:
+    file = store.parent / "euc.txt"
+    file.write_bytes("これは試験のための短い文です。カタカナも漢字もあります。\n".encode("euc_jp") * 20)
+    with pytest.raises(CorpusError, match=r"euc\.txt is EUC-JP text, not UTF-8: convert it with .* No document of it"):
+        forget(store, str(file))
+    assert forgotten_events(store) == []
+    command = [sys.executable, "-m", "lmcore", "seen-by", str(file), "--store", str(store)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "euc.txt is EUC-JP text, not UTF-8" in done.stderr
+
+
+def test_files_of_the_corpus_are_named_with_how_many_of_the_documents_they_hold(
+    store: Path, original: Prepared
+) -> None:
+    lines = (store.parent / "corpus" / "text.txt").read_bytes().splitlines()
+    asked, other = store.parent / "corpus" / "asked.txt", store.parent / "corpus" / "other.txt"
+    asked.write_bytes(b"first line of it\n" + lines[9] + b"\nthird line of it\n")
+    other.write_bytes(b"here stands\n" + lines[9] + b"\n")
+    tokenized(store, original)
+    said = forget(store, str(asked), dry_run=True)
+    counts = {Path(path).name: count for path, count in said.corpus_paths.items()}
+    assert counts == {"asked.txt": 3, "other.txt": 1, "text.txt": 1}
+    about = {Path(row["what"]).name: row["about it"] for row in said.rows(dry_run=True)}
+    assert about["other.txt"].startswith("holds 1 of the documents: delete what is theirs there too")
+    nowhere = forget(store, f"{7:016x}", dry_run=True).rows(dry_run=True)
+    assert [row["about it"] for row in nowhere] == ["was not found in this store. It would be left out from now on"]

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 
+from lmcore.audit import ledger_by_file
 from lmcore.config import CorpusConfig, RunConfig, TokenizerConfig
 from lmcore.corpus import describe, open_corpus, scan
 from lmcore.documents import read_documents
@@ -85,6 +86,8 @@ FOREIGN = [
     ("a.jsonl", b'{\n  "text": "a",\n  "id": 3\n}\n{\n  "text": "b"\n}\n', "pretty_json", "jq -c ."),
     ("a.json", b'"text"\n', "no_json_lines", "one JSON object a line"),
     ("a.txt", b"\x1b[31mred\x1b[0m text of a terminal\n" * 9, "escape_sequences", "sed"),
+    ("a.txt", b"text\0text\0of a database\n" * 30, "nul_bytes", "tr -d '\\000' < "),
+    ("a.txt.gz", gzip.compress("日本語の文。\0\0\0\n".encode() * 90), "nul_bytes", "| tr -d '\\000' > "),
     ("a.txt", os.urandom(5000) + b"\0\1\2" * 200, "no_text", "corpus.exclude"),
 ]
 
@@ -105,7 +108,7 @@ def test_a_file_of_another_format_given_by_name_says_how_to_convert_it(tmp_path:
     path = written(tmp_path / "book.pdf", b"%PDF-1.7")
     with pytest.raises(CorpusError, match=r"book\.pdf is a PDF: convert it with `pdftotext"):
         scan(CorpusConfig(paths=[str(path)]))
-    with pytest.raises(CorpusError, match=r"1 other files there: 1 \.pdf.*book.pdf is a PDF"):
+    with pytest.raises(CorpusError, match=r"1 other file there: 1 \.pdf.*book.pdf is a PDF"):
         scan(CorpusConfig(paths=[str(tmp_path)]))
 
 
@@ -229,8 +232,14 @@ def test_a_lost_half_is_named_in_stored_bytes_and_again_at_the_next_start(tmp_pa
     written(folder / "broken.jsonl.gz", b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 5000)
     written(folder / "cut.parquet", (folder / "column.parquet").read_bytes()[:9000])
     for _ in range(2):  # made, and found
-        [warning, *_] = prepared(tmp_path / "store", folder).warnings
-        assert "could not be used, 4 whole files among them" in warning
+        found = prepared(tmp_path / "store", folder)
+        [first, *causes] = found.warnings
+        stored = sum(path.stat().st_size for path in folder.iterdir())
+        lost = stored - sum((folder / name).stat().st_size for name in ("good.txt", "empty.parquet"))
+        assert f"could not be used: {lost:,} of {stored:,} bytes of files as stored (4 whole files)" in first
+        assert f"`lm ledger {found.id}` lists every file" in first
+        warning = "\n".join(causes)
+        assert len(causes) == 4
         assert "column.parquet: no column `text`; they have `body`, `url`: set corpus.text_field" in warning
         for words in (
             "cut.parquet is a damaged table",
@@ -238,6 +247,38 @@ def test_a_lost_half_is_named_in_stored_bytes_and_again_at_the_next_start(tmp_pa
             "empty.parquet is a table without",
         ):
             assert words in warning
+
+
+def test_each_set_of_keys_and_each_encoding_is_a_cause_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    written(folder / "good.txt", JAPANESE)
+    written(folder / "nul.txt", JAPANESE.replace("\n", "\0\0\0\0\0\n"))
+    pq.write_table(pa.table({"honbun": [JAPANESE]}), folder / "col.parquet")
+    rows = [{"body": "b", "title": "t"}, {"title": "t", "body": "b"}, {"url": "u"}, {"body": "b", "title": "t"}]
+    written(folder / "body.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for number in range(12):
+        written(folder / f"{number:02}.txt", JAPANESE.encode("cp932"))
+    written(folder / "euc.txt", JAPANESE.encode("euc_jp"))
+    found = prepared(tmp_path / "store", folder)
+    causes = [warning.replace(f"{folder}/", "") for warning in found.warnings[1:]]
+    assert causes[0] == (
+        "12 files: 00.txt is CP932 text, not UTF-8: convert it with `iconv -f CP932 -t UTF-8 00.txt > 00.utf8.txt`; "
+        f"likewise {', '.join(f'{number:02}.txt' for number in range(1, 11))} and 1 more file "
+        f"(`lm ledger {found.id}` lists them)"
+    )
+    assert set(causes[1:]) == {
+        "1 file: euc.txt is EUC-JP text, not UTF-8: convert it with `iconv -f EUC-JP -t UTF-8 euc.txt > euc.utf8.txt`",
+        "1 file: nul.txt is text that contains NUL bytes: remove them with `tr -d '\\000' < nul.txt > nul.clean.txt`",
+        "col.parquet: no column `text`; they have `honbun`: set corpus.text_field",
+        "3 lines have no key `text` in body.jsonl; they have `body`, `title`: set corpus.text_field",
+        "1 line has no key `text` in body.jsonl; they have `url`: set corpus.text_field",
+    }
+    listed = {Path(row["path"]).name: row for row in ledger_by_file(found.folder)}
+    assert listed.keys() == {path.name for path in folder.iterdir()}
+    for path in folder.iterdir():
+        lost = 0 if path.name in ("good.txt", "body.jsonl") else path.stat().st_size
+        figures = (listed[path.name]["stored_bytes"], listed[path.name]["undecodable_stored_bytes"])
+        assert figures == (path.stat().st_size, lost)
 
 
 def test_files_beside_the_patterns_are_counted_by_suffix(tmp_path: Path) -> None:

@@ -128,9 +128,11 @@ def test_prepare_data_prints_the_ids(settings: Path, tmp_path: Path) -> None:
     assert status == 0, errors
     ids = json.loads(output[-1])
     assert (ids["skipped_bytes"], ids["unaccounted_bytes"]) == (0, 0)
-    assert any(re.fullmatch(r"[\d,]+ bytes read, 0 unaccounted", line) for line in errors)
-    assert ids["warnings"] == [errors[-1]]
-    assert errors[-1].startswith("documents average 19 tokens, since each line of a .txt is one")
+    assert any(re.fullmatch(r"[\d,]+ bytes of text read, 0 unaccounted", line) for line in errors)
+    assert ids["warnings"] == []  # the lines stand alone, so nothing is wrong
+    [line] = [line for line in errors if line.startswith("documents that are lines average 19 tokens, as in ")]
+    assert "text.txt: a model forgets at the end of each" in line
+    assert "documents of plain text (corpus.document = auto): lines in 1 file (text.txt)" in errors
     assert (tmp_path / "store" / "datasets" / ids["dataset_id"] / "manifest.json").exists()
     assert (tmp_path / "store" / "tokenizers" / ids["tokenizer_id"]).exists()
 
@@ -144,11 +146,16 @@ def test_what_was_lost_is_said(settings: Path, tmp_path: Path) -> None:
     status, output, errors = call("tokenize", "--corpus.paths", folder, *command)
     assert status == 0, errors
     assert "files beside them that match no pattern of corpus.include: 1 .png" in errors
-    assert any("9,000 skipped (9,000 invalid_utf8), 0 unaccounted" in line for line in errors)
-    assert any(
-        re.fullmatch(r"22\.8% of .* could not be used: 9,000 invalid_utf8 in '.*bad\.txt'", line) for line in errors
-    )
+    assert any("9,000 of them skipped (pieces and whole files: 9,000 invalid_utf8)" in line for line in errors)
     figures = json.loads(output[-1])
+    lost, cause = figures["warnings"]
+    assert re.fullmatch(
+        r"22\.8% of the corpus could not be used: 9,000 of [\d,]+ bytes of the text that was read\. "
+        rf"`lm ledger {figures['dataset_id']}` lists every file",
+        lost,
+    )
+    assert re.fullmatch(r"9,000 invalid_utf8 in '.*bad\.txt'", cause)
+    assert errors[-2:] == [lost, cause]
     assert figures["skipped_bytes"] == 9000
     status, output, errors = call("ledger", figures["dataset_id"], "--store", tmp_path / "store")
     assert status == 0, errors

@@ -98,7 +98,7 @@ def test_a_poll_that_fails_costs_the_display_and_not_the_work(monkeypatch: Any) 
 
 
 @pytest.mark.parametrize(
-    ("unit", "words"), [("steps", "step 5 of 10"), ("bytes", "0.0 of 0.0 MB"), ("tokens", "5 of 10 tokens")]
+    ("unit", "words"), [("steps", "step 5 of 10"), ("bytes", "0.0 of 0.0 kB"), ("tokens", "5 of 10 tokens")]
 )
 def test_a_terminal_shows_a_bar_and_nothing_is_logged(unit: str, words: str, caplog: Any) -> None:
     caplog.set_level(logging.INFO)

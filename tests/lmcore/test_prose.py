@@ -1,16 +1,17 @@
 """What a document in a .txt is, by its first lines."""
 
 import json
+import re
 import textwrap
 from pathlib import Path
 
 import pytest
 
 from lmcore.config import CorpusConfig, RunConfig, TokenizerConfig
-from lmcore.corpus import open_corpus, scan
+from lmcore.corpus import describe, open_corpus, scan
 from lmcore.prose import kind_of_text
 from lmcore.tokenization import tokenize
-from lmcore.tokenizer import make_tokenizer
+from lmcore.tokenizer import TokenizerInfo, make_tokenizer
 
 SENTENCE = (
     "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"
@@ -23,6 +24,10 @@ ENGLISH = (
 ) * 30
 WRAPPED_EN = textwrap.wrap(ENGLISH, 70)
 NOVEL = "".join("".join(f"　{SENTENCE}\n" for _ in range(4)) + "\n" for _ in range(20))
+LONG = f"　{SENTENCE}"
+CHAPTER = "".join(  # wrapped at 40 characters, and two paragraphs of three are one line
+    f"{LONG[:40]}\n{LONG[40:]}\n\n" if n % 3 == 0 else f"「{n}番の返事です。」\n\n" for n in range(60)
+)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +39,7 @@ NOVEL = "".join("".join(f"　{SENTENCE}\n" for _ in range(4)) + "\n" for _ in ra
         ("\r".join(WRAPPED_EN), "paragraphs"),
         ("\n\n".join("\n".join(WRAPPED_EN[at : at + 5]) for at in range(0, 40, 5)), "paragraphs"),
         (f"{SENTENCE}\n" * 100, "txt"),
+        (CHAPTER, "paragraphs"),
         (f"{SENTENCE}\n\n" * 100, "txt"),  # a line between blank ones is the same document either way
         ("".join(f"これは{n}番の文です。\n" for n in range(200)), "txt"),
         (
@@ -70,7 +76,10 @@ def test_the_choice_is_each_files_own_and_an_explicit_setting_stays(tmp_path: Pa
     assert {file.kind for file in scan(line).files} == {"txt"}
 
 
-def test_what_was_chosen_is_in_the_ledger_and_short_documents_are_said(tmp_path: Path) -> None:
+def test_what_was_chosen_is_in_ledger_and_log_and_short_lines_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     texts, store = tmp_path / "texts", tmp_path / "store"
     texts.mkdir()
     (texts / "novel.txt").write_text("".join(f"　{n}。{SENTENCE}\n　続き。\n\n" for n in range(60)))
@@ -80,4 +89,10 @@ def test_what_was_chosen_is_in_the_ledger_and_short_documents_are_said(tmp_path:
     found = tokenize(config.corpus, corpus, make_tokenizer(config.tokenizer, config.corpus, corpus, folder), folder)
     ledger = json.loads((found.folder / "manifest.json").read_bytes())["ledger"]
     assert ledger["documents_by_unit"] == {"line": 400, "paragraph": 60}
-    assert any("set corpus.document to paragraph" in warning for warning in found.warnings)
+    assert "(corpus.document = auto): paragraphs in 1 file (novel.txt); lines in 1 file (lines.txt)" in caplog.text
+    assert re.search(r"documents that are lines average \d+ tokens, as in .*lines\.txt: ", caplog.text)
+    assert found.warnings == []  # that they are lines was found by looking at them
+    line = config.corpus.model_copy(update={"document": "line"})
+    tokenizer = TokenizerInfo.open(folder / "tokenizers" / found.tokenizer_id)
+    [warning] = tokenize(line, describe(scan(line), line), tokenizer, folder).warnings
+    assert "set corpus.document to paragraph or file" in warning

@@ -191,7 +191,9 @@ def test_bad_lines_are_counted_in_the_manifest(corpus_folder: Path, tokenizer: T
 
 def test_no_document_and_no_validation_document_are_errors(tokenizer: TokenizerInfo, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\n" * 5)
-    with pytest.raises(CorpusError, match=r"no training document in .*bad.txt: 10 bytes read, .* 5 invalid_utf8"):
+    with pytest.raises(
+        CorpusError, match=r"no training document in .*bad.txt: 10 bytes of text read, .* 5 invalid_utf8"
+    ):
         build(tmp_path / "bad.txt", tokenizer, tmp_path / "store")
     (tmp_path / "one.txt").write_text("一つだけの文書\n")
     with pytest.raises(CorpusError, match=r"validation split is empty: none of 1 documents.*validation_fraction"):
