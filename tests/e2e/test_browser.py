@@ -25,6 +25,7 @@ DEPLOYMENTS = {
     "base": ["prepare_data", "pretrain", "retrain"],
     "model": ["diff", "evaluate", "promote", "prune", "push", "rollback", "verify", "versions"],
     "store": ["forget", "gc"],
+    "weekly": ["gc"],
 }
 SMALL = """[tokenizer]
 vocab_size = 400

@@ -41,8 +41,15 @@ def ui(logged_in: Ui) -> Iterator[Ui]:
     """What a test does not expect to go wrong in the page fails it."""
     logged_in.errors.clear()
     yield logged_in
-    assert not [error for error in logged_in.errors if "503" not in error]
+    assert not unexpected(logged_in.errors)
     assert not logged_in.asked_elsewhere
+
+
+def unexpected(errors: list[str]) -> list[str]:
+    """Without the answers of a busy database, and what V2 makes of one; `Ui.save` presses again then."""
+    busy = [error for error in errors if "503" in error]
+    said = "Unknown error while updating deployment" if busy else "503"
+    return [error for error in errors if error not in busy and not error.startswith(said)]
 
 
 @pytest.fixture
