@@ -96,12 +96,13 @@ def tokenizer_report(tokenizer: Tokenizer, shards: Iterable[Shard], all_tokens: 
     """Count ids and documents in the shards, up to MOST_TOKENS."""
     pieces = tokenizer.pieces()
     names, script_of_id = _scripts(pieces)
+    bytes_of_letters = np.array([len(_letters(piece.decode(errors="ignore")).encode()) for piece in pieces])
     counts = np.zeros(len(pieces), np.int64)
     languages: dict[str, npt.NDArray[np.int64]] = {}
     for tokens, offsets, text_bytes in _documents(shards):
         counts += np.bincount(tokens, minlength=len(pieces))
         lengths = np.diff(offsets)
-        kinds = _languages(names, script_of_id, tokens, lengths)
+        kinds = _languages(names, script_of_id[tokens], bytes_of_letters[tokens], lengths)
         for kind in np.unique(kinds):
             at = kinds == kind
             figures = np.array([at.sum(), lengths[at].sum() - at.sum(), text_bytes[at].sum()])
@@ -132,8 +133,12 @@ def _scripts(pieces: list[bytes]) -> tuple[list[str], npt.NDArray[np.intp]]:
 
 def script(text: str) -> str:
     """Kana where there is any, otherwise the script of the first letter, by the name that Unicode gives it."""
-    found = [_script_of_letter(character) for character in text if unicodedata.category(character)[0] == "L"]
+    found = [_script_of_letter(letter) for letter in _letters(text)]
     return _KANA if _KANA in found else next(iter(found), _NO_LETTERS)
+
+
+def _letters(text: str) -> str:
+    return "".join(character for character in text if unicodedata.category(character)[0] == "L")
 
 
 def _script_of_letter(letter: str) -> str:
@@ -143,11 +148,11 @@ def _script_of_letter(letter: str) -> str:
 
 
 def _languages(
-    names: list[str], script_of_id: npt.NDArray[np.intp], tokens: npt.NDArray[Any], lengths: npt.NDArray[Any]
+    names: list[str], scripts: npt.NDArray[np.intp], letter_bytes: npt.NDArray[np.int64], lengths: npt.NDArray[Any]
 ) -> npt.NDArray[Any]:
-    """The language or script of every document, by name."""
-    cells = np.repeat(np.arange(len(lengths)), lengths) * len(names) + script_of_id[tokens]
-    of_document = np.bincount(cells, minlength=len(lengths) * len(names)).reshape(-1, len(names))
+    """The language or script of every document, by name: that of most bytes of its letters. The arrays are by token."""
+    cells = np.repeat(np.arange(len(lengths)), lengths) * len(names) + scripts
+    of_document = np.bincount(cells, letter_bytes, minlength=len(lengths) * len(names)).reshape(-1, len(names))
     kana, kanji = of_document[:, 1].copy(), of_document[:, 2].copy()
     of_document[:, 1] += kanji
     of_document[:, [0, 2]] = 0

@@ -14,6 +14,8 @@ USAGE_STATUS = 2
 """Exit status of a command line that is not understood."""
 _FOR_READERS = ("samples", "account", "warnings")
 """Texts of a result, which commands print in full before it."""
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x7f\x85\u2028\u2029"}
+"""Characters that JSON allows in a text, and at which readers of lines cut (``str.splitlines``, JavaScript)."""
 _SHOWN = 40
 """Characters of such a text."""
 
@@ -53,7 +55,7 @@ def print_json(result: Any) -> None:
 
     On a terminal, texts that were printed above for the reader are cut, else they would push what is above off it.
     """
-    line = to_json(_short(result) if sys.stdout.isatty() else result)
+    line = to_json(_short(result) if sys.stdout.isatty() else result).translate(_LINE_ENDS)
     try:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

@@ -389,3 +389,10 @@ def test_prepare_has_one_name_and_answers_to_the_earlier_one(module: str) -> Non
         with start("-m", module, name, "--corpus.paths", "nowhere") as process:
             _, errors = process.communicate()
         assert errors.startswith("error: corpus.paths: nowhere does not exist"), errors
+
+
+def test_json_stays_on_one_line_for_every_reader(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "".join(map(chr, range(0x2100))) + "日本語"
+    print_json({"samples": [text]})
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {"samples": [text]}
