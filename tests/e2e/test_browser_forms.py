@@ -91,10 +91,9 @@ def test_every_deployment_is_edited_and_saved(ui: Ui, version: str) -> None:
     assert len(found) == 20
     for name in found:
         with to_be_restored(ui, name) as deployment:
-            ui.open(f"{version}/deployments/deployment/{deployment['id']}/edit")
+            page = f"{version}/deployments/deployment/{deployment['id']}"
             store = f"/tmp/{name} {version}"
-            ui.text("store").fill(store)
-            assert ui.save(deployment["id"]) == 204, name
+            assert ui.edit(page, lambda: ui.text("store").fill(store)) == 204, name  # noqa: B023
             after = ui.api.call(f"/deployments/{deployment['id']}")
             assert fields(after) == fields(deployment) | {"store": store}, name
 
@@ -103,9 +102,8 @@ def test_every_deployment_is_edited_and_saved(ui: Ui, version: str) -> None:
 def test_a_text_of_several_lines_is_saved_as_it_was_typed(ui: Ui, version: str) -> None:
     advanced = '# größer 学習\n[train]\n\nwarmup = "3 %"\nlearning_rate = 3e-4\n'
     with to_be_restored(ui, "pretrain/tiny") as deployment:
-        ui.open(f"{version}/deployments/deployment/{deployment['id']}/edit")
-        ui.text("advanced").fill(advanced)
-        assert ui.save(deployment["id"]) == 204
+        page = f"{version}/deployments/deployment/{deployment['id']}"
+        assert ui.edit(page, lambda: ui.text("advanced").fill(advanced)) == 204
         assert ui.api.call(f"/deployments/{deployment['id']}")["parameters"]["advanced"] == advanced
 
 
@@ -123,10 +121,12 @@ def test_a_schedule_overrides_one_field_and_its_run_takes_the_others_from_the_de
 ) -> None:
     with to_be_restored(ui, "prepare_data/tiny") as deployment:
         path = f"{version}/deployments/deployment/{deployment['id']}"
-        ui.open(f"{path}/edit")
-        ui.add("text", text)
-        ui.text("advanced").fill(SMALL)
-        assert ui.save(deployment["id"]) == 204
+
+        def fill() -> None:
+            ui.add("text", text)
+            ui.text("advanced").fill(SMALL)
+
+        assert ui.edit(path, fill) == 204
         put_on_schedule(ui, path, store=str(tmp_path / "store"))
         [schedule] = ui.api.call(f"/deployments/{deployment['id']}/schedules")
         assert schedule["parameters"] == {"store": str(tmp_path / "store")}

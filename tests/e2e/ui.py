@@ -1,6 +1,7 @@
 """The Prefect UI as people see it: a page of a real browser, what a person does to it, and what went wrong in it."""
 
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Literal
 from urllib.parse import urlsplit
@@ -121,10 +122,16 @@ class Ui:
             self.page.get_by_role("button", name="Save").click()
         return answer.value.status
 
-    def save(self, path: str) -> int:
-        """The same for a page that stays open; pressed again where another writer was in SQLite's way."""
-        while (status := self.press_save(path)) == HTTPStatus.SERVICE_UNAVAILABLE:
-            pass
+    def edit(self, page: str, fill: Callable[[], object]) -> int:
+        """Open the form that edits a deployment, fill it and save it; the status that the server answers with.
+
+        All again where another writer was in SQLite's way: the form may then show what is stored.
+        """
+        status = HTTPStatus.SERVICE_UNAVAILABLE
+        while status == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.open(f"{page}/edit")
+            fill()
+            status = HTTPStatus(self.press_save(page.rpartition("/")[2]))
         return status
 
     def open_artifacts(self, run: str) -> None:
