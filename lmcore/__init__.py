@@ -7,8 +7,8 @@ from lmcore.signals import end_at_once, is_command
 if is_command():
     end_at_once()  # what a command imports takes seconds, and Ctrl-C has no traceback then either
 
-if "GOMP_SPINCOUNT" not in os.environ:
-    # Threads of libgomp, which torch computes with on a CPU, spin while they wait for each other. Beside one other busy
-    # process training then falls to a thirtieth of its speed; without spinning it keeps two thirds and more. Must be
-    # set before torch loads; what a person has set stays, and child processes inherit it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "OMP_WAIT_POLICY" not in os.environ:
+    # Threads of libgomp, which torch computes with on a CPU, spin while they wait for each other. Spinning for long
+    # stalls training beside other busy processes; not at all costs a third on a quiet machine (docs/benchmarks.md).
+    # Must be set before torch loads; what a person has set stays, and child processes inherit it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
