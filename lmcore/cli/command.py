@@ -14,10 +14,10 @@ USAGE_STATUS = 2
 """Exit status of a command line that is not understood."""
 _FOR_READERS = ("samples", "account", "warnings")
 """Texts of a result, which commands print in full before it."""
-_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x7f\x85\u2028\u2029"}
-"""Characters that JSON allows in a text, and at which readers of lines cut (``str.splitlines``, JavaScript)."""
 _SHOWN = 40
 """Characters of such a text."""
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x7f\x85\u2028\u2029"}
+"""Characters that JSON allows in a text, and at which readers of lines cut (``str.splitlines``, JavaScript)."""
 
 
 def main(action: Callable[[], None]) -> None:
