@@ -76,8 +76,10 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
+    """Of one file: while it is open its event loop runs in this thread, and Prefect's functions called here answer with
+    coroutines."""
     from playwright.sync_api import expect, sync_playwright
 
     from tests.e2e.ui import SECONDS

@@ -10,7 +10,7 @@ from playwright.sync_api import ConsoleMessage, Locator, Page, Request, Viewport
 
 from tests.serving import Api
 
-SECONDS = 120
+SECONDS = 300
 """For what a user waits for: pages, and runs on a busy machine."""
 WHOLE_PAGES: ViewportSize = {"width": 1280, "height": 1600}
 """Lists are drawn only where they can be seen."""

@@ -44,14 +44,14 @@ def naive_bits(train: list[bytes], validation: list[bytes], order: int) -> float
 
 
 @given(TEXTS, TEXTS, st.integers(1, 5))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_n_gram_model_is_the_naive_one(train: list[bytes], validation: list[bytes], order: int) -> None:
     found = ngram_bits(symbols(train), symbols(validation), order)
     assert found == pytest.approx(naive_bits(train, validation, order), rel=1e-9)
 
 
 @given(TEXTS)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_the_chances_of_all_symbols_are_one_together(train: list[bytes]) -> None:
     chances = [2 ** -ngram_bits(symbols(train), np.array([symbol]), 3) for symbol in range(257)]
     assert sum(chances) == pytest.approx(1)

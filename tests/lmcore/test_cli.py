@@ -261,7 +261,7 @@ changes = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(changes)
 def test_any_settings_come_back_from_their_flags(content: dict[str, Any]) -> None:
     try:

@@ -91,6 +91,7 @@ def test_a_stop_of_the_agent_is_a_checkpoint_of_all(prepared: Prepared) -> None:
 def test_more_gpus_than_there_are_is_an_error(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of torchrun")
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ConfigError, match=r"train\.nproc asks for GPU 1, this machine has 1"):
         train(prepared.run(device="cuda"))

@@ -35,7 +35,7 @@ PIECES = [
     b'{"text":"x"}\n',
 ]
 hostile = st.lists(st.sampled_from(PIECES), max_size=60).map(b"".join) | st.binary(max_size=200)
-every_document = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+every_document = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def read(path: Path, **options: object) -> tuple[list[Document], Ledger]:

@@ -183,7 +183,7 @@ def test_what_was_wanted_lately_is_young(store: Path, original: Path) -> None:
     assert list(problems(prepared.dataset.folder)) == []
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pruned=st.sets(st.integers(0, 2)), gone=st.sets(st.integers(0, 5)), keep_runs=st.integers(0, 6))
 def test_all_that_is_reached_verifies_and_a_second_gc_removes_nothing(
     original: Path, tmp_path_factory: pytest.TempPathFactory, pruned: set[int], gone: set[int], keep_runs: int

@@ -92,7 +92,7 @@ def test_old_text_may_stay_as_it_is(margin: float) -> None:
 BROKEN = st.sampled_from([np.nan, np.inf, -np.inf])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(row=st.integers(0, 399), value=BROKEN, side=st.sampled_from(["champion", "challenger"]))
 def test_a_loss_that_is_no_number_never_promotes(row: int, value: float, side: str) -> None:
     champion = scores_of()
@@ -105,7 +105,7 @@ def test_a_loss_that_is_no_number_never_promotes(row: int, value: float, side: s
         assert_refused(decide_first(models[side], QUICK, UNSEEN, NOWHERE), "1 are no finite number")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(row=st.integers(0, 399), side=st.sampled_from(["champion", "challenger"]))
 def test_a_document_that_was_trained_on_never_promotes(row: int, side: Any) -> None:
     champion = scores_of()
@@ -138,7 +138,7 @@ def _rows(scores: DocumentScores, rows: Any) -> DocumentScores:
     return replace(scores, **{name: getattr(scores, name)[rows] for name in names})
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(row=st.integers(0, 399), change=st.sampled_from(sorted(CHANGES)))
 def test_another_evaluation_set_never_promotes(row: int, change: str) -> None:
     champion = scores_of()
@@ -147,7 +147,7 @@ def test_another_evaluation_set_never_promotes(row: int, change: str) -> None:
     assert decision.comparisons == []
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(new=st.integers(0, 260), old=st.integers(0, 260), copies=st.integers(1, 3))
 def test_too_few_documents_never_promote_and_copies_do_not_count(new: int, old: int, copies: int) -> None:
     everything = scores_of(documents=600)
@@ -202,7 +202,7 @@ def test_without_the_rule_of_new_text_none_is_needed() -> None:
 FACTORS = st.floats(0.9, 1.1)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(new=FACTORS, old=FACTORS, seed=st.integers(0, 5))
 def test_the_comparison_is_symmetric(new: float, old: float, seed: int) -> None:
     one = scores_of(seed)
@@ -215,7 +215,7 @@ def test_the_comparison_is_symmetric(new: float, old: float, seed: int) -> None:
         )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31))
 def test_the_order_of_documents_does_not_matter(seed: int) -> None:
     champion = scores_of()

@@ -28,7 +28,7 @@ def plain(dataset: Dataset, **settings: Any) -> Mixture:
     return open_blocks(dataset.folder, DatasetConfig(block_size=16, **settings))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(step=st.integers(0, 40), batch=st.integers(1, 9), shuffle=st.booleans())
 def test_any_position_is_reached_at_once(prepared: Prepared, step: int, batch: int, shuffle: bool) -> None:
     blocks = plain(prepared.dataset)
@@ -40,7 +40,7 @@ def test_any_position_is_reached_at_once(prepared: Prepared, step: int, batch: i
     assert batches(step * batch) == batches(0)[step:]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(first=st.integers(0, 10_000), count=st.integers(1, 700), batch=st.integers(1, 9), window=st.integers(1, 50))
 def test_batches_are_those_of_one_long_sequence_wherever_they_start(
     many_chunks: Dataset, first: int, count: int, batch: int, window: int
@@ -74,7 +74,7 @@ def test_an_epoch_is_every_block_once_and_the_next_has_another_order(prepared: P
 # --- ranks and workers ---
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(first=st.integers(0, 500), count=st.integers(1, 90), batch=st.integers(1, 20), world=st.integers(1, 5))
 def test_ranks_partition_every_batch(many_chunks: Dataset, first: int, count: int, batch: int, world: int) -> None:
     blocks = plain(many_chunks)
@@ -146,7 +146,7 @@ def test_the_first_batch_anywhere_reads_its_own_blocks_only(
 
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(documents=st.lists(st.lists(st.integers(6, 99), max_size=20), min_size=2, max_size=15), size=st.integers(2, 12))
 def test_documents_are_numbered_and_positions_restart(
     write_dataset: WriteDataset, documents: list[list[int]], size: int, packing: Any

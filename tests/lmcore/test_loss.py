@@ -46,7 +46,7 @@ def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], relati
         assert (one - other).abs().max() <= relative * max(1, other.abs().max())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=SIZES, c=SIZES, v=st.integers(2, 60), chunk=st.integers(1, 50), bias=st.booleans(), seed=st.integers(0, 99))
 def test_value_and_gradients_are_torchs(n: int, c: int, v: int, chunk: int, bias: bool, seed: int) -> None:
     parts = some_parts(n, c, v, bias, seed=seed)
@@ -190,7 +190,7 @@ def test_it_compiles_in_one_graph(low: torch.dtype | None, frozen: list[int]) ->
         assert (one is None and other is None) or (one - other).abs().max() <= 1e-6 * other.abs().max()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=SIZES, chunk=st.integers(1, 50), bias=st.booleans(), seed=st.integers(0, 99))
 def test_the_nats_of_every_token_are_those_of_whole_logits(n: int, chunk: int, bias: bool, seed: int) -> None:
     hidden, weight, offset, labels = parts = some_parts(n, 7, 30, bias, seed=seed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -32,7 +32,6 @@ def mixture(blocks: list[int], draws: list[int]) -> Mixture:
     return Mixture(parts, dict(zip(parts, draws, strict=True)))
 
 
-@settings(deadline=None)
 @given(
     parts=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 60)), min_size=2, max_size=4),
     epochs=st.integers(1, 4),

@@ -46,7 +46,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return sorted(set((folder / "text.txt").read_text(encoding="utf-8").splitlines()))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(first=st.integers(150, 300), inserted=st.integers(0, 150), removed=st.integers(0, 40), at=st.integers(0, 100))
 def test_each_document_is_old_or_new(
     lines: list[str], tmp_path_factory: pytest.TempPathFactory, first: int, inserted: int, removed: int, at: int

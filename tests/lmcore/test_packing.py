@@ -37,7 +37,7 @@ def test_placing_lengths_together_is_best_fit_decreasing(lengths: list[int], siz
     assert sorted(rooms.tolist()) == fit_one_by_one(lengths, size)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents=DOCUMENTS, cut=st.integers(0, 25), size=st.integers(2, 40))
 def test_every_token_is_a_label_once_and_what_fits_is_whole(
     write_dataset: WriteDataset, documents: Documents, cut: int, size: int

@@ -40,7 +40,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 _NAMES = st.sampled_from(["data", "data-evil", "other", "deep", "inner", "loop", "out", "up", "home", "..", "."])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)  # the tree is only read
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the tree is only read
 @given(st.data())
 def test_a_path_is_refused_exactly_when_it_leads_out(tree: Path, data: st.DataObject) -> None:
     path = tree / "data" if data.draw(st.booleans()) else tree

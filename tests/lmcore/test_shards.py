@@ -68,7 +68,7 @@ def test_a_changed_id_is_noticed(tmp_path: Path) -> None:
         Shard(path).verify()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_or_cut_byte_gives_the_same_ids_or_a_store_error(tmp_path: Path, data: st.DataObject) -> None:
     whole = write(tmp_path / "x.arrow").read_bytes()

@@ -1,19 +1,17 @@
 """The order of an epoch is a permutation, and a pure function."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcore.shuffle import shuffled
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 5000), seed=st.integers(0, 2**31 - 1), epoch=st.integers(0, 1000))
 def test_it_is_a_permutation(n: int, seed: int, epoch: int) -> None:
     assert np.array_equal(np.sort(shuffled(np.arange(n), n, seed, epoch)), np.arange(n))
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 5000), data=st.data())
 def test_any_part_is_reached_without_the_rest(n: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, n - 1))
@@ -30,7 +28,6 @@ def test_orders_stay_what_they_were() -> None:
     assert shuffled(np.arange(12), 1000, 3, 5).tolist() == [264, 765, 794, 546, 985, 180, 566, 192, 428, 605, 618, 22]
 
 
-@settings(deadline=None)
 @given(epochs=st.lists(st.integers(0, 5), min_size=1, max_size=50))
 def test_every_place_may_be_of_an_epoch_of_its_own(epochs: list[int]) -> None:
     places = np.arange(len(epochs))

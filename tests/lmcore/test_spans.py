@@ -50,7 +50,7 @@ def cut(path: Path, **options: object) -> tuple[list[Span], Ledger]:
     return list(read_spans(file, config, ledger)), ledger
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=pieces,
     unit=st.sampled_from(["line", "paragraph", "file"]),
@@ -206,7 +206,7 @@ def test_tables_are_read_by_row(tmp_path: Path, kind: str, type_: pa.DataType) -
     assert ledger.unaccounted_bytes == 0
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.sampled_from([None, "", " ", "a", "日本", "x" * 40]), min_size=1, max_size=200),
     group=st.integers(1, 50),

@@ -88,7 +88,7 @@ def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     assert (path / "a").read_bytes() == b"new"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_cut_or_missing_byte_is_noticed(tmp_path: Path, data: st.DataObject) -> None:
     shutil.rmtree(tmp_path / "x", ignore_errors=True)
@@ -110,7 +110,7 @@ def test_any_flipped_cut_or_missing_byte_is_noticed(tmp_path: Path, data: st.Dat
     make(path, a=b"some content", b=b"more")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_what_is_damaged_is_removed_to_be_made_again(tmp_path: Path, data: st.DataObject) -> None:
     path = make(tmp_path / "x", a=b"some content")

@@ -27,7 +27,7 @@ def test_gather_is_the_flat_stream_across_segments(prepared: Prepared) -> None:
         assert np.array_equal(blocks[:, 1:].ravel(), flat[1 : blocks[:, 1:].size + 1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), share=st.sampled_from([0, 0.1, 0.5, 0.9, 1]), size=st.integers(1, 40))
 def test_dropped_documents_are_as_if_they_were_not_there(
     many_chunks: Dataset, seed: int, share: float, size: int

@@ -67,7 +67,7 @@ any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 hostile_text = st.text("\u2581 \n\r\t\0</s>あＡ😀\u3000\u200d", max_size=40)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=any_text | hostile_text)
 def test_text_comes_back_here_and_in_plain_transformers(bpe: tuple[Tokenizer, Any], text: str) -> None:
     own, theirs = bpe
@@ -96,7 +96,7 @@ def test_special_ids_are_the_tutorials(make: Make, model_type: str) -> None:
     assert theirs.decode([3, 4, 5], skip_special_tokens=True) == ""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=any_text | hostile_text)
 def test_unigram_is_exact_here(unigram: Tokenizer, text: str) -> None:
     assert unigram.decode(unigram.encode(text)) == text
@@ -154,7 +154,7 @@ def test_a_loaded_tokenizer_must_have_the_special_tokens(make: Make) -> None:
         make(source=source, special_tokens=["<|system|>"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(texts=st.lists(any_text | hostile_text, max_size=6))
 def test_a_batch_is_the_texts_one_by_one_each_with_an_end(bpe: tuple[Tokenizer, Any], texts: list[str]) -> None:
     own, theirs = bpe
@@ -169,7 +169,7 @@ def test_a_batch_is_the_texts_one_by_one_each_with_an_end(bpe: tuple[Tokenizer, 
 words = st.sampled_from(["学習", "モデル", "です。", " ", "\n", "model", "aa", "a", "😀", "\u2581", "123"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=st.lists(words, min_size=20, max_size=200).map("".join), size=st.integers(1, 20))
 def test_a_long_text_is_cut_where_its_ids_do_not_change(make: Make, text: str, size: int) -> None:
     path = make().folder / MODEL_FILE
