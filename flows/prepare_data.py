@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
 from flows.form import PIPELINE, Document, Size, Texts, chosen, form
-from lmcore.config import RunConfig
+from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import ConfigError, StoppedError
-from lmcore.section import Text
-from lmcore.tokenization import Dataset
-from lmcore.tokenizer import TokenizerInfo
+from lmcore.settings.config import RunConfig
+from lmcore.settings.section import Text
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
 from tasks.pages import name_run, tag_run

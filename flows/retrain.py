@@ -10,19 +10,19 @@ from flows.command import run_command
 from flows.form import PIPELINE, Bytes, Count, Document, ModelName, Repository, Size, Texts, chosen, form
 from flows.prepare_data import Stages, prepare
 from flows.pretrain import trained_model
-from lmcore.challenge import Champion, refused_before
-from lmcore.config import RunConfig
+from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import ConfigError, StoppedError, StoreError
-from lmcore.news import News
-from lmcore.push import pushed
-from lmcore.registry import Version, model_folder
-from lmcore.retraining import RetrainConfig, Start, anew, continued, too_little, unused
-from lmcore.retraining_report import retraining_page
-from lmcore.run import run_key
-from lmcore.section import Text
-from lmcore.store import locked
-from lmcore.tokenization import Dataset
-from lmcore.tokenizer import TokenizerInfo
+from lmcore.registry.push import pushed
+from lmcore.registry.registry import Version, model_folder
+from lmcore.report.retraining_report import retraining_page
+from lmcore.retraining.challenge import Champion, refused_before
+from lmcore.retraining.new_documents import News
+from lmcore.retraining.retraining import RetrainConfig, Start, anew, continued, too_little, unused
+from lmcore.runs.run import run_key
+from lmcore.settings.config import RunConfig
+from lmcore.settings.section import Text
+from lmcore.store.artifacts import locked
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.pages import name_run
 from tasks.policies import stopped
 from tasks.retraining import gate, look_at_champion, look_for_news, promotion, push_to_hub, retraining_report

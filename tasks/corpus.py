@@ -4,8 +4,8 @@ from pathlib import Path
 
 from prefect import task
 
-from lmcore.config import RunConfig
-from lmcore.corpus import Corpus, open_corpus
+from lmcore.corpus.scan import Corpus, open_corpus
+from lmcore.settings.config import RunConfig
 from tasks.policies import NEVER_CACHED, RETRIED
 from tasks.progress import watched
 

@@ -3,10 +3,10 @@
 from prefect import task
 from prefect.artifacts import Artifact, TableArtifact
 
-from lmcore.inputs import Inputs
-from lmcore.report import evaluation_rows
-from lmcore.run import Export, Run, TrainingResult
-from lmcore.scores import Evaluation
+from lmcore.report.report import evaluation_rows
+from lmcore.runs.run import Export, Run, TrainingResult
+from lmcore.runs.scores import Evaluation
+from lmcore.store.remembered_inputs import Inputs
 from tasks.policies import stage
 from tasks.progress import watched
 
@@ -32,7 +32,7 @@ def _page(evaluation: Evaluation) -> list[Artifact]:
 def evaluation(training: TrainingResult) -> Evaluation:
     """Score every validation document once."""
     with watched("evaluating", "tokens") as progress:
-        from lmcore.evaluate import evaluate  # and with it torch: a flow starts without
+        from lmcore.model.evaluate import evaluate  # and with it torch: a flow starts without
 
         return evaluate(Run.open(training.folder), training.checkpoint, progress)
 
@@ -41,6 +41,6 @@ def evaluation(training: TrainingResult) -> Evaluation:
 def export_model(training: TrainingResult, evaluation: Evaluation) -> Export:
     """Write the folder that transformers opens."""
     with watched("export", "files"):
-        from lmcore.export import export  # and with it transformers
+        from lmcore.model.export import export  # and with it transformers
 
         return export(training, evaluation)

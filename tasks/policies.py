@@ -21,9 +21,9 @@ from prefect.tasks import exponential_backoff
 from prefect.transactions import IsolationLevel
 
 from lmcore.errors import LMError, StoppedError, is_transient
-from lmcore.inputs import Inputs, remember, what_changed
-from lmcore.section import fingerprint
-from lmcore.store import FORMAT_VERSION, Output
+from lmcore.settings.section import fingerprint
+from lmcore.store.artifacts import FORMAT_VERSION, Output
+from lmcore.store.remembered_inputs import Inputs, remember, what_changed
 from tasks.locks import FileLocks
 from tasks.pages import Page, shown
 

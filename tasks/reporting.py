@@ -3,12 +3,12 @@
 from prefect import get_run_logger, task
 from prefect.artifacts import Artifact, MarkdownArtifact
 
-from lmcore.config import RunConfig
-from lmcore.inputs import Inputs
-from lmcore.mixture import Blocks
-from lmcore.report import Report, report, report_key, samples_page
-from lmcore.run import TrainingResult
-from lmcore.scores import Evaluation
+from lmcore.dataset.mixture import Blocks
+from lmcore.report.report import Report, report, report_key, samples_page
+from lmcore.runs.run import TrainingResult
+from lmcore.runs.scores import Evaluation
+from lmcore.settings.config import RunConfig
+from lmcore.store.remembered_inputs import Inputs
 from tasks.policies import stage
 from tasks.progress import watched
 

@@ -6,13 +6,13 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
-from lmcore.challenge import Champion, judge, require_comparable, settle
-from lmcore.gate import Decision
-from lmcore.news import News, told_apart
-from lmcore.push import push
-from lmcore.registry import Version
-from lmcore.retraining import RetrainConfig
-from lmcore.tokenization import Dataset
+from lmcore.dataset.tokenization import Dataset
+from lmcore.registry.push import push
+from lmcore.registry.registry import Version
+from lmcore.retraining.challenge import Champion, judge, require_comparable, settle
+from lmcore.retraining.gate import Decision
+from lmcore.retraining.new_documents import News, told_apart
+from lmcore.retraining.retraining import RetrainConfig
 from tasks.policies import NEVER_CACHED, RETRIED
 
 

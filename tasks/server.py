@@ -36,7 +36,7 @@ from prefect.settings import (
 )
 
 from lmcore.errors import ConfigError, LMError
-from lmcore.launch import end_with_parent
+from lmcore.runs.launch import end_with_parent
 from lmcore.signals import Terminated, resend_lost
 from tasks.database import copy_before_upgrade
 

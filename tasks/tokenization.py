@@ -5,12 +5,12 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.artifacts import Artifact, MarkdownArtifact
 
-from lmcore.config import RunConfig
-from lmcore.corpus import Corpus
-from lmcore.inputs import Inputs
-from lmcore.report import data_page, tokenizer_page
-from lmcore.tokenization import Dataset, dataset_inputs, tokenize
-from lmcore.tokenizer import TokenizerInfo
+from lmcore.corpus.scan import Corpus
+from lmcore.dataset.tokenization import Dataset, dataset_inputs, tokenize
+from lmcore.report.report import data_page, tokenizer_page
+from lmcore.settings.config import RunConfig
+from lmcore.store.remembered_inputs import Inputs
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.policies import stage
 from tasks.progress import watched
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from prefect import task
 
-from lmcore.config import RunConfig
-from lmcore.corpus import Corpus
-from lmcore.inputs import Inputs
-from lmcore.tokenizer import TokenizerInfo, make_tokenizer, tokenizer_inputs
+from lmcore.corpus.scan import Corpus
+from lmcore.settings.config import RunConfig
+from lmcore.store.remembered_inputs import Inputs
+from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer, tokenizer_inputs
 from tasks.policies import stage
 from tasks.progress import watched
 

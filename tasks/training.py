@@ -7,17 +7,17 @@ from prefect.artifacts import Artifact, MarkdownArtifact
 from prefect.context import TaskRunContext
 from prefect.exceptions import TerminationSignal
 
-from lmcore.config import RunConfig
+from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import StoppedError
-from lmcore.forecast import training_poll
-from lmcore.history import loss_table
-from lmcore.inputs import Inputs
-from lmcore.launch import train_in_child
-from lmcore.metrics import read_metrics
-from lmcore.report import run_page
-from lmcore.run import TrainingResult, prepare_run, run_identity
-from lmcore.tokenization import Dataset
-from lmcore.tokenizer import TokenizerInfo
+from lmcore.report.report import run_page
+from lmcore.runs.forecast import training_poll
+from lmcore.runs.history import loss_table
+from lmcore.runs.launch import train_in_child
+from lmcore.runs.metrics import read_metrics
+from lmcore.runs.run import TrainingResult, prepare_run, run_identity
+from lmcore.settings.config import RunConfig
+from lmcore.store.remembered_inputs import Inputs
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.locks import gpu_slot
 from tasks.policies import stage, stopped
 from tasks.progress import LiveTable, run_logger, watched

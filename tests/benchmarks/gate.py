@@ -20,9 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lmcore.config import RunConfig
-from lmcore.gate import GateConfig, decide
-from lmcore.scores import DocumentScores
+from lmcore.retraining.gate import GateConfig, decide
+from lmcore.runs.scores import DocumentScores
+from lmcore.settings.config import RunConfig
 from tests.benchmarks.bench import table
 
 COMPARISONS = 200
@@ -85,12 +85,12 @@ def _promoted(simulation: Simulation, comparisons: int, config: GateConfig, new:
 
 def trained_scores(corpus: Path) -> list[DocumentScores]:
     """Scores of small models, trained alike but for the seed, on a quarter of the corpus that was held out."""
-    from lmcore.corpus import open_corpus
-    from lmcore.run import prepare_run
-    from lmcore.scoring import LabelledText, dataset_texts, score_texts
-    from lmcore.tokenization import tokenize
-    from lmcore.tokenizer import make_tokenizer
-    from lmcore.train import train
+    from lmcore.corpus.scan import open_corpus
+    from lmcore.dataset.tokenization import tokenize
+    from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts
+    from lmcore.runs.run import prepare_run
+    from lmcore.tokenizer.tokenizer import make_tokenizer
+    from lmcore.training.train import train
 
     scores = []
     with tempfile.TemporaryDirectory() as folder:

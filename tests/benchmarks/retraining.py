@@ -18,16 +18,16 @@ from typing import Any
 
 from bench import WORK, table
 
-from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
-from lmcore.corpus import open_corpus
-from lmcore.evaluate import evaluate
-from lmcore.export import export
-from lmcore.news import age_of, told_apart
-from lmcore.retraining import RetrainConfig, RetrainingConfig, continued
-from lmcore.run import Run, TrainingResult, prepare_run
-from lmcore.tokenization import Dataset, tokenize
-from lmcore.tokenizer import TokenizerInfo, make_tokenizer
-from lmcore.train import train
+from lmcore.corpus.scan import open_corpus
+from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.model.evaluate import evaluate
+from lmcore.model.export import export
+from lmcore.retraining.new_documents import age_of, told_apart
+from lmcore.retraining.retraining import RetrainConfig, RetrainingConfig, continued
+from lmcore.runs.run import Run, TrainingResult, prepare_run
+from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.training.train import train
 
 OLD_BYTES, EPOCHS = 2_000_000, 4.0
 RECIPES: dict[str, dict[str, Any]] = {
