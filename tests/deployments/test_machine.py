@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments import machine
+from deployments.doctor import machine
 from lmcore.store.artifacts import boot_id, locked, prepare_store, write_file
 from tests.conftest import REPOSITORY, start, wait_until
 from tests.serving import clean_environment

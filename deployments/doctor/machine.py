@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from deployments.finding import Finding
+from deployments.doctor.finding import Finding
 from lmcore.errors import StoreError
 from lmcore.store.artifacts import boot_id, check_version, is_alive, leftovers, sweep
 
