@@ -38,13 +38,13 @@ from lmcore.store.remembered_inputs import Inputs
 from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer, tokenizer_inputs
 from tasks.locks import gpu_slot
 from tasks.policies import NEVER_CACHED, RETRIED, stage, stopped
-from tasks.progress import LiveTable, run_logger, watched
+from tasks.progress import LiveTable, report_progress, run_logger
 
 
 @task(name="corpus", task_run_name="look at {config.corpus.label}", **NEVER_CACHED, **RETRIED)
 def look_at_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     """The corpus in figures, and the opened store. Never cached: this task notices new text."""
-    with watched("corpus", "bytes"):
+    with report_progress("corpus", "bytes"):
         return open_corpus(config)
 
 
@@ -55,7 +55,7 @@ def _tokenizer_inputs(config: RunConfig, corpus: Corpus, store: Path) -> Inputs:
 @task(name="tokenizer", task_run_name="tokenizer for {config.corpus.label}", **stage(_tokenizer_inputs))
 def tokenizer(config: RunConfig, corpus: Corpus, store: Path) -> TokenizerInfo:
     """A tokenizer in the store, trained on the corpus or loaded from config.tokenizer.source."""
-    with watched("tokenizer", "bytes") as progress:
+    with report_progress("tokenizer", "bytes") as progress:
         return make_tokenizer(config.tokenizer, config.corpus, corpus, store, progress)
 
 
@@ -79,7 +79,7 @@ def _tokenization_page(dataset: Dataset) -> list[Artifact]:
 )
 def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store: Path) -> Dataset:
     """The dataset: token ids in memory-mapped shards. Only chunks that the store lacks are encoded."""
-    with watched("tokenizing", "bytes") as progress:
+    with report_progress("tokenizing", "bytes") as progress:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
     get_run_logger().info(dataset.account())
     return dataset
@@ -111,7 +111,7 @@ def _training_page(training: TrainingResult) -> list[Artifact]:
 @task(
     name="training",
     task_run_name="train {config.model_label} on dataset {dataset.id}",
-    **stage(_training_inputs, heeds_fresh=True, page=_training_page),
+    **stage(_training_inputs, respect_fresh=True, page=_training_page),
 )
 def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> TrainingResult:
     """The result of the run, which is started or continued in a child process.
@@ -125,7 +125,7 @@ def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
     about = f"Losses of {run.folder.name}, nats per token"
     losses = LiveTable("losses", about, lambda: loss_table(read_metrics(run.metrics)))
     logger = run_logger()
-    with gpu_slot(config), watched("training", "steps", training_poll(run, logger), losses):
+    with gpu_slot(config), report_progress("training", "steps", training_poll(run, logger), losses):
         try:
             return train_in_child(run.folder, logger.info)
         except StoppedError as stop:
@@ -152,7 +152,7 @@ def _evaluation_page(evaluation: Evaluation) -> list[Artifact]:
 )
 def evaluation(training: TrainingResult) -> Evaluation:
     """The scores of the trained model on every validation document."""
-    with watched("evaluating", "tokens") as progress:
+    with report_progress("evaluating", "tokens") as progress:
         from lmcore.model.evaluate import evaluate
 
         return evaluate(Run.open(training.folder), training.checkpoint, progress)
@@ -166,7 +166,7 @@ def _export_inputs(training: TrainingResult, evaluation: Evaluation) -> Inputs:
 @task(name="export", task_run_name="export {training.run}", **stage(_export_inputs))
 def export_model(training: TrainingResult, evaluation: Evaluation) -> Export:
     """The folder that transformers opens."""
-    with watched("export", "files"):
+    with report_progress("export", "files"):
         from lmcore.model.export import export
 
         return export(training, evaluation)
@@ -191,7 +191,7 @@ def _report_page(found: Report) -> list[Artifact]:
 @task(name="report", task_run_name="report of {training.run}", **stage(_report_inputs, page=_report_page))
 def loss_report(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Report:
     """The report in the run's folder. Its artifact has the picture inside it."""
-    with watched("report", "samples"):
+    with report_progress("report", "samples"):
         page = report(training, evaluation, blocks, config.sample)
     for warning in page.warnings:
         get_run_logger().warning(warning)
