@@ -24,7 +24,8 @@ import pyarrow as pa
 from blake3 import blake3
 
 from lmcore.errors import StoreError, could_not_read, owner_named
-from lmcore.store.artifacts import DIGEST_BYTES, FORMAT_VERSION, check_version
+from lmcore.store.artifacts import FORMAT_VERSION, check_version
+from lmcore.store.files import DIGEST_BYTES
 
 SPLITS = ("train", "validation")
 _NOT_MAPPED = "Memory mapping file failed"

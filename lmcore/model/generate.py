@@ -21,7 +21,8 @@ from lmcore.runs.run import Run
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.artifacts import json_line, write_file
+from lmcore.store.files import write_file
+from lmcore.store.json_lines import json_line
 from lmcore.tokenizer.tokenizer import Tokenizer
 
 _PROMPTS_AT_ONCE = 32

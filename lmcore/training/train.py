@@ -45,7 +45,7 @@ from lmcore.runs.run import (
 )
 from lmcore.runs.scores import Score
 from lmcore.runs.training_progress import ProgressWriter, RecurringWork
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 from lmcore.training.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
 from lmcore.training.guard import EarlyStopping
 from lmcore.training.schedule import Schedule, planned_steps
