@@ -222,7 +222,7 @@ def _check_home() -> None:
 
 
 @cache
-def tie_ends() -> "subprocess.Popen[bytes] | None":
+def stop_with_parent() -> "subprocess.Popen[bytes] | None":
     """End a temporary server of this process with it, and the run of a deployment with the one that serves it.
 
     Prefect stops its temporary server at exit, which ``kill -9`` leaves out; and a run whose server of deployments is

@@ -107,7 +107,7 @@ def train(
     from lmcore.training.train import train as train_run
     from lmcore.training.workers import run_workers
 
-    is_first = Ranks.of_environment().is_first
+    is_first = Ranks.from_environment().is_first
     if not is_first:
         _log.setLevel(logging.ERROR)
     starter = os.getppid() if is_worker() else parent
