@@ -40,11 +40,11 @@ class OnDisk(CachePolicy):
 
     ``content`` gives, from the task's arguments, everything the output depends on, by name, the store's folder
     (``store``) included; the format version is added here. A task whose ``config`` argument says ``fresh`` is
-    not looked up when ``heeds_fresh`` is set.
+    not looked up when ``respect_fresh`` is set.
     """
 
     content: Callable[..., Inputs] = dict
-    heeds_fresh: bool = False
+    respect_fresh: bool = False
 
     def compute_key(
         self,
@@ -78,7 +78,7 @@ class OnDisk(CachePolicy):
 
     def _why_void(self, records: ResultStore, key: str, inputs: dict[str, Any]) -> str | None:
         """None when the recorded output may be used; else the reason, and the record is void."""
-        if self.heeds_fresh and inputs["config"].fresh:
+        if self.respect_fresh and inputs["config"].fresh:
             reason = "fresh was asked for"
         else:
             try:
@@ -134,12 +134,12 @@ def start_again(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
             client.set_flow_run_state(now.id, Scheduled(message=why))
 
 
-def stage(content: Callable[..., Inputs], heeds_fresh: bool = False, page: Page | None = None) -> dict[str, Any]:
+def stage(content: Callable[..., Inputs], respect_fresh: bool = False, page: Page | None = None) -> dict[str, Any]:
     """The options of every task that leaves an output in the store; ``page`` shows it, made or found again."""
     return {
         "cache_policy": OnDisk(
             content=content,
-            heeds_fresh=heeds_fresh,
+            respect_fresh=respect_fresh,
             lock_manager=_LOCKS,
             isolation_level=IsolationLevel.SERIALIZABLE,
         ),

@@ -205,6 +205,7 @@ def _ephemeral_settings() -> dict[str, str]:
 
 
 def free_port() -> int:
+    """A TCP port of this machine that nobody uses now."""
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         return int(listener.getsockname()[1])
@@ -221,7 +222,7 @@ def _check_home() -> None:
 
 
 @cache
-def tie_ends() -> "subprocess.Popen[bytes] | None":
+def stop_with_parent() -> "subprocess.Popen[bytes] | None":
     """End a temporary server of this process with it, and the run of a deployment with the one that serves it.
 
     Prefect stops its temporary server at exit, which ``kill -9`` leaves out; and a run whose server of deployments is

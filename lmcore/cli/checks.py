@@ -38,4 +38,4 @@ def _check_schedule(config: RunConfig) -> None:
 
     train = config.train
     if train.max_steps and "epochs" not in train.warmup + train.decay:
-        Schedule.of(train, train.max_steps, blocks=1, block_size=config.dataset.block_size)
+        Schedule.from_config(train, train.max_steps, blocks=1, block_size=config.dataset.block_size)

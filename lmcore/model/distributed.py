@@ -29,7 +29,7 @@ _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all that train together."""
+    """The place of this process among all that train together."""
 
     rank: int = 0
     world: int = 1
@@ -37,7 +37,7 @@ class Ranks:
     """Among those on this machine; the number of its GPU."""
 
     @classmethod
-    def of_environment(cls) -> Self:
+    def from_environment(cls) -> Self:
         """As torchrun says; alone where it did not start this process."""
         if not is_worker():
             return cls()
@@ -67,7 +67,7 @@ class Ranks:
 
 
 @contextmanager
-def joined(ranks: Ranks) -> Iterator[None]:
+def process_group(ranks: Ranks) -> Iterator[None]:
     """Take part in the group of all ranks while the body runs."""
     if ranks.world == 1:
         yield
@@ -94,7 +94,7 @@ def _meet(ranks: Ranks) -> None:
         ) from error
 
 
-def spread(module: torch.nn.Module, blocks: list[torch.nn.Module], config: TrainConfig, ranks: Ranks) -> Any:
+def parallelize(module: torch.nn.Module, blocks: list[torch.nn.Module], config: TrainConfig, ranks: Ranks) -> Any:
     """``module`` so that its backward pass averages gradients over all ranks.
 
     With ddp a wrapper; with fsdp the module itself, each of its transformer blocks sharded apart
@@ -111,7 +111,7 @@ def spread(module: torch.nn.Module, blocks: list[torch.nn.Module], config: Train
     return fully_shard(module)
 
 
-def reduced_at(module: Any, is_last: bool) -> AbstractContextManager[Any]:
+def no_sync(module: Any, is_last: bool) -> AbstractContextManager[Any]:
     """Gradients of micro-batches add up in each rank; only those of the last one go round."""
     if isinstance(module, DistributedDataParallel):
         return nullcontext() if is_last else module.no_sync()
@@ -136,7 +136,7 @@ def unsharded(module: Any) -> Iterator[None]:
         module.reshard()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor of which ranks may hold shares; every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

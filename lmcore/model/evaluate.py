@@ -61,7 +61,7 @@ def evaluate(run: Run, checkpoint: Path, progress: Update = unwatched) -> Evalua
         done += tokens
         progress(done, sum(map(len, streams.values())))
 
-    score_documents = replace(Scorer.of_run(run, model), chunk_tokens=chunk_tokens, on_scored=advance)
+    score_documents = replace(Scorer.from_run(run, model), chunk_tokens=chunk_tokens, on_scored=advance)
     scores = {name: score_documents(stream.documents()) for name, stream in streams.items()}
     score = sum(scores.values(), Score())
     return Evaluation(
@@ -101,7 +101,7 @@ class Scorer:
     """Called with the number of tokens that were scored, batch by batch."""
 
     @classmethod
-    def of_run(cls, run: Run, model: torch.nn.Module) -> Self:
+    def from_run(cls, run: Run, model: torch.nn.Module) -> Self:
         """Scores as the run does, while training and after."""
         config, block_size = run.config.train, run.config.dataset.block_size
         device = next(model.parameters()).device
@@ -116,7 +116,7 @@ class Scorer:
         )
 
     @classmethod
-    def of_model(cls, model: PreTrainedModel, block_size: int, eos_id: int, precision: Precision) -> Self:
+    def from_model(cls, model: PreTrainedModel, block_size: int, eos_id: int, precision: Precision) -> Self:
         """Scores with any model, whose logits are never there all at once if it does nothing to them."""
         return cls(
             model=model,
@@ -132,7 +132,7 @@ class Scorer:
         """Score documents, at least one."""
         found = self.each(documents)
         sums = (column.sum() for column in (found.tokens, found.text_bytes, found.nats))
-        return Score.of([len(found.nats), *sums])
+        return Score.from_figures([len(found.nats), *sums])
 
     @torch.no_grad()
     def each(self, documents: Iterable[Document]) -> Scored:
@@ -214,11 +214,11 @@ class Validation:
         self._documents = {name: mine[ranks.rank % step :: step] for name, mine in documents.items()}
 
     @classmethod
-    def of_run(cls, run: Run, model: torch.nn.Module, ranks: Ranks) -> Self:
+    def from_run(cls, run: Run, model: torch.nn.Module, ranks: Ranks) -> Self:
         """By source, together up to train.validation_tokens."""
         train = run.config.train
         documents = _first_documents(run.dataset_folder, train.validation_tokens)
-        return cls(Scorer.of_run(run, model), documents, ranks, is_shared=train.parallel == "ddp")
+        return cls(Scorer.from_run(run, model), documents, ranks, is_shared=train.parallel == "ddp")
 
     @property
     def tokens(self) -> int:
@@ -231,7 +231,7 @@ class Validation:
         if not self._is_shared:
             return scores
         return {
-            name: Score.of(self._ranks.sum(torch.tensor(astuple(score)).double()).tolist())
+            name: Score.from_figures(self._ranks.sum(torch.tensor(astuple(score)).double()).tolist())
             for name, score in scores.items()
         }
 

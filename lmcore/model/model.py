@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lmcore.errors import ConfigError, RunError
 from lmcore.model.attention import can_flex, causal_mask, document_mask, use_own_attention, uses_own_attention
 from lmcore.model.loss import cross_entropy, linear_cross_entropy
-from lmcore.runs.initial_model import Origin, in_transformers
+from lmcore.runs.initial_model import InitialModel, in_transformers
 from lmcore.runs.run import Run
 
 transformers.logging.set_verbosity_error()
@@ -69,40 +69,40 @@ def _fitted(model: PreTrainedModel, run: Run) -> PreTrainedModel:
 
 
 def _continued_model(run: Run) -> PreTrainedModel:
-    origin = Origin.find(run.config.train.init_from)
-    if origin.fingerprint() != run.identity["first_weights"]:
+    initial = InitialModel.find(run.config.train.init_from)
+    if initial.fingerprint() != run.identity["first_weights"]:
         raise RunError(
-            f"{origin.name} (train.init_from) holds other weights than when the run was begun: start it again with "
+            f"{initial.name} (train.init_from) holds other weights than when the run was begun: start it again with "
             "the command that began it, under another --run NAME if it has one"
         )
-    origin.prove_whole()
-    if not origin.is_checkpoint:
-        return _fitted(_opened(origin), run)
+    initial.prove_whole()
+    if not initial.is_checkpoint:
+        return _fitted(_opened(initial), run)
     model = blank_model(run)
     # Not strict: tied weights stand there once, and buffers not at all.
-    model.load_state_dict(load_file(origin.folder / "model.safetensors"), strict=False)
+    model.load_state_dict(load_file(initial.folder / "model.safetensors"), strict=False)
     return model
 
 
-def _opened(origin: Origin) -> PreTrainedModel:
+def _opened(initial: InitialModel) -> PreTrainedModel:
     """Raises ConfigError when the folder's weights are not all that its model has, or it is no language model."""
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            origin.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            initial.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
-            f"train.init_from: transformers opens no language model in {origin.folder}: {error}"
+            f"train.init_from: transformers opens no language model in {initial.folder}: {error}"
         ) from error
     missing = sorted({*found["missing_keys"], *found["mismatched_keys"]})
     if missing:
         raise ConfigError(
-            f"train.init_from: {origin.folder} lacks {len(missing)} of the weights of {type(model).__name__}, such as "
+            f"train.init_from: {initial.folder} lacks {len(missing)} of the weights of {type(model).__name__}, such as "
             f"{', '.join(map(str, missing[:3]))}"
         )
     if sees_ahead(model):
         raise ConfigError(
-            f"train.init_from: {type(model).__name__} in {origin.folder} sees later tokens: it is not causal"
+            f"train.init_from: {type(model).__name__} in {initial.folder} sees later tokens: it is not causal"
         )
     opened: PreTrainedModel = model
     return opened

@@ -27,7 +27,7 @@ from lmcore.dataset.filters import hashes
 from lmcore.dataset.shards import SPLITS
 from lmcore.errors import LMError, StoreError
 from lmcore.registry.registry import Version
-from lmcore.runs.initial_model import Origin
+from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run
 from lmcore.settings.section import differences
 from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, read_manifest, verify_artifact
@@ -225,7 +225,7 @@ def _check_origin(store: Path, origin: dict[str, str] | None) -> Iterator[str]:
     if origin is None:
         return
     try:
-        found = Origin.find(origin_path(store, origin))
+        found = InitialModel.find(origin_path(store, origin))
         found.prove_whole()
         if found.fingerprint() != origin["fingerprint"]:
             yield f"{origin['path']}, which training began with, holds other weights than it did"

@@ -9,7 +9,7 @@ from lmcore.dataset.tokenization import Dataset
 from lmcore.report.plots import comparison_picture
 from lmcore.retraining.challenge import Champion
 from lmcore.retraining.gate import Decision
-from lmcore.retraining.new_documents import News
+from lmcore.retraining.new_documents import NewDocuments
 from lmcore.retraining.retraining import RetrainConfig
 
 
@@ -18,7 +18,7 @@ def retraining_page(
     verdict: str,
     champion: Champion | None,
     dataset: Dataset,
-    news: News | None,
+    news: NewDocuments | None,
     decision: Decision | None = None,
     run_folder: Path | None = None,
 ) -> str:
@@ -38,7 +38,7 @@ def _name(champion: Champion | None) -> str:
     return "none yet" if champion is None else f"{champion.version}, trained on dataset {champion.dataset.name}"
 
 
-def _news(config: RetrainConfig, news: News | None) -> Iterator[tuple[str, str]]:
+def _news(config: RetrainConfig, news: NewDocuments | None) -> Iterator[tuple[str, str]]:
     if news is None:
         return
     yield "new training text", f"{news.new_bytes:,} bytes in {news.new_documents:,} documents"

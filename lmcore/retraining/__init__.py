@@ -2,5 +2,5 @@
 
 Promises: a challenger becomes champion only by rules that are written down; each decision is kept.
 Imports: registry, model and every wing above; never training or upkeep.
-Doors: ``retraining.RetrainConfig``, ``challenge.judge``, ``gate.decide``.
+Doors: ``retraining.RetrainConfig``, ``challenge.compare``, ``gate.decide``.
 """

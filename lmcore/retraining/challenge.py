@@ -35,7 +35,7 @@ class Champion:
     receipt: dict[str, Any]
 
     @classmethod
-    def of(cls, store: Path, name: str) -> Self | None:
+    def from_store(cls, store: Path, name: str) -> Self | None:
         """The champion of model ``name``; None before the first one. Raises as ``registry.champion`` does."""
         version = champion(store, name)
         return None if version is None else cls(version, version.receipt())
@@ -65,7 +65,7 @@ class Champion:
         return float(self.receipt["training"]["tokens_per_second"])
 
 
-def refused_before(
+def earlier_refusal(
     store: Path, name: str, config: RunConfig, dataset: Dataset, gate: GateConfig
 ) -> dict[str, Any] | None:
     """The event by which a challenger of these very settings on this very dataset was refused, if there is one.
@@ -92,7 +92,7 @@ def require_comparable(best: Champion, dataset: Path) -> None:
         deque(dataset_texts(dataset), maxlen=0)
 
 
-def judge(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
+def compare(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
     """Score the challenger, and the champion if there is one, on the validation documents of the challenger's dataset.
 
     ``folder`` is that of the challenger's run, which has been exported; the scores are kept there. Raises StoreError
@@ -108,12 +108,12 @@ def judge(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
     return decide(scores, challenger, gate, {"champion": before, "challenger": trained}, run.folder).save()
 
 
-def settle(
+def record_decision(
     store: Path, name: str, best: Champion | None, folder: Path, decision: Decision, key: str, gate: GateConfig
 ) -> Version:
     """Keep the challenger as a version, and make it the champion or record why not.
 
-    ``key`` names its run. The history keeps it and the ``gate``, for ``refused_before``.
+    ``key`` names its run. The history keeps it and the ``gate``, for ``earlier_refusal``.
 
     Raises RegistryError when the champion is no longer ``best``: another promotion was first.
     """

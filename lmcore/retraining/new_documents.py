@@ -1,6 +1,6 @@
 """What is new in a dataset since another was made, and the same text told apart by age.
 
-A document is new if no training or validation document of the earlier dataset has its hash. ``told_apart`` makes a
+A document is new if no training or validation document of the earlier dataset has its hash. ``split_by_age`` makes a
 dataset of the same chunks in which every source is two, such as ``wiki (old)`` and ``wiki (new)``: so old text can be
 replayed at a share of its own (``dataset.weights``), and losses come by age. It costs a manifest: nothing is encoded.
 """
@@ -26,7 +26,7 @@ AGES: tuple[Age, Age] = ("old", "new")
 Entry = dict[str, Any]
 
 
-class News(Output):
+class NewDocuments(Output):
     """What a dataset has that an earlier one has not, in figures."""
 
     dataset_id: str
@@ -54,17 +54,17 @@ def by_age(source: str, age: Age) -> str:
 
 def age_of(source: str) -> Age:
     """Of a source; of one that is not told apart, all is new."""
-    return "old" if source == by_age(undated(source), "old") else "new"
+    return "old" if source == by_age(base_source(source), "old") else "new"
 
 
-def undated(source: str) -> str:
+def base_source(source: str) -> str:
     """The source that a part by age is of."""
     for age in AGES:
         source = source.removesuffix(f" ({age})")
     return source
 
 
-def told_apart(dataset: Dataset, earlier: Path) -> tuple[Dataset, News]:
+def split_by_age(dataset: Dataset, earlier: Path) -> tuple[Dataset, NewDocuments]:
     """The documents of ``dataset``, each source as two: what ``earlier``, a folder datasets/<id>, has too; the rest.
 
     Raises StoreError when ``earlier`` or one of its shards is gone: what is new can then not be known.
@@ -78,7 +78,7 @@ def told_apart(dataset: Dataset, earlier: Path) -> tuple[Dataset, News]:
     figures = {age: totals([entry for entry in entries if age_of(entry["source"]) == age]) for age in AGES}
     new, old = figures["new"]["train"], figures["old"]["train"]
     here = document_hashes(dataset.folder, "train")
-    news = News(
+    news = NewDocuments(
         dataset_id=name,
         since=earlier.name,
         new_documents=new["documents"],

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 
 from lmcore.errors import ConfigError
 from lmcore.retraining.gate import GateConfig
-from lmcore.retraining.new_documents import AGES, News, age_of, tokens_by_source, undated
+from lmcore.retraining.new_documents import AGES, NewDocuments, age_of, base_source, tokens_by_source
 from lmcore.settings.config import DatasetConfig, RunConfig
 from lmcore.settings.section import NAME, Section, differences
 
@@ -63,7 +63,7 @@ class RetrainConfig(RunConfig):
         return RunConfig.model_validate(self.model_dump(include=set(RunConfig.model_fields)))
 
 
-def too_little(config: RetrainConfig, news: News) -> str:
+def skip_reason(config: RetrainConfig, news: NewDocuments) -> str:
     """Why there is nothing to train on, in words; empty if there is."""
     if news.new_bytes < config.retraining.min_new_bytes:
         return (
@@ -75,8 +75,8 @@ def too_little(config: RetrainConfig, news: News) -> str:
     return ""
 
 
-def continued(
-    config: RetrainConfig, apart: Path, news: News, trunk: Path | None, export: Path, tokens_per_second: float
+def warm_start(
+    config: RetrainConfig, apart: Path, news: NewDocuments, trunk: Path | None, export: Path, tokens_per_second: float
 ) -> RunConfig:
     """The settings of a challenger that goes on from ``trunk``, or without one from ``export``.
 
@@ -124,17 +124,19 @@ def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:
     ]
 
 
-def anew(config: RetrainConfig, apart: Path) -> RunConfig:
+def from_scratch(config: RetrainConfig, apart: Path) -> RunConfig:
     """The settings of a challenger that begins from scratch, on sources that are told apart by age.
 
     The two parts of a source are mixed as the one would be. Raises ConfigError as ``replay_weights`` does.
     """
     run, dataset, tokens, whole = config.run_config(), config.dataset, tokens_by_source(apart), Counter[str]()
     for name, count in tokens.items():
-        whole[undated(name)] += count
+        whole[base_source(name)] += count
     mixture: dict[str, dict[str, float]] = {}
     if dataset.weights:
-        mixture["weights"] = {name: _share(name, 0, dataset) * n / whole[undated(name)] for name, n in tokens.items()}
+        mixture["weights"] = {
+            name: _share(name, 0, dataset) * n / whole[base_source(name)] for name, n in tokens.items()
+        }
     if dataset.epochs:
         mixture["epochs"] = {name: _share(name, 1, dataset) for name in tokens}
     return run.model_copy(update={"run": "", "dataset": run.dataset.model_copy(update=mixture)})
@@ -159,7 +161,7 @@ def _share(name: str, tokens: int, dataset: DatasetConfig) -> float:
 
 def _given(field: Literal["weights", "epochs"], dataset: DatasetConfig, name: str) -> float:
     """What a field of the settings says of the source that a part by age is of; 1 where it says nothing at all."""
-    shares, source = getattr(dataset, field), undated(name)
+    shares, source = getattr(dataset, field), base_source(name)
     if shares and source not in shares:
         raise ConfigError(f"dataset.{field} must name every source, and {source} has text now: 0 leaves it out")
     return float(shares.get(source, 1.0))

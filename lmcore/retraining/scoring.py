@@ -23,7 +23,7 @@ from lmcore.model.evaluate import Document, Scorer
 from lmcore.model.export import model_folder, open_model
 from lmcore.model.model import sees_ahead
 from lmcore.registry.registry import champion, models
-from lmcore.retraining.new_documents import age_of, undated
+from lmcore.retraining.new_documents import age_of, base_source
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import fingerprint
@@ -98,7 +98,7 @@ def _score(
         raise ConfigError(f"block_size is {block_size}, and the model in {folder} has a context of {longest} tokens")
     model.to(choose_device(device))
     block_size = block_size or longest
-    scorer = Scorer.of_model(model, block_size, tokenizer.eos_id, choose_precision(precision, model.device))
+    scorer = Scorer.from_model(model, block_size, tokenizer.eos_id, choose_precision(precision, model.device))
     labels: Labels = []
     scored = scorer.each(documents(tokenizer, model.get_input_embeddings().num_embeddings, labels))
     return DocumentScores(
@@ -140,7 +140,7 @@ def corpus_texts(config: CorpusConfig) -> Iterator[tuple[str, str, int]]:
 def held_out(dataset: Path) -> Iterator[LabelledText]:
     """The validation documents of a dataset, old and new as it tells them apart."""
     for text, source, text_bytes in dataset_texts(dataset):
-        yield LabelledText(text, undated(source), age_of(source), text_bytes)
+        yield LabelledText(text, base_source(source), age_of(source), text_bytes)
 
 
 def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: str = "") -> Iterator[LabelledText]:
@@ -169,7 +169,7 @@ def _stored(dataset: Path, labels: Labels) -> Iterator[Document]:
     """Validation documents as the shards have them."""
     for source in source_names(dataset, "validation"):
         for document in TokenStream(dataset, "validation", source).documents():
-            labels.append((undated(source), age_of(source)))
+            labels.append((base_source(source), age_of(source)))
             yield document
 
 

@@ -80,7 +80,7 @@ def in_transformers(shape: Shape) -> Any:
 
 
 @dataclass(frozen=True)
-class Origin:
+class InitialModel:
     """A model whose weights another one begins with."""
 
     name: str
@@ -197,13 +197,13 @@ def _hash_of_version(path: Path, *version: int) -> str:
 
 
 def init_fingerprint(init_from: str) -> str:
-    """Names what a run begins with, by content; empty for new weights. Raises as ``Origin.find`` does."""
-    return Origin.find(init_from).fingerprint() if init_from else ""
+    """Names what a run begins with, by content; empty for new weights. Raises as ``InitialModel.find`` does."""
+    return InitialModel.find(init_from).fingerprint() if init_from else ""
 
 
 def init_checkpoint(init_from: str) -> Path:
     """The folder that holds the optimizer's state to go on with. Raises ConfigError when there is none."""
-    folder = Origin.find(init_from).folder
+    folder = InitialModel.find(init_from).folder
     if not (folder / "optimizer.safetensors").exists():
         raise ConfigError(
             f"train.init_optimizer: {folder} holds no optimizer's state, which only a run's checkpoints do "

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import ConfigError, FormatError, RunError, StoreError, owner_named
-from lmcore.runs.initial_model import Origin, Shape, init_fingerprint, shape_of_settings
+from lmcore.runs.initial_model import InitialModel, Shape, init_fingerprint, shape_of_settings
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import differences, fingerprint, result_fields
 from lmcore.store.artifacts import FORMAT_VERSION, check_version, read_manifest, verify_artifact
@@ -158,7 +158,7 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
         remove_stale_temp(folder)
         remove_stale_temp(folder / "checkpoints")
         if fresh:
-            _refuse_to_clear_origin(config, folder)
+            _refuse_to_clear_initial_model(config, folder)
             _clear(folder)
         elif (folder / "config.json").exists():
             _check_same(Run.open(folder).identity, identity, folder)
@@ -177,9 +177,9 @@ def _beginning(config: RunConfig, tokenizer: TokenizerInfo) -> tuple[Shape, list
     """The shape of the run's model, which fits its tokenizer and block size, and what it was trained on before."""
     if not config.train.init_from:
         return shape_of_settings(config, tokenizer), []
-    origin = Origin.find(config.train.init_from)
-    origin.check(config, tokenizer)
-    return origin.shape, origin.datasets
+    initial = InitialModel.find(config.train.init_from)
+    initial.check(config, tokenizer)
+    return initial.shape, initial.datasets
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -191,13 +191,13 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"train": train})
 
 
-def _refuse_to_clear_origin(config: RunConfig, folder: Path) -> None:
+def _refuse_to_clear_initial_model(config: RunConfig, folder: Path) -> None:
     if not config.train.init_from:
         return
-    origin = Origin.find(config.train.init_from).folder.resolve()
-    if origin.is_relative_to(folder.resolve()):
+    initial = InitialModel.find(config.train.init_from).folder.resolve()
+    if initial.is_relative_to(folder.resolve()):
         raise ConfigError(
-            f"--fresh would delete the weights that this run is to begin with: train.init_from leads to {origin}, "
+            f"--fresh would delete the weights that this run is to begin with: train.init_from leads to {initial}, "
             f"inside the run {folder.name} itself. Give another --run NAME, or copy that folder elsewhere first"
         )
 

@@ -58,7 +58,7 @@ class Score:
         return Score(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
     @classmethod
-    def of(cls, figures: Iterable[float]) -> "Score":
+    def from_figures(cls, figures: Iterable[float]) -> "Score":
         """From its fields as numbers."""
         documents, tokens, text_bytes, nats = figures
         return cls(int(documents), int(tokens), int(text_bytes), float(nats))
@@ -213,7 +213,7 @@ class DocumentScores:
 
     def _score(self, rows: npt.NDArray[np.bool_]) -> Score:
         sums = (column[rows].sum() for column in (self.tokens, self.text_bytes, self.nats))
-        return Score.of([rows.sum(), *sums])
+        return Score.from_figures([rows.sum(), *sums])
 
 
 def _figures(score: Score) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmcore.model.distributed import Ranks, whole
+from lmcore.model.distributed import Ranks, full_tensor
 from lmcore.model.weights import load_weights, model_tensors
 from lmcore.runs.run import checkpoint_path, newest_first, step_of
 from lmcore.store.artifacts import write_artifact
@@ -96,7 +96,7 @@ def load_optimizers(path: Path, model: torch.nn.Module, optimizers: Optimizers) 
 
 def _copied(tensors: Tensors) -> Tensors:
     """Whole tensors in memory of their own, on the CPU."""
-    return {name: whole(tensor).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return {name: full_tensor(tensor).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def _random_state(ranks: Ranks) -> Tensors:

@@ -26,7 +26,7 @@ class Optimizers:
     parts: list[torch.optim.Optimizer]
 
     @classmethod
-    def of(cls, model: Module, config: TrainConfig) -> Self:
+    def from_config(cls, model: Module, config: TrainConfig) -> Self:
         """Adam or AdamW over the parameters that require gradients, or Muon and AdamW; only matrices decay.
 
         Muon (arXiv 2502.16982) takes the matrices inside the model's blocks, its updates scaled to the size of

@@ -88,7 +88,7 @@ class Schedule:
     """At the end of the run."""
 
     @classmethod
-    def of(cls, config: TrainConfig, total_steps: int, blocks: int, block_size: int) -> Self:
+    def from_config(cls, config: TrainConfig, total_steps: int, blocks: int, block_size: int) -> Self:
         """The schedule that ``config`` asks for, in a run over ``blocks`` training blocks of ``block_size`` tokens.
 
         Raises ConfigError when the warm-up leaves no step to the decay, or no room to a decay of the length asked for.

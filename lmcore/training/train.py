@@ -27,7 +27,7 @@ from lmcore.dataset.stream import IGNORED_LABEL
 from lmcore.dataset.tokenization import verify_chunks
 from lmcore.errors import RunError, StoppedError, TrainingError
 from lmcore.model.device import choose_device, device_locked, peak_memory
-from lmcore.model.distributed import Ranks, joined
+from lmcore.model.distributed import Ranks, process_group
 from lmcore.model.evaluate import Validation
 from lmcore.model.generate import write_samples
 from lmcore.model.model import flops_per_token, parameter_count
@@ -49,14 +49,14 @@ from lmcore.store.locks import locked
 from lmcore.training.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
 from lmcore.training.guard import EarlyStopping
 from lmcore.training.schedule import Schedule, planned_steps
-from lmcore.training.train_step import Learner
+from lmcore.training.train_step import TrainStep
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class State:
-    """What a checkpoint says besides tensors and what the learner says."""
+    """What a checkpoint says besides tensors and what the train_step says."""
 
     step: int = 0
     tokens: int = 0
@@ -73,17 +73,18 @@ class State:
 
 
 def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult:
-    """Train ``run`` to its end. ``should_stop`` is asked after every step, and while
-    another process trains the run or uses the GPU.
+    """Train ``run`` to its end.
+
+    ``should_stop`` is asked after every step, and while another process trains the run or uses the GPU.
 
     Raises StoppedError after saving a checkpoint when ``should_stop`` said so or the time is up, TrainingError when
     more steps were bad than train.max_skipped, RunError when the run or its GPU is in use, StoreError when a shard is
     damaged (sizes are checked at every start, bytes once).
     """
-    ranks, when_locked = Ranks.of_environment(), run.config.when_locked
+    ranks, when_locked = Ranks.from_environment(), run.config.when_locked
     device = choose_device(run.config.train.device, ranks.local_rank)
     run_lock = locked(run.lock, when_locked, should_stop) if ranks.is_first else nullcontext()
-    with run_lock, device_locked(device, when_locked, should_stop), joined(ranks):
+    with run_lock, device_locked(device, when_locked, should_stop), process_group(ranks):
         finished = finished_training(run) if ranks.is_first else None
         if not ranks.any(finished is not None):
             _Training(run, ranks, device).run_to_end(should_stop)
@@ -108,23 +109,23 @@ class _Training:
         self.blocks = open_blocks(run.dataset_folder, run.config.dataset)
         shape = (len(self.blocks), run.config.dataset.block_size)
         self.total_steps = planned_steps(self.config, *shape)
-        self.schedule = Schedule.of(self.config, self.total_steps, *shape)
+        self.schedule = Schedule.from_config(self.config, self.total_steps, *shape)
         newest = self._newest_checkpoint()
-        self.learner = Learner(run, ranks, device, resumes=newest is not None)
-        self.flops_per_token = flops_per_token(self.learner.model, run.config.dataset.block_size)
-        self.validation = Validation.of_run(run, self.learner.model, ranks)
+        self.train_step = TrainStep(run, ranks, device, resumes=newest is not None)
+        self.flops_per_token = flops_per_token(self.train_step.model, run.config.dataset.block_size)
+        self.validation = Validation.from_run(run, self.train_step.model, ranks)
         self.checkpoints = CheckpointWriter(run.checkpoints, self.config.keep_checkpoints, self._is_kept, ranks)
         self.state = self._resume(newest)
         self.metrics = self._open_metrics() if ranks.is_first else None
-        self.told = self.learner.guard.standing().bad
+        self.told = self.train_step.guard.standing().bad
         self.clock = Clock()
         self.progress = self._open_progress()
         _log.info(
             "%s: %s parameters on %s in %s, step %d of %d, %d blocks an epoch",
             run.folder.name,
-            f"{parameter_count(self.learner.model):,}",
-            self.learner.device,
-            self.learner.precision,
+            f"{parameter_count(self.train_step.model):,}",
+            self.train_step.device,
+            self.train_step.precision,
             self.state.step,
             self.total_steps,
             len(self.blocks),
@@ -151,7 +152,7 @@ class _Training:
             self.total_steps,
             recurring,
             self.flops_per_token * step_tokens,
-            self.learner.device.type,
+            self.train_step.device.type,
         )
 
     def _newest_checkpoint(self) -> Path | None:
@@ -163,11 +164,11 @@ class _Training:
     def _resume(self, newest: Path | None) -> State:
         """Put everything where a checkpoint says, or at the beginning."""
         if newest is not None:
-            saved = load_checkpoint(newest, self.learner.model, self.learner.optimizers, self.ranks)
-            self.learner.load(saved.pop("learner"))
+            saved = load_checkpoint(newest, self.train_step.model, self.train_step.optimizers, self.ranks)
+            self.train_step.load(saved.pop("learner"))
             return State(**{**saved, "early_stopping": EarlyStopping(**saved["early_stopping"])})
         if self.config.init_optimizer:
-            load_optimizers(init_checkpoint(self.config.init_from), self.learner.model, self.learner.optimizers)
+            load_optimizers(init_checkpoint(self.config.init_from), self.train_step.model, self.train_step.optimizers)
         return State()
 
     def run_to_end(self, should_stop: Callable[[], bool]) -> None:
@@ -182,26 +183,26 @@ class _Training:
             self._write_result()
 
     def _train(self, should_stop: Callable[[], bool]) -> None:
-        state, config, learner = self.state, self.config, self.learner
+        state, config, train_step = self.state, self.config, self.train_step
         if self._gains_no_more():
             return
         self.progress.begin(state.step, None)  # a block of the guess may take seconds
-        self.progress.begin(state.step, learner.guess_seconds(self.run.config.dataset))
+        self.progress.begin(state.step, train_step.guess_seconds(self.run.config.dataset))
         self.clock.lap()
         for batch in self.clock.waiting_for(self._batches()):
             rate = self.schedule.rate(state.step)
-            norm = learner.learn(state.step + 1, batch, rate)
+            norm = train_step.run(state.step + 1, batch, rate)
             state.step += 1
 
             is_last = state.step == self.total_steps
             is_logged = state.step % config.log_every == 0 or is_last
             is_validated = self._is_validation_step()
             is_saved = state.step % config.checkpoint_every == 0 or state.step == self.schedule.decay_start
-            if is_logged or is_validated or learner.device.type == "cpu":
+            if is_logged or is_validated or train_step.device.type == "cpu":
                 self._check_guard()
             if is_logged:
                 self._log(rate, norm)
-            if is_logged or learner.device.type == "cpu":  # elsewhere the step is still being computed
+            if is_logged or train_step.device.type == "cpu":  # elsewhere the step is still being computed
                 self.progress.reached(state.step)
             if is_validated:
                 is_saved |= self._validate()
@@ -224,7 +225,7 @@ class _Training:
         On a GPU they are made in a thread while it computes. On a CPU a batch costs 0.1 ms of a step of 200, and
         training with the thread was as fast as without (measured on two cores).
         """
-        size, dataset, device = self.config.batch_size, self.run.config.dataset, self.learner.device
+        size, dataset, device = self.config.batch_size, self.run.config.dataset, self.train_step.device
         batches = loader(
             self.blocks,
             size,
@@ -261,7 +262,7 @@ class _Training:
 
     def _check_guard(self) -> None:
         """Tell of steps that were skipped; raise _OneTooManyError when they were too many."""
-        standing = self.learner.guard.standing()
+        standing = self.train_step.guard.standing()
         new, self.told = standing.bad - self.told, standing.bad
         for step in standing.steps[max(0, len(standing.steps) - new) :]:
             self._event(f"step {step} was skipped", documents=self._documents_of(step))
@@ -289,7 +290,7 @@ class _Training:
             raise error
         self.state = self._resume(newest)
         self.state.passed_over = passed_over + (reached - self.state.step) * self.config.batch_size
-        self.told = self.learner.guard.standing().bad
+        self.told = self.train_step.guard.standing().bad
         self.clock.lap()
         if self.metrics is not None:
             self.metrics = self._open_metrics(keep_events=True)
@@ -297,7 +298,7 @@ class _Training:
 
     def _log(self, rate: float, norm: torch.Tensor) -> None:
         """Waits for the device."""
-        state, found = self.state, self.learner.found()
+        state, found = self.state, self.train_step.totals()
         self._pause()
         seconds, waited = state.row_seconds, state.row_waited
         state.row_seconds = state.row_waited = 0.0
@@ -311,7 +312,7 @@ class _Training:
             "learning_rate": rate,
             "gradient_norm": norm.item(),
             "tokens_per_second": speed,
-            "memory_bytes": peak_memory(self.learner.device),
+            "memory_bytes": peak_memory(self.train_step.device),
             "data_wait_share": waited / seconds,
             "skipped": self.told,
         }
@@ -323,7 +324,7 @@ class _Training:
         """Score the validation documents; True if that gave the best loss so far."""
         state = self.state
         self._pause()
-        with self.progress.phase("validation", state.step), self.learner.whole_model():
+        with self.progress.phase("validation", state.step), self.train_step.whole_model():
             scores = self.validation()
         score = sum(scores.values(), Score())
         if not math.isfinite(score.nats_per_token):
@@ -341,16 +342,16 @@ class _Training:
 
     def _write_samples(self) -> None:
         self._pause()
-        with self.progress.phase("samples", self.state.step), self.learner.whole_model():
-            write_samples(self.run, self.learner.model, self.state.step, self.metrics)
+        with self.progress.phase("samples", self.state.step), self.train_step.whole_model():
+            write_samples(self.run, self.train_step.model, self.state.step, self.metrics)
         self.clock.lap()
 
     def _save(self) -> None:
         self._check_guard()  # nothing after one bad step too many is worth going back to
         self._pause()
-        state = {**asdict(self.state), "learner": self.learner.state()}
+        state = {**asdict(self.state), "learner": self.train_step.state()}
         with self.progress.phase("checkpoint", self.state.step):
-            self.checkpoints.save(self.state.step, self.learner.model, self.learner.optimizers, state)
+            self.checkpoints.save(self.state.step, self.train_step.model, self.train_step.optimizers, state)
         self.clock.lap()
 
     def _pause(self) -> None:
@@ -385,7 +386,7 @@ class _Training:
             "kind": kind,
             "step": step,
             "total_steps": self.total_steps,
-            "tokens": self.state.tokens + self.learner.tokens_since_found(),
+            "tokens": self.state.tokens + self.train_step.tokens_since_totals(),
             "epoch": min(step * size, self._last_block()) / len(self.blocks),
         }
         if self.metrics is not None:
@@ -396,7 +397,7 @@ class _Training:
         self._write("event", text=text, **figures)
 
     def _write_result(self) -> None:
-        state, model = self.state, self.learner.model
+        state, model = self.state, self.train_step.model
         if math.isnan(state.train_loss):
             raise TrainingError(
                 f"none of {state.step} steps had a finite gradient, so nothing was learnt: lower train.learning_rate "
@@ -419,8 +420,8 @@ class _Training:
             parameters=parameter_count(model),
             trainable_parameters=parameter_count(model, trainable_only=True),
             flops_per_token=self.flops_per_token,
-            device=str(self.learner.device),
-            precision=self.learner.precision,
+            device=str(self.train_step.device),
+            precision=self.train_step.precision,
             seconds=state.seconds,
             ended=stamp(),
             trunk=trunk if trunk is not None and is_sound(trunk) else None,

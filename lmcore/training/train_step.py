@@ -18,7 +18,7 @@ import torch
 from lmcore.dataset.loader import Batch
 from lmcore.errors import ConfigError
 from lmcore.model.device import autocast, choose_precision, out_of_memory, set_up, wide_float
-from lmcore.model.distributed import Ranks, reduced_at, spread, unsharded, whole
+from lmcore.model.distributed import Ranks, full_tensor, no_sync, parallelize, unsharded
 from lmcore.model.model import NextTokenLoss, compile_model, freeze_all_but, new_model, transformer_blocks
 from lmcore.runs.run import Run
 from lmcore.settings.config import DatasetConfig
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Found:
+class StepTotals:
     """What the steps found since somebody last asked."""
 
     loss_sum: float = 0.0
@@ -45,7 +45,7 @@ class Found:
     """Learnt from in good steps."""
 
 
-class Learner:
+class TrainStep:
     """The model of a run, and all that changes it."""
 
     def __init__(self, run: Run, ranks: Ranks, device: torch.device, resumes: bool) -> None:
@@ -60,8 +60,8 @@ class Learner:
         self._micro_batch_size = config.micro_batch_size or -(-config.batch_size // ranks.world)
         if config.find_micro_batch:
             self._find_micro_batch(loss, run.config.dataset)
-        self._loss = spread(loss, transformer_blocks(self.model), config, ranks)
-        self.optimizers = Optimizers.of(self.model, config)
+        self._loss = parallelize(loss, transformer_blocks(self.model), config, ranks)
+        self.optimizers = Optimizers.from_config(self.model, config)
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         torch.manual_seed(config.seed + ranks.rank)
         self.load({})
@@ -72,7 +72,7 @@ class Learner:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._scaler.load_state_dict(state.get("scaler", {})) if self._scaler.is_enabled() and state else None
         self._overflows = torch.tensor(state.get("overflows", 0), device=self.device)
-        self._found = torch.tensor(state.get("found", [0.0] * 3), dtype=wide_float(self.device), device=self.device)
+        self._totals = torch.tensor(state.get("found", [0.0] * 3), dtype=wide_float(self.device), device=self.device)
 
     def state(self) -> dict[str, Any]:
         """All that is neither weights nor the optimizers' state. Waits for the device."""
@@ -80,20 +80,20 @@ class Learner:
             "guard": self.guard.figures(),
             "scaler": self._scaler.state_dict(),
             "overflows": int(self._overflows),
-            "found": self._found.tolist(),
+            "found": self._totals.tolist(),
         }
 
-    def tokens_since_found(self) -> int:
-        """Learnt from since the last call of ``found``. Waits for the device."""
-        return int(self._found[2])
+    def tokens_since_totals(self) -> int:
+        """Learnt from since the last call of ``totals``. Waits for the device."""
+        return int(self._totals[2])
 
-    def found(self) -> Found:
+    def totals(self) -> StepTotals:
         """What the steps since the last call found. Waits for the device."""
-        loss_sum, good_steps, tokens = self._found.tolist()
-        self._found.zero_()
-        return Found(loss_sum, int(good_steps), int(tokens))
+        loss_sum, good_steps, tokens = self._totals.tolist()
+        self._totals.zero_()
+        return StepTotals(loss_sum, int(good_steps), int(tokens))
 
-    def learn(self, step: int, batch: Batch, rate: float) -> torch.Tensor:
+    def run(self, step: int, batch: Batch, rate: float) -> torch.Tensor:
         """Make optimizer step number ``step`` with learning rate ``rate``, and return the norm of its gradient.
 
         ``batch`` holds this rank's rows, on the device, and as ``tokens`` the number of their labels. The loss is the
@@ -112,8 +112,8 @@ class Learner:
         if self._scaler.is_enabled():
             self._scaler.update()
         self.optimizers.zero_grad()
-        figures = torch.stack([loss.to(self._found.dtype), torch.ones_like(self._found[0]), tokens])
-        self._found += torch.where(skip, 0, figures)
+        figures = torch.stack([loss.to(self._totals.dtype), torch.ones_like(self._totals[0]), tokens])
+        self._totals += torch.where(skip, 0, figures)
         return norm
 
     def guess_seconds(self, dataset: DatasetConfig) -> float | None:
@@ -140,13 +140,13 @@ class Learner:
 
     def _backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean loss in nats per token and number of tokens, over all ranks; gradients are in place."""
-        tokens = self._ranks.sum(batch["tokens"].to(self._found.dtype))
+        tokens = self._ranks.sum(batch["tokens"].to(self._totals.dtype))
         # The backward pass averages gradients over ranks; wanted is the sum.
         weight = self._ranks.world / tokens.clamp(min=1).float()
         nats = torch.zeros((), device=self.device)
         parts = list(self._micro_batches(batch))
         for number, part in enumerate(parts, start=1):
-            with reduced_at(self._loss, is_last=number == len(parts)):
+            with no_sync(self._loss, is_last=number == len(parts)):
                 with autocast(self.precision, self.device):
                     part_nats = self._loss(**part)
                 self._scaler.scale(part_nats * weight).backward()
@@ -165,7 +165,7 @@ class Learner:
             for optimizer in self.optimizers.parts:
                 self._scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip or float("inf"))
-        return whole(norm)
+        return full_tensor(norm)
 
     def _find_micro_batch(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
         """Halve the micro-batch until a step fits into memory, the optimizer's state included, on every rank.

@@ -32,7 +32,7 @@ from lmcore.settings.config import RunConfig
 from lmcore.settings.presets import merge
 from lmcore.tokenizer.tokenizer import make_tokenizer
 from lmcore.training.train import train
-from lmcore.training.train_step import Learner
+from lmcore.training.train_step import TrainStep
 
 STEPS = 1026
 """Of the recipe "small" in the CPU time that every recipe gets."""
@@ -151,16 +151,16 @@ def cost(name: str, corpus: str) -> float:
 def stepper(run: Run) -> Callable[[], float]:
     """A function that makes some steps of a training and gives their CPU seconds."""
     config = run.config.train
-    learner = Learner(run, Ranks(), choose_device("cpu"), resumes=False)
+    train_step = TrainStep(run, Ranks(), choose_device("cpu"), resumes=False)
     blocks = open_blocks(run.dataset_folder, run.config.dataset)
     batch = next(iter(loader(blocks, config.batch_size, first_block=0, last_block=config.batch_size, seed=0)))
     batch = {**batch, "tokens": (batch["labels"] != IGNORED_LABEL).sum()}
 
     def steps() -> float:
-        learner.learn(1, batch, 1e-4)
+        train_step.run(1, batch, 1e-4)
         start = time.process_time()
         for _ in range(STEPS_A_ROUND):
-            learner.learn(1, batch, 1e-4)
+            train_step.run(1, batch, 1e-4)
         return time.process_time() - start
 
     return steps

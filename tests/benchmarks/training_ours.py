@@ -74,7 +74,7 @@ def bare(spec: Spec) -> None:
     model = new_model(run).to(device)
     loss = NextTokenLoss(model, config.loss_chunk_tokens)
     compile_model(loss, config.compile, device)
-    optimizers = Optimizers.of(model, config)
+    optimizers = Optimizers.from_config(model, config)
     batch = {f"{name}_BT": rows for name, rows in to_device(first_batch(run, 0), device).items()}
     tokens, parameters, done = batch["labels_BT"].numel(), list(model.parameters()), rounds(spec)
     loss.train()

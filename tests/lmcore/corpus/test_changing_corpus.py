@@ -22,7 +22,7 @@ from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.registry.receipt import check_receipt
 from lmcore.registry.version import add_version
-from lmcore.retraining.new_documents import document_hashes, told_apart
+from lmcore.retraining.new_documents import document_hashes, split_by_age
 from lmcore.runs.run import prepare_run
 from lmcore.settings.config import RunConfig
 from lmcore.store.artifacts import read_manifest
@@ -181,7 +181,7 @@ def test_a_file_that_changes_amid_its_reading_is_what_the_manifest_says_or_costs
         written.keep(file)
     later = written.dataset()
     written.assert_true(later)
-    _, news = told_apart(later, dataset.folder)
+    _, news = split_by_age(later, dataset.folder)
     there = set(document_hashes(later.folder).tolist()) - set(document_hashes(dataset.folder).tolist())
     assert news.new_documents + news.new_validation_documents == len(there)
     assert bool(there) == (change is not Path.unlink)
@@ -261,5 +261,5 @@ def test_a_change_amid_the_training_is_no_part_of_it_and_verify_tells(written: W
     [problem] = check_receipt(version)
     assert problem.startswith(f"corpus: {written.file} has changed: was {files[str(written.file)]}, is ")
     assert sorted(files) == sorted([*untouched, str(written.file)])
-    _, news = told_apart(written.dataset(), dataset.folder)
+    _, news = split_by_age(written.dataset(), dataset.folder)
     assert news.new_documents + news.new_validation_documents == 100 + 50 + 1  # and the line that was written over

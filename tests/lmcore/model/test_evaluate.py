@@ -33,7 +33,7 @@ def by_hand(model: Any, documents: list[Any], block: int, eos: int) -> float:
 
 @pytest.fixture
 def scorer(trained: Trained) -> Scorer:
-    return Scorer.of_run(trained.run, trained_model(trained.run, trained.training.checkpoint))
+    return Scorer.from_run(trained.run, trained_model(trained.run, trained.training.checkpoint))
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_bits_per_byte_divide_by_the_bytes_of_the_original_text(trained: Trained
 def test_every_source_has_a_score_of_its_own(mixed: Prepared) -> None:
     run = mixed.run(max_steps=2, dataset={"weights": {"web": 1, "wiki": 1}})
     evaluation = evaluate(run, train(run).checkpoint)
-    scorer = Scorer.of_run(run, trained_model(run, train(run).checkpoint))
+    scorer = Scorer.from_run(run, trained_model(run, train(run).checkpoint))
     assert list(evaluation.sources) == ["web", "wiki"]
     for name, score in evaluation.sources.items():
         assert score == scorer(TokenStream(run.dataset_folder, "validation", name).documents())
@@ -114,7 +114,7 @@ def test_scoring_ignores_dropout_and_leaves_the_mode_and_the_draws_alone(
     prepared: Prepared, documents: list[Any], training: bool
 ) -> None:
     run = prepared.run(model={"dropout": 0.5})
-    score = Scorer.of_run(run, new_model(run).train(training))
+    score = Scorer.from_run(run, new_model(run).train(training))
     before = torch.get_rng_state()
     assert score(documents) == score(documents)
     assert torch.equal(torch.get_rng_state(), before)

@@ -10,7 +10,7 @@ from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.registry.registry import promote, prune, rollback
 from lmcore.registry.version import add_version
-from lmcore.retraining.challenge import Champion, judge, refused_before, require_comparable, settle
+from lmcore.retraining.challenge import Champion, compare, earlier_refusal, record_decision, require_comparable
 from lmcore.retraining.gate import Decision, GateConfig
 from lmcore.runs.run import Run, prepare_run, run_key
 from lmcore.settings.config import RunConfig
@@ -51,12 +51,12 @@ class Line:
     def champion(self, run: Run) -> Champion:
         version = add_version(self.store, "lm", run, {"promoted": True})
         promote(self.store, "lm", version.id, expected=self._champion(), reason="")
-        found = Champion.of(self.store, "lm")
+        found = Champion.from_store(self.store, "lm")
         assert found is not None
         return found
 
     def _champion(self) -> str | None:
-        found = Champion.of(self.store, "lm")
+        found = Champion.from_store(self.store, "lm")
         return found.version.id if found else None
 
 
@@ -92,7 +92,7 @@ def test_text_that_the_first_of_three_was_trained_on_promotes_nobody(
     first = line.model(line.config(0))
     champion, third = third_generation(line, first, begin_with)
     seen = read_manifest(first.dataset_folder)["splits"]["train"]["documents"]
-    decision = judge(champion, third.folder, GATE)
+    decision = compare(champion, third.folder, GATE)
     assert not decision.promoted
     assert training_text(decision) == dict.fromkeys(("challenger", "champion"), f"{seen} of these documents")
     assert decision.comparisons == []
@@ -103,7 +103,7 @@ def test_a_model_that_begins_anew_has_no_past(line: Line) -> None:
     config = line.config(1)  # from new weights
     held_out = config.corpus.model_copy(update={"validation_paths": [str(line.corpus(0))]})
     second = line.model(config.model_copy(update={"corpus": held_out}))
-    decision = judge(None, second.folder, GATE)
+    decision = compare(None, second.folder, GATE)
     assert decision.promoted
     assert training_text(decision) == {"challenger": "0 of these documents"}
 
@@ -112,15 +112,17 @@ def test_what_an_ancestor_was_trained_on_stays_or_nobody_is_promoted(line: Line)
     first = line.model(line.config(0))
     line.champion(first)
     line.champion(line.model(line.config(1, init_from=str(first.folder / "model"))))
-    last = line.champion(line.model(line.config(2, init_from=str(Champion.of(line.store, "lm").version.folder))))
+    last = line.champion(
+        line.model(line.config(2, init_from=str(Champion.from_store(line.store, "lm").version.folder)))
+    )
     challenger = line.model(line.config(3, init_from=str(last.version.folder)))
     assert prune(line.store, "lm", keep=1) == ["v0001"]
     collect(line.store, keep_runs=1, grace_seconds=0)
     assert not (first.checkpoints / "step-00000002").exists()
-    found = training_text(judge(last, challenger.folder, GATE))
+    found = training_text(compare(last, challenger.folder, GATE))
     assert found == dict.fromkeys(("challenger", "champion"), "0 of these documents")
     remove(first.dataset_folder)
-    decision = judge(last, challenger.folder, GATE)
+    decision = compare(last, challenger.folder, GATE)
     assert not decision.promoted
     for found in training_text(decision).values():
         assert found.startswith(f"unknown, for dataset {first.dataset_folder.name}, which its weights were trained on")
@@ -139,11 +141,11 @@ def test_a_tokenizer_that_is_not_exact_is_judged_by_its_ids(
     fast.save(str(theirs / "tokenizer.json"))
     line.tokenizer = str(theirs)
     run = line.model(line.config(1))
-    assert judge(None, run.folder, GATE).promoted
+    assert compare(None, run.folder, GATE).promoted
     champion = line.champion(run)
     again = line.model(line.config(2, init_from=str(champion.version.folder)))
     require_comparable(champion, again.dataset_folder)
-    decision = judge(champion, again.folder, GATE)
+    decision = compare(champion, again.folder, GATE)
     assert "evaluation set" in {rule.rule for rule in decision.rules}
     assert all(rule.passed for rule in decision.rules if not rule.rule.startswith("documents of"))
     with pytest.raises(StoreError, match=r"is not exact, .* retrain with the champion's tokenizer"):
@@ -167,12 +169,12 @@ def test_what_a_gate_refused_or_somebody_took_back_is_not_tried_again(line: Line
     run, dataset = line.model(config), prepare(config).dataset
 
     def reason(gate: GateConfig) -> str | None:
-        event = refused_before(line.store, "lm", config, dataset, gate)
+        event = earlier_refusal(line.store, "lm", config, dataset, gate)
         return event["reason"] if event else None
 
     def settled(gate: GateConfig, **decided: object) -> None:
-        decision = judge(best, run.folder, gate).model_copy(update=decided)
-        settle(line.store, "lm", best, run.folder, decision, run_key(config, dataset), gate)
+        decision = compare(best, run.folder, gate).model_copy(update=decided)
+        record_decision(line.store, "lm", best, run.folder, decision, run_key(config, dataset), gate)
 
     assert reason(GATE) is None
     settled(GATE, promoted=False, reasons=["worse"])

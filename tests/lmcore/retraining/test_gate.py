@@ -285,7 +285,7 @@ def test_a_limit_of_zero_is_met_by_zero_unless_it_must_improve() -> None:
 
 
 def test_equal_models_are_rarely_promoted_and_a_regression_is_nearly_always_seen() -> None:
-    simulation = Simulation.of_shapes(np.random.default_rng(0), documents=300)
+    simulation = Simulation.from_shapes(np.random.default_rng(0), documents=300)
     found = rates(simulation, comparisons=40, config=QUICK)
     assert found["A/A"] <= 0.05
     assert found["1 % worse on old text"] == 0

@@ -13,7 +13,7 @@ from lmcore.dataset.mixture import open_blocks
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import StoreError
-from lmcore.retraining.new_documents import age_of, by_age, document_hashes, tokens_by_source, told_apart, undated
+from lmcore.retraining.new_documents import age_of, base_source, by_age, document_hashes, split_by_age, tokens_by_source
 from lmcore.settings.config import CorpusConfig, DatasetConfig, TokenizerConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.layout import prepare_store
@@ -58,7 +58,7 @@ def test_each_document_is_old_or_new(
     earlier = growing.dataset()
     growing.write([*before[:at], *later, *before[at + removed :]])
     whole = growing.dataset()
-    apart, news = told_apart(whole, earlier.folder)
+    apart, news = split_by_age(whole, earlier.folder)
     both = {age: set(_hashes(apart.folder, age)) for age in ("old", "new")}
     assert both["new"] == set(document_hashes(whole.folder)) - set(document_hashes(earlier.folder))
     assert both["old"] == set(document_hashes(whole.folder)) & set(document_hashes(earlier.folder))
@@ -88,8 +88,8 @@ def test_nothing_is_encoded_and_the_same_twice(lines: list[str], tmp_path: Path)
     growing.write(lines)
     whole = growing.dataset()
     shards = {path: path.stat().st_mtime_ns for path in (growing.store / "shards").rglob("*")}
-    apart, news = told_apart(whole, earlier.folder)
-    assert told_apart(whole, earlier.folder) == (apart, news)
+    apart, news = split_by_age(whole, earlier.folder)
+    assert split_by_age(whole, earlier.folder) == (apart, news)
     assert {path: path.stat().st_mtime_ns for path in (growing.store / "shards").rglob("*")} == shards
     assert news.new_bytes > 0
     assert apart.id != whole.id
@@ -101,7 +101,7 @@ def test_old_and_new_are_mixed_at_their_shares(lines: list[str], tmp_path: Path)
     growing.write(lines[:200])
     earlier = growing.dataset()
     growing.write(lines)
-    apart, _ = told_apart(growing.dataset(), earlier.folder)
+    apart, _ = split_by_age(growing.dataset(), earlier.folder)
     weights = {by_age("corpus", "old"): 0.25, by_age("corpus", "new"): 0.75}
     blocks = open_blocks(apart.folder, DatasetConfig(block_size=16, weights=weights))
     sources, _ = blocks.order(np.arange(len(blocks)), seed=0, shuffle=True)
@@ -117,7 +117,7 @@ def test_quarantine_of_a_chunk_that_is_both_is_still_found(lines: list[str], tmp
     with open(growing.folder / "text.txt", "ab") as file:
         file.write(b"\xff\xfe broken\n")
     whole = growing.dataset()
-    apart, _ = told_apart(whole, earlier.folder)
+    apart, _ = split_by_age(whole, earlier.folder)
     found = list(skipped_pieces(apart.folder))
     assert found == list(skipped_pieces(whole.folder))
     assert [piece for *_, piece in found] == [b"\xff\xfe broken"]
@@ -128,10 +128,10 @@ def test_an_earlier_dataset_that_is_gone_is_named(lines: list[str], tmp_path: Pa
     growing.write(lines)
     whole = growing.dataset()
     with pytest.raises(StoreError, match="What is new since dataset no-such"):
-        told_apart(whole, growing.store / "datasets" / "no-such")
+        split_by_age(whole, growing.store / "datasets" / "no-such")
 
 
 def test_a_source_is_known_by_its_part() -> None:
     assert [age_of(by_age("wiki", age)) for age in ("old", "new")] == ["old", "new"]
-    assert {undated(by_age("wiki", age)) for age in ("old", "new")} == {undated("wiki")} == {"wiki"}
+    assert {base_source(by_age("wiki", age)) for age in ("old", "new")} == {base_source("wiki")} == {"wiki"}
     assert age_of("wiki") == "new"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lmcore.errors import ConfigError
-from lmcore.retraining.retraining import RetrainConfig, anew, replay_weights, unused
+from lmcore.retraining.retraining import RetrainConfig, from_scratch, replay_weights, unused
 from lmcore.settings.config import CorpusConfig, DatasetConfig
 
 TOKENS = {"web (old)": 600, "web (new)": 200, "wiki (old)": 100}
@@ -50,7 +50,7 @@ def test_from_scratch_the_two_parts_of_a_source_are_mixed_as_the_one(
 ) -> None:
     monkeypatch.setattr("lmcore.retraining.retraining.tokens_by_source", lambda dataset: TOKENS)
     config = RetrainConfig(corpus=CorpusConfig(paths=["text"]), dataset=DatasetConfig.model_validate(given), run="name")
-    run = anew(config, Path("apart"))
+    run = from_scratch(config, Path("apart"))
     assert run.dataset.model_dump(include={"weights", "epochs"}) == expected
     assert (run.run, run.dataset.block_size) == ("", config.dataset.block_size)
 

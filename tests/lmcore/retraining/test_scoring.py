@@ -70,7 +70,7 @@ def test_an_export_scores_as_its_run_does(trained: Trained, scores: DocumentScor
 
 
 def test_every_document_is_scored_as_alone(trained: Trained, scores: DocumentScores) -> None:
-    scorer = Scorer.of_run(trained.run, trained_model(trained.run, trained.training.checkpoint))
+    scorer = Scorer.from_run(trained.run, trained_model(trained.run, trained.training.checkpoint))
     documents = list(TokenStream(trained.run.dataset_folder, "validation").documents())
     assert scores.nats == pytest.approx([scorer([each]).nats for each in documents], rel=1e-5)
     assert scores.hashes.tolist() == [hash_ for *_, hash_ in documents]

@@ -12,7 +12,7 @@ from lmcore.corpus.remote import hash_stored, open_stored
 from lmcore.corpus.scan import open_corpus, scan
 from lmcore.dataset.blocks import BlockDataset
 from lmcore.errors import ConfigError
-from lmcore.runs.initial_model import Origin
+from lmcore.runs.initial_model import InitialModel
 from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.store.allowed_paths import VARIABLE, check_allowed
 from lmcore.store.layout import prepare_store
@@ -195,7 +195,7 @@ def test_stores_tokenizers_and_weights_elsewhere_are_refused(tree: Path) -> None
     assert not (elsewhere / "store").exists()
     for name in (str(elsewhere), str(tree / "data/out/deep"), str(model)):
         with pytest.raises(ConfigError, match=f"train.init_from: .*{REFUSED}"):
-            Origin.find(name)
+            InitialModel.find(name)
         with pytest.raises(ConfigError, match=f"tokenizer.source: .*{REFUSED}"):
             identify(TokenizerConfig(source=name), None)  # type: ignore[arg-type]  # of no corpus
     for changes in ({"tokenizer": TokenizerConfig(source="/etc/x.model")}, {"train": TrainConfig(init_from="../x")}):

@@ -20,7 +20,7 @@ from lmcore.dataset.audit import problems
 from lmcore.dataset.shards import SPLITS, Shard, shard_path, write_shard
 from lmcore.errors import is_transient
 from lmcore.registry.registry import champion, find_version
-from lmcore.runs.initial_model import Origin
+from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run, TrainingResult, finished_training, newest_checkpoint
 from lmcore.runs.scores import DocumentScores
 from lmcore.store.artifacts import is_whole, verify_artifact
@@ -61,7 +61,7 @@ ACTIONS: dict[str, Action] = {
     "dataset": lambda store: list(problems(one(store, "datasets/*"))),
     "champion": lambda store: champion(store, "lm"),
     "receipt": lambda store: find_version(store, "lm/v0001").receipt(),
-    "origin": lambda store: Origin.find(str(one(store, "runs/*") / "model")),
+    "origin": lambda store: InitialModel.find(str(one(store, "runs/*") / "model")),
     "scores": lambda store: DocumentScores.load(store / "scores.arrow"),
 }
 

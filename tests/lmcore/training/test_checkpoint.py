@@ -28,7 +28,7 @@ def model() -> torch.nn.Module:
 
 @pytest.fixture
 def optimizers(prepared: Prepared, model: torch.nn.Module) -> Optimizers:
-    return Optimizers.of(model, prepared.config.train)
+    return Optimizers.from_config(model, prepared.config.train)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_everything_comes_back(
     save(2)
     drawn = torch.rand(5)
     other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
-    of_other = Optimizers.of(other, prepared.config.train)
+    of_other = Optimizers.from_config(other, prepared.config.train)
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert load_checkpoint(newest, other, of_other, Ranks()) == {"loss_sum": 0.1, "step": 2}

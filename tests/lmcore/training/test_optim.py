@@ -50,7 +50,7 @@ def gradients(model: Module, seed: int) -> None:
 def new(kind: str = "adamw", **settings: Any) -> tuple[Module, Optimizers]:
     torch.manual_seed(0)
     model = Block()
-    return model, Optimizers.of(model, TrainConfig.model_validate({"optimizer": kind, **settings}))
+    return model, Optimizers.from_config(model, TrainConfig.model_validate({"optimizer": kind, **settings}))
 
 
 def unfuse(optimizers: Optimizers) -> Optimizers:
@@ -89,7 +89,7 @@ def names(model: Module, part: torch.optim.Optimizer) -> dict[str, float]:
 def test_only_trained_matrices_decay(name: str, kind: type) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2), torch.nn.Linear(2, 1))
     model[2].requires_grad_(False)
-    [part] = Optimizers.of(model, TrainConfig(optimizer=name, weight_decay=0.3)).parts  # type: ignore[arg-type]
+    [part] = Optimizers.from_config(model, TrainConfig(optimizer=name, weight_decay=0.3)).parts  # type: ignore[arg-type]
     assert type(part) is kind
     assert names(model, part) == {"0.weight": 0.3, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0}
     assert part.param_groups[0]["betas"] == (0.9, 0.95)
@@ -99,7 +99,7 @@ def test_only_trained_matrices_decay(name: str, kind: type) -> None:
 def test_no_empty_group_when_only_vectors_are_trained() -> None:
     model = torch.nn.Linear(3, 2)
     model.weight.requires_grad_(False)
-    [part] = Optimizers.of(model, TrainConfig()).parts
+    [part] = Optimizers.from_config(model, TrainConfig()).parts
     assert [group["params"] for group in part.param_groups] == [[model.bias]]
 
 
@@ -113,7 +113,7 @@ def test_no_empty_group_when_only_vectors_are_trained() -> None:
 )
 def test_muon_takes_the_matrices_inside_the_blocks(prepared: Prepared, architecture: str, matrices: set[str]) -> None:
     model = new_model(prepared.run(model={"architecture": architecture, "tie_embeddings": False, "layers": 2}))
-    muon, adamw = Optimizers.of(model, TrainConfig(optimizer="muon", weight_decay=0.3)).parts
+    muon, adamw = Optimizers.from_config(model, TrainConfig(optimizer="muon", weight_decay=0.3)).parts
     assert isinstance(muon, torch.optim.Muon)
     assert isinstance(adamw, torch.optim.AdamW)
     inside, rest = names(model, muon), names(model, adamw)
@@ -134,7 +134,7 @@ def test_embeddings_inside_a_block_are_not_muons() -> None:
 def test_an_optimizer_without_parameters_is_left_out(pattern: str, kinds: list[str]) -> None:
     model = Block()
     freeze_all_but(model, [pattern])  # type: ignore[arg-type]
-    parts = Optimizers.of(model, TrainConfig(optimizer="muon")).parts
+    parts = Optimizers.from_config(model, TrainConfig(optimizer="muon")).parts
     assert [type(part).__name__ for part in parts] == kinds
 
 
@@ -142,7 +142,7 @@ def test_an_optimizer_without_parameters_is_left_out(pattern: str, kinds: list[s
 def test_frozen_parameters_stay_and_have_no_state(kind: str) -> None:
     model = Block()
     freeze_all_but(model, ["*.back.*", "pieces*"])  # type: ignore[arg-type]
-    optimizers = Optimizers.of(model, TrainConfig(optimizer=kind, weight_decay=1))  # type: ignore[arg-type]
+    optimizers = Optimizers.from_config(model, TrainConfig(optimizer=kind, weight_decay=1))  # type: ignore[arg-type]
     before = copy.deepcopy(model)
     step(model, optimizers, 1)
     changed = {"blocks.0.back.weight", "blocks.0.back.bias", "pieces.weight"}
@@ -159,7 +159,7 @@ def test_decay_apart_from_the_gradient_or_in_it(name: str) -> None:
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(model.weight, 2.0)
     settings = TrainConfig(optimizer=name, learning_rate=0.1, weight_decay=0.5)  # type: ignore[arg-type]
-    optimizers = Optimizers.of(model, settings)
+    optimizers = Optimizers.from_config(model, settings)
     model.weight.grad = torch.zeros(1, 1)
     optimizers.step(GO)
     # With no gradient AdamW shrinks by rate * decay; Adam makes one normalized step of the rate's length.
@@ -189,7 +189,7 @@ def test_muon_against_a_reference(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     model = torch.nn.ModuleList([Conv1D(*shape)])
     settings: dict[str, Any] = {"learning_rate": 0.02, "weight_decay": 0.4, "muon_momentum": 0.9}
-    optimizers = Optimizers.of(model, TrainConfig(optimizer="muon", **settings))
+    optimizers = Optimizers.from_config(model, TrainConfig(optimizer="muon", **settings))
     start, grads = model[0].weight.detach().clone(), [torch.randn(shape[::-1]) for _ in range(3)]
     for grad in grads:
         model[0].weight.grad = grad.clone()
@@ -206,7 +206,7 @@ def test_muon_against_a_reference(shape: tuple[int, int]) -> None:
 def test_muons_updates_have_the_size_of_adamws(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     model = torch.nn.ModuleList([torch.nn.Linear(*shape, bias=False)])
-    optimizers = Optimizers.of(model, TrainConfig(optimizer="muon", learning_rate=1e-3, weight_decay=0))
+    optimizers = Optimizers.from_config(model, TrainConfig(optimizer="muon", learning_rate=1e-3, weight_decay=0))
     before = model[0].weight.detach().clone()
     model[0].weight.grad = torch.randn(shape[::-1])
     optimizers.step(GO)
@@ -283,7 +283,7 @@ def test_skipped_steps_leave_no_trace_in_later_ones(kind: str, fused: bool) -> N
 @pytest.mark.parametrize("name", ["adamw", "adam"])
 def test_on_a_gpu_the_cpu_does_not_wait_to_know_whether_a_step_is_skipped(name: str) -> None:
     model = Block().cuda()
-    optimizers = Optimizers.of(model, TrainConfig(optimizer=name))  # type: ignore[arg-type]
+    optimizers = Optimizers.from_config(model, TrainConfig(optimizer=name))  # type: ignore[arg-type]
     never, always = GO.cuda(), SKIP.cuda()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -313,7 +313,7 @@ def test_the_fused_kernel_gives_the_same_bits_for_any_number_of_threads(threads:
     def trained() -> Tensor:
         torch.manual_seed(0)
         model = torch.nn.Linear(1003, 301)
-        optimizers = Optimizers.of(model, TrainConfig())
+        optimizers = Optimizers.from_config(model, TrainConfig())
         for _ in range(3):
             model.weight.grad, model.bias.grad = torch.randn(301, 1003), torch.randn(301)
             optimizers.step(GO)
@@ -421,7 +421,7 @@ def test_the_state_of_another_model_or_of_frozen_parameters_is_refused() -> None
     ):
         optimizers.load({entry: t for entry, t in tensors.items() if entry != "head.weight/exp_avg"}, model)
     model.head.requires_grad_(False)
-    frozen = Optimizers.of(model, TrainConfig())
+    frozen = Optimizers.from_config(model, TrainConfig())
     with pytest.raises(StoreError, match=r"of head.weight it has exp_avg .*, and the optimizer here has nothing"):
         frozen.load(tensors, model)
 
@@ -442,7 +442,7 @@ def test_sharded_parameters_are_updated_skipped_and_loaded_alike(kind: str) -> N
 
     model, optimizers = new(kind)
     sharded = fully_shard(new(kind)[0], mesh=init_device_mesh("cpu", (1,)))
-    of_sharded = Optimizers.of(sharded, TrainConfig(optimizer=kind))  # type: ignore[arg-type]
+    of_sharded = Optimizers.from_config(sharded, TrainConfig(optimizer=kind))  # type: ignore[arg-type]
     assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
     for seed, skip in enumerate((GO, GO, SKIP)):
         step(model, optimizers, seed, skip)

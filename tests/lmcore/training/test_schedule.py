@@ -18,7 +18,7 @@ KINDS = ["cosine", "linear", "constant", "wsd", "inverse_sqrt"]
 
 def schedule(total_steps: int, *, blocks: int = 1000, block_size: int = 8, **settings: Any) -> Schedule:
     config = TrainConfig.model_validate({"batch_size": 10, **BY_HAND, **settings})
-    return Schedule.of(config, total_steps, blocks, block_size)
+    return Schedule.from_config(config, total_steps, blocks, block_size)
 
 
 def rates(total_steps: int, **settings: Any) -> list[float]:

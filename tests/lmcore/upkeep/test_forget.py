@@ -129,7 +129,7 @@ def test_a_forgotten_document_is_nowhere_and_who_saw_it_is_named(store: Path, do
     assert list(problems(store / "datasets" / done.datasets[old])) == []
     assert of_kind(store, document, "dataset") == []
     assert (of_kind(store, document, "run"), of_kind(store, document, "version")) == ([run], ["lm/v0001"])
-    best = Champion.of(store, "lm")
+    best = Champion.from_store(store, "lm")
     assert best is not None
     assert best.dataset == store / "datasets" / done.datasets[old]
 
