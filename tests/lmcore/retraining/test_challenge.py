@@ -14,7 +14,8 @@ from lmcore.retraining.challenge import Champion, compare, earlier_refusal, reco
 from lmcore.retraining.gate import Decision, GateConfig
 from lmcore.runs.run import Run, prepare_run, run_key
 from lmcore.settings.config import RunConfig
-from lmcore.store.artifacts import read_manifest, remove
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.temporary import remove
 from lmcore.training.train import train
 from lmcore.upkeep.garbage_collection import collect
 from tests.conftest import prepare, tiny_config, write_corpus
