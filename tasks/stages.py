@@ -1,5 +1,4 @@
-"""The stages of a run, one Prefect task each: corpus, tokenizer, tokenization, dataset, training, evaluation, export,
-report.
+"""The stages of a run, one Prefect task each, in the order in which a run passes them.
 
 Each stage names what its output depends on (``_..._inputs``) and, where it has one, its page in the UI
 (``_..._page``). Torch and transformers are imported inside a stage, because a flow starts without them.
