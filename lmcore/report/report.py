@@ -28,7 +28,9 @@ from lmcore.runs.scores import Evaluation, Score, score_rows
 from lmcore.runs.summary import write_settings
 from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.artifacts import Record, hash_file, read_manifest, write_file
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.files import hash_file, write_file
+from lmcore.store.outputs import Record
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 Writer = Callable[[Run, Path, SampleConfig], list[str]]

@@ -14,7 +14,8 @@ from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, StoreError
 from lmcore.registry.registry import champion, models
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.artifacts import hash_text, read_manifest
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.files import hash_text
 from lmcore.tokenizer.tokenizer import Tokenizer
 
 

@@ -18,7 +18,9 @@ from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.dataset.source_age import AGES, age_of, by_age
 from lmcore.dataset.tokenization import Dataset, dataset_id, put_manifest, totals
 from lmcore.errors import StoreError
-from lmcore.store.artifacts import MANIFEST, Output, hash_file, read_manifest
+from lmcore.store.artifacts import MANIFEST, read_manifest
+from lmcore.store.files import hash_file
+from lmcore.store.outputs import Output
 
 Entry = dict[str, Any]
 

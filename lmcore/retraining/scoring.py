@@ -24,7 +24,8 @@ from lmcore.retraining.evaluation_texts import LabelledText, held_out
 from lmcore.runs.run import Run
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.section import fingerprint
-from lmcore.store.artifacts import MANIFEST, hash_file, hash_text, read_manifest
+from lmcore.store.artifacts import MANIFEST, read_manifest
+from lmcore.store.files import hash_file, hash_text
 from lmcore.tokenizer.tokenizer import Tokenizer, identify_files
 
 Device = Literal["auto", "cuda", "mps", "cpu"]

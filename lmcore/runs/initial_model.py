@@ -15,8 +15,9 @@ from typing import Any, Self
 from lmcore.errors import ConfigError, TokenizerError
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.artifacts import MANIFEST, hash_file, open_sealed, read_manifest
-from lmcore.store.hub import located
+from lmcore.store.artifacts import MANIFEST, read_manifest, verify_artifact
+from lmcore.store.files import hash_file
+from lmcore.store.hub import resolve
 from lmcore.tokenizer.tokenizer import TOKENIZER_FILES, TokenizerInfo
 from lmcore.tokenizer.transformers_view import open_in_transformers
 
@@ -114,7 +115,7 @@ class InitialModel:
         Raises ConfigError when that is no model, StoreError for a damaged one, ConnectionError when the hub does not
         answer.
         """
-        folder = located(name, "train.init_from", "model", (*MODEL_FILES, *TOKENIZER_FILES), ConfigError)
+        folder = resolve(name, "train.init_from", "model", (*MODEL_FILES, *TOKENIZER_FILES), ConfigError)
         manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
         if manifest.get("kind") == "checkpoint":
             from lmcore.runs.run import Run  # which asks this module what its own run begins with
@@ -146,7 +147,7 @@ class InitialModel:
     def prove_whole(self) -> None:
         """Raise StoreError when the folder has a manifest and is not what it says."""
         if (self.folder / MANIFEST).exists():
-            open_sealed(self.folder)
+            verify_artifact(self.folder)
 
     def check(self, config: RunConfig, tokenizer: TokenizerInfo) -> None:
         """Raise ConfigError or TokenizerError unless a run with these settings can begin here."""

@@ -18,20 +18,12 @@ from lmcore.errors import ConfigError, FormatError, RunError, StoreError, owner_
 from lmcore.runs.initial_model import InitialModel, Shape, init_fingerprint, shape_of_settings
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import differences, fingerprint, result_fields
-from lmcore.store.artifacts import (
-    FORMAT_VERSION,
-    Output,
-    Record,
-    check_version,
-    json_bytes,
-    locked,
-    open_sealed,
-    read_manifest,
-    remove,
-    sweep,
-    write_file,
-)
+from lmcore.store.artifacts import FORMAT_VERSION, check_version, read_manifest, verify_artifact
+from lmcore.store.files import json_bytes, write_file
+from lmcore.store.locks import locked
+from lmcore.store.outputs import Output, Record
 from lmcore.store.strict_json import from_json
+from lmcore.store.temporary import remove, remove_stale_temp
 from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo
 
 _log = logging.getLogger(__name__)
@@ -163,8 +155,8 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
     folder = store / "runs" / run_name(config, dataset)
     identity = run_identity(config, dataset)
     with locked(folder / "lock", config.when_locked):
-        sweep(folder)
-        sweep(folder / "checkpoints")
+        remove_stale_temp(folder)
+        remove_stale_temp(folder / "checkpoints")
         if fresh:
             _refuse_to_clear_initial_model(config, folder)
             _clear(folder)
@@ -267,7 +259,7 @@ class TrainingResult(Record):
     def verify(self) -> None:
         super().verify()
         Run.open(self.folder)
-        open_sealed(self.checkpoint)
+        verify_artifact(self.checkpoint)
 
 
 class Export(Output):
@@ -276,7 +268,7 @@ class Export(Output):
     model_dir: Path
 
     def verify(self) -> None:
-        open_sealed(self.model_dir)
+        verify_artifact(self.model_dir)
 
 
 def finished_training(run: Run) -> TrainingResult | None:
@@ -295,7 +287,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def is_sound(path: Path) -> bool:
     """True if the checkpoint is there and proves whole; a damaged one is set aside with a warning."""
     try:
-        open_sealed(path)
+        verify_artifact(path)
     except FormatError:
         raise
     except StoreError as error:

@@ -26,7 +26,9 @@ import pyarrow as pa
 from blake3 import blake3
 
 from lmcore.errors import CorpusError, FormatError, StoreError, could_not_read, owner_named
-from lmcore.store.artifacts import DIGEST_BYTES, FORMAT_VERSION, Record, check_version, write_file
+from lmcore.store.artifacts import FORMAT_VERSION, check_version
+from lmcore.store.files import DIGEST_BYTES, write_file
+from lmcore.store.outputs import Record
 
 _COLUMNS = {
     "hash": pa.uint64(),

@@ -22,7 +22,7 @@ from deployments import server
 from deployments.declaration import declared
 from deployments.finding import Finding
 from lmcore.registry.registry import history, model_folder
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 from tests.conftest import REPOSITORY, tiny_config, tiny_retraining, write_corpus
 from tests.deployments.conftest import PASSWORD, Api
 from tests.serving import clean_environment, free_port, settings_form

@@ -16,7 +16,8 @@ from lmcore.retraining.gate import Decision, GateConfig
 from lmcore.retraining.scoring import score_champion, score_texts, score_validation
 from lmcore.runs.run import Run, prepare_run, run_key
 from lmcore.settings.config import RunConfig
-from lmcore.store.artifacts import read_manifest, remove
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.temporary import remove
 from lmcore.training.train import train
 from lmcore.upkeep.garbage_collection import collect
 from tests.conftest import prepare, tiny_config, write_corpus

@@ -16,7 +16,8 @@ from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import StoreError
 from lmcore.retraining.new_documents import document_hashes, split_by_age, tokens_by_source
 from lmcore.settings.config import CorpusConfig, DatasetConfig, TokenizerConfig
-from lmcore.store.artifacts import prepare_store, read_manifest
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
 from tests.conftest import write_corpus
 

@@ -21,7 +21,8 @@ from lmcore.retraining.scoring import score_texts
 from lmcore.runs.run import weights_hash
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
-from lmcore.store.artifacts import hash_text, manifest_bytes, read_manifest
+from lmcore.store.artifacts import manifest_bytes, read_manifest
+from lmcore.store.files import hash_text
 from lmcore.tokenizer.tokenizer import make_tokenizer
 from tests.conftest import Prepared, Trained, prepare, tiny_config
 

@@ -12,22 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmcore.errors import NoSpaceError, RunError, StoreError
-from lmcore.store.artifacts import (
-    is_whole,
-    locked,
-    open_sealed,
-    prepare_store,
-    read_manifest,
-    sealed_folder,
-    sweep,
-    write_file,
-)
+from lmcore.store.artifacts import is_whole, read_manifest, verify_artifact, write_artifact
+from lmcore.store.files import write_file
+from lmcore.store.layout import prepare_store
+from lmcore.store.locks import locked
+from lmcore.store.temporary import remove_stale_temp
 from tests.conftest import start
 
 HOLD_LOCK = """
 import sys
 from pathlib import Path
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 with locked(Path(sys.argv[1]), "wait"):
     print("held", flush=True)
     sys.stdin.read()
@@ -36,8 +31,8 @@ with locked(Path(sys.argv[1]), "wait"):
 DIE_WHILE_WRITING = """
 import os, sys
 from pathlib import Path
-from lmcore.store.artifacts import sealed_folder
-with sealed_folder(Path(sys.argv[1]), dict) as folder:
+from lmcore.store.artifacts import write_artifact
+with write_artifact(Path(sys.argv[1]), dict) as folder:
     (folder / "a").write_bytes(b"1")
     print("writing", flush=True)
     sys.stdin.read()
@@ -45,14 +40,14 @@ with sealed_folder(Path(sys.argv[1]), dict) as folder:
 
 
 def make(path: Path, **files: bytes) -> Path:
-    with sealed_folder(path, lambda: {"kind": "test"}) as folder:
+    with write_artifact(path, lambda: {"kind": "test"}) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
     return path
 
 
 def test_a_sealed_folder_opens_with_its_manifest(tmp_path: Path) -> None:
-    manifest = open_sealed(make(tmp_path / "x", a=b"1", b=b"22"))
+    manifest = verify_artifact(make(tmp_path / "x", a=b"1", b=b"22"))
     assert manifest["kind"] == "test"
     assert {name: file["bytes"] for name, file in manifest["files"].items()} == {"a": 1, "b": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -60,7 +55,7 @@ def test_a_sealed_folder_opens_with_its_manifest(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> None:
-        with sealed_folder(tmp_path / "x", dict) as folder:
+        with write_artifact(tmp_path / "x", dict) as folder:
             (folder / "a").write_bytes(b"1")
             raise ZeroDivisionError
 
@@ -70,7 +65,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_first_of_two_writers_stays(tmp_path: Path) -> None:
-    with sealed_folder(tmp_path / "x", dict) as slow:
+    with write_artifact(tmp_path / "x", dict) as slow:
         make(tmp_path / "x", a=b"first")
         (slow / "a").write_bytes(b"second")
     assert (tmp_path / "x" / "a").read_bytes() == b"first"
@@ -115,7 +110,7 @@ def test_any_flipped_cut_or_missing_byte_is_noticed(tmp_path: Path, data: st.Dat
     # White space at the end of the manifest is no part of what it says.
     if file.name != "manifest.json" or json_or_none(file) != json.loads(whole):
         with pytest.raises(StoreError, match=file.name):
-            open_sealed(path)
+            verify_artifact(path)
     make(path, a=b"some content", b=b"more")
 
 
@@ -150,7 +145,7 @@ def test_a_newer_format_is_refused_never_removed(tmp_path: Path) -> None:
     path = make(tmp_path / "x", a=b"1")
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
-    for read in (read_manifest, open_sealed, is_whole):
+    for read in (read_manifest, verify_artifact, is_whole):
         with pytest.raises(StoreError, match="format version 2"):
             read(path)
     assert path.exists()
@@ -180,12 +175,12 @@ def test_a_process_killed_while_writing_leaves_nothing_under_the_final_name(tmp_
     child = start("-c", DIE_WHILE_WRITING, tmp_path / "x", stdin=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == "writing\n"
-    sweep(tmp_path)
+    remove_stale_temp(tmp_path)
     assert list(tmp_path.iterdir()) != []  # its owner lives
     child.kill()
     child.communicate()
     assert not (tmp_path / "x").exists()
-    sweep(tmp_path)
+    remove_stale_temp(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

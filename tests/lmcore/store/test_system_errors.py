@@ -23,7 +23,7 @@ from lmcore.registry.registry import champion, find_version
 from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run, TrainingResult, finished_training, newest_checkpoint
 from lmcore.runs.scores import DocumentScores
-from lmcore.store.artifacts import is_whole, open_sealed
+from lmcore.store.artifacts import is_whole, verify_artifact
 from tests.conftest import two_versions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -51,7 +51,7 @@ def scores(store: Path) -> object:
 
 
 ACTIONS: dict[str, Action] = {
-    "sealed folder": lambda store: open_sealed(one(store, "shards/*")),
+    "sealed folder": lambda store: verify_artifact(one(store, "shards/*")),
     "is it whole": lambda store: is_whole(one(store, "tokenizers/*")),
     "shard": lambda store: Shard(shard_path(one(store, "shards/*"), SPLITS[0])),
     "record": lambda store: TrainingResult.load(one(store, "runs/*")),
