@@ -31,7 +31,7 @@ from lmcore.runs.launch import train_in_child
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Export, Run, TrainingResult, prepare_run, run_identity
 from lmcore.runs.scores import Evaluation
-from lmcore.settings.config import RunConfig
+from lmcore.settings.config import RunConfig, SampleConfig
 from lmcore.settings.section import result_fields
 from lmcore.store.remembered_inputs import Inputs
 from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer, tokenizer_inputs
@@ -187,11 +187,17 @@ def _report_page(found: Report) -> list[Artifact]:
     ]
 
 
+def _write_texts(run: Run, checkpoint: Path, settings: SampleConfig) -> list[str]:
+    from lmcore.model.generate import write_texts
+
+    return write_texts(run, checkpoint, settings)
+
+
 @task(name="report", task_run_name="report of {training.run}", **stage(_report_inputs, page=_report_page))
 def loss_report(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Report:
     """The report in the run's folder. Its artifact has the picture inside it."""
     with report_progress("report", "samples"):
-        page = report(training, evaluation, blocks, config.sample)
+        page = report(training, evaluation, blocks, config.sample, _write_texts)
     for warning in page.warnings:
         get_run_logger().warning(warning)
     return page
