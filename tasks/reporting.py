@@ -1,13 +1,15 @@
 """Write the report and show it in the Prefect UI."""
 
+from pathlib import Path
+
 from prefect import get_run_logger, task
 from prefect.artifacts import Artifact, MarkdownArtifact
 
 from lmcore.dataset.mixture import Blocks
 from lmcore.report.report import Report, report, report_key, samples_page
-from lmcore.runs.run import TrainingResult
+from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.scores import Evaluation
-from lmcore.settings.config import RunConfig
+from lmcore.settings.config import RunConfig, SampleConfig
 from lmcore.store.remembered_inputs import Inputs
 from tasks.policies import stage
 from tasks.progress import report_progress
@@ -32,11 +34,17 @@ def _page(found: Report) -> list[Artifact]:
     ]
 
 
+def _write_texts(run: Run, checkpoint: Path, settings: SampleConfig) -> list[str]:
+    from lmcore.model.generate import write_texts  # and with it torch: a report that is there does without
+
+    return write_texts(run, checkpoint, settings)
+
+
 @task(name="report", task_run_name="report of {training.run}", **stage(_content, page=_page))
 def loss_report(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Report:
     """The page in the run's folder; its artifact has the picture inside it."""
     with report_progress("report", "samples"):
-        page = report(training, evaluation, blocks, config.sample)
+        page = report(training, evaluation, blocks, config.sample, _write_texts)
     for warning in page.warnings:
         get_run_logger().warning(warning)
     return page

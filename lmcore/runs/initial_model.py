@@ -55,6 +55,21 @@ def shape_of_settings(config: RunConfig, tokenizer: TokenizerInfo) -> Shape:
     }
 
 
+_DIMENSIONS = {
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "wide": ("hidden_size", "n_embd", "d_model"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+}
+"""What families of models call them in config.json."""
+
+
+def describe_shape(shape: Shape) -> str:
+    """A shape in words, such as "gpt2, 4 layers, 192 wide, 6 heads"."""
+    text = shape.get("text_config", shape)
+    figures = {word: [text[name] for name in names if name in text] for word, names in _DIMENSIONS.items()}
+    return ", ".join([str(shape["model_type"]), *(f"{found[0]} {word}" for word, found in figures.items() if found)])
+
+
 def control_ids(tokenizer: TokenizerInfo) -> dict[str, int | None]:
     """What a shape says of the tokenizer's control tokens.
 
