@@ -27,7 +27,14 @@ from lmcore.dataset.shards import SPLITS
 from lmcore.errors import CorpusError, FileChangedError, StoreError
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import fingerprint, result_fields
-from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, is_whole, manifest_bytes, read_manifest, verify_artifact
+from lmcore.store.artifacts import (
+    FORMAT_VERSION,
+    MANIFEST,
+    find_artifact,
+    manifest_bytes,
+    read_manifest,
+    verify_artifact,
+)
 from lmcore.store.files import hash_file, write_file
 from lmcore.store.locks import in_use
 from lmcore.store.outputs import Output
@@ -275,7 +282,7 @@ class _Work:
 
     def _is_there(self, places: Places, group: Group) -> bool:
         key = self._key(places.digest, group)
-        return key not in self.redo and is_whole(self.store / "shards" / key, self.index.hash_of)
+        return key not in self.redo and find_artifact(self.store / "shards" / key, self.index.hash_of) is not None
 
 
 def remake(dataset: Path, keys: set[str]) -> None:

@@ -13,7 +13,7 @@ from lmcore.runs.model_card import CARD, model_card, training_facts
 from lmcore.runs.run import Export, Run, TrainingResult, newest_checkpoint
 from lmcore.runs.scores import Evaluation
 from lmcore.store.allowed_paths import check_folder_allowed
-from lmcore.store.artifacts import MANIFEST, is_whole, read_manifest, verify_artifact, write_artifact
+from lmcore.store.artifacts import MANIFEST, find_artifact, verify_artifact, write_artifact
 from lmcore.store.temporary import remove
 from lmcore.tokenizer.export_files import trained_on_form, write_config, write_tokenizer
 from lmcore.tokenizer.tokenizer import Tokenizer
@@ -36,10 +36,10 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
         "identity": run.identity,
     }
     about |= {"datasets": run.datasets, "card": run.config.card.model_dump(), "layout": _LAYOUT}
-    if is_whole(folder):
-        if read_manifest(folder).items() >= about.items():
-            return Export(model_dir=folder)
-        remove(folder)
+    found = find_artifact(folder)
+    if found and found.items() >= about.items():
+        return Export(model_dir=folder)
+    remove(folder)
     model = trained_model(run, training.checkpoint)
     model.generation_config = _generation_config(run)
     model.config.update(control_ids(run.tokenizer_info))  # also where the shape came from elsewhere

@@ -21,10 +21,10 @@ from lmcore.registry.version import add_version
 from lmcore.retraining.evaluation_texts import dataset_texts
 from lmcore.retraining.gate import Decision, GateConfig, decide, decide_first
 from lmcore.retraining.new_documents import document_hashes
-from lmcore.runs.run import Run, TrainingResult, is_sound, run_key
+from lmcore.runs.run import Run, TrainingResult, run_key
 from lmcore.runs.scores import DocumentScores, scores_path
 from lmcore.settings.config import RunConfig
-from lmcore.store.artifacts import read_manifest
+from lmcore.store.artifacts import find_artifact, read_manifest
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 
@@ -68,7 +68,7 @@ class Champion:
             return None
         run = self.version.store / "runs" / str(self.receipt["run"])
         path = run / "checkpoints" / Path(self.receipt["training"]["trunk"]).name
-        return path if is_sound(path) else None
+        return path if find_artifact(path, keep_damaged=True) else None
 
     @property
     def tokens_per_second(self) -> float:

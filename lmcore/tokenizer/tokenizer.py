@@ -27,7 +27,7 @@ from lmcore.errors import CorpusError, FileChangedError, TokenizerError
 from lmcore.progress import Update, unwatched
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
 from lmcore.settings.section import fingerprint, result_fields
-from lmcore.store.artifacts import FORMAT_VERSION, is_whole, read_manifest, verify_artifact, write_artifact
+from lmcore.store.artifacts import FORMAT_VERSION, find_artifact, read_manifest, verify_artifact, write_artifact
 from lmcore.store.files import hash_file
 from lmcore.store.hub import resolve
 from lmcore.store.outputs import Output
@@ -123,7 +123,7 @@ def make_tokenizer(
     """
     tokenizer_id = identify(config, corpus)
     folder = store / "tokenizers" / tokenizer_id
-    if not is_whole(folder):
+    if not find_artifact(folder):
         about: dict[str, Any] = {"kind": "tokenizer", "id": tokenizer_id, "source": config.source}
         with write_artifact(folder, lambda: about) as temporary:
             if config.source == "train":

@@ -38,13 +38,13 @@ from lmcore.runs.run import (
     TrainingResult,
     checkpoint_path,
     finished_training,
-    is_sound,
     newest_checkpoint,
     step_of,
     weights_hash,
 )
 from lmcore.runs.scores import Score
 from lmcore.runs.training_progress import ProgressWriter, RecurringWork
+from lmcore.store.artifacts import find_artifact
 from lmcore.store.locks import locked
 from lmcore.training.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
 from lmcore.training.guard import EarlyStopping
@@ -404,7 +404,8 @@ class _Training:
                 f"(now {self.config.learning_rate}), or use another train.precision, and start with --fresh"
             )
         best = state.early_stopping
-        step = best.best_step if self.config.patience and is_sound(self._checkpoint(best.best_step)) else state.step
+        has_best = self.config.patience and find_artifact(self._checkpoint(best.best_step), keep_damaged=True)
+        step = best.best_step if has_best else state.step
         trunk = self._checkpoint(self.schedule.decay_start) if self.schedule.decay_start is not None else None
         TrainingResult(
             run=self.run.folder.name,
@@ -424,7 +425,7 @@ class _Training:
             precision=self.train_step.precision,
             seconds=state.seconds,
             ended=stamp(),
-            trunk=trunk if trunk is not None and is_sound(trunk) else None,
+            trunk=trunk if trunk is not None and find_artifact(trunk, keep_damaged=True) else None,
         ).save()
 
     def _checkpoint(self, step: int) -> Path:
