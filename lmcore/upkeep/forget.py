@@ -27,8 +27,7 @@ from lmcore.dataset.shards import SPLITS, Shard, blanked, shard_path, write_shar
 from lmcore.dataset.tokenization import dataset_id, put_manifest, totals
 from lmcore.runs.run import Run, run_folders
 from lmcore.store.artifacts import MANIFEST, content_of, read_manifest, verify_artifact, write_artifact
-from lmcore.store.files import write_file
-from lmcore.store.json_lines import json_line
+from lmcore.store.json_lines import append_line
 from lmcore.store.layout import prepare_store
 from lmcore.store.locks import locked, out_of_use
 from lmcore.store.outputs import Output
@@ -253,10 +252,7 @@ def _remember(store: Path, plan: Forgotten) -> None:
         "time": clock.stamp(),
         **plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"}),
     }
-    path = store / FORGOTTEN
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    write_file(path, whole + json_line(event))
+    append_line(store / FORGOTTEN, event)
 
 
 def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:
