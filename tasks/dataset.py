@@ -2,7 +2,7 @@
 
 from prefect import task
 
-from lmcore.dataset.mixture import Blocks, build_dataset
+from lmcore.dataset.mixture import Blocks, count_blocks
 from lmcore.dataset.tokenization import Dataset
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import result_fields
@@ -21,4 +21,4 @@ def _content(config: RunConfig, dataset: Dataset) -> Inputs:
 )
 def blocks(config: RunConfig, dataset: Dataset) -> Blocks:
     """Count the blocks that training will draw; a corpus smaller than one block ends here."""
-    return build_dataset(dataset, config.dataset)
+    return count_blocks(dataset, config.dataset)

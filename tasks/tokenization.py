@@ -38,5 +38,5 @@ def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, st
     """Encode what the store does not hold yet. Called directly, so that a cancel reaches it."""
     with report_progress("tokenizing", "bytes") as progress:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
-    get_run_logger().info(dataset.account())
+    get_run_logger().info(dataset.ledger_summary())
     return dataset
