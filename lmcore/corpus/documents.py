@@ -20,7 +20,7 @@ from lmcore.corpus.scan import SourceFile
 from lmcore.corpus.spans import TextRange, has_lone_cr, read_ranges, unit_of
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.artifacts import hash_text
+from lmcore.store.files import hash_text
 
 _BOM = b"\xef\xbb\xbf"
 _NOTHING = object()
@@ -133,8 +133,10 @@ def _predicate(name: str) -> Callable[[str], bool] | None:
 
 @dataclass(slots=True)
 class _Piece:
-    """``length`` bytes of a file: ``content``, then separator bytes. Of a piece that is too long,
-    content is only the beginning."""
+    """``length`` bytes of a file: ``content``, then separator bytes.
+
+    ``content`` is only the beginning of a piece that is too long.
+    """
 
     content: bytes
     length: int

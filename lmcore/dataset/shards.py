@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from blake3 import blake3
 
 from lmcore.errors import StoreError, could_not_read, owner_named
-from lmcore.store.artifacts import DIGEST_BYTES, FORMAT_VERSION, check_version
+from lmcore.store.artifacts import FORMAT_VERSION, check_version
 
 SPLITS = ("train", "validation")
 _NOT_MAPPED = "Memory mapping file failed"
@@ -62,7 +61,6 @@ def write_shard(
         "eos_id": str(eos_id),
         "documents": str(len(lengths)),
         "tokens": str(len(tokens)),
-        "checksum": _checksum(tokens, offsets),
     }
     batch = pa.record_batch(columns).replace_schema_metadata(metadata)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
@@ -72,17 +70,13 @@ def write_shard(
 def blanked(
     tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Ids and lengths without the text of some documents, of which nothing but the EOS stays: their rows keep
-    their places, which drop-lists count on."""
+    """Ids and lengths in which only the EOS of the given documents stays.
+
+    Their rows keep their places, since drop-lists count rows.
+    """
     is_kept = np.repeat(~rows, lengths)
     is_kept[np.cumsum(lengths) - 1] = True
     return tokens[is_kept], np.where(rows, 1, lengths)
-
-
-def _checksum(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> str:
-    digest = blake3(tokens.view(np.uint8).data)
-    digest.update(offsets.view(np.uint8).data)
-    return digest.hexdigest(DIGEST_BYTES)
 
 
 @contextmanager
@@ -135,8 +129,3 @@ class Shard:
     def __len__(self) -> int:
         """Documents."""
         return len(self.offsets) - 1
-
-    def verify(self) -> None:
-        """Raise StoreError unless ids and document boundaries are those that were written."""
-        if _checksum(self.tokens, self.offsets) != self.metadata.get("checksum"):
-            raise StoreError(f"shard {self.path} is damaged: its ids do not match its checksum")

@@ -6,6 +6,7 @@ Shapes: P prompts, T tokens so far (shorter rows are padded on the left), V piec
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -16,23 +17,26 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from lmcore.model.device import choose_device
+from lmcore.model.weights import trained_model
 from lmcore.runs.metrics import MetricsWriter, read_metrics
 from lmcore.runs.run import Run
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.artifacts import json_line, write_file
+from lmcore.store.files import write_file
+from lmcore.store.json_lines import json_line
 from lmcore.tokenizer.tokenizer import Tokenizer
 
 _PROMPTS_AT_ONCE = 32
 
 
 def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig, block_size: int) -> list[str]:
-    """Every prompt, or the empty one where there is none, and what the model writes after it, to the end of the
-    document at most.
+    """Each prompt with its continuation, to the end of the document at most.
 
-    The model sees the last ``block_size`` tokens, the document's beginning (EOS) among them while it fits. Every
-    prompt has draws of its own, so it gives what it gives alone, but for rounding in the last bits.
+    Without prompts, the empty prompt is continued. The model sees the last ``block_size`` tokens, the document's
+    beginning (EOS) among them while it fits. Every prompt has draws of its own, so it gives what it gives alone, but
+    for rounding in the last bits.
     """
     config = config if config.prompts else config.model_copy(update={"prompts": [""]})
     prompts = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
@@ -65,10 +69,19 @@ def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsW
         metrics.write_text(f"samples/{number}", text, step)
 
 
+def write_texts(run: Run, checkpoint: Path, settings: SampleConfig) -> list[str]:
+    """What a checkpoint's weights write after each prompt of ``settings``."""
+    model = trained_model(run, checkpoint)
+    model.to(choose_device(run.config.train.device))
+    return generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
+
+
 @contextmanager
 def _reading(model: PreTrainedModel) -> Iterator[None]:
-    """Run the model without dropout, uncompiled (every step has another shape), and on an attention path that knows
-    caches and padding, whatever it trains with."""
+    """Run the model without dropout and uncompiled, since every step has another shape.
+
+    The attention path is one that knows caches and padding, whatever the model trains with.
+    """
     was_training, attention = model.training, model.config._attn_implementation
     model.eval()
     if attention not in ("sdpa", "eager"):

@@ -28,7 +28,7 @@ from lmcore.errors import (
     TrainingKilledError,
 )
 from lmcore.runs.run import Run, TrainingResult, finished_training
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 
 _OF_A_GROUP = {f"{scope}{what}" for scope in ("", "LOCAL_", "GROUP_", "ROLE_") for what in ("RANK", "WORLD_SIZE")}
 _OF_A_GROUP |= {"ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}
@@ -90,9 +90,9 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
 
 
 def _environment_of_one() -> dict[str, str]:
-    """This process's, without what torchrun or a job scheduler said of a group: the child is in none, or makes its own.
+    """The environment of this process without the variables of torchrun and job schedulers.
 
-    Otherwise it would wait for processes that nobody starts.
+    The child is in no group of processes, or makes its own. With them it would wait for processes that nobody starts.
     """
     return {
         name: value

@@ -16,7 +16,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lmcore.store.artifacts import MANIFEST, json_bytes
+from lmcore.store.artifacts import MANIFEST
+from lmcore.store.files import json_bytes
 from lmcore.tokenizer.sentencepiece_model import (
     MODEL_FILE,
     SPIECE_FILE,
@@ -36,8 +37,10 @@ Settings = dict[str, Any]
 
 
 def write_tokenizer(source: Path, folder: Path, longest: int, normalize: str) -> None:
-    """Copy a tokenizer of the store beside the model's config.json; it normalizes its text, and knows that the model
-    reads ``longest`` tokens."""
+    """Copy a tokenizer of the store beside the model's config.json.
+
+    The copy normalizes its text, and knows that the model reads ``longest`` tokens.
+    """
     for file in source.iterdir():
         if file.name not in (MANIFEST, MODEL_FILE):
             shutil.copy(file, folder / file.name)

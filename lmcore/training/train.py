@@ -38,14 +38,14 @@ from lmcore.runs.run import (
     TrainingResult,
     checkpoint_path,
     finished_training,
-    is_sound,
     newest_checkpoint,
     step_of,
     weights_hash,
 )
 from lmcore.runs.scores import Score
 from lmcore.runs.training_progress import ProgressWriter, RecurringWork
-from lmcore.store.artifacts import locked
+from lmcore.store.artifacts import find_artifact
+from lmcore.store.locks import locked
 from lmcore.training.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
 from lmcore.training.guard import EarlyStopping
 from lmcore.training.schedule import Schedule, planned_steps
@@ -73,8 +73,9 @@ class State:
 
 
 def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult:
-    """Train ``run`` to its end. ``should_stop`` is asked after every step, and while
-    another process trains the run or uses the GPU.
+    """Train ``run`` to its end.
+
+    ``should_stop`` is asked after every step, and while another process trains the run or uses the GPU.
 
     Raises StoppedError after saving a checkpoint when ``should_stop`` said so or the time is up, TrainingError when
     more steps were bad than train.max_skipped, RunError when the run or its GPU is in use, StoreError when a shard is
@@ -403,7 +404,8 @@ class _Training:
                 f"(now {self.config.learning_rate}), or use another train.precision, and start with --fresh"
             )
         best = state.early_stopping
-        step = best.best_step if self.config.patience and is_sound(self._checkpoint(best.best_step)) else state.step
+        has_best = self.config.patience and find_artifact(self._checkpoint(best.best_step), keep_damaged=True)
+        step = best.best_step if has_best else state.step
         trunk = self._checkpoint(self.schedule.decay_start) if self.schedule.decay_start is not None else None
         TrainingResult(
             run=self.run.folder.name,
@@ -423,7 +425,7 @@ class _Training:
             precision=self.train_step.precision,
             seconds=state.seconds,
             ended=stamp(),
-            trunk=trunk if trunk is not None and is_sound(trunk) else None,
+            trunk=trunk if trunk is not None and find_artifact(trunk, keep_damaged=True) else None,
         ).save()
 
     def _checkpoint(self, step: int) -> Path:
