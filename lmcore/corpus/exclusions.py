@@ -54,13 +54,13 @@ def forgotten_events(store: Path) -> list[dict[str, Any]]:
     return read_lines(store / FORGOTTEN)
 
 
-def forgotten(store: Path) -> npt.NDArray[np.uint64]:
+def forgotten_hashes(store: Path) -> npt.NDArray[np.uint64]:
     """The hashes of all documents that the store has forgotten."""
     names = {name for event in forgotten_events(store) for name in event["documents"]}
     return np.array(sorted(int(name, 16) for name in names), np.uint64)
 
 
-def without_forgotten(store: Path, dataset: str) -> str:
+def current_dataset_id(store: Path, dataset: str) -> str:
     """The id of what a dataset has become by documents that were forgotten since; its own where none was."""
     for event in forgotten_events(store):
         dataset = event["datasets"].get(dataset) or dataset

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import clock
-from lmcore.corpus.exclusions import without_forgotten
+from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.errors import RegistryError, no_space_named, owner_named
 from lmcore.settings.section import NAME
 from lmcore.store.allowed_paths import check_allowed
@@ -63,7 +63,7 @@ class Version:
     @property
     def dataset(self) -> Path:
         """The folder of the dataset it was trained on, without what was forgotten since. Raises as ``receipt`` does."""
-        return self.store / "datasets" / without_forgotten(self.store, str(self.receipt()["dataset"]["id"]))
+        return self.store / "datasets" / current_dataset_id(self.store, str(self.receipt()["dataset"]["id"]))
 
     def receipt(self) -> dict[str, Any]:
         """What the version was made from. Raises RegistryError when it is missing or damaged."""
