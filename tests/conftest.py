@@ -34,7 +34,7 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 from lmcore.corpus.scan import describe, scan
-from lmcore.dataset.mixture import Blocks, build_dataset
+from lmcore.dataset.mixture import Blocks, count_blocks
 from lmcore.dataset.shards import shard_path, write_shard
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.model.evaluate import evaluate
@@ -255,7 +255,7 @@ class Trained:
 
 def train_and_evaluate(prepared: Prepared, run: Run) -> Trained:
     training = train(run)
-    blocks = build_dataset(prepared.dataset, run.config.dataset)
+    blocks = count_blocks(prepared.dataset, run.config.dataset)
     return Trained(run, training, evaluate(run, training.checkpoint), blocks)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.corpus.exclusions import without_forgotten
+from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import StoreError
 from lmcore.registry.registry import Version, champion, history, promote, record_refusal, versions
@@ -143,7 +143,7 @@ def _trained_on(store: Path, datasets: list[str]) -> npt.NDArray[np.uint64] | st
     found = [np.empty(0, np.uint64)]
     for name in datasets:
         try:
-            found.append(document_hashes(store / "datasets" / without_forgotten(store, name), "train"))
+            found.append(document_hashes(store / "datasets" / current_dataset_id(store, name), "train"))
         except StoreError:
             return f"unknown, for dataset {name}, which its weights were trained on, is not whole in this store"
     return np.unique(np.concatenate(found))
