@@ -21,7 +21,7 @@ from typing import Any
 from lmcore import clock
 from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.errors import RegistryError, no_space_named, owner_named
-from lmcore.settings.section import NAME
+from lmcore.settings.section import NAME, NUMBER
 from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.artifacts import check_version, read_manifest
 from lmcore.store.files import json_bytes, write_file
@@ -36,8 +36,6 @@ Event = dict[str, Any]
 RECEIPT = "receipt.json"
 _CHAMPION = "champion.json"
 _HISTORY = "history.jsonl"
-NUMBER = "v[0-9]{4,9}"
-"""A pattern of the ids of versions."""
 _CHANGES_CHAMPION = ("promoted", "rolled back")
 
 
