@@ -12,7 +12,7 @@ Shapes: B blocks in a batch, T tokens in a block.
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmcore.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
+from lmcore.checkpoint import CheckpointWriter, Tensors, load_checkpoint, load_optimizers, random_state
 from lmcore.clock import Clock, stamp
 from lmcore.device import choose_device, device_locked, peak_memory
 from lmcore.distributed import Ranks, joined
@@ -46,6 +46,7 @@ from lmcore.run import (
 )
 from lmcore.schedule import Schedule, planned_steps
 from lmcore.scores import Score
+from lmcore.signals import StopRequest, say_when_stopped
 from lmcore.store import locked
 from lmcore.stream import IGNORED_LABEL
 from lmcore.tokenization import verify_chunks
@@ -190,7 +191,9 @@ class _Training:
         self.clock.lap()
         for batch in self.clock.waiting_for(self._batches()):
             rate = self.schedule.rate(state.step)
-            norm = learner.learn(state.step + 1, batch, rate)
+            with self._stoppable(should_stop):
+                loss, tokens = learner.backward(batch)
+            norm = learner.update(state.step + 1, loss, tokens, rate)
             state.step += 1
 
             is_last = state.step == self.total_steps
@@ -217,6 +220,24 @@ class _Training:
                 self._stop()
             if is_last:
                 return
+
+    @contextmanager
+    def _stoppable(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """A step of a large model on a CPU takes minutes: a signal meanwhile saves what the steps before it made."""
+        if not isinstance(should_stop, StopRequest):
+            yield
+            return
+        can_save = self.learner.device.type == "cpu" and self.ranks.world == 1
+        random = random_state(self.ranks) if can_save else None
+
+        def save() -> None:
+            self._pause()
+            self._begin_save(random)
+            self.checkpoints.wait()
+            say_when_stopped(self._why_stopped())
+
+        with should_stop.unchanged(save, can_save):
+            yield
 
     def _batches(self) -> Iterator[Batch]:
         """Batches on the device, from the next step on.
@@ -348,10 +369,13 @@ class _Training:
     def _save(self) -> None:
         self._check_guard()  # nothing after one bad step too many is worth going back to
         self._pause()
-        state = {**asdict(self.state), "learner": self.learner.state()}
         with self.progress.phase("checkpoint", self.state.step):
-            self.checkpoints.save(self.state.step, self.learner.model, self.learner.optimizers, state)
+            self._begin_save()
         self.clock.lap()
+
+    def _begin_save(self, random: Tensors | None = None) -> None:
+        state = {**asdict(self.state), "learner": self.learner.state()}
+        self.checkpoints.save(self.state.step, self.learner.model, self.learner.optimizers, state, random)
 
     def _pause(self) -> None:
         """Count the time until now as training; what follows is something else, up to the next lap."""
@@ -373,10 +397,13 @@ class _Training:
     def _stop(self) -> None:
         self.checkpoints.wait()
         self.ranks.any(False)  # until the first one has written it
+        raise StoppedError(self._why_stopped())
+
+    def _why_stopped(self) -> str:
         why = f"after {self.config.max_minutes:g} minutes" if self._is_time_up() else "on request"
-        raise StoppedError(
-            f"training stopped {why} after step {self.state.step} of {self.total_steps}, checkpoint "
-            "saved: the same command continues"
+        return (
+            f"training stopped {why} after step {self.state.step} of {self.total_steps}, checkpoint saved: "
+            "the same command continues"
         )
 
     def _write(self, kind: str, **figures: Any) -> None:

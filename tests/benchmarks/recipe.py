@@ -157,10 +157,10 @@ def stepper(run: Run) -> Callable[[], float]:
     batch = {**batch, "tokens": (batch["labels"] != IGNORED_LABEL).sum()}
 
     def steps() -> float:
-        learner.learn(1, batch, 1e-4)
+        learner.update(1, *learner.backward(batch), 1e-4)
         start = time.process_time()
         for _ in range(STEPS_A_ROUND):
-            learner.learn(1, batch, 1e-4)
+            learner.update(1, *learner.backward(batch), 1e-4)
         return time.process_time() - start
 
     return steps
