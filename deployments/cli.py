@@ -13,8 +13,8 @@ from cyclopts import App, Group, Parameter
 
 from deployments import flow_command
 from lmcore.cli.app import EPILOGUE, MAKE, add_pipeline, add_prepare, new_app, run_app
-from lmcore.config import RunConfig, default_store
 from lmcore.errors import ConfigError
+from lmcore.settings.config import RunConfig, default_store
 
 _SERVICE = Group("Run as a service", sort_key=4)
 

@@ -7,7 +7,7 @@ from typing import Any
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 
-from lmcore.section import fingerprint
+from lmcore.settings.section import fingerprint
 
 # Of what was written before digests were kept (Prefect 3.8): the presets and the descriptions of the flows.
 _BEFORE = frozenset(

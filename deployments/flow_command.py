@@ -3,7 +3,7 @@
 import logging
 from importlib import import_module
 
-from lmcore.config import RunConfig
+from lmcore.settings.config import RunConfig
 
 _log = logging.getLogger("lmcore")
 

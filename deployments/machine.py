@@ -13,7 +13,7 @@ import torch
 
 from deployments.finding import Finding
 from lmcore.errors import StoreError
-from lmcore.store import boot_id, check_version, is_alive, leftovers, sweep
+from lmcore.store.artifacts import boot_id, check_version, is_alive, leftovers, sweep
 
 LEAST_FREE_BYTES = 5 * 10**9
 """About ten checkpoints of the preset base."""

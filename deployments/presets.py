@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmcore.presets import preset_names
+from lmcore.settings.presets import preset_names
 
 _NOBODY_WATCHES = """\
 [corpus]

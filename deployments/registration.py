@@ -23,7 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from deployments.declaration import JOB_VARIABLES, ROOT, Declared
 from deployments.digests import Written
 from deployments.fitting import misfits
-from lmcore.section import differences
+from lmcore.settings.section import differences
 
 Settings = dict[str, Any]
 """What people may set, by name: tags, concurrency_limit, parameters.NAME, schedule.SLUG. None: it is not set."""

@@ -11,8 +11,8 @@ from prefect.exceptions import CancelledRun
 
 from lmcore.cli.app import run_pipeline
 from lmcore.cli.command import print_json
-from lmcore.config import RunConfig
 from lmcore.errors import StoppedError
+from lmcore.settings.config import RunConfig
 from tasks.logs import leave_failure_to_command
 from tasks.server import reachable_server
 

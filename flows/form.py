@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, cast
 from prefect import Flow, get_run_logger
 from pydantic import Field
 
-from lmcore.config import RunConfig, default_store
-from lmcore.form import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
-from lmcore.section import NAME, Text
+from lmcore.settings.config import RunConfig, default_store
+from lmcore.settings.form import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
+from lmcore.settings.section import NAME, Text
 from tasks.policies import start_again
 
 P = ParamSpec("P")

@@ -9,15 +9,15 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
 from flows.form import PIPELINE, Document, Size, Texts, chosen, form
-from lmcore.config import RunConfig
+from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import ConfigError, StoppedError
-from lmcore.section import Text
-from lmcore.tokenization import Dataset
-from lmcore.tokenizer import TokenizerInfo
+from lmcore.settings.config import RunConfig
+from lmcore.settings.section import Text
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.corpus import look_at_corpus
 from tasks.dataset import blocks
 from tasks.pages import name_run, tag_run
-from tasks.server import keep_terminations, tie_ends
+from tasks.server import keep_terminations, stop_with_parent
 from tasks.tokenization import tokenization
 from tasks.tokenizer import tokenizer
 
@@ -28,7 +28,7 @@ class Stages:
     """Runs tasks directly (so that a cancel reaches them) and keeps which of them were cached."""
 
     def __init__(self) -> None:
-        tie_ends()
+        stop_with_parent()
         keep_terminations()
         self.cached: dict[str, bool] = {}
 

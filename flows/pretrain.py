@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict
 from flows.command import run_command
 from flows.form import PIPELINE, Count, Document, Length, Name, Size, Texts, chosen, form
 from flows.prepare_data import Stages, prepare
-from lmcore.config import RunConfig
+from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import StoppedError
-from lmcore.schedule import length_settings
-from lmcore.section import Text
-from lmcore.summary import summary
-from lmcore.tokenization import Dataset
-from lmcore.tokenizer import TokenizerInfo
+from lmcore.runs.summary import summary
+from lmcore.settings.config import RunConfig
+from lmcore.settings.section import Text
+from lmcore.tokenizer.tokenizer import TokenizerInfo
+from lmcore.training.schedule import length_settings
 from tasks.dataset import blocks
 from tasks.evaluation import evaluation, export_model
 from tasks.pages import name_run, page_of_run, tag_run

@@ -10,19 +10,19 @@ from flows.command import run_command
 from flows.form import PIPELINE, Bytes, Count, Document, ModelName, Repository, Size, Texts, chosen, form
 from flows.prepare_data import Stages, prepare
 from flows.pretrain import trained_model
-from lmcore.challenge import Champion, refused_before
-from lmcore.config import RunConfig
+from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import ConfigError, StoppedError, StoreError
-from lmcore.news import News
-from lmcore.push import pushed
-from lmcore.registry import Version, model_folder
-from lmcore.retraining import RetrainConfig, Start, anew, continued, too_little, unused
-from lmcore.retraining_report import retraining_page
-from lmcore.run import run_key
-from lmcore.section import Text
-from lmcore.store import locked
-from lmcore.tokenization import Dataset
-from lmcore.tokenizer import TokenizerInfo
+from lmcore.registry.push import pushed
+from lmcore.registry.registry import Version, model_folder
+from lmcore.report.retraining_report import retraining_page
+from lmcore.retraining.challenge import Champion, earlier_refusal
+from lmcore.retraining.new_documents import NewDocuments
+from lmcore.retraining.retraining import RetrainConfig, Start, from_scratch, skip_reason, unused, warm_start
+from lmcore.runs.run import run_key
+from lmcore.settings.config import RunConfig
+from lmcore.settings.section import Text
+from lmcore.store.artifacts import locked
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.pages import name_run
 from tasks.policies import stopped
 from tasks.retraining import gate, look_at_champion, look_for_news, promotion, push_to_hub, retraining_report
@@ -129,10 +129,10 @@ def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
     if champion is None:
         return _challenged(config, store, stages, None, config.run_config(), dataset, tokenizer, None)
     apart, news = stages.run(look_for_news, dataset, champion)
-    if why := too_little(config, news):
+    if why := skip_reason(config, news):
         return _left_alone(config, stages, champion, "nothing new", why, dataset, news)
     challenger = _challenger(config, champion, apart, news)
-    if event := refused_before(store, config.retraining.model_name, challenger, apart, config.gate):
+    if event := earlier_refusal(store, config.retraining.model_name, challenger, apart, config.gate):
         why = f"the same text and settings were {event['event']} at {event['time']}: {event['reason']}"
         return _left_alone(config, stages, champion, "refused before", why, apart, news)
     for setting in unused(config, champion.receipt["record"]["config"]):
@@ -140,16 +140,22 @@ def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
     return _challenged(config, store, stages, champion, challenger, apart, tokenizer, news)
 
 
-def _challenger(config: RetrainConfig, champion: Champion, apart: Dataset, news: News) -> RunConfig:
+def _challenger(config: RetrainConfig, champion: Champion, apart: Dataset, news: NewDocuments) -> RunConfig:
     """The settings of the challenger's run."""
     if config.fresh_tokenizer or config.retraining.start == "scratch":
-        return anew(config, apart.folder)
+        return from_scratch(config, apart.folder)
     trunk = champion.trunk if config.retraining.start == "trunk" else None
-    return continued(config, apart.folder, news, trunk, champion.version.folder, champion.tokens_per_second)
+    return warm_start(config, apart.folder, news, trunk, champion.version.folder, champion.tokens_per_second)
 
 
 def _left_alone(
-    config: RetrainConfig, stages: Stages, champion: Champion, verdict: Verdict, why: str, dataset: Dataset, news: News
+    config: RetrainConfig,
+    stages: Stages,
+    champion: Champion,
+    verdict: Verdict,
+    why: str,
+    dataset: Dataset,
+    news: NewDocuments,
 ) -> Retrained:
     """Nothing is trained, and the page says what was looked at."""
     stages.run(retraining_report, retraining_page(config, f"{verdict}: {why}", champion, dataset, news))
@@ -164,7 +170,7 @@ def _challenged(
     challenger: RunConfig,
     dataset: Dataset,
     tokenizer: TokenizerInfo,
-    news: News | None,
+    news: NewDocuments | None,
 ) -> Retrained:
     """Train the challenger, let the gate decide, and keep what it decided."""
     run = trained_model(challenger, stages, dataset, tokenizer, store).run_dir
@@ -184,7 +190,7 @@ def _concluded(
     reasons: list[str],
     in_use: Version | None,
     dataset: Dataset,
-    news: News | None,
+    news: NewDocuments | None,
     version: Version | None = None,
     run: Path | None = None,
 ) -> Retrained:

@@ -1,9 +1,9 @@
 """Buttons for a store, by which things go: what nothing needs, and a document. By default they only say what would."""
 
 from flows.form import BUTTON, Count, SomeText, folder_of, form
-from lmcore.forget import forget
-from lmcore.garbage import collect
-from lmcore.section import Text
+from lmcore.settings.section import Text
+from lmcore.upkeep.forget import forget
+from lmcore.upkeep.garbage_collection import collect
 from tasks.pages import show_table
 
 

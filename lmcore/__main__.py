@@ -2,7 +2,7 @@
 
 from lmcore.cli.app import add_pipeline, add_prepare, new_app, run_app
 from lmcore.cli.pipeline import pretrain, tokenize
-from lmcore.config import RunConfig
+from lmcore.settings.config import RunConfig
 
 
 def main() -> None:

@@ -15,12 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from lmcore.errors import INTERRUPTED_STATUS, STOPPED_STATUS
 
+Result = TypeVar("Result")
 _LINE = ["interrupted: the same command continues"]
 """What a stopped command says."""
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -173,3 +175,23 @@ def leave(number: int) -> NoReturn:
     with suppress(OSError):
         os.write(2, f"{_LINE[0]}\n".encode())
     os._exit(INTERRUPTED_STATUS if number == signal.SIGINT else STOPPED_STATUS)
+
+
+def interruptible(work: Callable[[], Result]) -> Result:
+    """What ``work``, a long call into compiled code, returns or raises; a signal ends the wait for it.
+
+    Python handles a signal between its own instructions, so in the main thread such a call would delay it.
+    ``work`` must let other threads run, and write no files.
+    It runs in a thread of its own. When a signal's handler raises here, the thread is abandoned: it ends with its
+    work or with the process.
+    """
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result()  # signals interrupt this wait

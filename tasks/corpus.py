@@ -4,10 +4,10 @@ from pathlib import Path
 
 from prefect import task
 
-from lmcore.config import RunConfig
-from lmcore.corpus import Corpus, open_corpus
+from lmcore.corpus.scan import Corpus, open_corpus
+from lmcore.settings.config import RunConfig
 from tasks.policies import NEVER_CACHED, RETRIED
-from tasks.progress import watched
+from tasks.progress import report_progress
 
 
 @task(
@@ -18,5 +18,5 @@ from tasks.progress import watched
 )
 def look_at_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     """The corpus in figures, and the opened store. Never cached: noticing what is new is its purpose."""
-    with watched("corpus", "bytes"):
+    with report_progress("corpus", "bytes"):
         return open_corpus(config)

@@ -2,11 +2,11 @@
 
 from prefect import task
 
-from lmcore.config import RunConfig
-from lmcore.inputs import Inputs
-from lmcore.mixture import Blocks, build_dataset
-from lmcore.section import result_fields
-from lmcore.tokenization import Dataset
+from lmcore.dataset.mixture import Blocks, build_dataset
+from lmcore.dataset.tokenization import Dataset
+from lmcore.settings.config import RunConfig
+from lmcore.settings.section import result_fields
+from lmcore.store.remembered_inputs import Inputs
 from tasks.policies import stage
 
 

@@ -3,12 +3,12 @@
 from prefect import task
 from prefect.artifacts import Artifact, TableArtifact
 
-from lmcore.inputs import Inputs
-from lmcore.report import evaluation_rows
-from lmcore.run import Export, Run, TrainingResult
-from lmcore.scores import Evaluation
+from lmcore.report.report import evaluation_rows
+from lmcore.runs.run import Export, Run, TrainingResult
+from lmcore.runs.scores import Evaluation
+from lmcore.store.remembered_inputs import Inputs
 from tasks.policies import stage
-from tasks.progress import watched
+from tasks.progress import report_progress
 
 
 def _content(training: TrainingResult) -> Inputs:
@@ -31,8 +31,8 @@ def _page(evaluation: Evaluation) -> list[Artifact]:
 )
 def evaluation(training: TrainingResult) -> Evaluation:
     """Score every validation document once."""
-    with watched("evaluating", "tokens") as progress:
-        from lmcore.evaluate import evaluate  # and with it torch: a flow starts without
+    with report_progress("evaluating", "tokens") as progress:
+        from lmcore.model.evaluate import evaluate  # and with it torch: a flow starts without
 
         return evaluate(Run.open(training.folder), training.checkpoint, progress)
 
@@ -40,7 +40,7 @@ def evaluation(training: TrainingResult) -> Evaluation:
 @task(name="export", task_run_name="export {training.run}", **stage(_export_content))
 def export_model(training: TrainingResult, evaluation: Evaluation) -> Export:
     """Write the folder that transformers opens."""
-    with watched("export", "files"):
-        from lmcore.export import export  # and with it transformers
+    with report_progress("export", "files"):
+        from lmcore.model.export import export  # and with it transformers
 
         return export(training, evaluation)

@@ -14,9 +14,9 @@ from prefect.locking.protocol import LockManager
 from prefect.runtime import deployment
 from prefect.settings import PREFECT_HOME
 
-from lmcore.config import RunConfig
 from lmcore.errors import RunError
-from lmcore.store import locked
+from lmcore.settings.config import RunConfig
+from lmcore.store.artifacts import locked
 
 GPU_LIMIT = "gpu"
 """Name of the global concurrency limit that says how many trainings of deployments run at once."""

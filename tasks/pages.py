@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
 from lmcore import clock
-from lmcore.config import RunConfig
+from lmcore.settings.config import RunConfig
 
 _log = logging.getLogger(__name__)
 

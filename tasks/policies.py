@@ -21,9 +21,9 @@ from prefect.tasks import exponential_backoff
 from prefect.transactions import IsolationLevel
 
 from lmcore.errors import LMError, StoppedError, is_transient
-from lmcore.inputs import Inputs, remember, what_changed
-from lmcore.section import fingerprint
-from lmcore.store import FORMAT_VERSION, Output
+from lmcore.settings.section import fingerprint
+from lmcore.store.artifacts import FORMAT_VERSION, Output
+from lmcore.store.remembered_inputs import Inputs, remember, what_changed
 from tasks.locks import FileLocks
 from tasks.pages import Page, shown
 
@@ -39,11 +39,11 @@ class OnDisk(CachePolicy):
 
     ``content`` gives, from the task's arguments, everything the output depends on, by name, the store's folder
     (``store``) included; the format version is added here. A task whose ``config`` argument says ``fresh`` is
-    not looked up when ``heeds_fresh`` is set.
+    not looked up when ``respect_fresh`` is set.
     """
 
     content: Callable[..., Inputs] = dict
-    heeds_fresh: bool = False
+    respect_fresh: bool = False
 
     def compute_key(
         self,
@@ -77,7 +77,7 @@ class OnDisk(CachePolicy):
 
     def _why_void(self, records: ResultStore, key: str, inputs: dict[str, Any]) -> str | None:
         """None when the recorded output may be used; else the reason, and the record is void."""
-        if self.heeds_fresh and inputs["config"].fresh:
+        if self.respect_fresh and inputs["config"].fresh:
             reason = "fresh was asked for"
         else:
             try:
@@ -133,12 +133,12 @@ def start_again(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
             client.set_flow_run_state(now.id, Scheduled(message=why))
 
 
-def stage(content: Callable[..., Inputs], heeds_fresh: bool = False, page: Page | None = None) -> dict[str, Any]:
+def stage(content: Callable[..., Inputs], respect_fresh: bool = False, page: Page | None = None) -> dict[str, Any]:
     """The options of every task that leaves an output in the store; ``page`` shows it, made or found again."""
     return {
         "cache_policy": OnDisk(
             content=content,
-            heeds_fresh=heeds_fresh,
+            respect_fresh=respect_fresh,
             lock_manager=_LOCKS,
             isolation_level=IsolationLevel.SERIALIZABLE,
         ),

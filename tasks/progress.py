@@ -23,7 +23,8 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging.handlers import PrefectConsoleHandler
 from rich.console import Console
 
-from lmcore.progress import Standing, Update, report_progress
+from lmcore import progress
+from lmcore.progress import Standing, Update
 
 _SECONDS_BETWEEN_ARTIFACTS = 5
 _SECONDS_BETWEEN_TABLES = 30.0
@@ -70,10 +71,10 @@ class LiveTable:
 
 
 @contextmanager
-def watched(
+def report_progress(
     label: str, unit: str, poll: Callable[[], Standing] | None = None, table: LiveTable | None = None
 ) -> Iterator[Update]:
-    """``report_progress`` for a task, which also keeps a progress artifact and ``table`` fresh, also at the end."""
+    """Show how far a task is on its console and in its log; keep a progress artifact and ``table`` up to date."""
     artifact = _ProgressArtifact(label)
 
     def publish(standing: Standing, is_last: bool) -> None:
@@ -81,7 +82,7 @@ def watched(
         if table is not None and not is_last:
             table.refresh()
 
-    with report_progress(label, unit, _console(), run_logger(), poll, publish) as update:
+    with progress.report_progress(label, unit, _console(), run_logger(), poll, publish) as update:
         yield update
     if table is not None:
         table.publish()

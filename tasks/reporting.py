@@ -3,14 +3,14 @@
 from prefect import get_run_logger, task
 from prefect.artifacts import Artifact, MarkdownArtifact
 
-from lmcore.config import RunConfig
-from lmcore.inputs import Inputs
-from lmcore.mixture import Blocks
-from lmcore.report import Report, report, report_key, samples_page
-from lmcore.run import TrainingResult
-from lmcore.scores import Evaluation
+from lmcore.dataset.mixture import Blocks
+from lmcore.report.report import Report, report, report_key, samples_page
+from lmcore.runs.run import TrainingResult
+from lmcore.runs.scores import Evaluation
+from lmcore.settings.config import RunConfig
+from lmcore.store.remembered_inputs import Inputs
 from tasks.policies import stage
-from tasks.progress import watched
+from tasks.progress import report_progress
 
 
 def _content(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Inputs:
@@ -35,7 +35,7 @@ def _page(found: Report) -> list[Artifact]:
 @task(name="report", task_run_name="report of {training.run}", **stage(_content, page=_page))
 def loss_report(config: RunConfig, training: TrainingResult, evaluation: Evaluation, blocks: Blocks) -> Report:
     """The page in the run's folder; its artifact has the picture inside it."""
-    with watched("report", "samples"):
+    with report_progress("report", "samples"):
         page = report(training, evaluation, blocks, config.sample)
     for warning in page.warnings:
         get_run_logger().warning(warning)

@@ -6,29 +6,29 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
-from lmcore.challenge import Champion, judge, require_comparable, settle
-from lmcore.gate import Decision
-from lmcore.news import News, told_apart
-from lmcore.push import push
-from lmcore.registry import Version
-from lmcore.retraining import RetrainConfig
-from lmcore.tokenization import Dataset
+from lmcore.dataset.tokenization import Dataset
+from lmcore.registry.push import push
+from lmcore.registry.registry import Version
+from lmcore.retraining.challenge import Champion, compare, record_decision, require_comparable
+from lmcore.retraining.gate import Decision
+from lmcore.retraining.new_documents import NewDocuments, split_by_age
+from lmcore.retraining.retraining import RetrainConfig
 from tasks.policies import NEVER_CACHED, RETRIED
 
 
 @task(name="champion", task_run_name="look at the champion", **NEVER_CACHED)
 def look_at_champion(store: Path, name: str) -> Champion | None:
     """The version in use. Never cached: somebody may have moved it."""
-    found = Champion.of(store, name)
+    found = Champion.from_store(store, name)
     get_run_logger().info("champion: %s", "none yet" if found is None else found.version)
     return found
 
 
 @task(name="news", task_run_name="look for new text", **NEVER_CACHED)
-def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, News]:
+def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, NewDocuments]:
     """The dataset told apart by age, and what is new in it. Raises as ``require_comparable`` does."""
     require_comparable(champion, dataset.folder)
-    apart, news = told_apart(dataset, champion.dataset)
+    apart, news = split_by_age(dataset, champion.dataset)
     get_run_logger().info(
         "new since %s: %s documents, %s bytes", champion.version, f"{news.new_documents:,}", f"{news.new_bytes:,}"
     )
@@ -38,7 +38,7 @@ def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, News]:
 @task(name="gate", task_run_name="champion against challenger", **NEVER_CACHED)
 def gate(config: RetrainConfig, champion: Champion | None, run: Path) -> Decision:
     """Score both models on the same text, and decide. The scores are found again in the run's folder."""
-    decision = judge(champion, run, config.gate)
+    decision = compare(champion, run, config.gate)
     get_run_logger().info(decision.verdict)
     return decision
 
@@ -48,7 +48,7 @@ def promotion(
     config: RetrainConfig, champion: Champion | None, run: Path, decision: Decision, key: str, store: Path
 ) -> Version:
     """Keep the challenger, and make it the champion or record why not."""
-    version = settle(store, config.retraining.model_name, champion, run, decision, key, config.gate)
+    version = record_decision(store, config.retraining.model_name, champion, run, decision, key, config.gate)
     emit_event(
         f"lm.model.{'promoted' if decision.promoted else 'refused'}",
         resource={"prefect.resource.id": f"lm.model.{version.model}", "prefect.resource.name": str(version)},

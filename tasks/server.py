@@ -36,7 +36,7 @@ from prefect.settings import (
 )
 
 from lmcore.errors import ConfigError, LMError
-from lmcore.launch import end_with_parent
+from lmcore.runs.launch import end_with_parent
 from lmcore.signals import Terminated, resend_lost
 from tasks.database import copy_before_upgrade
 
@@ -221,7 +221,7 @@ def _check_home() -> None:
 
 
 @cache
-def tie_ends() -> "subprocess.Popen[bytes] | None":
+def stop_with_parent() -> "subprocess.Popen[bytes] | None":
     """End a temporary server of this process with it, and the run of a deployment with the one that serves it.
 
     Prefect stops its temporary server at exit, which ``kill -9`` leaves out; and a run whose server of deployments is

@@ -5,14 +5,14 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.artifacts import Artifact, MarkdownArtifact
 
-from lmcore.config import RunConfig
-from lmcore.corpus import Corpus
-from lmcore.inputs import Inputs
-from lmcore.report import data_page, tokenizer_page
-from lmcore.tokenization import Dataset, dataset_inputs, tokenize
-from lmcore.tokenizer import TokenizerInfo
+from lmcore.corpus.scan import Corpus
+from lmcore.dataset.tokenization import Dataset, dataset_inputs, tokenize
+from lmcore.report.report import data_page, tokenizer_page
+from lmcore.settings.config import RunConfig
+from lmcore.store.remembered_inputs import Inputs
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.policies import stage
-from tasks.progress import watched
+from tasks.progress import report_progress
 
 
 def _content(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store: Path) -> Inputs:
@@ -36,7 +36,7 @@ def _page(dataset: Dataset) -> list[Artifact]:
 )
 def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, store: Path) -> Dataset:
     """Encode what the store does not hold yet. Called directly, so that a cancel reaches it."""
-    with watched("tokenizing", "bytes") as progress:
+    with report_progress("tokenizing", "bytes") as progress:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
     get_run_logger().info(dataset.account())
     return dataset

@@ -7,20 +7,20 @@ from prefect.artifacts import Artifact, MarkdownArtifact
 from prefect.context import TaskRunContext
 from prefect.exceptions import TerminationSignal
 
-from lmcore.config import RunConfig
+from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import StoppedError
-from lmcore.forecast import training_poll
-from lmcore.history import loss_table
-from lmcore.inputs import Inputs
-from lmcore.launch import train_in_child
-from lmcore.metrics import read_metrics
-from lmcore.report import run_page
-from lmcore.run import TrainingResult, prepare_run, run_identity
-from lmcore.tokenization import Dataset
-from lmcore.tokenizer import TokenizerInfo
+from lmcore.report.report import run_page
+from lmcore.runs.forecast import training_poll
+from lmcore.runs.history import loss_table
+from lmcore.runs.launch import train_in_child
+from lmcore.runs.metrics import read_metrics
+from lmcore.runs.run import TrainingResult, prepare_run, run_identity
+from lmcore.settings.config import RunConfig
+from lmcore.store.remembered_inputs import Inputs
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.locks import gpu_slot
 from tasks.policies import stage, stopped
-from tasks.progress import LiveTable, run_logger, watched
+from tasks.progress import LiveTable, report_progress, run_logger
 
 
 def _content(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> Inputs:
@@ -35,7 +35,7 @@ def _page(training: TrainingResult) -> list[Artifact]:
 @task(
     name="training",
     task_run_name="train {config.model_label} on dataset {dataset.id}",
-    **stage(_content, heeds_fresh=True, page=_page),
+    **stage(_content, respect_fresh=True, page=_page),
 )
 def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> TrainingResult:
     """Start or continue the run. Called directly, so that a cancel reaches it and through it the child.
@@ -50,7 +50,7 @@ def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
         "losses", f"Losses of {run.folder.name}, nats per token", lambda: loss_table(read_metrics(run.metrics))
     )
     logger = run_logger()
-    with gpu_slot(config), watched("training", "steps", training_poll(run, logger), losses):
+    with gpu_slot(config), report_progress("training", "steps", training_poll(run, logger), losses):
         try:
             return train_in_child(run.folder, logger.info)
         except StoppedError as stop:

@@ -33,21 +33,21 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
-from lmcore.corpus import describe, scan
-from lmcore.evaluate import evaluate
-from lmcore.export import export
-from lmcore.metrics import read_metrics
-from lmcore.mixture import Blocks, build_dataset
-from lmcore.retraining import RetrainConfig, RetrainingConfig
-from lmcore.run import Run, TrainingResult, prepare_run
-from lmcore.scores import Evaluation
-from lmcore.shards import shard_path, write_shard
-from lmcore.store import manifest_bytes, prepare_store, read_manifest
-from lmcore.tokenization import Dataset, tokenize
-from lmcore.tokenizer import TokenizerInfo, make_tokenizer
-from lmcore.train import train
-from lmcore.version import add_version
+from lmcore.corpus.scan import describe, scan
+from lmcore.dataset.mixture import Blocks, build_dataset
+from lmcore.dataset.shards import shard_path, write_shard
+from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.model.evaluate import evaluate
+from lmcore.model.export import export
+from lmcore.registry.version import add_version
+from lmcore.retraining.retraining import RetrainConfig, RetrainingConfig
+from lmcore.runs.metrics import read_metrics
+from lmcore.runs.run import Run, TrainingResult, prepare_run
+from lmcore.runs.scores import Evaluation
+from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from lmcore.store.artifacts import manifest_bytes, prepare_store, read_manifest
+from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.training.train import train
 from tests import leftovers
 
 REPOSITORY = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from cyclopts import App
 
 from lmcore.cli.flags import command_of
 from lmcore.cli.settings import read
-from lmcore.config import RunConfig
+from lmcore.settings.config import RunConfig
 
 
 def parse(*words: object, kind: type[RunConfig] = RunConfig) -> Any:

@@ -13,10 +13,10 @@ import gguf
 import numpy as np
 import pytest
 
-from lmcore.export import export
-from lmcore.metrics import MetricsWriter
-from lmcore.scoring import LabelledText, dataset_texts, score_texts
-from lmcore.weights import trained_model
+from lmcore.model.export import export
+from lmcore.model.weights import trained_model
+from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts
+from lmcore.runs.metrics import MetricsWriter
 from tests.conftest import Prepared, Trained, prepare, tiny_config, train_and_evaluate, write_corpus
 
 DOCS = Path(__file__).parents[1] / "docs"

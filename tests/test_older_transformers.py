@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import transformers
 
-from lmcore.config import RunConfig
-from lmcore.export import export
+from lmcore.model.export import export
+from lmcore.settings.config import RunConfig
 from tests.conftest import prepare, tiny_config, train_and_evaluate, write_corpus
 
 PACKAGES = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
@@ -141,7 +141,7 @@ def test_ids_text_and_logits_are_those_of_here(older: Path, exports: dict[str, P
 
 
 def test_rotary_positions_are_those_that_were_trained(older: Path, tmp_path: Path, exports: dict[str, Path]) -> None:
-    from lmcore.portable import write_config
+    from lmcore.tokenizer.export_files import write_config
 
     folders = []
     for number, rope in enumerate(

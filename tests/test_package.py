@@ -97,7 +97,7 @@ def test_settings_are_checked_before_prefect_and_torch_are_imported(lm: Path, el
         imported = {
             line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")
         }
-        assert "lmcore.config" in imported
+        assert "lmcore.settings.config" in imported
         assert not {"prefect", "torch", "transformers", "flows"} & imported
 
 

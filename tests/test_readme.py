@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows.pretrain import Pretrained
-from lmcore.retraining import RetrainConfig
+from lmcore.retraining.retraining import RetrainConfig
 from tests.conftest import write_corpus
 from tests.flags import parse
 
@@ -126,7 +126,7 @@ def test_the_python_snippets_run(
     readme: str, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import flows.pretrain
-    from lmcore.tokenizer import Tokenizer
+    from lmcore.tokenizer.tokenizer import Tokenizer
 
     def pretrain(config: object) -> Pretrained:
         """Stands for the flow, which the commands above have run for real."""
@@ -150,9 +150,9 @@ def test_the_pictures_and_files_it_names_are_there() -> None:
             assert (ROOT / target).exists(), target
 
 
-def test_the_tree_names_every_file_of_lmcore() -> None:
-    text = (ROOT / "README.md").read_text()
-    tree = text[text.index("## The tree") :]
-    named = set(re.findall(r"\b(\w+\.py)\b", tree))
-    here = {path.name for path in (ROOT / "lmcore").glob("*.py")} - {"__init__.py"}
-    assert here <= named
+def test_the_trees_name_every_folder_of_lmcore() -> None:
+    here = {path.parent.name for path in (ROOT / "lmcore").glob("*/__init__.py")}
+    for readme, heading in (("README.md", "## The tree"), ("README.ja.md", "## フォルダの構成")):
+        text = (ROOT / readme).read_text()
+        tree = text[text.index(heading) :].split("```")[1]
+        assert here == set(re.findall(r"(?m)^  (\w+)/ ", tree))

@@ -17,9 +17,9 @@ from lmcore.cli.command import USAGE_STATUS, escape_output, main
 from lmcore.cli.flags import command_of
 from lmcore.cli.pipeline import train
 from lmcore.cli.settings import read
-from lmcore.config import RunConfig
 from lmcore.errors import ERROR_PREFIX
 from lmcore.progress import StandardError
+from lmcore.settings.config import RunConfig
 
 HELP_ALL = "--help-all"
 MAKE = Group("Make a model", sort_key=0)

@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-from lmcore.config import RunConfig
 from lmcore.errors import ConfigError
+from lmcore.settings.config import RunConfig
 
 
 def check(config: RunConfig) -> None:
     """Raise the error that a run with these settings would end with, where names and folders alone show it."""
-    from lmcore.corpus import check_places
+    from lmcore.corpus.scan import check_places
 
     check_places(config)
     for setting, name in (("tokenizer.source", config.tokenizer.source), ("train.init_from", config.train.init_from)):
@@ -19,7 +19,7 @@ def check(config: RunConfig) -> None:
 
 
 def _check_path(setting: str, name: str) -> None:
-    from lmcore.hub import is_local_path
+    from lmcore.store.hub import is_local_path
 
     if is_local_path(name) and "://" not in name and not Path(name).expanduser().exists():
         raise ConfigError(f"{setting}: {name} does not exist (looked in {Path.cwd()})")
@@ -34,8 +34,8 @@ def _check_store(store: Path) -> None:
 
 def _check_schedule(config: RunConfig) -> None:
     """Only where the steps of the run follow from the settings: with max_steps, and without sizes in epochs."""
-    from lmcore.schedule import Schedule
+    from lmcore.training.schedule import Schedule
 
     train = config.train
     if train.max_steps and "epochs" not in train.warmup + train.decay:
-        Schedule.of(train, train.max_steps, blocks=1, block_size=config.dataset.block_size)
+        Schedule.from_config(train, train.max_steps, blocks=1, block_size=config.dataset.block_size)

@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter, Token
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lmcore.presets import preset_names
+from lmcore.settings.presets import preset_names
 
 COMMON = {
     "": ["store", "run", "fresh"],

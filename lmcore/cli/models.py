@@ -19,7 +19,7 @@ _Reason = Annotated[str, Parameter(help="What the history says about it.")]
 
 def models(model: ModelName, /, *, store: Store = STORE) -> None:
     """List the versions of a model, its champion and its history."""
-    from lmcore.registry import champion, history_rows, versions
+    from lmcore.registry.registry import champion, history_rows, versions
 
     past, current = history_rows(store, model), champion(store, model)
     rows = [_row(version, version == current) for version in versions(store, model)]
@@ -47,7 +47,7 @@ def promote_version(
     store: Store = STORE,
 ) -> None:
     """Make a version the champion."""
-    from lmcore.registry import find_version, promote
+    from lmcore.registry.registry import find_version, promote
 
     found = find_version(store, version)
     expected = (expect if expect is not None else found.receipt()["champion_before"]) or None
@@ -64,7 +64,7 @@ def roll_back(
     store: Store = STORE,
 ) -> None:
     """Use the champion before this one again."""
-    from lmcore.registry import rollback
+    from lmcore.registry.registry import rollback
 
     version = rollback(store, model, to, reason=reason)
     print_json({"model": version.model, "champion": version.id})
@@ -79,7 +79,7 @@ def prune_versions(
     store: Store = STORE,
 ) -> None:
     """Remove old versions, never the champion."""
-    from lmcore.registry import prune
+    from lmcore.registry.registry import prune
 
     gone = prune(store, model, keep, dry_run)
     print_json({"model": model, "pruned": gone, "dry_run": dry_run})
@@ -93,8 +93,8 @@ def push_version(
     store: Store = STORE,
 ) -> None:
     """Put a version into a repository of the Hugging Face hub (token: HF_TOKEN)."""
-    from lmcore.push import push
-    from lmcore.registry import find_version
+    from lmcore.registry.push import push
+    from lmcore.registry.registry import find_version
 
     found = find_version(store, version)
     commit = push(found, repository)
@@ -103,8 +103,8 @@ def push_version(
 
 def diff_versions(one: Version, other: Version, /, *, store: Store = STORE) -> None:
     """Show in what two versions differ."""
-    from lmcore.receipt import diff, difference_rows
-    from lmcore.registry import find_version
+    from lmcore.registry.receipt import diff, difference_rows
+    from lmcore.registry.registry import find_version
 
     old, new = find_version(store, one), find_version(store, other)
     print(columns(difference_rows(old, new)))
@@ -114,8 +114,8 @@ def diff_versions(one: Version, other: Version, /, *, store: Store = STORE) -> N
 
 def verify_version(store: Path, name: str) -> None:
     """Print what no longer matches its receipt; ends with status 1 if there is anything."""
-    from lmcore.receipt import check_receipt, program_differences
-    from lmcore.registry import find_version
+    from lmcore.registry.receipt import check_receipt, program_differences
+    from lmcore.registry.registry import find_version
 
     version = find_version(store, name)
     found = list(check_receipt(version))
@@ -129,9 +129,9 @@ def verify_version(store: Path, name: str) -> None:
 
 def replay_version(version: Version, /, *, store: Store = STORE) -> None:
     """Train a version again and compare losses and weights."""
-    from lmcore.receipt import program_differences
-    from lmcore.registry import find_version
-    from lmcore.replay import replay
+    from lmcore.registry.receipt import program_differences
+    from lmcore.registry.registry import find_version
+    from lmcore.upkeep.replay import replay
 
     found = find_version(store, version)
     for line in program_differences(found.receipt()):

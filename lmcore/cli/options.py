@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
-from lmcore.config import default_store
+from lmcore.settings.config import default_store
 
 
 def _expanded(kind: Any, tokens: Sequence[Token]) -> Path:

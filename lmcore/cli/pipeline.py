@@ -13,9 +13,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from lmcore.cli.command import print_json
-from lmcore.config import RunConfig
 from lmcore.errors import STOPPED_STATUS, LMError, StoppedError
 from lmcore.progress import Standing, Update, report_progress
+from lmcore.settings.config import RunConfig
 from lmcore.signals import StopRequest, leave
 
 _log = logging.getLogger("lmcore")
@@ -29,12 +29,12 @@ def tokenize(config: RunConfig) -> None:
 
 
 def pretrain(config: RunConfig) -> None:
-    from lmcore.forecast import training_poll
-    from lmcore.launch import train_in_child
-    from lmcore.mixture import build_dataset
-    from lmcore.report import report
-    from lmcore.run import prepare_run
-    from lmcore.summary import summary
+    from lmcore.dataset.mixture import build_dataset
+    from lmcore.report.report import report
+    from lmcore.runs.forecast import training_poll
+    from lmcore.runs.launch import train_in_child
+    from lmcore.runs.run import prepare_run
+    from lmcore.runs.summary import summary
 
     dataset, tokenizer, store = _prepare(config)
     blocks = build_dataset(dataset, config.dataset)
@@ -42,11 +42,11 @@ def pretrain(config: RunConfig) -> None:
     with _watched("training", "steps", training_poll(run, _log)):
         training = train_in_child(run.folder, _log.info)
     with _watched("evaluating", "tokens") as progress:
-        from lmcore.evaluate import evaluate
+        from lmcore.model.evaluate import evaluate
 
         evaluation = evaluate(run, training.checkpoint, progress)
     with _watched("export", "files"):
-        from lmcore.export import export
+        from lmcore.model.export import export
 
         model_dir = export(training, evaluation).model_dir
     with _watched("report", "samples"):
@@ -70,9 +70,9 @@ def pretrain(config: RunConfig) -> None:
 
 
 def _prepare(config: RunConfig) -> Any:
-    from lmcore.corpus import open_corpus
-    from lmcore.tokenization import tokenize
-    from lmcore.tokenizer import make_tokenizer
+    from lmcore.corpus.scan import open_corpus
+    from lmcore.dataset.tokenization import tokenize
+    from lmcore.tokenizer.tokenizer import make_tokenizer
 
     with _watched("corpus", "bytes"):
         corpus, store = open_corpus(config)
@@ -99,13 +99,13 @@ def train(
     """Start or continue the training of one run, as the pipeline does for each."""
     should_stop = StopRequest()
 
-    from lmcore.distributed import Ranks, is_worker
-    from lmcore.launch import end_with_parent
-    from lmcore.run import Run, TrainingResult
-    from lmcore.train import train as train_run
-    from lmcore.workers import run_workers
+    from lmcore.model.distributed import Ranks, is_worker
+    from lmcore.runs.launch import end_with_parent
+    from lmcore.runs.run import Run, TrainingResult
+    from lmcore.training.train import train as train_run
+    from lmcore.training.workers import run_workers
 
-    is_first = Ranks.of_environment().is_first
+    is_first = Ranks.from_environment().is_first
     if not is_first:
         _log.setLevel(logging.ERROR)
     starter = os.getppid() if is_worker() else parent

@@ -9,9 +9,9 @@ from cyclopts import Parameter
 from lmcore.cli.command import print_json
 from lmcore.cli.options import STORE, OutputFile, Store
 from lmcore.cli.settings import read
-from lmcore.config import SampleConfig
 from lmcore.errors import ConfigError
 from lmcore.markdown import columns
+from lmcore.settings.config import SampleConfig
 
 _log = logging.getLogger("lmcore")
 _PROMPT = (
@@ -45,13 +45,13 @@ def generate(
     prompts = [*prompt, *(_read_prompts(prompts_file) if prompts_file else [])]
     settings = read(SampleConfig, changes | {"prompts": prompts or [""]})
 
-    from lmcore.find import find_folder
+    from lmcore.registry.find import find_folder
 
     folder = find_folder(store, model)
 
-    from lmcore.device import choose_device
-    from lmcore.export import open_model
-    from lmcore.generate import generate as continue_prompts
+    from lmcore.model.device import choose_device
+    from lmcore.model.export import open_model
+    from lmcore.model.generate import generate as continue_prompts
 
     opened, tokenizer, block_size = open_model(folder)
     texts = continue_prompts(opened.to(choose_device("auto")), tokenizer, settings, block_size)
@@ -88,11 +88,11 @@ def evaluate(
     store: Store = STORE,
 ) -> None:
     """Say how well a model predicts text, in bits per byte."""
-    from lmcore.find import find_folder
+    from lmcore.registry.find import find_folder
 
     folder = find_folder(store, model)
 
-    from lmcore.scoring import evaluation_texts, score_texts
+    from lmcore.retraining.scoring import evaluation_texts, score_texts
 
     texts = evaluation_texts(store, corpus or [], dataset, champion or model.partition("/")[0])
     scores = score_texts(folder, texts, block_size=block_size)
@@ -111,8 +111,8 @@ def plot(
     store: Store = STORE,
 ) -> None:
     """Draw the losses of runs into one picture."""
-    from lmcore.find import find_folder
-    from lmcore.plot import plot as draw
+    from lmcore.registry.find import find_folder
+    from lmcore.report.plots import plot as draw
 
     if not runs:
         raise ConfigError("plot: name one run or several, by folder or by name")

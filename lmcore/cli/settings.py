@@ -6,10 +6,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lmcore.cli.flags import flag
-from lmcore.config import RunConfig
 from lmcore.errors import ConfigError
-from lmcore.origins import SettingsText, explain
-from lmcore.presets import find_settings, merge, read_settings
+from lmcore.settings.config import RunConfig
+from lmcore.settings.presets import find_settings, merge, read_settings
+from lmcore.settings.validation import SettingsText, explain
 
 Settings = TypeVar("Settings", bound=BaseModel)
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from lmcore.cli.command import print_json
 from lmcore.cli.models import verify_version
 from lmcore.cli.options import STORE, Amount, Count, DryRun, Store
-from lmcore.ledger import printable
+from lmcore.corpus.ledger import printable
 from lmcore.markdown import columns
 
 _log = logging.getLogger("lmcore")
@@ -23,8 +23,8 @@ _Document = Annotated[
 
 def ledger(dataset: _Dataset, /, *, store: Store = STORE) -> None:
     """Show where every byte of a dataset's corpus went, and the pieces that were left out."""
-    from lmcore.audit import find_dataset, ledger_by_file, skipped_pieces
-    from lmcore.store import read_manifest
+    from lmcore.dataset.audit import find_dataset, ledger_by_file, skipped_pieces
+    from lmcore.store.artifacts import read_manifest
 
     folder = find_dataset(store, dataset)
     names = ("documents", "in documents", "between", "filtered", "skipped", "bytes", "stored", "undecodable")
@@ -49,7 +49,7 @@ def verify(
     store: Store = STORE,
 ) -> None:
     """Read a dataset again, or a version and all that it was made from; exit status 1 if anything is wrong."""
-    from lmcore.audit import find_dataset, problems
+    from lmcore.dataset.audit import find_dataset, problems
 
     if not any((folder / "manifest.json").is_file() for folder in (store / "datasets" / name, Path(name))):
         verify_version(store, name)
@@ -64,8 +64,8 @@ def verify(
 
 def repair(dataset: _Dataset, /, *, store: Store = STORE) -> None:
     """Encode the damaged chunks of a dataset again."""
-    from lmcore.audit import find_dataset
-    from lmcore.audit import repair as encode_again
+    from lmcore.dataset.audit import find_dataset
+    from lmcore.dataset.audit import repair as encode_again
 
     folder = find_dataset(store, dataset)
     print_json({"dataset_id": folder.name, "repaired": encode_again(folder)})
@@ -73,8 +73,8 @@ def repair(dataset: _Dataset, /, *, store: Store = STORE) -> None:
 
 def seen_by(document: _Document, /, *, store: Store = STORE) -> None:
     """List the datasets, runs and versions that hold a document; exit status 1 if one was not found."""
-    from lmcore.document_query import DocumentQuery
-    from lmcore.sightings import seen_by as holders_of
+    from lmcore.corpus.document_query import DocumentQuery
+    from lmcore.upkeep.seen_by import seen_by as holders_of
 
     query = DocumentQuery.parse(document)
     seen = holders_of(store, query)
@@ -92,7 +92,7 @@ def seen_by(document: _Document, /, *, store: Store = STORE) -> None:
 
 def forget_document(document: _Document, /, *, dry_run: DryRun = False, store: Store = STORE) -> None:
     """Purge a document, or all of a file, from the store, and say which models were trained on it."""
-    from lmcore.forget import forget
+    from lmcore.upkeep.forget import forget
 
     done = forget(store, document, dry_run)
     print(columns(done.rows(dry_run)))
@@ -109,7 +109,7 @@ def collect_garbage(
     store: Store = STORE,
 ) -> None:
     """Remove what no version and no newer run needs."""
-    from lmcore.garbage import collect
+    from lmcore.upkeep.garbage_collection import collect
 
     gone = collect(store, keep_runs, grace_hours * 3600, dry_run)
     print(columns(gone.rows()))

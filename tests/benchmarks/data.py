@@ -25,16 +25,16 @@ import pyarrow as pa
 import sentencepiece
 from bench import HERE, WORK, python_of, table
 
-from lmcore.config import CorpusConfig, DatasetConfig, RunConfig, TokenizerConfig
-from lmcore.corpus import open_corpus
-from lmcore.loader import loader
-from lmcore.mixture import Mixture, open_blocks
-from lmcore.sentencepiece_model import MODEL_FILE
-from lmcore.shards import SPLITS, shard_path
-from lmcore.store import read_manifest, remove
-from lmcore.stream import TokenStream
-from lmcore.tokenization import Dataset, tokenize
-from lmcore.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.corpus.scan import open_corpus
+from lmcore.dataset.loader import loader
+from lmcore.dataset.mixture import Mixture, open_blocks
+from lmcore.dataset.shards import SPLITS, shard_path
+from lmcore.dataset.stream import TokenStream
+from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.settings.config import CorpusConfig, DatasetConfig, RunConfig, TokenizerConfig
+from lmcore.store.artifacts import read_manifest, remove
+from lmcore.tokenizer.sentencepiece_model import MODEL_FILE
+from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
 
 STORE = WORK / "store"
 ROUNDS = 3

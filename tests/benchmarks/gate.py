@@ -20,9 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lmcore.config import RunConfig
-from lmcore.gate import GateConfig, decide
-from lmcore.scores import DocumentScores
+from lmcore.retraining.gate import GateConfig, decide
+from lmcore.runs.scores import DocumentScores
+from lmcore.settings.config import RunConfig
 from tests.benchmarks.bench import table
 
 COMPARISONS = 200
@@ -50,7 +50,7 @@ class Simulation:
     """In each group of a comparison."""
 
     @classmethod
-    def of_shapes(cls, draw: np.random.Generator, documents: int) -> Self:
+    def from_shapes(cls, draw: np.random.Generator, documents: int) -> Self:
         """Made up: 1.5 nats a byte; documents differ by 25 %, and what two models need for one by about 1 %, for a
         short one by more, with heavy tails. So it was found between two seeds of small models on Japanese text."""
         text_bytes = np.maximum(20, draw.lognormal(7, 1.4, 20_000)).astype(np.int64)
@@ -85,12 +85,12 @@ def _promoted(simulation: Simulation, comparisons: int, config: GateConfig, new:
 
 def trained_scores(corpus: Path) -> list[DocumentScores]:
     """Scores of small models, trained alike but for the seed, on a quarter of the corpus that was held out."""
-    from lmcore.corpus import open_corpus
-    from lmcore.run import prepare_run
-    from lmcore.scoring import LabelledText, dataset_texts, score_texts
-    from lmcore.tokenization import tokenize
-    from lmcore.tokenizer import make_tokenizer
-    from lmcore.train import train
+    from lmcore.corpus.scan import open_corpus
+    from lmcore.dataset.tokenization import tokenize
+    from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts
+    from lmcore.runs.run import prepare_run
+    from lmcore.tokenizer.tokenizer import make_tokenizer
+    from lmcore.training.train import train
 
     scores = []
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +134,7 @@ def _as_they_are(scores: list[DocumentScores]) -> list[str]:
 
 
 def main() -> None:
-    rows = _rows("made up", lambda documents: Simulation.of_shapes(np.random.default_rng(1), documents))
+    rows = _rows("made up", lambda documents: Simulation.from_shapes(np.random.default_rng(1), documents))
     if len(sys.argv) > 1:
         scores = trained_scores(Path(sys.argv[1]))
         nats = np.stack([scores[0].nats, scores[1].nats])
@@ -142,7 +142,7 @@ def main() -> None:
         rows += _rows("trained", lambda documents: Simulation(scores[0].text_bytes, nats, draw, documents))
         rows.append(_as_they_are(scores))
     table(f"Promoted, of {COMPARISONS} comparisons each", "challenger|documents, new + old|promoted, %", rows)
-    many = Simulation.of_shapes(np.random.default_rng(3), 50_000).pair(0.99, 1.0)
+    many = Simulation.from_shapes(np.random.default_rng(3), 50_000).pair(0.99, 1.0)
     start = time.perf_counter()
     decide(*many, GateConfig(), NOTHING, NOWHERE)
     table("Cost", "documents|resamples|seconds", [["100,000", "2,000", f"{time.perf_counter() - start:.1f}"]])

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib import pyplot
 
-from lmcore.metrics import read_metrics
-from lmcore.run import Run
-from lmcore.store import is_sealed
+from lmcore.runs.metrics import read_metrics
+from lmcore.runs.run import Run
+from lmcore.store.artifacts import is_sealed
 from tests.benchmarks.kill_training import STEPS, Train, truncate_newest
 
 matplotlib.use("agg")

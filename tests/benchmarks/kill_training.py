@@ -26,12 +26,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lmcore.config import RunConfig
-from lmcore.corpus import open_corpus
-from lmcore.metrics import read_metrics
-from lmcore.run import Run, prepare_run
-from lmcore.tokenization import tokenize
-from lmcore.tokenizer import make_tokenizer
+from lmcore.corpus.scan import open_corpus
+from lmcore.dataset.tokenization import tokenize
+from lmcore.runs.metrics import read_metrics
+from lmcore.runs.run import Run, prepare_run
+from lmcore.settings.config import RunConfig
+from lmcore.tokenizer.tokenizer import make_tokenizer
 from tests.benchmarks.kills import ROOT, Kill
 
 STEPS = 100
@@ -49,7 +49,7 @@ INTERRUPTED, TRUNCATED, COLD, TWO_RANKS = (
 )
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["lmcore.train", "lmcore.launch", "transformers.models.gpt2.modeling_gpt2"])
+_forks.set_forkserver_preload(["lmcore.training.train", "lmcore.runs.launch", "transformers.models.gpt2.modeling_gpt2"])
 
 
 class Trainer:

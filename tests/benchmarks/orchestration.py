@@ -33,7 +33,7 @@ from bench import ROOT, table
 
 sys.path.insert(0, str(ROOT))
 
-from lmcore.metrics import read_metrics
+from lmcore.runs.metrics import read_metrics
 from tests.conftest import tiny_config, write_corpus
 from tests.serving import FLOW, SERVE, SERVER, TRAINING, Serving, clean_environment, settings_form
 

@@ -19,20 +19,20 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads
 
 from bench import WORK, table
 
-from lmcore.config import RunConfig
-from lmcore.corpus import open_corpus
-from lmcore.device import choose_device
-from lmcore.distributed import Ranks
-from lmcore.evaluate import evaluate
-from lmcore.learner import Learner
-from lmcore.loader import loader
-from lmcore.mixture import open_blocks
-from lmcore.presets import merge
-from lmcore.run import Run, prepare_run
-from lmcore.stream import IGNORED_LABEL
-from lmcore.tokenization import tokenize
-from lmcore.tokenizer import make_tokenizer
-from lmcore.train import train
+from lmcore.corpus.scan import open_corpus
+from lmcore.dataset.loader import loader
+from lmcore.dataset.mixture import open_blocks
+from lmcore.dataset.stream import IGNORED_LABEL
+from lmcore.dataset.tokenization import tokenize
+from lmcore.model.device import choose_device
+from lmcore.model.distributed import Ranks
+from lmcore.model.evaluate import evaluate
+from lmcore.runs.run import Run, prepare_run
+from lmcore.settings.config import RunConfig
+from lmcore.settings.presets import merge
+from lmcore.tokenizer.tokenizer import make_tokenizer
+from lmcore.training.train import train
+from lmcore.training.train_step import TrainStep
 
 STEPS = 1026
 """Of the recipe "small" in the CPU time that every recipe gets."""
@@ -151,16 +151,16 @@ def cost(name: str, corpus: str) -> float:
 def stepper(run: Run) -> Callable[[], float]:
     """A function that makes some steps of a training and gives their CPU seconds."""
     config = run.config.train
-    learner = Learner(run, Ranks(), choose_device("cpu"), resumes=False)
+    train_step = TrainStep(run, Ranks(), choose_device("cpu"), resumes=False)
     blocks = open_blocks(run.dataset_folder, run.config.dataset)
     batch = next(iter(loader(blocks, config.batch_size, first_block=0, last_block=config.batch_size, seed=0)))
     batch = {**batch, "tokens": (batch["labels"] != IGNORED_LABEL).sum()}
 
     def steps() -> float:
-        learner.update(1, *learner.backward(batch), 1e-4)
+        train_step.update(1, *train_step.backward(batch), 1e-4)
         start = time.process_time()
         for _ in range(STEPS_A_ROUND):
-            learner.update(1, *learner.backward(batch), 1e-4)
+            train_step.update(1, *train_step.backward(batch), 1e-4)
         return time.process_time() - start
 
     return steps

@@ -19,11 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from lmcore.evaluate import evaluate  # noqa: E402
-from lmcore.export import export  # noqa: E402
-from lmcore.registry import promote  # noqa: E402
-from lmcore.train import train  # noqa: E402
-from lmcore.version import add_version  # noqa: E402
+from lmcore.model.evaluate import evaluate  # noqa: E402
+from lmcore.model.export import export  # noqa: E402
+from lmcore.registry.registry import promote  # noqa: E402
+from lmcore.registry.version import add_version  # noqa: E402
+from lmcore.training.train import train  # noqa: E402
 from tests.conftest import prepare, tiny_config, write_corpus  # noqa: E402
 
 

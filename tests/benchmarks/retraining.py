@@ -18,16 +18,16 @@ from typing import Any
 
 from bench import WORK, table
 
-from lmcore.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
-from lmcore.corpus import open_corpus
-from lmcore.evaluate import evaluate
-from lmcore.export import export
-from lmcore.news import age_of, told_apart
-from lmcore.retraining import RetrainConfig, RetrainingConfig, continued
-from lmcore.run import Run, TrainingResult, prepare_run
-from lmcore.tokenization import Dataset, tokenize
-from lmcore.tokenizer import TokenizerInfo, make_tokenizer
-from lmcore.train import train
+from lmcore.corpus.scan import open_corpus
+from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.model.evaluate import evaluate
+from lmcore.model.export import export
+from lmcore.retraining.new_documents import age_of, split_by_age
+from lmcore.retraining.retraining import RetrainConfig, RetrainingConfig, warm_start
+from lmcore.runs.run import Run, TrainingResult, prepare_run
+from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.training.train import train
 
 OLD_BYTES, EPOCHS = 2_000_000, 4.0
 RECIPES: dict[str, dict[str, Any]] = {
@@ -103,7 +103,7 @@ class Experiment:
         self.tokenizer: TokenizerInfo | None = None
         self.earlier = self.dataset(self.old, [self.old_held])
         self.everything = self.dataset(self.old + self.new, [self.old_held, self.new_held])
-        self.apart, self.news = told_apart(self.everything, self.earlier.folder)
+        self.apart, self.news = split_by_age(self.everything, self.earlier.folder)
 
     def dataset(self, paths: list[str], held: list[str]) -> Dataset:
         corpus_config = CorpusConfig(paths=paths, validation_paths=held)
@@ -143,9 +143,9 @@ class Experiment:
         for name, recipe in RECIPES.items():
             retrain = RetrainConfig(**dict(config), retraining=RetrainingConfig(**recipe))
             trunk = champion.trunk if retrain.retraining.start == "trunk" else None
-            challenger = continued(retrain, self.apart.folder, self.news, trunk, exported, 0)
+            challenger = warm_start(retrain, self.apart.folder, self.news, trunk, exported, 0)
             yield name, self.outcome(self.trained(challenger, self.apart))
-        only_old = continued(retrain, self.apart.folder, self.news, champion.trunk, exported, 0)
+        only_old = warm_start(retrain, self.apart.folder, self.news, champion.trunk, exported, 0)
         only_old = only_old.model_copy(update={"dataset": self.config.dataset})
         yield "trunk, old text only, as many steps", self.outcome(self.trained(only_old, self.earlier))
 

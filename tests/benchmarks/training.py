@@ -26,8 +26,8 @@ from bench import table, with_lmcore
 from processes import Figures, Loop, by_turns, median, median_ratio
 from training_setting import SETTLE, SIZES, Setting
 
-from lmcore.metrics import read_metrics
-from lmcore.run import Run
+from lmcore.runs.metrics import read_metrics
+from lmcore.runs.run import Run
 
 PEERS = ("hf_trainer", "nanogpt", "fabric", "tutorial")
 SIZE_OF_MIB = 2**20
@@ -115,7 +115,7 @@ def resume(setting: Setting) -> None:
 
 def _seconds_to_import() -> float:
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import lmcore.train"], env=with_lmcore(), check=True)
+    subprocess.run([sys.executable, "-c", "import lmcore.training.train"], env=with_lmcore(), check=True)
     return time.perf_counter() - start
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from rounds import rounds, tell
 
-import lmcore.learner
-from lmcore.checkpoint import CheckpointWriter
-from lmcore.device import autocast, choose_device, choose_precision, set_up
-from lmcore.loader import loader, to_device
-from lmcore.mixture import open_blocks
-from lmcore.model import NextTokenLoss, compile_model, flops_per_token, new_model
-from lmcore.optim import Optimizers
-from lmcore.run import Run
-from lmcore.train import train
+import lmcore.training.train_step
+from lmcore.dataset.loader import loader, to_device
+from lmcore.dataset.mixture import open_blocks
+from lmcore.model.device import autocast, choose_device, choose_precision, set_up
+from lmcore.model.model import NextTokenLoss, compile_model, flops_per_token, new_model
+from lmcore.runs.run import Run
+from lmcore.training.checkpoint import CheckpointWriter
+from lmcore.training.optim import Optimizers
+from lmcore.training.train import train
 
 Spec = dict[str, Any]
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
@@ -29,7 +29,7 @@ TIMED_PRODUCTS = 10
 
 
 def ours(spec: Spec) -> None:
-    """``lmcore.train.train``. With ``attention``, transformers' attention of that name instead of ours."""
+    """``lmcore.training.train.train``. With ``attention``, transformers' attention of that name instead of ours."""
     run = Run.open(Path(spec["run"]))
     if spec.get("attention"):
         _attend_as(spec["attention"])
@@ -40,14 +40,14 @@ def ours(spec: Spec) -> None:
 
 
 def _attend_as(name: str) -> None:
-    make = lmcore.learner.new_model
+    make = lmcore.training.train_step.new_model
 
     def made(run: Run) -> Any:
         model = make(run)
         model.set_attn_implementation(name)
         return model
 
-    lmcore.learner.new_model = made
+    lmcore.training.train_step.new_model = made
 
 
 def _spied_writers() -> set[CheckpointWriter]:
@@ -74,7 +74,7 @@ def bare(spec: Spec) -> None:
     model = new_model(run).to(device)
     loss = NextTokenLoss(model, config.loss_chunk_tokens)
     compile_model(loss, config.compile, device)
-    optimizers = Optimizers.of(model, config)
+    optimizers = Optimizers.from_config(model, config)
     batch = {f"{name}_BT": rows for name, rows in to_device(first_batch(run, 0), device).items()}
     tokens, parameters, done = batch["labels_BT"].numel(), list(model.parameters()), rounds(spec)
     loss.train()

@@ -14,13 +14,13 @@ import torch
 from bench import HERE, WORK, python_of
 from processes import Figures, Loop, told
 
-from lmcore.config import RunConfig
-from lmcore.corpus import open_corpus
-from lmcore.metrics import read_metrics
-from lmcore.run import Run, prepare_run
-from lmcore.stream import TokenStream
-from lmcore.tokenization import Dataset, tokenize
-from lmcore.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.corpus.scan import open_corpus
+from lmcore.dataset.stream import TokenStream
+from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.runs.metrics import read_metrics
+from lmcore.runs.run import Run, prepare_run
+from lmcore.settings.config import RunConfig
+from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
 
 SETTLE, WARM_UP, LOG_EVERY, NEVER = 2, 5, 10, 10**9
 BYTES_A_TOKEN, MOST_PIECES = 8, 8000

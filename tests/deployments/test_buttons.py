@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lmcore.registry import champion, model_folder
-from lmcore.retraining import RetrainConfig, RetrainingConfig
-from lmcore.store import locked
+from lmcore.registry.registry import champion, model_folder
+from lmcore.retraining.retraining import RetrainConfig, RetrainingConfig
+from lmcore.store.artifacts import locked
 from tests.conftest import tiny_config
 from tests.deployments.conftest import Api
 from tests.serving import settings_form

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lmcore.cli.settings import load_config
-from lmcore.corpus import scan
-from lmcore.presets import FOLDER
+from lmcore.corpus.scan import scan
+from lmcore.settings.presets import FOLDER
 
 FILES = sorted(FOLDER.glob("*.toml"))
 

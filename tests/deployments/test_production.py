@@ -21,8 +21,8 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from deployments import server
 from deployments.declaration import declared
 from deployments.finding import Finding
-from lmcore.registry import history, model_folder
-from lmcore.store import locked
+from lmcore.registry.registry import history, model_folder
+from lmcore.store.artifacts import locked
 from tests.conftest import REPOSITORY, tiny_config, tiny_retraining, write_corpus
 from tests.deployments.conftest import PASSWORD, Api
 from tests.serving import clean_environment, free_port, settings_form

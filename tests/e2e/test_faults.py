@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lmcore.metrics import read_metrics
-from lmcore.run import step_of
+from lmcore.runs.metrics import read_metrics
+from lmcore.runs.run import step_of
 from tasks.policies import STARTS
 from tests.conftest import tiny_config, wait_until
 from tests.e2e.conftest import Listener

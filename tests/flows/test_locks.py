@@ -11,9 +11,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-from lmcore.config import RunConfig
 from lmcore.errors import RunError
-from lmcore.store import Output
+from lmcore.settings.config import RunConfig
+from lmcore.store.artifacts import Output
 from tasks.locks import GPU_LIMIT, FileLocks, gpu_slot
 from tasks.policies import stage
 from tests.conftest import start, tiny_config, wait_until

@@ -10,9 +10,9 @@ from prefect.artifacts import Artifact
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows.prepare_data import prepare_data
-from lmcore import spans
+from lmcore.corpus.scan import spans
 from lmcore.errors import CorpusError, NoSpaceError, TrainingKilledError
-from lmcore.store import Output, StoreError
+from lmcore.store.artifacts import Output, StoreError
 from tasks.policies import stage
 from tests.conftest import tiny_config, write_corpus
 

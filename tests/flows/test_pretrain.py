@@ -22,8 +22,8 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows.prepare_data import prepare_data
 from flows.pretrain import Pretrained, pretrain
-from lmcore.config import RunConfig
 from lmcore.errors import ConfigError, CorpusError
+from lmcore.settings.config import RunConfig
 from tests.conftest import tiny_config, write_corpus
 
 pytestmark = pytest.mark.flows

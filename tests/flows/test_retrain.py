@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from flows.models import push_version, rollback_champion
 from flows.retrain import retrain
 from lmcore.errors import RunError
-from lmcore.registry import history, model_folder
-from lmcore.store import locked, read_manifest
+from lmcore.registry.registry import history, model_folder
+from lmcore.store.artifacts import locked, read_manifest
 from tests.hub import LFS_WARNING, Hub, running_hub
 from tests.story import Story, artifacts, research
 
@@ -128,7 +128,7 @@ def test_an_interrupted_retraining_goes_on_where_it_was(story: Story, monkeypatc
     story.write("more research", [research], seed=4)
     with monkeypatch.context() as patched:
         for name in ("promote", "record_refusal"):
-            patched.setattr(f"lmcore.challenge.{name}", interrupted)
+            patched.setattr(f"lmcore.retraining.challenge.{name}", interrupted)
         with pytest.raises(KeyboardInterrupt):
             retrain(story.config)
     result = retrain(story.config)

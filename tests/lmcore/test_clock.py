@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from lmcore import clock
-from lmcore.corpus import is_unsettled, open_corpus
-from lmcore.evaluate import evaluate
-from lmcore.export import export
-from lmcore.inputs import remember, what_changed
-from lmcore.registry import champion, history, promote, rollback, versions
-from lmcore.run import prepare_run
-from lmcore.tokenization import tokenize
-from lmcore.tokenizer import make_tokenizer
-from lmcore.train import train
-from lmcore.version import add_version
+from lmcore.corpus.scan import is_unsettled, open_corpus
+from lmcore.dataset.tokenization import tokenize
+from lmcore.model.evaluate import evaluate
+from lmcore.model.export import export
+from lmcore.registry.registry import champion, history, promote, rollback, versions
+from lmcore.registry.version import add_version
+from lmcore.runs.run import prepare_run
+from lmcore.store.remembered_inputs import remember, what_changed
+from lmcore.tokenizer.tokenizer import make_tokenizer
+from lmcore.training.train import train
 from tests.conftest import tiny_config
 
 HOUR = 3600.0

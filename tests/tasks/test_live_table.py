@@ -13,7 +13,7 @@ import pytest
 import lmcore.progress
 from lmcore.progress import Standing
 from tasks import progress
-from tasks.progress import LiveTable, watched
+from tasks.progress import LiveTable, report_progress
 
 
 class Server:
@@ -108,7 +108,7 @@ def watching(monkeypatch: pytest.MonkeyPatch, table: LiveTable, body: Callable[[
     monkeypatch.setattr(lmcore.progress, "_SECONDS_BETWEEN_POLLS", 0.01)
     monkeypatch.setattr(progress, "create_progress_artifact", lambda *_, **__: uuid4())
     monkeypatch.setattr(progress, "update_progress_artifact", lambda *_, **__: None)
-    with watched("training", "steps", lambda: Standing(1, 2), table):
+    with report_progress("training", "steps", lambda: Standing(1, 2), table):
         body()
 
 

@@ -1,0 +1,137 @@
+"""What was lost from a corpus and why, as sentences for the person who started the run.
+
+One place for errors and warnings, so that a cause reads the same whether the tokenizer is trained or loaded.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lmcore.corpus.file_finder import Beside
+from lmcore.corpus.formats import advice
+from lmcore.corpus.ledger import Ledger, Skip, counted, printable
+from lmcore.settings.config import CorpusConfig
+
+MUCH = 0.1
+"""Share of lost bytes above which a warning is given."""
+_CAUSES = 30
+"""Causes that are told; objects of ever other keys may give thousands."""
+_NAMES = 10
+"""Files of one cause that are named."""
+_SHORT_DOCUMENT = 50
+"""Average tokens in a line, below which a model learns little about longer text."""
+_HARMLESS = {"unsettled"}
+_WITHOUT_BYTES = {"unreadable"}
+"""Reasons for which a whole file is lost though its size is not known."""
+
+
+def warnings(ledger: Ledger, beside: Beside, config: CorpusConfig, dataset_id: str) -> list[str]:
+    """What was lost, each cause by itself, and what lay beside the files that were read."""
+    found = []
+    lost, share = _lost_files(ledger), lost_share(ledger)
+    if lost or share > MUCH:
+        listing = f"lm ledger {dataset_id}"
+        found.append(f"{_what_was_lost(ledger, lost)}. `{listing}` lists every file")
+        found += causes(ledger, config, listing)
+    if beside.bytes > ledger.stored_bytes:
+        found.append(
+            f"{size(beside.bytes)} lie beside the {size(ledger.stored_bytes)} that were read, in files that "
+            f"corpus.include does not name: {beside.in_words()}"
+        )
+    return found
+
+
+def short_lines(spans: Iterable[dict[str, Any]], paths: set[str], tokens_per_byte: float) -> str:
+    """What to know about the files in ``paths``, whose lines are documents, if these are most documents and short."""
+    spans = list(spans)
+    lines = [span for span in spans if span["path"] in paths]
+    documents = sum(span["documents"] for span in lines)
+    tokens = tokens_per_byte * sum(span["document_bytes"] for span in lines)
+    if 2 * documents <= sum(span["documents"] for span in spans) or tokens >= _SHORT_DOCUMENT * documents:
+        return ""
+    example = max(lines, key=lambda span: int(span["documents"]))["path"]
+    return (
+        f"documents that are lines average {tokens / documents:.0f} tokens, as in {printable(example)}: a model "
+        "forgets at the end of each. For text that goes on from line to line set corpus.document to paragraph or file"
+    )
+
+
+def lost_share(ledger: Ledger) -> float:
+    """The share of the corpus that was lost: stored bytes without text, and text that became no document."""
+    stored = ledger.undecodable_stored_bytes / max(1, ledger.stored_bytes)
+    return stored + (1 - stored) * ledger.skipped_bytes / max(1, ledger.source_bytes)
+
+
+def _lost_files(ledger: Ledger) -> set[str]:
+    """Files that were skipped as a whole, except .json: JSON other than JSON lines is common beside text."""
+    whole = (skip for skip in ledger.skipped if skip.stored or skip.reason in _WITHOUT_BYTES)
+    return {skip.path for skip in whole if not (skip.path.lower().endswith(".json") or skip.reason in _HARMLESS)}
+
+
+def _what_was_lost(ledger: Ledger, lost: set[str]) -> str:
+    parts = []
+    if ledger.undecodable_stored_bytes or lost:
+        files = f" ({counted(len(lost), 'whole file')})" if lost else ""
+        parts.append(f"{ledger.undecodable_stored_bytes:,} of {ledger.stored_bytes:,} bytes of files as stored{files}")
+    if ledger.skipped_bytes:
+        parts.append(f"{ledger.skipped_bytes:,} of {ledger.source_bytes:,} bytes of the text that was read")
+    return f"{lost_share(ledger):.1%} of the corpus could not be used: {' and '.join(parts)}"
+
+
+def causes(ledger: Ledger, config: CorpusConfig, listing: str = "") -> list[str]:
+    """A sentence a cause, those that cost most first, with the files it stands in and what to do.
+
+    ``listing`` is the command that lists every file.
+    """
+    groups: dict[tuple[str, bool, str], list[Skip]] = {}
+    details: dict[tuple[str, str], str] = {}
+    for skip in ledger.skipped:
+        if skip.reason not in _HARMLESS:
+            # A file's ledger gives a detail where it differs from that of the piece before.
+            detail = skip.detail or details.get((skip.path, skip.reason), "")
+            details[skip.path, skip.reason] = detail
+            groups.setdefault((skip.reason, bool(skip.stored), detail), []).append(skip)
+    costly = sorted(groups.items(), key=lambda row: -sum(skip.stored or skip.length or 1 for skip in row[1]))
+    found = [_cause(*key, skips, config, listing) for key, skips in costly[:_CAUSES]]
+    more = len(groups) - len(found)
+    return found + [f"{counted(more, 'other cause')}{_listed(listing)}"] * (more > 0) or ["nothing was skipped"]
+
+
+def _cause(reason: str, is_whole: bool, detail: str, skips: list[Skip], config: CorpusConfig, listing: str) -> str:
+    paths = list(dict.fromkeys(printable(skip.path) for skip in skips))
+    names = _names(paths, listing)
+    if reason == "no_text_field" and is_whole:
+        return f"{names}: no column `{config.text_field}`{_instead(detail)}"
+    if reason == "no_text_field":
+        lines = "1 line has" if len(skips) == 1 else f"{len(skips):,} lines have"
+        return f"{lines} no key `{config.text_field}` in {names}{_instead(detail)}"
+    if reason == "invalid_utf8" and detail:
+        pieces = (
+            "1 piece is not UTF-8 but looks" if len(skips) == 1 else f"{len(skips):,} pieces are not UTF-8 but look"
+        )
+        return f"{pieces} like {detail} (iconv -f {detail} converts a file), in {names}"
+    if what := advice(reason, paths[0], detail):
+        others = f"; likewise {_names(paths[1:], listing)}" if len(paths) > 1 else ""
+        return f"{counted(len(paths), 'file')}: {paths[0]} is {what}{others}"
+    return f"{len(skips):,} {reason} in {names}"
+
+
+def _instead(detail: str) -> str:
+    return f"; they have {detail}: set corpus.text_field" if detail else ""
+
+
+def _names(paths: list[str], listing: str) -> str:
+    more = len(paths) - _NAMES
+    return ", ".join(paths[:_NAMES]) + (f" and {counted(more, 'more file')}{_listed(listing)}" if more > 0 else "")
+
+
+def _listed(listing: str) -> str:
+    return f" (`{listing}` lists them)" if listing else ""
+
+
+def size(count: float) -> str:
+    """Bytes for a person: 38.9 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"

@@ -1,0 +1,150 @@
+"""Documents that a person asks about: one hash, or a file that is cut into documents as a dataset cut its corpus.
+
+A file of lines holds many documents, so every answer says how many of them were found. A file may also be the text of
+one document, whatever a dataset cuts; then that is what is found.
+"""
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from lmcore.corpus.compression import compression_of
+from lmcore.corpus.documents import read_documents
+from lmcore.corpus.exclusions import HASH
+from lmcore.corpus.formats import advice, look, read_head
+from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.scan import SourceFile
+from lmcore.errors import CorpusError
+from lmcore.settings.config import CorpusConfig
+from lmcore.store.allowed_paths import confine
+from lmcore.store.artifacts import hash_file, hash_text
+
+Hashes = npt.NDArray[np.uint64]
+
+_DECIDES_THE_CUT = ("document", "text_field", "normalize", "max_document_bytes", "max_expansion")
+
+
+@dataclass(frozen=True)
+class Match:
+    """How many of the documents were found."""
+
+    found: Hashes
+    missing: Hashes
+
+    @property
+    def documents(self) -> int:
+        return len(self.found) + len(self.missing)
+
+    def __str__(self) -> str:
+        return f"{len(self.found):,} of {self.documents:,} documents"
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """The documents of the file by one dataset's settings."""
+
+    ways: list[Hashes]
+    """The documents, sorted, each once, as the settings cut them. Where these leave it to the file (auto), every other
+    way follows: the dataset's file may have been of another kind."""
+    whole: Hashes
+    """What the file's text is named as one document: without and with the line end at its end."""
+    skipped: frozenset[bytes] = frozenset()
+    """Pieces of the file that become no document."""
+
+    @property
+    def hashes(self) -> Hashes:
+        """All that may name one of the documents, sorted."""
+        return np.unique(np.concatenate([self.whole, *self.ways]))
+
+    def match(self, present: Hashes) -> Match:
+        """``present`` are hashes that are there. The way that finds most is what is meant."""
+        whole = np.intersect1d(self.whole, present)
+        matches = [Match(np.intersect1d(way, present), np.setdiff1d(way, present)) for way in self.ways]
+        best = max(matches, key=lambda match: len(match.found))
+        return Match(whole, whole[:0]) if len(whole) and len(best.found) <= 1 else best
+
+
+class DocumentQuery:
+    """What ``seen-by`` and ``forget`` are asked about."""
+
+    def __init__(self, hash_: int | None, path: Path | None) -> None:
+        self._hash, self._path = hash_, path
+        self._cuts: dict[str, Cut] = {}
+
+    @classmethod
+    def parse(cls, hash_or_file: str) -> Self:
+        """Raises CorpusError for what is neither 16 hexadecimal digits nor a file."""
+        path = Path(hash_or_file).expanduser()
+        if path.is_file():
+            confine(path, "document")
+            return cls(None, path.absolute())
+        if not re.fullmatch(HASH, hash_or_file):
+            raise CorpusError(f"{hash_or_file} is neither a document hash (16 hexadecimal digits) nor a file")
+        return cls(int(hash_or_file, 16), None)
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """Those that were asked for."""
+        return list(self._cuts.values())
+
+    def cut(self, corpus: dict[str, Any]) -> Cut:
+        """The documents as a dataset with these settings of its corpus cuts them."""
+        settings = {name: corpus[name] for name in _DECIDES_THE_CUT if name in corpus}
+        key = json.dumps(settings, sort_keys=True)
+        if key not in self._cuts:
+            self._cuts[key] = self._new_cut(CorpusConfig.model_validate(settings))
+        return self._cuts[key]
+
+    def is_in(self, piece: bytes) -> bool:
+        """True for a piece of a corpus that is one of the documents, a piece of the file, or holds its whole text."""
+        if not piece:
+            return False
+        names = np.array([hash_text(piece)], np.uint64)
+        if any(members(names, cut.hashes).any() or piece in cut.skipped for cut in self.cuts):
+            return True
+        text = self._path.read_bytes().rstrip(b"\r\n") if self._path else b""
+        return bool(text.strip()) and text in piece
+
+    def require_text(self) -> None:
+        """For a file of which nothing was found. Raises CorpusError if a corpus would not read it, as with EUC-JP."""
+        if self._path is None:
+            return
+        name = self._path.name.lower()
+        with self._path.open("rb") as stream:
+            found = look(*read_head(stream, compression_of(name)), name)
+        if found.problem:
+            what = advice(found.problem, str(self._path), found.detail)
+            raise CorpusError(f"{self._path} is {what or found.problem}. No document of it was found")
+
+    def _new_cut(self, config: CorpusConfig) -> Cut:
+        if self._path is None:
+            assert self._hash is not None
+            return Cut([np.array([self._hash], np.uint64)], np.empty(0, np.uint64))
+        content = self._path.read_bytes()
+        texts = (content.removesuffix(b"\n").removesuffix(b"\r"), content)
+        whole = np.unique(np.array([hash_text(_normalized(text, config.normalize)) for text in texts], np.uint64))
+        file, ledger, ways = SourceFile(str(self._path), len(content), hash_file(self._path)), Ledger(), []
+        units = ("auto", "line", "paragraph") if config.document == "auto" else (config.document,)
+        for unit in units:
+            documents = read_documents(file, config.model_copy(update={"document": unit}), ledger)
+            ways.append(np.array(sorted({document.hash for document in documents}), np.uint64))
+        skipped = frozenset(skip.content for skip in ledger.skipped)
+        return Cut([way for way in ways if len(way)] or [whole[:1]], whole, skipped)
+
+
+def members(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.bool_]:
+    """Which of ``hashes`` are among ``wanted``, which is sorted. (np.isin would sort the hashes, the many.)"""
+    if not len(wanted):
+        return np.zeros(len(hashes), np.bool_)
+    found: npt.NDArray[np.bool_] = wanted[np.searchsorted(wanted, hashes).clip(max=len(wanted) - 1)] == hashes
+    return found
+
+
+def _normalized(utf8: bytes, form: Any) -> bytes:
+    return unicodedata.normalize(form, utf8.decode(errors="replace")).encode() if form else utf8

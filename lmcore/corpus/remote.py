@@ -1,0 +1,343 @@
+"""Files by path or URL: local ones, and those that pyarrow.fs (s3, gs) or fsspec (https, hf and others) opens.
+
+A remote file is read as a stream of its stored bytes. What goes wrong is an error that names the URL:
+FileNotFoundError, PermissionError, FileChangedError when the file was replaced meanwhile, and for all else a
+ConnectionError, which is worth a retry. A URL that holds credentials is refused, since URLs stand in manifests.
+"""
+
+import errno
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import parse_qsl, unquote
+
+import fsspec
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.utils import glob_translate
+from pyarrow.fs import FileSelector, FileSystem
+
+from lmcore import clock
+from lmcore.errors import CorpusError, FileChangedError
+from lmcore.store.allowed_paths import confine
+from lmcore.store.artifacts import hash_file, hash_stream
+
+SECONDS_OF_DOUBT = 2.0
+"""A file written this shortly ago may change again without a new time stamp."""
+
+_ARROW_SCHEMES = ("s3", "gs", "gcs")
+_WEB_SCHEMES = ("http", "https")
+_READ_BYTES = 2**23
+"""A request to S3 takes as long as the transfer of a few MiB."""
+_SECONDS_WITHOUT_A_BYTE = 60
+_KEPT_BYTES = 2**20
+_beginning: list[Any] = ["", b""]
+"""The URL that was hashed last, and its first bytes: each file of a server is to be asked for once."""
+_ARROW_OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")  # other question marks are part of a name, or match a character
+_SECRET = re.compile(r"secret|token|passw|signature|credential|access_?key|api_?key|^sig$|^key$", re.IGNORECASE)
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def file_name(path: str) -> str:
+    """The last part of a path or URL: what says how the file is read."""
+    if not is_url(path):
+        return os.path.basename(path)
+    scheme, inside, _ = _split(path)
+    name = inside.rpartition("/")[2]
+    return unquote(name) if scheme in _WEB_SCHEMES else name
+
+
+def open_stored(path: str) -> IO[bytes]:
+    """The stored bytes of a file; seekable if it is local. What has become a pipe reads as empty, without waiting.
+
+    Raises ConfigError when the path now leads outside LM_DATA_ROOTS.
+    """
+    confine(path, "corpus")
+    if not is_url(path):
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    return io.BufferedReader(_RemoteFile(path), _READ_BYTES)
+
+
+def stored_size(path: str) -> int:
+    """Bytes. Reads the file when its server does not say."""
+    if not is_url(path):
+        return os.path.getsize(path)
+    size = _look_up(path)[0]
+    if size is None:
+        with open_stored(path) as stream:
+            size = sum(map(len, iter(lambda: stream.read(2**20), b"")))
+    return size
+
+
+def version(path: str) -> str:
+    """Changes when the file does: size, time and inode of a local one, size and ETag or time of a remote one.
+
+    Empty when the server says nothing that would tell.
+    """
+    if not is_url(path):
+        found = os.stat(path)
+        return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+    return _look_up(path)[1]
+
+
+def hash_stored(path: str) -> str:
+    """``hash_file`` for paths and URLs."""
+    if not is_url(path):
+        confine(path, "corpus")
+        return hash_file(Path(path))
+    with open_stored(path) as stream:
+        _beginning[:] = path, stream.read(_KEPT_BYTES)
+        return hash_stream(stream, _beginning[1])
+
+
+def open_beginning(path: str) -> IO[bytes]:
+    """At least the first megabyte of a file; of the URL that was hashed last, without asking for it again."""
+    return io.BytesIO(_beginning[1]) if is_url(path) and _beginning[0] == path else open_stored(path)
+
+
+# --- listing ---
+
+
+def remote_files(url: str, setting: str) -> dict[str, str]:
+    """The files that a URL names, as URL -> the path below it: what lies below it, or what its wildcards match.
+
+    A file that is named itself has no path below. Raises CorpusError when there is nothing, when it may not be
+    read, and when the URL holds credentials; ConnectionError when the server does not answer.
+    """
+    _refuse_credentials(url, setting)
+    scheme, _, options = _split(url)
+    try:
+        with _failures_named(url):
+            found = _listed(scheme, *_system(url))
+    except FileNotFoundError as error:
+        raise CorpusError(f"{setting}: {url} does not exist{_bucket_missing(url)}: check the address") from error
+    except PermissionError as error:
+        raise CorpusError(f"{setting}: {url}: {error.strerror}") from error
+    if not found:
+        raise CorpusError(f"{setting}: no file is at {url}, and none below it")
+    if scheme in _WEB_SCHEMES:
+        return found
+    return {f"{scheme}://{path.removeprefix(f'{scheme}://')}{options}": below for path, below in found.items()}
+
+
+def _listed(scheme: str, system: Any, inside: str) -> dict[str, str]:
+    is_web = scheme in _WEB_SCHEMES
+    wildcard = re.search(r"[*\[]" if is_web else r"[*?\[]", inside)  # a web address has its query behind a ?
+    system.invalidate_cache()
+    if wildcard:
+        folder = inside[: wildcard.start()].rpartition("/")[0]
+        depth = None if "**" in inside else inside.removeprefix(folder).strip("/").count("/") + 1
+        matches = re.compile(glob_translate(inside)).match
+        found = [path for path in _below(system, folder + "/" * is_web, depth) if matches(path)]
+    elif not (is_web and inside.endswith("/")) and system.info(inside)["type"] == "file":
+        return {inside: ""}
+    else:
+        folder = inside.rstrip("/")
+        found = list(_below(system, inside, None))
+    return {path: path.removeprefix(folder).lstrip("/") for path in sorted(found)}
+
+
+def _below(system: Any, folder: str, depth: int | None) -> Iterator[str]:
+    """The files below a folder, ``depth`` names down at most.
+
+    ``find`` of fsspec passes over folders that it could not list; here nothing goes missing unheard.
+    """
+    if isinstance(system, ArrowFSWrapper):
+        everything = system.fs.get_file_info(FileSelector(folder, recursive=depth != 1))
+        yield from (about.path for about in everything if about.is_file)
+        return
+    for about in system.ls(folder, detail=True):
+        path = about["name"]
+        if about["type"] != "directory":
+            yield path
+        elif depth != 1 and not path.rstrip("/").rpartition("/")[2].startswith("."):
+            yield from _below(system, path, depth and depth - 1)
+
+
+def _bucket_missing(url: str) -> str:
+    scheme, inside, _ = _split(url)
+    bucket = inside.partition("/")[0]
+    if scheme not in _ARROW_SCHEMES or _system(url)[0].exists(bucket):
+        return ""
+    return f" (there is no bucket {bucket})"
+
+
+def _refuse_credentials(url: str, setting: str) -> None:
+    scheme, inside, options = _split(url)
+    host = inside.partition("/")[0]
+    port = host.rpartition("]")[2].partition(":")[2]
+    found = [name for name, _ in parse_qsl(options[1:], keep_blank_values=True) if _SECRET.search(name)]
+    if scheme != "hf" and ("@" in host or (port and not port.isdecimal())):
+        found.append("a user or password")
+    if found:
+        raise CorpusError(
+            f"{setting}: a URL with {scheme}:// holds {' and '.join(found)}, and would stand in manifests and reports. "
+            "Give the URL without it and the credentials in the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN, ~/.netrc for https)"
+        )
+
+
+# --- reading ---
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file from its beginning to its end. Raises what the head of this module says."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        with _failures_named(url):
+            self._stream, _, self._version = _opened(url)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            with _failures_named(self._url):
+                block = self._stream.read(len(buffer))
+        except OSError as error:
+            if self._version and version(self._url) != self._version:
+                raise FileChangedError(self._url) from error
+            raise
+        buffer[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
+
+def _look_up(url: str) -> tuple[int | None, str]:
+    """Size and version, by one question to the server."""
+    scheme, _, _ = _split(url)
+    with _failures_named(url):
+        system, inside = _system(url)
+        if scheme in _ARROW_SCHEMES:
+            stream, size, found = _opened(url)
+            stream.close()
+            return size, found
+        about = system.info(inside)
+    return about["size"], _version(about["size"], about)
+
+
+def _opened(url: str) -> tuple[Any, int | None, str]:
+    """The stream, the size and the version of a remote file."""
+    scheme, _, _ = _split(url)
+    system, inside = _system(url)
+    if scheme in _ARROW_SCHEMES:
+        stream = system.fs.open_input_file(inside)  # asks for the metadata; pyarrow's listings hold no ETag
+        about = {name: value.decode() for name, value in stream.metadata().items()}
+        return stream, stream.size(), _version(stream.size(), about)
+    about = system.info(inside)
+    size = about["size"]
+    options = {"block_size": 0} if scheme in (*_WEB_SCHEMES, "hf") else {}  # one request, read as it comes
+    if scheme in _WEB_SCHEMES:
+        options["size"] = size
+    return system.open(inside, "rb", **options), size, _version(size, about)
+
+
+def _version(size: int | None, about: Mapping[str, Any]) -> str:
+    names = {name.lower().replace("_", "-"): value for name, value in about.items() if value}
+    tag = names.get("etag") or names.get("blob-id")
+    if tag:
+        return f"{size} {tag}"
+    changed = names.get("last-modified") or names.get("lastmodified") or names.get("mtime")
+    if isinstance(changed, str):
+        try:
+            changed = parsedate_to_datetime(changed)
+        except ValueError:
+            return ""
+    if isinstance(changed, datetime):
+        changed = changed.timestamp()
+    return f"{size} {changed}" if changed and changed < clock.now() - SECONDS_OF_DOUBT else ""
+
+
+# --- file systems ---
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme, path in the file system, and the options behind it with their question mark."""
+    scheme, _, rest = url.partition("://")
+    if scheme in _WEB_SCHEMES:
+        found = re.search(r"[?#]", rest)
+    else:
+        found = _ARROW_OPTIONS.search(rest) if scheme in _ARROW_SCHEMES else None
+    end = found.start() if found else len(rest)
+    return scheme, rest[:end], rest[end:]
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it. Raises CorpusError when nothing here opens such URLs."""
+    scheme, inside, options = _split(url)
+    try:
+        if scheme in _ARROW_SCHEMES:
+            return _arrow_system(scheme, inside.partition("/")[0], options), inside.rstrip("/")
+        if scheme in _WEB_SCHEMES:
+            return _web_system(scheme), url
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise CorpusError(f"{url}: nothing installed here opens it ({error}): check the address") from error
+    return system, path
+
+
+@lru_cache
+def _arrow_system(scheme: str, bucket: str, options: str) -> Any:
+    system, _ = FileSystem.from_uri(f"{scheme}://{bucket}{options}")
+    return ArrowFSWrapper(system)
+
+
+@lru_cache
+def _web_system(scheme: str) -> Any:
+    """The bytes as they are stored, however long a file takes; proxies and ~/.netrc count."""
+    import aiohttp
+
+    wait = aiohttp.ClientTimeout(total=None, sock_connect=_SECONDS_WITHOUT_A_BYTE, sock_read=_SECONDS_WITHOUT_A_BYTE)
+    headers = {"Accept-Encoding": "identity"}
+    options = {"timeout": wait, "headers": headers, "auto_decompress": False, "trust_env": True}
+    return fsspec.filesystem(scheme, client_kwargs=options)
+
+
+# --- errors ---
+
+
+@contextmanager
+def _failures_named(url: str) -> Iterator[None]:
+    """Whatever a file system raises becomes one of three errors that name the URL."""
+    try:
+        yield
+    except (CorpusError, MemoryError):
+        raise
+    except ValueError as error:
+        raise CorpusError(f"{url}: {error}: check the address") from error
+    except Exception as error:
+        causes: list[BaseException] = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        raise _failure(causes, url) from error
+
+
+def _failure(causes: list[Any], url: str) -> OSError:
+    statuses = [
+        getattr(c, "status", None) or getattr(getattr(c, "response", None), "status_code", None) for c in causes
+    ]
+    status = next(filter(None, statuses), None)
+    # fsspec's FileNotFoundError may stand for a server that is down: then its cause says so.
+    reason = next((str(c) for c in causes if str(c) and not isinstance(c, FileNotFoundError)), "") or repr(causes[-1])
+    reason = re.sub(r"\?[^\s'\")]*", "", reason)  # a redirect may have led to a signed URL
+    if status in (401, 403) or isinstance(causes[-1], PermissionError) or "ACCESS_DENIED" in reason:
+        return PermissionError(errno.EACCES, f"access is denied ({reason}): give credentials in the environment", url)
+    if status in (404, 410) or isinstance(causes[-1], FileNotFoundError) or "AWS Error NO_SUCH_" in reason:
+        return FileNotFoundError(errno.ENOENT, "does not exist", url)
+    return ConnectionError(
+        f"{url} cannot be read: {reason}. Check the network and the address, then run the same command again"
+    )

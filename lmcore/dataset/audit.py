@@ -1,0 +1,146 @@
+"""Questions about a finished dataset: is it whole, where did the bytes go; and its repair."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmcore.dataset.encoding import read_quarantine
+from lmcore.dataset.shards import SPLITS, Shard, shard_path
+from lmcore.dataset.tokenization import dataset_id, remake
+from lmcore.errors import LMError, StoreError
+from lmcore.store.allowed_paths import confine_folder
+from lmcore.store.artifacts import open_sealed, read_manifest
+from lmcore.tokenizer.tokenizer import TokenizerInfo
+
+_ACCOUNT = ("documents", "document_bytes", "separator_bytes", "filtered_bytes")
+_SKIPS = ("skipped_pieces", "skipped_bytes", "stored_bytes", "undecodable_stored_bytes")
+
+
+def find_dataset(store: Path, name: str) -> Path:
+    """The folder of a dataset, by its id or its own path.
+
+    Raises StoreError when there is none, and ConfigError when it is outside LM_DATA_ROOTS.
+    """
+    for folder in (store / "datasets" / name, Path(name)):
+        if (folder / "manifest.json").is_file():
+            confine_folder(folder, "dataset")
+            return folder.absolute()
+    raise StoreError(f"there is no dataset {name} in {store / 'datasets'}: give another id, or --store")
+
+
+def problems(dataset: Path, only: set[str] | None = None) -> Iterator[tuple[str, str]]:
+    """(chunk key, what is wrong), reading every byte of all chunks or of some; for the manifest the key is empty."""
+    try:
+        manifest = read_manifest(dataset)
+        tokenizer = TokenizerInfo.open(dataset.parent.parent / "tokenizers" / manifest["tokenizer_id"])
+        tokenizer.verify()
+    except LMError as error:
+        yield "", str(error)
+        return
+    entries = manifest["chunks"]
+    if dataset.name != manifest["id"] or dataset_id(entries, tokenizer.id) != manifest["id"]:
+        yield "", f"{dataset} holds another dataset than its name says"
+    if [entry["key"] for entry in entries] != sorted(entry["key"] for entry in entries):
+        yield "", "the chunks are not in the order of their keys"
+    if manifest["ledger"]["unaccounted_bytes"] or not _adds_up(manifest):
+        yield "", "the ledger does not add up"
+    for entry in {entry["key"]: entry for entry in entries if only is None or entry["key"] in only}.values():
+        folder = dataset.parent.parent / "shards" / entry["key"]
+        try:
+            open_sealed(folder)
+            for split in SPLITS:
+                _check_shard(Shard(shard_path(folder, split), tokenizer.id), entry[split], tokenizer)
+        except LMError as error:
+            yield entry["key"], str(error)
+
+
+def _adds_up(manifest: dict[str, Any]) -> bool:
+    """Documents, separators and skips are those of the spans and pieces, and together the bytes that were read."""
+    account, entries = manifest["ledger"], manifest["chunks"]
+    spans = [span for entry in entries for span in entry["spans"]]
+    skipped = sum(skip["length"] for skip in account["skips"])
+    return (
+        all(sum(span.get(name, 0) for span in spans) == account.get(name, 0) for name in _ACCOUNT)
+        and skipped == account["skipped_bytes"] == sum(row["bytes"] for row in account["skipped"].values())
+        and account["source_bytes"]
+        == account["document_bytes"] + account["separator_bytes"] + account.get("filtered_bytes", 0) + skipped
+        and all(
+            sum(entry[split][name] for entry in entries) == total
+            for split in SPLITS
+            for name, total in manifest["splits"][split].items()
+        )
+    )
+
+
+def _check_shard(shard: Shard, figures: dict[str, Any], tokenizer: TokenizerInfo) -> None:
+    shard.verify()
+    kept = np.delete(np.arange(len(shard)), figures["dropped"])
+    counts = {
+        "documents": len(kept),
+        "tokens": int(np.diff(shard.offsets)[kept].sum()),
+        "text_bytes": int(shard.text_bytes[kept].sum()),
+    }
+    for name, count in counts.items():
+        if count != figures[name]:
+            raise StoreError(f"{shard.path} has {count:,} {name}, the manifest says {figures[name]:,}")
+    if len(shard.tokens) and int(shard.tokens.max()) >= tokenizer.vocab_size:
+        raise StoreError(f"{shard.path} has id {shard.tokens.max()}, the tokenizer only {tokenizer.vocab_size:,}")
+    if not np.array_equal(np.flatnonzero(shard.tokens == tokenizer.eos_id) + 1, shard.offsets[1:]):
+        raise StoreError(f"{shard.path} has an end of text elsewhere than at the ends of its documents")
+
+
+def repair(dataset: Path) -> list[str]:
+    """Encode exactly the damaged chunks again from the corpus; their keys. Nothing else of the dataset changes.
+
+    Raises StoreError when the manifest itself is wrong, CorpusError when the corpus no longer holds their text.
+    """
+    found = dict(problems(dataset))
+    wrong = found.get("")
+    if wrong is None and found:
+        remake(dataset, set(found))
+        wrong = next((problem for _, problem in problems(dataset, set(found))), None)
+    if wrong is not None:
+        raise StoreError(f"{wrong}. Run the pipeline again to make the dataset anew")
+    return list(found)
+
+
+def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
+    """(path, offset, bytes, reason, the piece itself) of everything that became no document.
+
+    The piece is empty where it was too long to be kept or could not be read.
+    """
+    manifest = read_manifest(dataset)
+    kept: dict[tuple[str, int, str], bytes] = {}  # by path, offset and reason
+    for entry in (entry for entry in manifest["chunks"] if entry["spans"]):
+        folder = dataset.parent.parent / "shards" / entry["key"]
+        starts = [account["start"] for account in read_manifest(folder)["ledger"]]
+        for row in read_quarantine(folder):
+            span = entry["spans"][row["span"]]
+            place = row["offset"] + span["start"] - starts[row["span"]]
+            kept[span["path"], place, row["reason"]] = row["content"]
+    for skip in manifest["ledger"]["skips"]:
+        piece = kept.get((skip["path"], skip["offset"], skip["reason"]), b"")
+        yield skip["path"], skip["offset"], skip["length"], skip["reason"], piece
+
+
+def ledger_by_file(dataset: Path) -> list[dict[str, Any]]:
+    """A row a file: documents, bytes in them, between them and filtered; skipped pieces and bytes; stored bytes."""
+    manifest = read_manifest(dataset)
+    files: dict[str, Counter[str]] = {}
+
+    def add(path: str, **figures: int) -> None:
+        files.setdefault(path, Counter()).update(figures)
+
+    read = {file["path"] for file in manifest.get("inputs", [])}
+    for file in manifest.get("inputs", []):
+        add(**{name: value for name, value in file.items() if name != "blake3"})
+    for span in (span for entry in manifest["chunks"] for span in entry["spans"]):
+        add(span["path"], **{name: span.get(name, 0) for name in _ACCOUNT})
+    for skip in manifest["ledger"]["skips"]:
+        stored = 0 if skip["path"] in read else skip.get("stored_bytes", 0)
+        lost = {"stored_bytes": stored, "undecodable_stored_bytes": stored}
+        add(skip["path"], skipped_pieces=1, skipped_bytes=skip["length"], **lost)
+    return [{"path": path, **{name: files[path][name] for name in (*_ACCOUNT, *_SKIPS)}} for path in sorted(files)]

@@ -1,0 +1,114 @@
+"""Which documents of a dataset are left out, and why: lists of rows in the manifest, so that shards never depend
+on each other or on a filter, and changing a filter encodes nothing.
+
+Every document is left out for one reason, the first of: excluded, validation_text, too_short,
+too_long_for_max_bytes, duplicate.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lmcore.corpus.document_query import members
+from lmcore.corpus.exclusions import excluded_hashes, forgotten
+from lmcore.dataset.shards import SPLITS, Shard, shard_path
+from lmcore.settings.config import CorpusConfig
+
+_log = logging.getLogger(__name__)
+
+Rows = npt.NDArray[Any]
+
+
+def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: Path) -> dict[str, dict[str, int]]:
+    """Put ``dropped`` rows and the figures without them into the manifest's entries, which are in their final order.
+
+    Of documents with the same text the first in that order stays. Returns documents and text bytes by reason.
+    """
+    left_out: dict[str, dict[str, int]] = {}
+    asked = np.array(excluded_hashes(config), np.uint64)
+    _say_found(asked, hashes(entries, store, *SPLITS))
+    excluded = np.union1d(asked, forgotten(store))
+    held_out = hashes(entries, store, "validation") if config.validation_paths else np.empty(0, np.uint64)
+    for split in SPLITS:
+        first = _firsts(entries, store, split, config) if config.deduplicate else None
+        for number, entry in enumerate(entries):
+            shard = _shard(entry, store, split)
+            reasons = {
+                "excluded": members(shard.hashes, excluded),
+                "validation_text": np.isin(shard.hashes, held_out) if split == "train" else None,
+                "too_short": shard.text_bytes < config.min_bytes,
+                "too_long_for_max_bytes": shard.text_bytes > config.max_bytes,
+                "duplicate": None if first is None else ~first[number],
+            }
+            drop(entry[split], shard, reasons, left_out)
+    return left_out
+
+
+def _say_found(excluded: npt.NDArray[np.uint64], there: npt.NDArray[np.uint64]) -> None:
+    """A file that is cut otherwise than the corpus excludes nothing, so say how many are found."""
+    if len(excluded):
+        found = len(np.unique(there[members(there, excluded)]))
+        level = logging.INFO if found == len(excluded) else logging.WARNING
+        _log.log(level, "corpus.exclude_documents: %d of %d documents were found", found, len(excluded))
+
+
+def hashes(entries: list[dict[str, Any]], store: Path, *splits: str) -> npt.NDArray[np.uint64]:
+    """Of the documents that are not dropped."""
+    parts = []
+    for entry in entries:
+        for split in splits:
+            found = _shard(entry, store, split).hashes
+            parts.append(np.delete(found, entry[split].get("dropped", [])))
+    return np.concatenate([np.empty(0, np.uint64), *parts])
+
+
+def _shard(entry: dict[str, Any], store: Path, split: str) -> Shard:
+    return Shard(shard_path(store / "shards" / entry["key"], split))
+
+
+def _firsts(
+    entries: list[dict[str, Any]], store: Path, split: str, config: CorpusConfig
+) -> list[npt.NDArray[np.bool_]]:
+    """Per entry, which of its documents are the first with their text and of a length that stays.
+
+    (Texts that normalization makes equal may have other lengths in their files.) Memory: 24 bytes a document.
+    """
+    shards = [_shard(entry, store, split) for entry in entries]
+    everything = np.concatenate([np.empty(0, np.uint64), *(shard.hashes for shard in shards)])
+    lengths = np.concatenate([np.empty(0, np.int64), *(shard.text_bytes for shard in shards)])
+    stays = np.flatnonzero((lengths >= config.min_bytes) & (lengths <= config.max_bytes))
+    is_first = np.zeros(len(everything), np.bool_)
+    is_first[stays[np.unique(everything[stays], return_index=True)[1]]] = True
+    return np.split(is_first, np.cumsum([len(shard) for shard in shards]))[:-1]
+
+
+def drop(
+    figures: dict[str, Any], shard: Shard, reasons: dict[str, Rows | None], left_out: dict[str, dict[str, int]]
+) -> None:
+    """Leave rows out of an entry's split, each for the first of its reasons, which ``left_out`` counts."""
+    dropped = np.zeros(len(shard), np.bool_)
+    for reason, rows in reasons.items():
+        new = np.zeros_like(dropped) if rows is None else rows & ~dropped
+        if new.any():
+            row = left_out.setdefault(reason, {"documents": 0, "bytes": 0})
+            row["documents"] += int(new.sum())
+            row["bytes"] += int(shard.text_bytes[new].sum())
+            dropped |= new
+    leave_out(figures, shard, dropped)
+
+
+def leave_out(figures: dict[str, Any], shard: Shard, dropped: Rows) -> None:
+    """Put the rows that an entry's split leaves out, and the figures of the others, into the split's figures.
+
+    These must be of the whole shard where nothing is left out; it is then not read.
+    """
+    figures["dropped"] = np.flatnonzero(dropped).tolist()
+    if dropped.any():
+        kept = ~dropped
+        figures["documents"] = int(kept.sum())
+        figures["tokens"] = int(np.diff(shard.offsets)[kept].sum())
+        figures["text_bytes"] = int(shard.text_bytes[kept].sum())
+        figures["longest_bytes"] = int(shard.text_bytes[kept].max(initial=0))

@@ -1,0 +1,179 @@
+"""Which block stands at a position of training: sources, their shares, and the order of an epoch.
+
+An epoch of N blocks draws N_s of them from source s. Position p is slot p mod N of epoch p div N, the slots
+are permuted, and those from N_1 + .. + N_(s-1) on belong to source s. The c-th slot that a source ever had is
+place c mod n_s of its own pass c div n_s, and every pass is a permutation of its n_s blocks. So shares are exact in
+every epoch, a source's blocks are drawn equally often (give or take one), and any position costs O(1).
+
+    weights web 0.7, wiki 0.3 over 10 blocks each: epoch 0 draws 14 of web, pass 0 and 4 places of pass 1, and 6 of wiki
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from lmcore.dataset.packing import PackedBlocks
+from lmcore.dataset.shuffle import shuffled
+from lmcore.dataset.stream import Ids, StreamBlocks, TokenStream, source_names
+from lmcore.dataset.tokenization import Dataset
+from lmcore.errors import ConfigError, CorpusError
+from lmcore.settings.config import DEFAULT_SOURCE, DatasetConfig
+from lmcore.store.artifacts import Output
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The blocks of every source, and how many of them an epoch draws; without weights, one source that is all."""
+
+    sources: dict[str, StreamBlocks | PackedBlocks]
+    draws: dict[str, int]
+
+    def __len__(self) -> int:
+        """Blocks in an epoch."""
+        return sum(self.draws.values())
+
+    @property
+    def eos_id(self) -> int:
+        return next(iter(self.sources.values())).stream.eos_id
+
+    @property
+    def padding(self) -> float:
+        """Share of an epoch's places that hold no token."""
+        used = sum(self.draws[name] * blocks.tokens / len(blocks) for name, blocks in self.sources.items())
+        return 1 - used / len(self) / next(iter(self.sources.values())).block_size
+
+    def order(self, positions: Ids, seed: int, shuffle: bool) -> tuple[Ids, Ids]:
+        """The number of the source at every position, and the number of the block in it."""
+        epochs, slots = np.divmod(positions, len(self))
+        if len(self.sources) > 1:
+            slots = shuffled(slots, len(self), seed, epochs)
+        ends = np.cumsum(list(self.draws.values()))
+        sources, numbers = np.searchsorted(ends, slots, side="right"), np.empty_like(slots)
+        for source, (name, blocks) in enumerate(self.sources.items()):
+            mine, draws = sources == source, self.draws[name]
+            passes, places = np.divmod(epochs[mine] * draws + slots[mine] - ends[source] + draws, len(blocks))
+            numbers[mine] = shuffled(places, len(blocks), seed, passes) if shuffle else places
+        return sources, numbers
+
+    def document_hashes(self, positions: Ids, seed: int, shuffle: bool) -> list[int]:
+        """The documents that are learnt from in the blocks at ``positions``, each once, by their 64-bit hashes."""
+        sources, numbers = self.order(positions, seed, shuffle)
+        parts = enumerate(self.sources.values())
+        return sorted({name for source, part in parts for name in part.document_hashes(numbers[sources == source])})
+
+    def read(self, sources: Ids, numbers: Ids) -> tuple[Ids, Ids]:
+        """Inputs and labels (B, T) of the blocks that ``order`` named."""
+        parts = list(self.sources.values())
+        if len(parts) == 1:
+            return parts[0].read(numbers)
+        inputs = np.empty((len(numbers), parts[0].block_size), np.int64)
+        labels = np.empty_like(inputs)
+        for source, blocks in enumerate(parts):
+            mine = np.flatnonzero(sources == source)
+            inputs[mine], labels[mine] = blocks.read(numbers[mine])
+        return inputs, labels
+
+
+def open_blocks(dataset: Path, config: DatasetConfig) -> Mixture:
+    """The training blocks of a dataset (a folder datasets/<id>).
+
+    Raises ConfigError when weights or epochs name other sources than the dataset has, CorpusError when one
+    that is drawn from has no whole block.
+    """
+    cut = PackedBlocks if config.packing == "best_fit" else StreamBlocks
+    sources = {
+        name or DEFAULT_SOURCE: cut(TokenStream(dataset, "train", name), config.block_size)
+        for name in (_wanted(dataset, config) if config.is_mixture else [None])
+    }
+    for name, blocks in sources.items():
+        if not len(blocks):
+            raise CorpusError(
+                f"{'source' if config.is_mixture else 'the'} {name} is smaller than one block: {len(blocks.stream)} "
+                f"training tokens, a block needs {config.block_size + 1}. Give more text, or lower dataset.block_size "
+                f"(now {config.block_size})"
+            )
+    return Mixture(sources, _draws({name: len(blocks) for name, blocks in sources.items()}, config))
+
+
+def _wanted(dataset: Path, config: DatasetConfig) -> list[str]:
+    there, given = source_names(dataset, "train"), config.weights or config.epochs
+    missing, empty = set(there) - set(given), {name for name in given if given[name]} - set(there)
+    if missing or empty:
+        raise ConfigError(
+            f"dataset.weights or dataset.epochs must name the dataset's sources, {', '.join(there)}: missing are "
+            f"{sorted(missing)}, unknown or left without training text {sorted(empty)}. 0 leaves a source out"
+        )
+    return [name for name in there if given[name]]
+
+
+def _draws(blocks: dict[str, int], config: DatasetConfig) -> dict[str, int]:
+    """Blocks of every source in an epoch, at least one."""
+    if not config.is_mixture:
+        return blocks
+    if config.epochs:
+        return {name: max(1, round(config.epochs[name] * count)) for name, count in blocks.items()}
+    whole = sum(blocks.values()) / sum(config.weights.values())
+    return {name: max(1, round(config.weights[name] * whole)) for name in blocks}
+
+
+class SourceCounts(Output):
+    """One source's part of the training text."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    share: float
+    """Of an epoch's blocks; where sources are not weighted, of the tokens."""
+
+
+class Blocks(Output):
+    """What training will draw from a dataset, in figures."""
+
+    dataset_id: str
+    block_size: int
+    train_blocks: int
+    """In an epoch."""
+    tail_tokens: int
+    """Training tokens at the end of the stream that fill no block; never trained on."""
+    validation_tokens: int
+    padding: float = 0.0
+    """Share of an epoch's places that best-fit packing leaves empty."""
+    sources: dict[str, SourceCounts] = Field({})
+
+    def verify(self) -> None:
+        """The shards belong to the dataset, whose own record is verified."""
+
+
+def build_dataset(dataset: Dataset, config: DatasetConfig) -> Blocks:
+    """Open the shards of both splits and count their blocks.
+
+    Raises CorpusError when a source's training text is shorter than one block, ConfigError when the settings name
+    other sources than the dataset has, StoreError when shards do not fit.
+    """
+    blocks = open_blocks(dataset.folder, config)
+    parts = list(blocks.sources.values())
+    return Blocks(
+        dataset_id=dataset.id,
+        block_size=config.block_size,
+        train_blocks=len(blocks),
+        tail_tokens=0 if config.packing == "best_fit" else sum(len(p.stream) - 1 - p.tokens for p in parts),
+        validation_tokens=len(TokenStream(dataset.folder, "validation")),
+        padding=blocks.padding,
+        sources=_source_counts(dataset.folder, blocks.draws if config.is_mixture else {}),
+    )
+
+
+def _source_counts(dataset: Path, draws: dict[str, int]) -> dict[str, SourceCounts]:
+    streams = {name: TokenStream(dataset, "train", name) for name in source_names(dataset, "train")}
+    parts = draws or {name: len(stream) for name, stream in streams.items()}
+    return {
+        name: SourceCounts(
+            documents=len(stream.document_lengths()),
+            tokens=len(stream),
+            text_bytes=stream.text_bytes,
+            share=parts.get(name, 0) / sum(parts.values()),
+        )
+        for name, stream in streams.items()
+    }

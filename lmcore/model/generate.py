@@ -1,0 +1,159 @@
+"""Sampling text from a model.
+
+Shapes: P prompts, T tokens so far (shorter rows are padded on the left), V pieces in the vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from lmcore.runs.metrics import MetricsWriter, read_metrics
+from lmcore.runs.run import Run
+from lmcore.runs.sample_prompts import with_prompts
+from lmcore.settings.config import SampleConfig
+from lmcore.settings.section import fingerprint
+from lmcore.store.artifacts import json_line, write_file
+from lmcore.tokenizer.tokenizer import Tokenizer
+
+_PROMPTS_AT_ONCE = 32
+
+
+def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig, block_size: int) -> list[str]:
+    """Every prompt, or the empty one where there is none, and what the model writes after it, to the end of the
+    document at most.
+
+    The model sees the last ``block_size`` tokens, the document's beginning (EOS) among them while it fits. Every
+    prompt has draws of its own, so it gives what it gives alone, but for rounding in the last bits.
+    """
+    config = config if config.prompts else config.model_copy(update={"prompts": [""]})
+    prompts = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    texts = [""] * len(prompts)
+    with _reading(model):
+        for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+            group = by_length[start : start + _PROMPTS_AT_ONCE]
+            written = _continue(model, [prompts[index] for index in group], config, block_size, tokenizer.eos_id)
+            for index, ids in zip(group, written, strict=True):
+                texts[index] = tokenizer.decode(prompts[index][1:] + ids)
+    return texts
+
+
+def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsWriter | None) -> None:
+    """Let the model write the run's samples, and keep them in samples.jsonl as those of ``step``.
+
+    Samples of this and later steps, from before a resume, are dropped. ``metrics`` shows the texts in TensorBoard. It
+    is None on ranks that write nothing; they compute along, as a model that is spread over them needs.
+    """
+    settings = with_prompts(run.config.sample, run)
+    texts = generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
+    if metrics is None:
+        return
+    rows = [row for row in read_metrics(run.samples) if row["step"] < step]
+    pairs = zip(settings.prompts, texts, strict=True)
+    rows += [{"step": step, "prompt": prompt, "text": text} for prompt, text in pairs]
+    write_file(run.samples, b"".join(json_line(row) for row in rows))
+    for number, text in enumerate(texts, 1):
+        metrics.write_text(f"samples/{number}", text, step)
+
+
+@contextmanager
+def _reading(model: PreTrainedModel) -> Iterator[None]:
+    """Run the model without dropout, uncompiled (every step has another shape), and on an attention path that knows
+    caches and padding, whatever it trains with."""
+    was_training, attention = model.training, model.config._attn_implementation
+    model.eval()
+    if attention not in ("sdpa", "eager"):
+        model.set_attn_implementation("sdpa")
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.train(was_training)
+        if attention not in ("sdpa", "eager"):
+            model.set_attn_implementation(attention)
+
+
+def _continue(
+    model: PreTrainedModel, prompts: list[list[int]], config: SampleConfig, block_size: int, eos_id: int
+) -> list[list[int]]:
+    """The ids that follow each prompt, up to the first EOS."""
+    longest = max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
+    rows = [[eos_id] * count + prompt for count, prompt in zip(padding, prompts, strict=True)]
+    ids_PT = torch.tensor(rows, device=model.device)
+    next_logits = _NextLogits(model, padding, block_size)
+    # Of seed and prompt: prompts that shared their draws would be continued alike.
+    seeds = [int(fingerprint(config.seed, prompt), 16) for prompt in prompts]
+    draws = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
+    is_over_P = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    while ids_PT.shape[1] < longest + config.tokens and not is_over_P.all():
+        following_P = _draw(next_logits(ids_PT), ids_PT, config, draws)
+        is_over_P |= following_P == eos_id
+        ids_PT = torch.cat([ids_PT, following_P.masked_fill(is_over_P, eos_id)[:, None]], dim=1)
+    return [list(takewhile(lambda token: token != eos_id, row)) for row in ids_PT[:, longest:].tolist()]
+
+
+class _NextLogits:
+    """The model's logits after the last token. Keys and values are kept while all that was read fits a block."""
+
+    def __init__(self, model: PreTrainedModel, padding: list[int], block_size: int) -> None:
+        self._model = model
+        self._padding = padding
+        self._block_size = block_size
+        self._cache = None
+
+    def __call__(self, ids_PT: torch.Tensor) -> torch.Tensor:
+        fits = ids_PT.shape[1] <= self._block_size
+        if not fits:
+            self._cache = None
+        window_PT = ids_PT[:, -self._block_size :]
+        output = self._model(
+            input_ids=window_PT if self._cache is None else window_PT[:, -1:],
+            past_key_values=self._cache,
+            use_cache=fits,
+            logits_to_keep=1,
+            **self._places(ids_PT.shape[1], window_PT.shape[1]),
+        )
+        self._cache = output.past_key_values if fits else None
+        logits_PV: torch.Tensor = output.logits[:, -1].float()
+        return logits_PV
+
+    def _places(self, length: int, width: int) -> dict[str, torch.Tensor]:
+        """Mask and positions where there is padding in the last ``width`` of ``length`` columns."""
+        scrolled = length - width
+        if max(self._padding) <= scrolled:
+            return {}
+        columns_T = torch.arange(scrolled, length, device=self._model.device)
+        mask_PT = columns_T >= torch.tensor(self._padding, device=self._model.device)[:, None]
+        positions_PT = (mask_PT.cumsum(1) - 1).clamp(min=0)
+        new = 1 if self._cache is not None else width
+        return {"attention_mask": mask_PT.long(), "position_ids": positions_PT[:, -new:]}
+
+
+def _draw(
+    logits_PV: torch.Tensor, ids_PT: torch.Tensor, config: SampleConfig, draws: list[torch.Generator]
+) -> torch.Tensor:
+    """One token a row (P), by a generator a row."""
+    if config.temperature == 0:
+        return logits_PV.argmax(-1)
+    probabilities_PV = _warpers(config)(ids_PT, logits_PV).softmax(-1)
+    rows = zip(probabilities_PV, draws, strict=True)
+    return torch.cat([torch.multinomial(row_V, 1, generator=draw) for row_V, draw in rows])
+
+
+def _warpers(config: SampleConfig) -> LogitsProcessorList:
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(config.temperature)])
+    if config.top_k:
+        warpers.append(TopKLogitsWarper(config.top_k))
+    if config.top_p < 1:
+        warpers.append(TopPLogitsWarper(config.top_p))
+    return warpers

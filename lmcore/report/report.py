@@ -1,0 +1,387 @@
+"""A finished run as a page for people: report.md and report.png."""
+
+import base64
+import platform
+import shlex
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lmcore import markdown
+from lmcore.clock import duration, for_people
+from lmcore.dataset.mixture import Blocks, SourceCounts
+from lmcore.dataset.shards import SPLITS
+from lmcore.dataset.stream import source_names
+from lmcore.dataset.tokenization import Dataset
+from lmcore.errors import StoreError
+from lmcore.markdown import bold, escape, fenced, number
+from lmcore.report.plots import loss_picture
+from lmcore.report.tokenizer_report import dataset_report
+from lmcore.runs.baselines import Baselines, baselines, compared
+from lmcore.runs.history import events, figures, loss_table, source_table, warnings
+from lmcore.runs.initial_model import in_transformers
+from lmcore.runs.metrics import Row, read_metrics
+from lmcore.runs.run import Run, TrainingResult
+from lmcore.runs.sample_prompts import with_prompts
+from lmcore.runs.scores import Evaluation, Score, score_rows
+from lmcore.runs.summary import write_settings
+from lmcore.settings.config import SampleConfig
+from lmcore.settings.section import fingerprint
+from lmcore.store.artifacts import Record, hash_file, read_manifest, write_file
+from lmcore.tokenizer.tokenizer import TokenizerInfo
+
+_EARLIER_SAMPLES = 3
+_PACKAGES = ("torch", "transformers", "sentencepiece", "pyarrow", "numpy")
+
+
+class Report(Record):
+    """The report of a run, and the samples in it."""
+
+    file_name = "report.json"
+    about: str
+    """Fingerprint of the training, the evaluation and the samples' settings."""
+    samples: list[str]
+    warnings: list[str]
+    """For whoever started the run: what the losses say, in words."""
+    hashes: dict[str, str]
+    """Of report.md and report.png."""
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "report.md"
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / "report.png"
+
+    def verify(self) -> None:
+        super().verify()
+        if _hashes(self.folder) != self.hashes:
+            raise StoreError(f"{self.path} or {self.picture.name} is missing or was changed")
+
+    def markdown(self, inline_picture: bool = False) -> str:
+        """The page; with its picture inside it, for places that cannot reach the file."""
+        text = self.path.read_text(encoding="utf-8")
+        if inline_picture:
+            data = base64.b64encode(self.picture.read_bytes()).decode()
+            text = text.replace("(report.png)", f"(data:image/png;base64,{data})", 1)
+        return text
+
+
+def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, settings: SampleConfig) -> Report:
+    """Write samples, the loss picture and the page, or return what is there for this very step."""
+    run = Run.open(training.folder)
+    found, about = Report.load(run.folder), report_key(training, evaluation, blocks, settings)
+    if found is not None and found.about == about and _hashes(run.folder) == found.hashes:
+        return found
+    rows, settings = read_metrics(run.metrics), with_prompts(settings, run)
+    samples = _samples(run, training, settings)
+    write_settings(run)
+    write_file(run.folder / "report.png", loss_picture(rows, training.run))
+    page = _page(run, training, evaluation, blocks, rows, (settings, samples))
+    write_file(run.folder / "report.md", page.encode())
+    return Report(
+        folder=run.folder,
+        about=about,
+        samples=samples,
+        warnings=_warnings(rows, run),
+        hashes=_hashes(run.folder),
+    ).save()
+
+
+def report_key(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, settings: SampleConfig) -> str:
+    """Names everything that a report says, the dataset's ledger included."""
+    ledger = read_manifest(Run.open(training.folder).dataset_folder)["ledger"]
+    return fingerprint(ledger, *(part.model_dump(mode="json") for part in (training, evaluation, blocks, settings)))
+
+
+def _samples(run: Run, training: TrainingResult, settings: SampleConfig) -> list[str]:
+    from lmcore.model.device import choose_device
+    from lmcore.model.generate import generate
+    from lmcore.model.weights import trained_model  # and with it torch, which pages of finished runs do without
+
+    model = trained_model(run, training.checkpoint)
+    model.to(choose_device(run.config.train.device))
+    return generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
+
+
+def _warnings(rows: list[Row], run: Run) -> list[str]:
+    trained, validated = (source_names(run.dataset_folder, split) for split in ("train", "validation"))
+    unseen = [name for name in trained if name not in validated]
+    where = "no validation document is of the source {}: its loss is not known (corpus.validation_fraction)"
+    return [*warnings(rows), *(where.format(name) for name in unseen)]
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    names = ("report.md", "report.png")
+    return {name: hash_file(folder / name) for name in names if (folder / name).exists()}
+
+
+def _page(
+    run: Run,
+    training: TrainingResult,
+    evaluation: Evaluation,
+    blocks: Blocks,
+    rows: list[Row],
+    samples: tuple[SampleConfig, list[str]],
+) -> str:
+    manifest = read_manifest(run.dataset_folder)
+    parts = [
+        f"# {escape(training.run)}",
+        *(f"**Warning:** {escape(warning)}." for warning in _warnings(rows, run)),
+        *_goodness(evaluation, baselines(run)),
+        markdown.table(("result", ""), _summary(run, training, evaluation, blocks, rows).items()),
+        _two_losses(run, training, evaluation),
+        "![loss](report.png)",
+        "## Samples",
+        *_sample_sections(*samples),
+        *_earlier_samples([row for row in read_metrics(run.samples) if row["step"] < training.step]),
+        "## Losses",
+        markdown.table(("step", "tokens", "train", "validation"), (row.values() for row in loss_table(rows, 12))),
+        *_source_losses(evaluation.sources),
+        *_sources_over_time(source_table(rows)),
+        *_events(events(rows)),
+        "## Data",
+        *data_sections(manifest, blocks),
+        "## Made with",
+        markdown.table(("", ""), _ids_and_versions(run).items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _goodness(evaluation: Evaluation, found: Baselines | None) -> list[str]:
+    """How good the model is, beside simple methods."""
+    if found is None:
+        return []
+    rows = [
+        ("this model", evaluation.text_bytes, evaluation.bits_per_byte),
+        ("5-gram model of bytes", found.text_bytes, found.ngram_bits_per_byte),
+        ("zlib, level 9", found.text_bytes, found.zlib_bits_per_byte),
+    ]
+    cells = [(name, f"{size:,}", number(bits, ".4f")) for name, size, bits in rows]
+    about = (
+        f"{escape(compared(evaluation.bits_per_byte, found))} The 5-gram model counted {found.train_bytes:,} bytes of "
+        "the training text."
+    )
+    return ["## How good it is", markdown.table(("", "bytes of validation text", "bits per byte"), cells), about]
+
+
+def _two_losses(run: Run, training: TrainingResult, evaluation: Evaluation) -> str:
+    """Why the loss of the evaluation is not the last one of the training."""
+    return (
+        f"Two validation losses: while it was trained, the model was scored on whole validation documents up to "
+        f"{run.config.train.validation_tokens:,} tokens (train.validation_tokens), always the same ones; that loss was "
+        f"{number(training.validation_loss, '.4f')} nats per token at step {training.step:,}, and is the one in the "
+        f"picture. After the training every validation document was scored ({evaluation.documents:,} documents, "
+        f"{evaluation.tokens:,} tokens): {number(evaluation.nats_per_token, '.4f')}. Both score each document alone, "
+        f"without the text before it. The training loss is of packed blocks, in which a document may follow another."
+    )
+
+
+def _summary(
+    run: Run, training: TrainingResult, evaluation: Evaluation, blocks: Blocks, rows: list[Row]
+) -> dict[str, str]:
+    settings, model = run.config.train, in_transformers(run.shape).get_text_config()
+    beginning = f", begun with {settings.init_from}" if settings.init_from else ""
+    epochs = next((row["epoch"] for row in reversed(rows) if row["kind"] == "train"), 0.0)
+    return {
+        "validation loss": f"{number(evaluation.nats_per_token, '.4f')} nats per token",
+        "perplexity": number(evaluation.perplexity, ",.2f"),
+        "bits per byte": number(evaluation.bits_per_byte, ".4f"),
+        "training loss": f"{number(training.train_loss, '.4f')} nats per token (last {settings.log_every} steps)",
+        "model": f"{model.model_type}, {model.num_hidden_layers} layers, {model.hidden_size} wide, "
+        f"{model.num_attention_heads} heads{beginning}",
+        "parameters": f"{training.parameters:,} ({training.trainable_parameters:,} trained)",
+        "FLOPs": f"{training.flops_per_token * training.tokens:.2e} ({training.flops_per_token:.2e} a token)",
+        "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens"
+        + (f" (the best; training ended at {training.last_step:,})" if training.last_step != training.step else ""),
+        "tokens trained on": f"{training.tokens:,} ({epochs:.2f} epochs)",
+        "throughput": f"{training.tokens_per_second:,.0f} tokens/s",
+        "device": f"{training.device} in {training.precision}",
+        **_times(training),
+        **figures(rows),
+    }
+
+
+def _times(training: TrainingResult) -> dict[str, str]:
+    """Unknown for a training of an earlier version of this program."""
+    if not training.ended:
+        return {}
+    return {
+        "training time": f"{duration(training.seconds)} in steps, without validation and checkpoints",
+        "training ended": for_people(training.ended),
+    }
+
+
+def _sample_sections(settings: SampleConfig, texts: list[str]) -> list[str]:
+    drawn = f"temperature {settings.temperature:g}, top-k {settings.top_k}, seed {settings.seed}"
+    pairs = zip(settings.prompts, texts, strict=True)
+    return [
+        part for prompt, text in pairs for part in (fenced(text), f"Prompt {markdown.code(repr(prompt))}, {drawn}.")
+    ]
+
+
+def _earlier_samples(rows: list[Row]) -> list[str]:
+    """What the model wrote to its first prompt at the last few steps of sampling, the oldest first."""
+    firsts = [row for row in rows if row["prompt"] == rows[0]["prompt"]][-_EARLIER_SAMPLES:]
+    parts = [part for row in firsts for part in (f"Step {row['step']:,}:", fenced(row["text"]))]
+    return ["### While it was trained", *parts] if parts else []
+
+
+def _sources_over_time(table: list[dict[str, Any]]) -> list[str]:
+    return [markdown.table(("step", *list(table[0])[1:]), (row.values() for row in table))] if table else []
+
+
+def _events(found: list[tuple[int, str]]) -> list[str]:
+    rows = ((f"{step:,}", message) for step, message in found)
+    return ["## Events", markdown.table(("step", ""), rows)] if found else []
+
+
+def _source_losses(scores: dict[str, Score]) -> list[str]:
+    head = ("validation of", "documents", "tokens", "nats per token", "bits per byte")
+    figures = [
+        (
+            name,
+            f"{score.documents:,}",
+            f"{score.tokens:,}",
+            number(score.nats_per_token, ".4f"),
+            number(score.bits_per_byte, ".4f"),
+        )
+        for name, score in scores.items()
+    ]
+    return [markdown.table(head, figures)] if figures else []
+
+
+def data_page(dataset: Dataset) -> str:
+    """The dataset and its byte ledger as a page of its own."""
+    manifest = read_manifest(dataset.folder)
+    parts = [
+        f"# Dataset {dataset.id}",
+        *(f"**Warning:** {escape(warning)}." for warning in dataset.warnings),
+        *data_sections(manifest),
+        f"{dataset.chunks_made} of {dataset.chunks} chunks were new; "
+        f"{dataset.duplicate_documents:,} documents stand in it more than once; tokenizer {dataset.tokenizer_id}.",
+        "## Sources",
+        markdown.table(("source", "files", "documents", "tokens", "bytes of text"), _source_rows(manifest["chunks"])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _source_rows(chunks: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for name in sorted({chunk["source"] for chunk in chunks}):
+        own = [chunk for chunk in chunks if chunk["source"] == name]
+        files = {span["path"] for chunk in own for span in chunk["spans"]}
+        totals = (
+            sum(chunk[split][figure] for chunk in own for split in SPLITS)
+            for figure in ("documents", "tokens", "text_bytes")
+        )
+        yield (name, f"{len(files):,}", *(f"{total:,}" for total in totals))
+
+
+def tokenizer_page(dataset: Dataset) -> str:
+    """The dataset's tokenizer, and how well it fits the text."""
+    info = TokenizerInfo.open(dataset.store / "tokenizers" / dataset.tokenizer_id)
+    rows = ((name.replace("_", " "), _figure(value)) for name, value in info.model_dump(exclude={"id"}).items())
+    fit = dataset_report(dataset.folder, dataset.tokenizer_id).markdown()
+    return f"# Tokenizer {info.id}\n\n{markdown.table(('figure', ''), rows)}\n\n{fit}\n"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def evaluation_rows(evaluation: Evaluation) -> list[dict[str, str]]:
+    """A table of the validation text: all of it, then each source's part where there are several."""
+    total = Score(evaluation.documents, evaluation.tokens, evaluation.text_bytes, evaluation.nats)
+    rows = score_rows([("all", total), *evaluation.sources.items()])
+    return [{name: escape(cell) for name, cell in row.items()} for row in rows]  # the UI reads cells as Markdown
+
+
+def run_page(training: TrainingResult) -> str:
+    """Where a run's files are, how to look at them, and its losses."""
+    run = Run.open(training.folder)
+    losses = (map(_figure, row.values()) for row in loss_table(read_metrics(run.metrics)))
+    parts = [
+        f"# {escape(training.run)}",
+        f"Trained to step {training.step:,} on {training.device}. Everything of the run is in this folder:",
+        fenced(str(run.folder)),
+        "TensorBoard shows this run beside all others that were made with `train.tensorboard`:",
+        fenced(f"tensorboard --logdir {shlex.quote(str(run.folder.parent))}"),
+        "The losses of some runs as a picture, and a text written by the model:",
+        fenced(f"python -m lmcore plot {(folder := shlex.quote(str(run.folder)))}\npython -m lmcore generate {folder}"),
+        "## Losses",
+        markdown.table(("step", "tokens", "train", "validation"), losses),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def samples_page(found: Report) -> str:
+    """What the trained model wrote."""
+    return "\n\n".join([f"# Samples of {escape(found.folder.name)}", *map(fenced, found.samples)]) + "\n"
+
+
+def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> list[str]:
+    """The dataset and its byte ledger as markdown."""
+    ledger = manifest["ledger"]
+    splits = manifest["splits"]
+    longest = max(c[split]["longest_bytes"] for c in manifest["chunks"] for split in splits)
+    counts = [(name, *(f"{split[key]:,}" for key in split)) for name, split in splits.items()]
+    account: list[tuple[str, str]] = [
+        ("read", f"{ledger['source_bytes']:,}"),
+        ("in documents", f"{ledger['document_bytes']:,}"),
+        ("separators", f"{ledger['separator_bytes']:,}"),
+        *([("filtered", f"{ledger['filtered_bytes']:,}")] if ledger.get("filtered_bytes") else []),
+        *(
+            (f"skipped: {reason} ({row['pieces']:,} pieces)", f"{row['bytes']:,}")
+            for reason, row in ledger["skipped"].items()
+        ),
+        (bold("unaccounted"), bold(f"{ledger['unaccounted_bytes']:,}")),
+    ]
+    sections = [
+        markdown.table(("split", "documents", "tokens", "bytes of text"), counts),
+        f"Longest document {longest:,} bytes; {len(manifest['chunks'])} chunks; "
+        f"{ledger['stored_bytes']:,} bytes on disk.",
+        markdown.table(("bytes", ""), account),
+    ]
+    if beside := ledger.get("beside"):
+        rows = ((f".{suffix}", f"{row[0]:,}", f"{row[1]:,}") for suffix, row in sorted(beside.items()))
+        sections += ["Files that corpus.include does not name:", markdown.table(("suffix", "files", "bytes"), rows)]
+    if units := ledger.get("documents_by_unit"):
+        words = ", ".join(f"{unit} {count:,}" for unit, count in sorted(units.items()))
+        sections.append(f"What a document is in its file: {words}.")
+    for reason, row in ledger["dropped"].items():
+        sections.append(f"{row['documents']:,} documents ({row['bytes']:,} bytes) were left out: {escape(reason)}.")
+    if ledger["normalized_documents"]:
+        sections.append(f"{ledger['normalized_documents']:,} documents were changed by Unicode normalization.")
+    if ledger["undecodable_stored_bytes"]:
+        lost = f"{ledger['undecodable_stored_bytes']:,} bytes of files"
+        sections.append(f"{lost} could not be read as text: damaged, or of another encoding.")
+    if blocks is not None:
+        rest = (
+            f"{blocks.padding:.2%} are padding."
+            if blocks.padding
+            else f"{blocks.tail_tokens} tokens at the end fill none."
+        )
+        sections.append(f"{blocks.train_blocks:,} training blocks of {blocks.block_size} tokens; {rest}")
+        if len(blocks.sources) > 1:
+            head = ("source", "documents", "tokens", "bytes of text", "share of training")
+            sections.append(markdown.table(head, (_source_row(name, row) for name, row in blocks.sources.items())))
+    return sections
+
+
+def _source_row(name: str, source: SourceCounts) -> tuple[str, ...]:
+    return (name, f"{source.documents:,}", f"{source.tokens:,}", f"{source.text_bytes:,}", f"{source.share:.1%}")
+
+
+def _ids_and_versions(run: Run) -> dict[str, str]:
+    tokenizer = run.tokenizer_info
+    seen = tokenizer.seen_bytes / tokenizer.corpus_bytes if tokenizer.corpus_bytes else None
+    trained = f", trained on {seen:.1%} of {tokenizer.corpus_bytes:,} bytes" if seen else ""
+    return {
+        "run": run.folder.name,
+        "dataset": str(run.identity["dataset_id"]),
+        "tokenizer": f"{tokenizer.id} ({tokenizer.model_type}, {tokenizer.vocab_size:,} pieces{trained})",
+        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        **{name: version(name) for name in _PACKAGES},
+    }

@@ -1,0 +1,59 @@
+"""What a retraining looked at and what it decided, as a page for people."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+from lmcore import markdown
+from lmcore.dataset.tokenization import Dataset
+from lmcore.report.plots import comparison_picture
+from lmcore.retraining.challenge import Champion
+from lmcore.retraining.gate import Decision
+from lmcore.retraining.new_documents import NewDocuments
+from lmcore.retraining.retraining import RetrainConfig
+
+
+def retraining_page(
+    config: RetrainConfig,
+    verdict: str,
+    champion: Champion | None,
+    dataset: Dataset,
+    news: NewDocuments | None,
+    decision: Decision | None = None,
+    run_folder: Path | None = None,
+) -> str:
+    """Markdown, with the picture of the comparison inside it. ``champion`` is the one that was there before."""
+    decided, _, reasons = verdict.partition(": ")
+    parts = [f"# {config.retraining.model_name}: {decided}", reasons]
+    looked_at = [("corpus", dataset.account()), ("dataset", dataset.id), ("champion", _name(champion))]
+    parts.append(markdown.table(("looked at", ""), [*looked_at, *_news(config, news)]))
+    if decision is not None:
+        parts += _decided(decision)
+    if run_folder is not None:
+        parts.append(f"The run and its report: `{run_folder}`")
+    return "\n\n".join(parts) + "\n"
+
+
+def _name(champion: Champion | None) -> str:
+    return "none yet" if champion is None else f"{champion.version}, trained on dataset {champion.dataset.name}"
+
+
+def _news(config: RetrainConfig, news: NewDocuments | None) -> Iterator[tuple[str, str]]:
+    if news is None:
+        return
+    yield "new training text", f"{news.new_bytes:,} bytes in {news.new_documents:,} documents"
+    yield "needed at least", f"{config.retraining.min_new_bytes:,} bytes"
+    yield "new text to validate on", f"{news.new_validation_documents:,} documents"
+    yield "old training text", f"{news.old_documents:,} documents, {news.gone_documents:,} more are no longer there"
+
+
+def _decided(decision: Decision) -> Iterator[str]:
+    rules = decision.rows()
+    yield markdown.table(tuple(rules[0]), [row.values() for row in rules])
+    if decision.comparisons:
+        rows = decision.comparison_rows()
+        yield "Bits per byte; below 0 the challenger is better.\n\n" + markdown.table(
+            tuple(rows[0]), [row.values() for row in rows]
+        )
+        picture = comparison_picture(decision.comparisons, decision.verdict.partition(":")[0])
+        yield f"![comparison](data:image/png;base64,{base64.b64encode(picture).decode()})"

@@ -1,0 +1,162 @@
+"""The champion of a model, and a challenger that is judged against it and kept as a version.
+
+Both are scored on the same validation documents, told apart by age; the gate decides; the version, its receipt and the
+history say what was decided. Everything is found again where it was done already, so a retraining that is
+interrupted between any two of these goes on when it is started again.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from lmcore.corpus.exclusions import without_forgotten
+from lmcore.dataset.tokenization import Dataset
+from lmcore.errors import FormatError, StoreError
+from lmcore.registry.registry import Version, champion, history, promote, record_refusal, versions
+from lmcore.registry.version import add_version
+from lmcore.retraining.gate import Decision, GateConfig, decide, decide_first
+from lmcore.retraining.new_documents import document_hashes
+from lmcore.runs.run import Run, TrainingResult, is_sound, run_key
+from lmcore.runs.scores import DocumentScores
+from lmcore.settings.config import RunConfig
+from lmcore.store.artifacts import read_manifest
+from lmcore.tokenizer.tokenizer import TokenizerInfo
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version in use, and what it was made from."""
+
+    version: Version
+    receipt: dict[str, Any]
+
+    @classmethod
+    def from_store(cls, store: Path, name: str) -> Self | None:
+        """The champion of model ``name``; None before the first one. Raises as ``registry.champion`` does."""
+        version = champion(store, name)
+        return None if version is None else cls(version, version.receipt())
+
+    @property
+    def dataset(self) -> Path:
+        """The folder of the dataset it was trained on, without what was forgotten since."""
+        return self.version.dataset
+
+    @property
+    def tokenizer(self) -> TokenizerInfo:
+        """Raises StoreError when it is gone from the store."""
+        return TokenizerInfo.open(self.version.store / "tokenizers" / str(self.receipt["tokenizer"]["id"]))
+
+    @property
+    def trunk(self) -> Path | None:
+        """The checkpoint before its decay, if its schedule had one that is still whole."""
+        if not self.receipt["training"]["trunk"]:
+            return None
+        run = self.version.store / "runs" / str(self.receipt["run"])
+        path = run / "checkpoints" / Path(self.receipt["training"]["trunk"]).name
+        return path if is_sound(path) else None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of its training."""
+        return float(self.receipt["training"]["tokens_per_second"])
+
+
+def earlier_refusal(
+    store: Path, name: str, config: RunConfig, dataset: Dataset, gate: GateConfig
+) -> dict[str, Any] | None:
+    """The event by which a challenger of these very settings on this very dataset was refused, if there is one.
+
+    Either by the same gate, or by somebody who took it back after it was promoted, whatever the gate.
+    """
+    key, told = run_key(config, dataset), history(store, name)
+    tried = {event["version"] for event in told if event.get("run_key") == key}
+    for event in reversed(told):
+        by_gate = event["event"] == "refused" and event.get("gate") == gate.model_dump() and event.get("run_key") == key
+        if by_gate or (event["event"] == "rolled back" and event["from"] in tried):
+            return event
+    return None
+
+
+def require_comparable(best: Champion, dataset: Path) -> None:
+    """Raise StoreError where the champion, whose tokenizer is another one, could not be scored on a dataset's text.
+
+    So that nobody learns it after the training. Decodes the validation text if the tokenizers differ.
+    """
+    if read_manifest(dataset)["tokenizer_id"] != best.receipt["tokenizer"]["id"]:
+        from lmcore.retraining.scoring import dataset_texts  # and with it torch
+
+        deque(dataset_texts(dataset), maxlen=0)
+
+
+def compare(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
+    """Score the challenger, and the champion if there is one, on the validation documents of the challenger's dataset.
+
+    ``folder`` is that of the challenger's run, which has been exported; the scores are kept there. Raises StoreError
+    where the text cannot be had from the dataset.
+    """
+    run = Run.open(folder)
+    trained = _trained_on(run.store, run.datasets)
+    challenger = _scores(run, run.folder / "model", _weights(folder))
+    if best is None:
+        return decide_first(challenger, gate, {"challenger": trained}, run.folder).save()
+    before = _trained_on(run.store, best.receipt["record"]["datasets"])
+    scores = _scores(run, best.version.folder, str(best.receipt["training"]["weights"]))
+    return decide(scores, challenger, gate, {"champion": before, "challenger": trained}, run.folder).save()
+
+
+def record_decision(
+    store: Path, name: str, best: Champion | None, folder: Path, decision: Decision, key: str, gate: GateConfig
+) -> Version:
+    """Keep the challenger as a version, and make it the champion or record why not.
+
+    ``key`` names its run. The history keeps it and the ``gate``, for ``earlier_refusal``.
+
+    Raises RegistryError when the champion is no longer ``best``: another promotion was first.
+    """
+    run, weights, content = Run.open(folder), _weights(folder), decision.model_dump(mode="json", exclude={"folder"})
+    same = (each for each in versions(store, name) if each.receipt()["training"]["weights"] == weights)
+    version = next(same, None) or add_version(store, name, run, content)
+    reason = "; ".join(decision.reasons)
+    about: dict[str, Any] = {"run": run.folder.name, "run_key": key, "gate": gate.model_dump()}
+    if decision.promoted:
+        expected = best.version.id if best else None
+        return promote(store, name, version.id, expected=expected, reason=reason, decision=content, **about)
+    record_refusal(store, name, reason, content, version=version.id, **about)
+    return version
+
+
+def _trained_on(store: Path, datasets: list[str]) -> npt.NDArray[np.uint64] | str:
+    """Hashes of the training documents of all of a model's datasets, as ``gate.TrainedOn`` has them."""
+    found = [np.empty(0, np.uint64)]
+    for name in datasets:
+        try:
+            found.append(document_hashes(store / "datasets" / without_forgotten(store, name), "train"))
+        except StoreError:
+            return f"unknown, for dataset {name}, which its weights were trained on, is not whole in this store"
+    return np.unique(np.concatenate(found))
+
+
+def _weights(run_folder: Path) -> str:
+    result = TrainingResult.load(run_folder)
+    if result is None:
+        raise StoreError(f"{run_folder / TrainingResult.file_name} is missing: run the pipeline again")
+    return result.weights
+
+
+def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
+    """Of every validation document of the run's dataset, from the run's folder if they are there already."""
+    from lmcore.retraining.scoring import score_validation  # and with it torch: few retrainings come here
+
+    path = run.folder / "scores" / f"{weights[:16]}.arrow"
+    try:
+        return DocumentScores.load(path)
+    except FormatError:
+        raise
+    except StoreError:  # not there, or damaged
+        path.parent.mkdir(exist_ok=True)
+    train = run.config.train
+    return score_validation(model, run.dataset_folder, train.device, train.precision).save(path)

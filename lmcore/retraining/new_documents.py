@@ -1,0 +1,141 @@
+"""What is new in a dataset since another was made, and the same text told apart by age.
+
+A document is new if no training or validation document of the earlier dataset has its hash. ``split_by_age`` makes a
+dataset of the same chunks in which every source is two, such as ``wiki (old)`` and ``wiki (new)``: so old text can be
+replayed at a share of its own (``dataset.weights``), and losses come by age. It costs a manifest: nothing is encoded.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lmcore.dataset.filters import hashes, leave_out
+from lmcore.dataset.shards import SPLITS, Shard, shard_path
+from lmcore.dataset.tokenization import Dataset, dataset_id, put_manifest, totals
+from lmcore.errors import StoreError
+from lmcore.store.artifacts import MANIFEST, Output, hash_file, read_manifest
+
+Age = Literal["old", "new"]
+AGES: tuple[Age, Age] = ("old", "new")
+Entry = dict[str, Any]
+
+
+class NewDocuments(Output):
+    """What a dataset has that an earlier one has not, in figures."""
+
+    dataset_id: str
+    """Of the text told apart by age."""
+    since: str
+    """The id of the earlier dataset."""
+    new_documents: int
+    new_bytes: int
+    """UTF-8 bytes of their text."""
+    new_tokens: int
+    new_validation_documents: int
+    old_documents: int
+    old_tokens: int
+    gone_documents: int
+    """Training documents of the earlier dataset that are no longer there."""
+
+    def verify(self) -> None:
+        """The datasets that it compares are verified by themselves."""
+
+
+def by_age(source: str, age: Age) -> str:
+    """The name of the part of a source that is old, or new."""
+    return f"{source} ({age})"
+
+
+def age_of(source: str) -> Age:
+    """Of a source; of one that is not told apart, all is new."""
+    return "old" if source == by_age(base_source(source), "old") else "new"
+
+
+def base_source(source: str) -> str:
+    """The source that a part by age is of."""
+    for age in AGES:
+        source = source.removesuffix(f" ({age})")
+    return source
+
+
+def split_by_age(dataset: Dataset, earlier: Path) -> tuple[Dataset, NewDocuments]:
+    """The documents of ``dataset``, each source as two: what ``earlier``, a folder datasets/<id>, has too; the rest.
+
+    Raises StoreError when ``earlier`` or one of its shards is gone: what is new can then not be known.
+    """
+    store = dataset.folder.parent.parent
+    manifest = read_manifest(dataset.folder)
+    known = document_hashes(earlier)
+    entries = [part for entry in manifest["chunks"] for part in _parts(entry, store, known)]
+    name = dataset_id(entries, dataset.tokenizer_id)
+    apart = _written(dataset, {**manifest, "id": name, "chunks": entries})
+    figures = {age: totals([entry for entry in entries if age_of(entry["source"]) == age]) for age in AGES}
+    new, old = figures["new"]["train"], figures["old"]["train"]
+    here = document_hashes(dataset.folder, "train")
+    news = NewDocuments(
+        dataset_id=name,
+        since=earlier.name,
+        new_documents=new["documents"],
+        new_bytes=new["text_bytes"],
+        new_tokens=new["tokens"],
+        new_validation_documents=figures["new"]["validation"]["documents"],
+        old_documents=old["documents"],
+        old_tokens=old["tokens"],
+        gone_documents=int((~np.isin(document_hashes(earlier, "train"), here)).sum()),
+    )
+    return apart, news
+
+
+def document_hashes(dataset: Path, *splits: str) -> npt.NDArray[np.uint64]:
+    """Of the documents of a dataset, of all splits if none is named, each hash once."""
+    try:
+        chunks = read_manifest(dataset)["chunks"]
+        return np.unique(hashes(chunks, dataset.parent.parent, *(splits or SPLITS)))
+    except StoreError as error:
+        raise StoreError(
+            f"{error}. What is new since dataset {dataset.name} can only be told with it: put it back (shards that are "
+            "damaged: python -m lmcore repair), or begin another model with retraining.model_name"
+        ) from None
+
+
+def tokens_by_source(dataset: Path) -> dict[str, int]:
+    """Training tokens of every source that has documents."""
+    tokens: dict[str, int] = {}
+    for entry in read_manifest(dataset)["chunks"]:
+        if entry["train"]["documents"]:
+            tokens[entry["source"]] = tokens.get(entry["source"], 0) + entry["train"]["tokens"]
+    return tokens
+
+
+def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator[Entry]:
+    """The entry's old and its new documents, as entries of their own; one that has none is left out.
+
+    The chunk's spans, and with them its account, stay with the first of the two.
+    """
+    shards = {split: Shard(shard_path(store / "shards" / entry["key"], split)) for split in SPLITS}
+    is_known = {split: np.isin(shard.hashes, known) for split, shard in shards.items()}
+    parts = []
+    for age in AGES:
+        part = deepcopy(entry) | {"source": by_age(entry["source"], age)}
+        for split, shard in shards.items():
+            dropped = ~is_known[split] if age == "old" else is_known[split].copy()
+            dropped[entry[split]["dropped"]] = True
+            leave_out(part[split], shard, dropped)
+        parts.append(part)
+    kept = [part for part in parts if any(part[split]["documents"] for split in SPLITS)] or parts[:1]
+    for part in kept[1:]:
+        part["spans"] = []
+    yield from kept
+
+
+def _written(dataset: Dataset, manifest: dict[str, Any]) -> Dataset:
+    """The dataset of a manifest, which is written unless it is there."""
+    folder = dataset.folder.parent / str(manifest["id"])
+    put_manifest(folder, manifest)
+    return dataset.model_copy(
+        update={"id": manifest["id"], "folder": folder, "manifest_hash": hash_file(folder / MANIFEST)}
+    )

@@ -1,0 +1,167 @@
+"""How a model is trained again when its text has grown: what it begins with, what it reads, for how long.
+
+The model in use, the champion, was trained on an earlier dataset. Its challenger goes on from the champion's trunk (the
+checkpoint before the decay, with the optimizer's state) or from its exported weights, on the new text mixed with a
+replay of the old, at a cost that grows with what is new and not with what is there. docs/benchmarks.md has the
+experiment that chose the defaults.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from lmcore.errors import ConfigError
+from lmcore.retraining.gate import GateConfig
+from lmcore.retraining.new_documents import AGES, NewDocuments, age_of, base_source, tokens_by_source
+from lmcore.settings.config import DatasetConfig, RunConfig
+from lmcore.settings.section import NAME, Section, differences
+
+Start = Literal["trunk", "export", "scratch"]
+
+
+class RetrainingConfig(Section):
+    """When a model is trained again, and how."""
+
+    model_config = ConfigDict(title="Retraining", protected_namespaces=())
+
+    model_name: str = Field("lm", pattern=f"^{NAME}$")
+    """Name of the model whose versions are kept: models/NAME in the store."""
+    min_new_bytes: int = Field(100_000, ge=1, le=10**15)
+    """Bytes of new training text below which nothing is trained."""
+    start: Start = "export"
+    """What a challenger begins with. export: the champion's weights, warmed up again. trunk: its checkpoint before the
+    decay of a wsd schedule, with the optimizer's state, or if there is none its export. scratch: nothing; it is trained
+    on all of the text, as the first model is."""
+    replay: float = Field(0.85, ge=0, lt=1)
+    """Share of old text in what a challenger is trained on (arXiv 2403.08763)."""
+    budget: float = Field(10.0, gt=0, le=1e6)
+    """Tokens a challenger is trained on, replay included, as a multiple of the new text's tokens."""
+    budget_minutes: float = Field(0.0, ge=0, le=1e6)
+    """Minutes of training at the champion's speed, which the budget may not pass. 0: no such limit."""
+    hub_repository: str = Field("", pattern=f"^({NAME}/{NAME})?$")
+    """Repository on the Hugging Face hub, such as user/name, that holds the champion: each retraining puts it there
+    unless it did so last. One that does not exist is made, private. The token is that of the environment variable
+    HF_TOKEN. Empty: none."""
+
+
+class RetrainConfig(RunConfig):
+    """Everything that a retraining needs to know; the other sections say how a model is trained from scratch."""
+
+    model_config = ConfigDict(title="Retrain", protected_namespaces=())
+
+    retraining: RetrainingConfig = Field(RetrainingConfig(), title="Retraining")
+    """When a model is trained again, and how."""
+    gate: GateConfig = Field(GateConfig(), title="Gate")
+    """When a challenger takes the champion's place."""
+    fresh_tokenizer: bool = False
+    """Train another tokenizer, on all of the text, instead of the champion's. The challenger begins from scratch."""
+
+    def run_config(self) -> RunConfig:
+        """The settings of a run from scratch."""
+        return RunConfig.model_validate(self.model_dump(include=set(RunConfig.model_fields)))
+
+
+def skip_reason(config: RetrainConfig, news: NewDocuments) -> str:
+    """Why there is nothing to train on, in words; empty if there is."""
+    if news.new_bytes < config.retraining.min_new_bytes:
+        return (
+            f"{news.new_bytes:,} bytes of new training text in {news.new_documents:,} documents, "
+            f"retraining.min_new_bytes is {config.retraining.min_new_bytes:,}"
+        )
+    if news.new_tokens <= config.dataset.block_size:
+        return f"{news.new_tokens:,} tokens of new training text fill no block of {config.dataset.block_size}"
+    return ""
+
+
+def warm_start(
+    config: RetrainConfig, apart: Path, news: NewDocuments, trunk: Path | None, export: Path, tokens_per_second: float
+) -> RunConfig:
+    """The settings of a challenger that goes on from ``trunk``, or without one from ``export``.
+
+    ``apart`` is the folder of the dataset told apart by age, ``tokens_per_second`` the champion's speed.
+    """
+    retraining, train = config.retraining, config.train
+    tokens = retraining.budget * news.new_tokens
+    if retraining.budget_minutes:
+        tokens = min(tokens, 60 * retraining.budget_minutes * tokens_per_second)
+    changes = {
+        "max_steps": 0,
+        "max_tokens": max(1, round(tokens)),
+        "init_from": str(trunk or export),
+        "init_optimizer": trunk is not None,
+        "schedule": "wsd",
+        # The trunk's rate is the peak; decayed weights are warmed up again from where their decay ended.
+        "warmup": "0 steps" if trunk else "10 %",
+        "warmup_from": 0.0 if trunk else train.min_learning_rate,
+    }
+    run = config.run_config()
+    weights = replay_weights(tokens_by_source(apart), config.dataset, retraining.replay)
+    return run.model_copy(
+        update={
+            "run": "",
+            "train": type(train).model_validate(train.model_dump() | changes),
+            "dataset": run.dataset.model_copy(update={"weights": weights, "epochs": {}}),
+        }
+    )
+
+
+def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:
+    """Settings that are not the champion's (``champion``: those it was made with) and that the challenger cannot have.
+
+    It keeps the champion's tokenizer, and unless it begins from scratch its model; then its length is the budget's.
+    """
+    begins_anew = config.fresh_tokenizer or config.retraining.start == "scratch"
+    sections = [] if config.fresh_tokenizer else ["tokenizer"] if begins_anew else ["tokenizer", "model"]
+    wanted = config.model_dump(mode="json", include=set(sections))
+    lengths = {} if begins_anew else {name: getattr(config.train, name) for name in ("max_steps", "max_tokens")}
+    return [
+        f"train.{name} is {value}, retraining.budget decides the length" for name, value in lengths.items() if value
+    ] + [
+        f"{name} is {new}, the champion's {old}"
+        for name, old, new in differences({section: champion[section] for section in sections}, wanted)
+    ]
+
+
+def from_scratch(config: RetrainConfig, apart: Path) -> RunConfig:
+    """The settings of a challenger that begins from scratch, on sources that are told apart by age.
+
+    The two parts of a source are mixed as the one would be. Raises ConfigError as ``replay_weights`` does.
+    """
+    run, dataset, tokens, whole = config.run_config(), config.dataset, tokens_by_source(apart), Counter[str]()
+    for name, count in tokens.items():
+        whole[base_source(name)] += count
+    mixture: dict[str, dict[str, float]] = {}
+    if dataset.weights:
+        mixture["weights"] = {
+            name: _share(name, 0, dataset) * n / whole[base_source(name)] for name, n in tokens.items()
+        }
+    if dataset.epochs:
+        mixture["epochs"] = {name: _share(name, 1, dataset) for name in tokens}
+    return run.model_copy(update={"run": "", "dataset": run.dataset.model_copy(update=mixture)})
+
+
+def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float) -> dict[str, float]:
+    """Shares of an epoch by source and age: ``replay`` for all that is old, the rest for all that is new.
+
+    ``tokens`` are those of the sources told apart by age. Within an age sources have the shares that ``dataset`` gives
+    them, or as the text is. Where nothing is old, or nothing new, the other is all. Raises ConfigError for a source
+    that has come since and that ``dataset`` does not name.
+    """
+    ages = {"old": replay, "new": 1 - replay}
+    within = {name: _share(name, count, dataset) for name, count in tokens.items()}
+    totals = {age: sum(share for name, share in within.items() if age_of(name) == age) for age in AGES}
+    return {name: ages[age_of(name)] * share / (totals[age_of(name)] or 1) for name, share in within.items()}
+
+
+def _share(name: str, tokens: int, dataset: DatasetConfig) -> float:
+    return _given("weights", dataset, name) if dataset.weights else tokens * _given("epochs", dataset, name)
+
+
+def _given(field: Literal["weights", "epochs"], dataset: DatasetConfig, name: str) -> float:
+    """What a field of the settings says of the source that a part by age is of; 1 where it says nothing at all."""
+    shares, source = getattr(dataset, field), base_source(name)
+    if shares and source not in shares:
+        raise ConfigError(f"dataset.{field} must name every source, and {source} has text now: 0 leaves it out")
+    return float(shares.get(source, 1.0))

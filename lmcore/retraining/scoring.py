@@ -1,0 +1,198 @@
+"""Any model that transformers opens, on texts from anywhere: what ``python -m lmcore evaluate`` does.
+
+A text is encoded by the model's own tokenizer, scored in windows of its own context, and measured by the bytes of the
+text itself; so models compare whatever their tokenizers and contexts. Texts that spell control tokens stay text.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from lmcore.corpus.documents import read_documents
+from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.scan import scan
+from lmcore.dataset.audit import find_dataset
+from lmcore.dataset.stream import TokenStream, source_names
+from lmcore.errors import ConfigError, StoreError, TokenizerError
+from lmcore.model.device import choose_device, choose_precision
+from lmcore.model.evaluate import Document, Scorer
+from lmcore.model.export import model_folder, open_model
+from lmcore.model.model import sees_ahead
+from lmcore.registry.registry import champion, models
+from lmcore.retraining.new_documents import age_of, base_source
+from lmcore.runs.scores import DocumentScores
+from lmcore.settings.config import CorpusConfig
+from lmcore.settings.section import fingerprint
+from lmcore.store.artifacts import MANIFEST, hash_file, hash_text, read_manifest
+from lmcore.tokenizer.tokenizer import Tokenizer, identify_files
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Labels = list[tuple[str, str]]
+"""Source and group of every document."""
+
+_TEXTS_AT_ONCE = 256
+"""Encoded together."""
+
+
+class LabelledText(NamedTuple):
+    """A document of an evaluation set."""
+
+    text: str
+    source: str
+    group: str
+    """What it is compared with: old or new."""
+    text_bytes: int = -1
+    """UTF-8 bytes of the text as it stands in its file, where it was normalized since; -1: those of ``text``."""
+
+
+def score_texts(
+    folder: Path,
+    texts: Iterable[LabelledText],
+    device: Device = "auto",
+    precision: Precision = "auto",
+    block_size: int = 0,
+) -> DocumentScores:
+    """Score every text with the model in an export, a version, another transformers folder, a run or a checkpoint.
+
+    ``block_size`` 0: the model's longest context. Raises what ``open_model`` raises, ConfigError when the model sees
+    later tokens or has a shorter context, TokenizerError when its tokenizer has ids that it has no embedding for.
+    """
+    return _score(folder, partial(_encoded, texts), device, precision, block_size)
+
+
+def score_validation(folder: Path, dataset: Path, device: Device, precision: Precision) -> DocumentScores:
+    """Score the validation documents of a dataset, in groups by age, as ``score_texts`` does.
+
+    With the model's own tokenizer the ids of the dataset are scored as they are, so that it need not be exact; with
+    another one their texts, and what ``dataset_texts`` raises is raised.
+    """
+
+    def documents(tokenizer: Tokenizer, embeddings: int, labels: Labels) -> Iterator[Document]:
+        if tokenizer.id == read_manifest(dataset)["tokenizer_id"]:
+            yield from _stored(dataset, labels)
+        else:
+            yield from _encoded(held_out(dataset), tokenizer, embeddings, labels)
+
+    return _score(folder, documents, device, precision)
+
+
+def _score(
+    folder: Path,
+    documents: Callable[[Tokenizer, int, Labels], Iterator[Document]],
+    device: Device,
+    precision: Precision,
+    block_size: int = 0,
+) -> DocumentScores:
+    """Score what ``documents`` gives for the model's tokenizer and number of embeddings; it adds to the labels."""
+    folder = model_folder(folder)
+    model, tokenizer, longest = open_model(folder)
+    if sees_ahead(model):
+        raise ConfigError(f"{type(model).__name__} in {folder} sees later tokens, so its losses mean nothing")
+    if block_size > longest:
+        raise ConfigError(f"block_size is {block_size}, and the model in {folder} has a context of {longest} tokens")
+    model.to(choose_device(device))
+    block_size = block_size or longest
+    scorer = Scorer.from_model(model, block_size, tokenizer.eos_id, choose_precision(precision, model.device))
+    labels: Labels = []
+    scored = scorer.each(documents(tokenizer, model.get_input_embeddings().num_embeddings, labels))
+    return DocumentScores(
+        weights=_weights(folder),
+        tokenizer_id=tokenizer.id or identify_files(folder),
+        block_size=block_size,
+        sources=np.array([source for source, _ in labels], np.str_),
+        groups=np.array([group for _, group in labels], np.str_),
+        **vars(scored),
+    )
+
+
+def dataset_texts(dataset: Path, split: str = "validation") -> Iterator[tuple[str, str, int]]:
+    """(text, source, its bytes) of every document of a dataset, decoded from its shards.
+
+    Raises StoreError where the ids do not give the text back, proved by its hash: the tokenizer was not exact.
+    """
+    tokenizer_id = read_manifest(dataset)["tokenizer_id"]
+    tokenizer = Tokenizer(dataset.parent.parent / "tokenizers" / tokenizer_id)
+    for source in source_names(dataset, split):
+        for ids, text_bytes, hash_ in TokenStream(dataset, split, source).documents():
+            text = tokenizer.decode(ids[:-1].tolist())
+            if hash_text(text.encode()) != hash_:
+                raise StoreError(
+                    f"document {hash_:016x} of dataset {dataset.name} cannot be decoded to its text: tokenizer "
+                    f"{tokenizer_id} is not exact, so no model with another tokenizer can be scored on it. Give the "
+                    "files of its text instead (--corpus), or retrain with the champion's tokenizer or an exact one"
+                )
+            yield text, source, text_bytes
+
+
+def corpus_texts(config: CorpusConfig) -> Iterator[tuple[str, str, int]]:
+    """(text, source, its bytes) of every document of a corpus. Raises as ``scan`` and ``read_documents`` do."""
+    for file in scan(config).files:
+        for document in read_documents(file, config, Ledger()):
+            yield document.text, file.source, document.text_bytes
+
+
+def held_out(dataset: Path) -> Iterator[LabelledText]:
+    """The validation documents of a dataset, old and new as it tells them apart."""
+    for text, source, text_bytes in dataset_texts(dataset):
+        yield LabelledText(text, base_source(source), age_of(source), text_bytes)
+
+
+def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: str = "") -> Iterator[LabelledText]:
+    """The validation documents of a dataset, by its id, as old text, and those of a corpus as new; a path is a source.
+
+    Where neither is named, what is held out of the dataset of the champion of ``model``. Raises ConfigError when there
+    is none, and as ``find_dataset``, ``dataset_texts`` and ``corpus_texts`` do.
+    """
+    if not corpus and not dataset:
+        best = champion(store, model) if model in models(store) else None
+        if best is None:
+            raise ConfigError(
+                f"there is no text to score: {model!r} is no model with a champion, whose validation text it could be. "
+                "Give --corpus PATH, --dataset ID or --champion NAME"
+            )
+        return held_out(best.dataset)
+    old = dataset_texts(find_dataset(store, dataset)) if dataset else ()
+    new = corpus_texts(CorpusConfig(sources={path: [path] for path in corpus})) if corpus else ()
+    return chain(
+        (LabelledText(text, source, "old", text_bytes) for text, source, text_bytes in old),
+        (LabelledText(text, source, "new", text_bytes) for text, source, text_bytes in new),
+    )
+
+
+def _stored(dataset: Path, labels: Labels) -> Iterator[Document]:
+    """Validation documents as the shards have them."""
+    for source in source_names(dataset, "validation"):
+        for document in TokenStream(dataset, "validation", source).documents():
+            labels.append((base_source(source), age_of(source)))
+            yield document
+
+
+def _encoded(
+    texts: Iterable[LabelledText], tokenizer: Tokenizer, embeddings: int, labels: Labels
+) -> Iterator[Document]:
+    """Encoded texts; ``labels`` gets the source and the group of each."""
+    remaining = iter(texts)
+    while batch := list(islice(remaining, _TEXTS_AT_ONCE)):
+        encoded = [each.text.encode() for each in batch]
+        ids, lengths = tokenizer.encode_flat(encoded)
+        if len(ids) and int(ids.max()) >= embeddings:
+            raise TokenizerError(f"the tokenizer gives id {ids.max()}, and the model has embeddings for {embeddings:,}")
+        parts = np.split(ids, np.cumsum(lengths)[:-1])
+        for each, utf8, part in zip(batch, encoded, parts, strict=True):
+            labels.append((each.source, each.group))
+            yield part, len(utf8) if each.text_bytes < 0 else each.text_bytes, hash_text(utf8)
+
+
+def _weights(folder: Path) -> str:
+    """The hash by which a run knows them, or where no manifest tells, one of the files."""
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        if "weights" in manifest:
+            return str(manifest["weights"])
+    hashes = {path.name: hash_file(path) for path in sorted(folder.glob("model*.safetensors"))}
+    return hashes["model.safetensors"] if list(hashes) == ["model.safetensors"] else fingerprint(hashes)

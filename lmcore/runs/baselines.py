@@ -1,0 +1,174 @@
+"""What simple methods make of the text that a model was validated on, in the same bits per byte.
+
+zlib (level 9) packs the validation text. A 5-gram model counts which byte followed which four in the training text, and
+mixes the counts of shorter contexts in (Witten and Bell 1991: a context that was followed by T different bytes in C
+places gives the shorter one the weight T / (C + T)). As the model does, it begins each document without a context and
+predicts its end.
+"""
+
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lmcore.dataset.stream import TokenStream
+from lmcore.runs.run import Run
+from lmcore.store.artifacts import Record
+from lmcore.tokenizer.tokenizer import Tokenizer
+
+END = 256
+"""The symbol that ends a document; the symbols below it are bytes."""
+_SYMBOLS = 257
+_ORDER = 5
+_TRAIN_BYTES, _VALIDATION_BYTES = 8_000_000, 1_000_000
+"""About as much of each text is used at most: seconds of work and some hundred MB of memory."""
+_WINDOWS = 64
+"""Of a larger training text, so many parts at equal distances are used."""
+
+_AS_GOOD = 0.01
+"""Bits per byte that make no difference."""
+
+Symbols = npt.NDArray[np.int64]
+"""Bytes of documents, END after each."""
+
+
+class Baselines(Record):
+    """Scores to compare a run's with; they depend on its dataset alone."""
+
+    file_name = "baselines.json"
+    dataset_id: str
+    train_bytes: int
+    """Bytes that the 5-gram model counted."""
+    text_bytes: int
+    """Bytes that both scored."""
+    zlib_bits_per_byte: float
+    ngram_bits_per_byte: float
+
+
+def baselines(run: Run) -> Baselines | None:
+    """The scores of a run's dataset, found in its folder or made; None where the tokenizer does not give the bytes."""
+    found, dataset = Baselines.load(run.folder), run.dataset_folder
+    if found is not None and found.dataset_id == dataset.name:
+        return found
+    table = _Table(run.tokenizer())
+    train, validation = _sample(TokenStream(dataset, "train"), table), _beginning(dataset, table)
+    text_bytes = int((validation != END).sum())
+    if not text_bytes or not len(train):
+        return None
+    return Baselines(
+        folder=run.folder,
+        dataset_id=dataset.name,
+        train_bytes=int((train != END).sum()),
+        text_bytes=text_bytes,
+        zlib_bits_per_byte=zlib_bits(validation) / text_bytes,
+        ngram_bits_per_byte=ngram_bits(train, validation) / text_bytes,
+    ).save()
+
+
+def compared(bits_per_byte: float, found: Baselines) -> str:
+    """Sentences that say whether simple methods predict the text as well."""
+    zlib, ngram = found.zlib_bits_per_byte, found.ngram_bits_per_byte
+    beside = (
+        f"On the same text zlib (level 9) needs {zlib:.3f} bits per byte and a 5-gram model of the training text "
+        f"{ngram:.3f}."
+    )
+    (best, name), (worst, other) = sorted([(zlib, "zlib"), (ngram, "the 5-gram model")])
+    share = f"{100 * abs(bits_per_byte / best - 1):.0f} %"
+    if bits_per_byte < best - _AS_GOOD:
+        return f"{beside} The model is better than both: {share} fewer bits than {name}."
+    if bits_per_byte <= best + _AS_GOOD:
+        verdict = f"as good as {name}, not better"
+    elif bits_per_byte < worst - _AS_GOOD:
+        verdict = f"better than {other}, but worse than {name}: {share} more bits"
+    elif math.isfinite(bits_per_byte):
+        verdict = f"worse than {name}: {share} more bits"
+    else:
+        verdict = "no better than these"
+    return f"{beside} The model is {verdict}. Train it longer, or on more text."
+
+
+def zlib_bits(symbols: Symbols) -> int:
+    """Of the texts one after the other, packed at level 9."""
+    return 8 * len(zlib.compress(symbols[symbols != END].astype(np.uint8).tobytes(), 9))
+
+
+def ngram_bits(train: Symbols, validation: Symbols, order: int = _ORDER) -> float:
+    """What a model of ``order`` symbols that counted ``train`` pays for ``validation``, the ends included."""
+    seen, asked = _contexts(train, order), _contexts(validation, order)
+    chances = np.full(len(validation), 1 / _SYMBOLS)
+    for size in range(1, order + 1):
+        keys, counts = np.unique(_keys(seen, size), return_counts=True)
+        followers = keys // _SYMBOLS
+        starts = np.flatnonzero(np.diff(followers, prepend=-1))
+        totals, kinds = np.add.reduceat(counts, starts), np.diff(starts, append=len(keys))
+        wanted, places = np.unique(_keys(asked, size), return_inverse=True)
+        here = _looked_up(keys, counts, wanted)[places]
+        total = _looked_up(followers[starts], totals, wanted // _SYMBOLS)[places]
+        kind = _looked_up(followers[starts], kinds, wanted // _SYMBOLS)[places]
+        chances = np.where(total, (here + kind * chances) / np.maximum(total + kind, 1), chances)
+    return float(-np.log2(chances).sum())
+
+
+def _contexts(symbols: Symbols, order: int) -> list[Symbols]:
+    """The symbols themselves, those one before them, and so on; END where a document begins."""
+    ends = np.concatenate([[-1], np.flatnonzero(symbols == END)])
+    places = np.arange(len(symbols))
+    in_document = places - ends[np.searchsorted(ends, places) - 1] - 1
+    return [np.where(in_document >= back, np.roll(symbols, back), END) for back in range(order)]
+
+
+def _keys(contexts: list[Symbols], size: int) -> Symbols:
+    """A number for each symbol with the ``size`` - 1 before it; without its symbol, divided by 257, their number."""
+    keys = np.zeros(len(contexts[0]), np.int64)
+    for column in reversed(contexts[:size]):
+        keys = keys * _SYMBOLS + column
+    return keys
+
+
+def _looked_up(keys: Symbols, values: npt.NDArray[Any], wanted: Symbols) -> Symbols:
+    """The values of ``wanted``, 0 where a key is not there. Both are sorted."""
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], 0)
+
+
+class _Table:
+    """Token ids to symbols."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        pieces = [list(piece) for piece in tokenizer.pieces()]
+        pieces[tokenizer.eos_id] = [END]
+        self.lengths = np.array([len(piece) for piece in pieces])
+        self._starts = np.cumsum(self.lengths) - self.lengths
+        self._symbols = np.array([symbol for piece in pieces for symbol in piece], np.int64)
+
+    def __call__(self, ids: npt.NDArray[Any]) -> Symbols:
+        lengths = self.lengths[ids]
+        ends = np.cumsum(lengths)
+        first = np.repeat(self._starts[ids] - ends + lengths, lengths)
+        symbols: Symbols = self._symbols[first + np.arange(len(first))]
+        return symbols
+
+
+def _sample(stream: TokenStream, table: _Table) -> Symbols:
+    """The whole text, or parts of it at equal distances."""
+    size = max(len(stream), 1)
+    most = max(_WINDOWS, int(_TRAIN_BYTES * size / max(stream.text_bytes, 1)))
+    if size <= most:
+        return table(np.concatenate([np.empty(0, np.int64), *stream.segments]))
+    rows = np.empty((_WINDOWS, most // _WINDOWS), np.int64)
+    stream.fill(rows, np.arange(_WINDOWS) * size // _WINDOWS)
+    return table(rows.ravel())
+
+
+def _beginning(dataset: Path, table: _Table) -> Symbols:
+    """Whole validation documents, about as many as are used at most."""
+    parts, size = [np.empty(0, np.int64)], 0
+    for ids, *_ in TokenStream(dataset, "validation").documents():
+        if size >= _VALIDATION_BYTES:
+            break
+        parts.append(table(ids))
+        size += len(parts[-1])
+    return np.concatenate(parts)

@@ -1,0 +1,211 @@
+"""What a model is before it is trained: a shape by the settings, or shape and weights of another model.
+
+A shape is what transformers writes as config.json. The other model may be a checkpoint of a run, an export, any
+folder that transformers' ``AutoModelForCausalLM`` opens, or a name on the hub. Nothing here needs torch, but for
+looking a shape up in transformers.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from lmcore.errors import ConfigError, TokenizerError
+from lmcore.settings.config import RunConfig
+from lmcore.settings.section import fingerprint
+from lmcore.store.artifacts import MANIFEST, hash_file, open_sealed, read_manifest
+from lmcore.store.hub import located
+from lmcore.tokenizer.tokenizer import TOKENIZER_FILES, TokenizerInfo
+from lmcore.tokenizer.transformers_view import open_in_transformers
+
+Shape = dict[str, Any]
+
+MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+_NO_SHAPE = ("transformers_version", "_name_or_path")
+"""What config.json says of how it was written."""
+_SHOWN = 4
+"""Differences in an error message."""
+
+
+def shape_of_settings(config: RunConfig, tokenizer: TokenizerInfo) -> Shape:
+    """What the settings ask for; the longest context is one block."""
+    model = config.model
+    shape: Shape = {
+        "model_type": model.architecture,
+        "vocab_size": tokenizer.vocab_size,
+        "max_position_embeddings": config.dataset.block_size,
+        "num_hidden_layers": model.layers,
+        "hidden_size": model.width,
+        "num_attention_heads": model.heads,
+        "tie_word_embeddings": model.tie_embeddings,
+        "use_cache": True,
+        **control_ids(tokenizer),
+    }
+    if model.architecture == "gpt2":
+        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout)
+        return shape | {"n_inner": model.mlp_width or None} | dropout
+    return shape | {
+        "num_key_value_heads": model.kv_heads or model.heads,
+        "head_dim": model.width // model.heads,
+        "intermediate_size": model.mlp_width or _round_up(model.width * 8 // 3, 16),
+        "attention_dropout": model.dropout,
+    }
+
+
+def control_ids(tokenizer: TokenizerInfo) -> dict[str, int | None]:
+    """What a shape says of the tokenizer's control tokens.
+
+    A document begins after the EOS of the one before, so EOS is the model's BOS as well. Where EOS is also the padding
+    it is not named so: transformers keeps the embedding of a padding token at zero.
+    """
+    pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id
+    return {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad_id}
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def in_transformers(shape: Shape) -> Any:
+    """The transformers configuration of a shape. Raises ConfigError when transformers does not know its model type."""
+    from transformers import CONFIG_MAPPING, __version__
+
+    name = shape["model_type"]
+    if name not in CONFIG_MAPPING:
+        raise ConfigError(f"train.init_from: transformers {__version__} knows no model type {name!r}")
+    return CONFIG_MAPPING[name].from_dict(shape)
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """A model whose weights another one begins with."""
+
+    name: str
+    """As the settings have it."""
+    folder: Path
+    shape: Shape
+    tokenizer_folder: Path
+    tokenizer_id: str
+    """In the store; empty for a tokenizer that is not ours."""
+    datasets: list[str]
+    """Ids of all that its weights were trained on, the last one first; of a model that is not ours nobody knows."""
+
+    @classmethod
+    def find(cls, name: str) -> Self:
+        """What ``train.init_from`` leads to.
+
+        Raises ConfigError when that is no model, StoreError for a damaged one, ConnectionError when the hub does not
+        answer.
+        """
+        folder = located(name, "train.init_from", "model", (*MODEL_FILES, *TOKENIZER_FILES), ConfigError)
+        manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
+        if manifest.get("kind") == "checkpoint":
+            from lmcore.runs.run import Run  # which asks this module what its own run begins with
+
+            run = Run.open(folder.absolute().parent.parent)
+            return cls(name, folder, run.shape, run.tokenizer_folder, run.tokenizer_info.id, run.datasets)
+        shape = _read_shape(folder)
+        if not list(folder.glob("model*.safetensors")):
+            raise ConfigError(
+                f"train.init_from: {folder} holds no model*.safetensors. Pickled weights are never read: let "
+                "transformers save them as safetensors"
+            )
+        tokenizer_id = manifest.get("identity", {}).get("tokenizer_id", "")
+        return cls(name, folder, shape, folder, tokenizer_id, manifest.get("datasets", []))
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return self.tokenizer_folder != self.folder
+
+    def fingerprint(self) -> str:
+        """Names the content, wherever it lies. Reads the weights only where no manifest knows their hashes."""
+        files = read_manifest(self.folder)["files"] if (self.folder / MANIFEST).exists() else {}
+        hashes = {
+            path.name: files[path.name]["blake3"] if path.name in files else _hash(path)
+            for path in self.folder.glob("model*.safetensors")
+        }
+        return fingerprint(self.shape, hashes)
+
+    def prove_whole(self) -> None:
+        """Raise StoreError when the folder has a manifest and is not what it says."""
+        if (self.folder / MANIFEST).exists():
+            open_sealed(self.folder)
+
+    def check(self, config: RunConfig, tokenizer: TokenizerInfo) -> None:
+        """Raise ConfigError or TokenizerError unless a run with these settings can begin here."""
+        shape = in_transformers(self.shape).get_text_config()
+        positions = getattr(shape, "max_position_embeddings", None)
+        if positions is not None and config.dataset.block_size > positions:
+            raise ConfigError(
+                f"dataset.block_size is {config.dataset.block_size}, and {self.name} (train.init_from) has "
+                f"{positions} positions: lower it to {positions} at most"
+            )
+        if self.tokenizer_id != tokenizer.id:
+            self._compare_vocabularies(tokenizer)
+        if shape.vocab_size < tokenizer.vocab_size:
+            raise TokenizerError(
+                f"{self.name} (train.init_from) has embeddings for {shape.vocab_size:,} ids, this run's tokenizer "
+                f"{tokenizer.id} has {tokenizer.vocab_size:,}"
+            )
+        if config.train.init_optimizer:
+            init_checkpoint(self.name)
+
+    def _compare_vocabularies(self, tokenizer: TokenizerInfo) -> None:
+        theirs, ours = _vocabulary(self.tokenizer_folder), _vocabulary(tokenizer.folder)
+        differing = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
+        if differing:
+            rows = [f"  {key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:_SHOWN]]
+            raise TokenizerError(
+                f"{self.name} (train.init_from) has another tokenizer than this run, so its ids mean other text:\n"
+                f"  tokenizer: {self.tokenizer_id or self.tokenizer_folder} there, {tokenizer.id} here\n"
+                + "\n".join(rows)
+                + f"\n{len(differing):,} differences in all. Give tokenizer.source = {str(self.tokenizer_folder)!r}, "
+                "or begin with new weights"
+            )
+
+
+def _vocabulary(folder: Path) -> dict[str, Any]:
+    """The id of the end, and the piece of every id. A space is a space, however the pieces spell it."""
+    tokenizer = open_in_transformers(folder)
+    pieces = sorted((index, piece.replace("\u2581", " ")) for piece, index in tokenizer.get_vocab().items())
+    return {"end of text": tokenizer.eos_token_id, **{f"id {index}": piece for index, piece in pieces}}
+
+
+def _read_shape(folder: Path) -> Shape:
+    try:
+        shape: Shape = json.loads((folder / "config.json").read_bytes())
+        shape["model_type"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+        raise ConfigError(
+            f"train.init_from: {folder} holds no model: no config.json there names a model_type. Give a checkpoint "
+            "(runs/NAME/checkpoints/step-...), an export (runs/NAME/model), another transformers folder, or a hub name"
+        ) from None
+    return {key: value for key, value in shape.items() if key not in _NO_SHAPE}
+
+
+def _hash(path: Path) -> str:
+    about = os.stat(path)
+    return _hash_of_version(path, about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@cache  # a run is named several times in a process
+def _hash_of_version(path: Path, *version: int) -> str:
+    return hash_file(path)
+
+
+def init_fingerprint(init_from: str) -> str:
+    """Names what a run begins with, by content; empty for new weights. Raises as ``InitialModel.find`` does."""
+    return InitialModel.find(init_from).fingerprint() if init_from else ""
+
+
+def init_checkpoint(init_from: str) -> Path:
+    """The folder that holds the optimizer's state to go on with. Raises ConfigError when there is none."""
+    folder = InitialModel.find(init_from).folder
+    if not (folder / "optimizer.safetensors").exists():
+        raise ConfigError(
+            f"train.init_optimizer: {folder} holds no optimizer's state, which only a run's checkpoints do "
+            "(runs/NAME/checkpoints/step-...)"
+        )
+    return folder

@@ -1,0 +1,137 @@
+"""metrics.jsonl: one JSON object a line, appended while training, read by everyone else.
+
+Rows have a ``kind``:
+    train        loss (mean over the steps since the last row), learning_rate, gradient_norm, tokens_per_second, ...
+    validation   loss, bits_per_byte, and ``sources`` {name: loss} where there are several
+    event        text: what a guard did, in words
+Losses are in nats per token. Where it is asked for, TensorBoard's event files get the same figures.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+from lmcore.errors import ConfigError, no_space_named
+from lmcore.store.artifacts import json_line, write_file
+from lmcore.store.strict_json import from_json
+
+Row = dict[str, Any]
+
+_TAIL_BYTES = 65_536
+_EVERY_ROW = ("kind", "step", "total_steps")
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """All whole rows; a last line that a crash cut off is left out."""
+    return list(_rows(path.read_bytes())) if path.exists() else []
+
+
+def read_last_metrics(path: Path) -> list[Row]:
+    """The last whole rows, some hundred of them: what a look at a file of months may cost."""
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
+        file.seek(start)
+        if start:
+            file.readline()
+        return list(_rows(file.read()))
+
+
+def by_step(rows: list[Row], kind: str) -> dict[int, Row]:
+    """Rows of one kind in the order of their steps; of a step that was made again after a rollback, the last row."""
+    found = {row["step"]: row for row in rows if row["kind"] == kind}
+    return {step: found[step] for step in sorted(found)}
+
+
+def training_note(path: Path) -> str:
+    """Loss and speed by the last rows; empty before the first."""
+    rows = [row for row in read_last_metrics(path) if row["kind"] != "event"]
+    if not rows:
+        return ""
+    trained = next((row for row in reversed(rows) if row["kind"] == "train"), None)
+    if trained is None:
+        return f"loss {rows[-1]['loss']:.3f}"
+    return f"loss {trained['loss']:.3f}, {trained['tokens_per_second']:,.0f} tokens/s"
+
+
+class MetricsWriter:
+    """Appends rows. Opening it drops the rows after ``step``, which training is about to make again.
+
+    After a rollback to ``step`` other rows are about to be made; ``keep_events`` keeps what led to it, as of that step.
+
+    ``tensorboard`` is a folder for event files. They begin with the rows that are there when there are none yet, and
+    tell TensorBoard to forget what they said of later steps. Raises ConfigError when its package is missing.
+    """
+
+    def __init__(self, path: Path, step: int, tensorboard: Path | None = None, keep_events: bool = False) -> None:
+        rows = read_metrics(path)
+        kept = [row for row in rows if row["step"] <= step]
+        kept += [{**row, "step": step} for row in rows if keep_events and row["kind"] == "event" and row["step"] > step]
+        self._path = path
+        self._events = None
+        if tensorboard is not None:
+            is_new = not any(tensorboard.glob("events.*"))
+            self._events = _event_writer(tensorboard, step + 1)
+            for row in kept if is_new else []:
+                self._add_to_events(row)
+        write_file(path, b"".join(json_line(row) for row in kept))
+
+    def write(self, row: Row) -> None:
+        """Append one row; it is there for readers at once."""
+        with no_space_named(self._path.parent):
+            with open(self._path, "ab") as file:
+                file.write(json_line(row))
+            self._add_to_events(row)
+            self._flush()
+
+    def write_text(self, tag: str, text: str, step: int) -> None:
+        """Show a text in TensorBoard, as it is, if there is one."""
+        if self._events is not None:
+            # TensorBoard reads Markdown: four spaces keep lines and characters as they are.
+            self._events.add_text(tag, indent(text, "    ", lambda line: True), step)
+            self._flush()
+
+    def _add_to_events(self, row: Row) -> None:
+        if self._events is None:
+            return
+        if row["kind"] == "event":
+            self._events.add_text("events", row["text"], row["step"])
+        for name, figure in _figures(row):
+            self._events.add_scalar(f"{row['kind']}/{name}", figure, row["step"])
+
+    def _flush(self) -> None:
+        # At every row: a kill then costs TensorBoard no more than it costs metrics.jsonl.
+        if self._events is not None:
+            self._events.flush()
+
+
+def _event_writer(folder: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            f"train.tensorboard needs a package that is not here ({error}): install the extra, "
+            "pip install 'lm-pipeline[tensorboard]', or leave train.tensorboard off"
+        ) from error
+    writer: Any = SummaryWriter(str(folder), purge_step=first_step)
+    return writer
+
+
+def _figures(row: Row) -> Iterator[tuple[str, float]]:
+    """(name, figure) of what can be drawn: loss, ..., sources/wiki."""
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{part}", figure) for part, figure in value.items())
+        elif name not in _EVERY_ROW and isinstance(value, int | float):
+            yield name, value
+
+
+def _rows(content: bytes) -> Iterator[Row]:
+    for line in content.splitlines():
+        try:
+            yield from_json(line)
+        except ValueError:
+            continue

@@ -1,0 +1,328 @@
+"""A run: the folder of one training, named by everything that decides its result.
+
+    runs/<name>/  config.json  lock  progress.json  metrics.jsonl  samples.jsonl  tensorboard/  checkpoints/
+                  training.json  evaluation.json  model/  report.md  report.png
+
+The name comes from the result fields of the settings and the dataset id, so the same command finds the
+same folder, continues what is unfinished and returns what is done. Nothing here needs torch.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from lmcore.dataset.tokenization import Dataset
+from lmcore.errors import ConfigError, FormatError, RunError, StoreError, owner_named
+from lmcore.runs.initial_model import InitialModel, Shape, init_fingerprint, shape_of_settings
+from lmcore.settings.config import RunConfig
+from lmcore.settings.section import differences, fingerprint, result_fields
+from lmcore.store.artifacts import (
+    FORMAT_VERSION,
+    Output,
+    Record,
+    check_version,
+    json_bytes,
+    locked,
+    open_sealed,
+    read_manifest,
+    remove,
+    sweep,
+    write_file,
+)
+from lmcore.store.strict_json import from_json
+from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo
+
+_log = logging.getLogger(__name__)
+
+
+def run_identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+    """Everything that decides what is trained. Two runs that agree here are one run."""
+    train = config.train
+    early_stopping = {"validate_every": train.validate_every, "validation_tokens": train.validation_tokens}
+    first_weights = init_fingerprint(train.init_from)
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset_id": dataset.id,
+        "tokenizer_id": dataset.tokenizer_id,
+        "first_weights": first_weights,
+        "dataset": result_fields(config.dataset),
+        "model": {} if first_weights else result_fields(config.model),
+        "train": result_fields(train) | (early_stopping if train.patience else {}),
+    }
+
+
+def run_name(config: RunConfig, dataset: Dataset) -> str:
+    """config.run if given, else for example gpt2-4x192-0123456789abcdef, or continued-0123456789abcdef."""
+    if config.run:
+        return config.run
+    model = config.model
+    identity = fingerprint(run_identity(config, dataset))
+    if config.train.init_from:
+        return f"continued-{identity}"
+    return f"{model.architecture}-{model.layers}x{model.width}-{identity}"
+
+
+def run_key(config: RunConfig, dataset: Dataset) -> str:
+    """The run's name and identity, for caches: a named run may be begun again with other settings."""
+    return f"{run_name(config, dataset)}-{fingerprint(run_identity(config, dataset))}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder."""
+
+    folder: Path
+    config: RunConfig
+    identity: dict[str, Any]
+    tokenizer_info: TokenizerInfo
+    shape: Shape
+    """Of the model, as transformers writes it."""
+    datasets: list[str]
+    """Ids of all that its weights are trained on: its own first, then those of what it began with."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the run's config.json. Raises StoreError when it is missing or of a newer format."""
+        path = folder.absolute() / "config.json"
+        try:
+            with owner_named(path):
+                record = from_json(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreError(f"{folder} is no run: it has no config.json") from None
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged: {error}. Begin the run again with --fresh") from error
+        try:
+            check_version(record["identity"], path)
+            return cls(
+                folder=path.parent,
+                config=RunConfig.model_validate(record["config"]),
+                identity=record["identity"],
+                tokenizer_info=TokenizerInfo.model_validate(record["tokenizer"]),
+                shape=dict(record["shape"]),
+                datasets=list(record["datasets"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path} is damaged: {error!r}. Begin the run again with --fresh") from error
+
+    @property
+    def store(self) -> Path:
+        return self.folder.parent.parent
+
+    @property
+    def dataset_folder(self) -> Path:
+        return self.store / "datasets" / str(self.identity["dataset_id"])
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.store / "tokenizers" / str(self.identity["tokenizer_id"])
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        return self.folder / "progress.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.tokenizer_folder, normalize=self.config.corpus.normalize)
+
+
+def run_folders(store: Path) -> list[Path]:
+    """Of all runs. A folder without a config.json is what a killed start left, and no run."""
+    return sorted(path.parent for path in (store / "runs").glob("[!.]*/config.json"))
+
+
+def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path, fresh: bool = False) -> Run:
+    """Create the run's folder, or find it. ``fresh`` empties it first.
+
+    Raises RunError when a run of that name was started with other settings or other data, and shows
+    each difference; also when it is running and config.when_locked is "refuse". Raises ConfigError when ``fresh``
+    would delete what train.init_from leads to. What train.init_from leads to
+    is looked at first, and what is raised about it is in initial_model.py.
+    """
+    shape, before = _beginning(config, tokenizer)
+    folder = store / "runs" / run_name(config, dataset)
+    identity = run_identity(config, dataset)
+    with locked(folder / "lock", config.when_locked):
+        sweep(folder)
+        sweep(folder / "checkpoints")
+        if fresh:
+            _refuse_to_clear_initial_model(config, folder)
+            _clear(folder)
+        elif (folder / "config.json").exists():
+            _check_same(Run.open(folder).identity, identity, folder)
+        record = {
+            "identity": identity,
+            "config": _with_absolute_paths(config).model_dump(mode="json"),
+            "tokenizer": tokenizer.model_dump(mode="json"),
+            "shape": shape,
+            "datasets": [dataset.id, *before],
+        }
+        write_file(folder / "config.json", json_bytes(record))
+    return Run.open(folder)
+
+
+def _beginning(config: RunConfig, tokenizer: TokenizerInfo) -> tuple[Shape, list[str]]:
+    """The shape of the run's model, which fits its tokenizer and block size, and what it was trained on before."""
+    if not config.train.init_from:
+        return shape_of_settings(config, tokenizer), []
+    initial = InitialModel.find(config.train.init_from)
+    initial.check(config, tokenizer)
+    return initial.shape, initial.datasets
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The settings as a process started elsewhere must read them."""
+    path = Path(config.train.init_from).expanduser()
+    if not config.train.init_from or not path.exists():
+        return config
+    train = config.train.model_copy(update={"init_from": str(path.absolute())})
+    return config.model_copy(update={"train": train})
+
+
+def _refuse_to_clear_initial_model(config: RunConfig, folder: Path) -> None:
+    if not config.train.init_from:
+        return
+    initial = InitialModel.find(config.train.init_from).folder.resolve()
+    if initial.is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"--fresh would delete the weights that this run is to begin with: train.init_from leads to {initial}, "
+            f"inside the run {folder.name} itself. Give another --run NAME, or copy that folder elsewhere first"
+        )
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            remove(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    rows = [f"  {name}: was {was!r}, is {now!r}" for name, was, now in differences(old, new)]
+    if rows:
+        raise RunError(
+            f"run {folder.name} was started with other settings:\n"
+            + "\n".join(rows)
+            + "\nGive them back, choose another --run NAME, or begin again with --fresh"
+        )
+
+
+class TrainingResult(Record):
+    """A finished training."""
+
+    file_name = "training.json"
+    run: str
+    step: int
+    """The step of the checkpoint that counts: the last, or after early stopping the best."""
+    last_step: int
+    tokens: int
+    """Tokens trained on, counted each time they were."""
+    train_loss: float
+    """Nats per token, mean over the last log interval."""
+    validation_loss: float
+    """Nats per token of the checkpoint that counts, on the documents that were scored while training."""
+    tokens_per_second: float
+    """Over all training steps, validation and checkpoints left out."""
+    skipped_steps: int
+    """By the guard."""
+    weights: str
+    """Hash of the checkpoint's weights: two trainings with the same one have the same model."""
+    parameters: int
+    trainable_parameters: int
+    flops_per_token: float
+    device: str
+    precision: str
+    seconds: float = 0.0
+    """In training steps, validation and checkpoints left out."""
+    ended: str = ""
+    """When, in ISO 8601. Empty for a training of an earlier version of this program."""
+    trunk: Path | None
+    """The checkpoint before the decay of a wsd schedule, from which training can go on."""
+
+    @property
+    def checkpoint(self) -> Path:
+        return checkpoint_path(self.folder / "checkpoints", self.step)
+
+    def verify(self) -> None:
+        super().verify()
+        Run.open(self.folder)
+        open_sealed(self.checkpoint)
+
+
+class Export(Output):
+    """The model folder of a run."""
+
+    model_dir: Path
+
+    def verify(self) -> None:
+        open_sealed(self.model_dir)
+
+
+def finished_training(run: Run) -> TrainingResult | None:
+    """The result of a training that has ended and whose checkpoint proves whole; else None."""
+    result = TrainingResult.load(run.folder)
+    if result is None or not is_sound(result.checkpoint):
+        return None
+    return result if weights_hash(result.checkpoint) == result.weights else None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that proves whole; damaged newer ones are set aside with a warning."""
+    return next((path for path in newest_first(folder) if is_sound(path)), None)
+
+
+def is_sound(path: Path) -> bool:
+    """True if the checkpoint is there and proves whole; a damaged one is set aside with a warning."""
+    try:
+        open_sealed(path)
+    except FormatError:
+        raise
+    except StoreError as error:
+        if path.exists():
+            aside = path.with_name(f"bad-{path.name}")
+            remove(aside)
+            os.rename(path, aside)
+            _log.warning("checkpoint %s set aside as %s: %s", path.name, aside.name, error)
+        return False
+    return True
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or will be."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named by."""
+    return int(path.name.rpartition("-")[2])
+
+
+def weights_hash(checkpoint: Path) -> str:
+    """Hash of the weights in a checkpoint folder, by its manifest."""
+    return str(read_manifest(checkpoint)["files"]["model.safetensors"]["blake3"])
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoint folders in a folder, sound or not."""
+    return sorted(folder.glob("step-*"), key=step_of, reverse=True)

@@ -1,0 +1,97 @@
+"""The end of a run in plain words: how good the model is, what to do next, and where everything is."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from textwrap import indent
+
+from lmcore.clock import duration
+from lmcore.errors import StoreError
+from lmcore.markdown import number
+from lmcore.runs.baselines import Baselines, compared
+from lmcore.runs.run import Run, TrainingResult
+from lmcore.runs.sample_prompts import with_prompts
+from lmcore.runs.scores import Evaluation
+from lmcore.settings.toml_writer import toml_text
+from lmcore.store.artifacts import write_file
+
+_LONGER = 4
+"""Times as many steps, when somebody wants to train longer."""
+
+
+def summary(folder: Path, samples: list[str], account: str, warnings: list[str], page: str = "") -> str:
+    """Lines for a person about a finished run: what it wrote, how good it is, where everything is, what to do next.
+
+    ``account`` and ``warnings`` are those of its dataset; ``page`` is the address of its page in a browser, if it has
+    one. Raises StoreError when the run's records are missing.
+    """
+    run, training, evaluation = Run.open(folder), TrainingResult.load(folder), Evaluation.load(folder)
+    if training is None or evaluation is None:
+        raise StoreError(f"{folder} has no training.json or no evaluation.json: the same command makes them again")
+    texts = "\n\n".join(
+        f"sample {place}\n\n{indent(text, '    ', lambda line: True)}" for place, text in enumerate(samples, 1)
+    )
+    lines = [
+        ("how good", _goodness(evaluation, Baselines.load(folder))),
+        ("trained", _trained(training)),
+        ("text", account),
+        *(("warning", warning) for warning in warnings),
+        ("report", str(folder / "report.md")),
+        ("picture", str(folder / "report.png")),
+        ("model", str(folder / "model")),
+        ("page", page or "none is kept: lm serve (in a checkout make serve) shows runs in a browser"),
+    ]
+    figures = "\n".join(f"{name:<12}{indent(about, ' ' * 12).lstrip()}" for name, about in lines)
+    return f"{texts}\n\n{figures}\n\n{_next(run, training)}"
+
+
+def write_settings(run: Run) -> None:
+    """Keep the run's settings as TOML in its folder, so that a command can begin another run with them."""
+    settings = run.config.model_dump(mode="json", exclude_defaults=True, exclude={"store", "run", "fresh"})
+    write_file(_settings_file(run), toml_text({"store": str(run.store), **settings}).encode() + b"\n")
+
+
+def _goodness(evaluation: Evaluation, found: Baselines | None) -> str:
+    loss = (
+        f"{number(evaluation.bits_per_byte, '.3f')} bits per byte of {evaluation.text_bytes:,} bytes of text that it "
+        f"was not trained on (less is better)\n{number(evaluation.nats_per_token, '.4f')} nats per token, perplexity "
+        f"{number(evaluation.perplexity, ',.2f')}"
+    )
+    return loss if found is None else f"{loss}\n{_sentences(compared(evaluation.bits_per_byte, found))}"
+
+
+def _sentences(text: str) -> str:
+    return text.replace(". ", ".\n")
+
+
+def _trained(training: TrainingResult) -> str:
+    time = f" in {duration(training.seconds)}" if training.ended else ""
+    return f"{training.step:,} steps{time} on {training.device}, {training.tokens_per_second:,.0f} tokens/s"
+
+
+def _next(run: Run, training: TrainingResult) -> str:
+    prompt = next(filter(None, with_prompts(run.config.sample, run).prompts), "")
+    again = ("pretrain", "--config", str(_settings_file(run)))
+    commands = {
+        "let it write": ("generate", str(run.folder / "model"), "--prompt", prompt),
+        "train longer": (*again, "--train.max-steps", str(_LONGER * training.last_step)),
+        "your own text": (*again, "--corpus.paths", "path/to/text"),
+    }
+    lines = (f"  {what:<14}{shlex.join([*_program(), *words])}" for what, words in commands.items())
+    return "\n".join(["what next", *lines])
+
+
+def _settings_file(run: Run) -> Path:
+    return run.folder / "settings.toml"
+
+
+def _program() -> list[str]:
+    """How somebody calls this program from any folder: ``lm`` where it is installed, else the module."""
+    started, python = Path(sys.argv[0]).absolute(), Path(sys.executable)
+    lm = started if started.name == "lm" else python.with_name("lm")
+    if lm.is_file():
+        found = shutil.which("lm")
+        return ["lm" if found and lm.samefile(found) else str(lm)]
+    # Links to one Python are the Pythons of different environments.
+    return ["python" if shutil.which("python") == str(python) else str(python), "-m", "lmcore"]

@@ -1,0 +1,69 @@
+"""The settings of a run from a form: the name of a preset, a few fields, and a TOML text with all other settings.
+
+What comes later wins: the preset, the fields, the text.
+"""
+
+import tomllib
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from lmcore.errors import ConfigError
+from lmcore.settings.config import RunConfig
+from lmcore.settings.presets import merge, read_preset
+from lmcore.settings.section import differences
+from lmcore.settings.toml_writer import toml_text
+from lmcore.settings.validation import SettingsText, explain
+
+Settings = TypeVar("Settings", bound=RunConfig)
+Tables = dict[str, Any]
+"""Settings by their names, those of a section in a dictionary of their own."""
+
+CUSTOM = "custom"
+"""Stands in place of a preset for the defaults alone."""
+
+
+def given(kind: type[RunConfig], fields: Tables) -> Tables:
+    """The fields in which something was entered: not those that are empty, off, 0 or the setting's own default."""
+    return _without(fields, kind().model_dump(mode="json"))
+
+
+def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str) -> Settings:
+    """Checked settings of a kind. Raises ConfigError that names what is wrong, and the line of ``advanced``."""
+    beneath = {} if preset == CUSTOM else read_preset(preset)
+    tables = merge(merge(beneath, fields), _read(advanced))
+    try:
+        return kind.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError(explain(error, kind, SettingsText("advanced", advanced))) from None
+
+
+def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tuple[str, ...] = ()) -> list[str]:
+    """Settings without effect: a line for each field that ``advanced`` overrides, and one for settings of ``advanced``
+    in unused sections."""
+    final = config.model_dump(mode="json")
+    lost = [name for name, was, now in differences(fields, final) if was is not None and was != now]
+    idle = ", ".join(name for name, *_ in differences(_read(advanced), {}) if name.partition(".")[0] in unused)
+    return [f"{name} of the form: advanced sets it, or what it describes" for name in lost] + ([idle] if idle else [])
+
+
+def settings_text(config: RunConfig) -> str:
+    """The settings that are not their defaults, as TOML: the same settings again as ``advanced`` of the custom form."""
+    return toml_text(config.model_dump(mode="json", exclude_defaults=True))
+
+
+def _without(fields: Tables, defaults: Tables) -> Tables:
+    found = {}
+    for name, value in fields.items():
+        kept = _without(value, defaults[name]) if isinstance(value, dict) else value
+        if kept and kept != defaults[name]:
+            found[name] = kept
+    return found
+
+
+def _read(advanced: str) -> Tables:
+    try:
+        return tomllib.loads(advanced)
+    except tomllib.TOMLDecodeError as error:
+        last = f"line {len(advanced.splitlines())}, the last"
+        raise ConfigError(f"advanced: {str(error).replace('end of document', last)}") from None

@@ -1,0 +1,139 @@
+"""What the last starts were made from, so that a person is told what has changed since: hints in small JSON files.
+
+    inputs/<task>.json          the inputs of a task's last starts, newest first
+    inputs/files-<corpus>.json  the files of a corpus: path -> hash
+
+Losing them costs a reason, never a result.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lmcore import clock
+from lmcore.errors import LMError
+from lmcore.settings.section import differences
+from lmcore.store.artifacts import json_bytes, write_file
+from lmcore.store.strict_json import from_json, to_json
+
+Inputs = dict[str, Any]
+"""JSON values by name, nested; under ``store`` the store's folder, under ``corpus`` the id of a corpus."""
+
+_KEPT = 20
+"""Starts a task, and corpora: runs of different models and texts take turns."""
+_MOST_FILES = 100_000
+"""A larger corpus is not listed."""
+_SHOWN = 3
+_LONGEST = 60
+"""Characters of a value."""
+_HASH = re.compile("(.+-)?[0-9a-f]{16,}")
+"""Of content, and at the end of the name of a run."""
+_log = logging.getLogger(__name__)
+
+
+def remember(task: str, inputs: Inputs) -> None:
+    """Keep the inputs of a result that is about to be made; it may yet fail, so what is kept is a start."""
+    entry = {"time": f"{clock.utc():%Y-%m-%d %H:%M} UTC", "inputs": inputs}
+    path = _folder(inputs) / f"{task}.json"
+    with _or_not():
+        earlier = [other for other in _history(path) if other["inputs"] != inputs]
+        _keep(path, [entry, *earlier][:_KEPT])
+
+
+def remember_files(store: Path, corpus_id: str, files: dict[str, str]) -> None:
+    """Keep which files, by path, had which hashes when the corpus had this id."""
+    folder = _folder({"store": store})
+    path = folder / f"files-{corpus_id}.json"
+    with _or_not():
+        if len(files) > _MOST_FILES or _files(folder, corpus_id) == files:
+            return
+        _keep(path, files)
+        listed = sorted(folder.glob("files-*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        for old in listed[_KEPT:]:
+            old.unlink(missing_ok=True)
+
+
+def what_changed(task: str, inputs: Inputs) -> str:
+    """In words, what these inputs have in which the nearest of the last starts had others."""
+    folder = _folder(inputs)
+    try:
+        history = _history(folder / f"{task}.json")
+    except OSError as error:
+        return f"the record of its last starts cannot be read ({error})"
+    if not history:
+        return "nothing of its kind is in this store yet"
+    nearest = min(history, key=lambda entry: len(list(differences(entry["inputs"], inputs))))
+    changed = {name: (was, now) for name, was, now in differences(nearest["inputs"], inputs)}
+    if "corpus" in changed:
+        changed.pop("corpus.listing", None)  # the same once more
+    found = [_in_words(folder, name, *values) for name, values in changed.items()]
+    if not found:
+        return f"no result is recorded of its last start with the same inputs ({nearest['time']})"
+    rest = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{', '.join(found[:_SHOWN])}{rest} (last started {nearest['time']})"
+
+
+def _in_words(folder: Path, name: str, was: Any, now: Any) -> str:
+    if all(isinstance(value, str) and _HASH.fullmatch(value) for value in (was, now)) and name != "corpus":
+        return f"{name} changed"
+    if name != "corpus" or was is None or now is None:
+        return f"{name} is {_shown(now)}, was {_shown(was)}"
+    before, after = _files(folder, was), _files(folder, now)
+    kept = before.keys() & after.keys()
+    counts = {
+        "new": len(after.keys() - kept),
+        "changed": sum(before[path] != after[path] for path in kept),
+        "gone": len(before.keys() - kept),
+    }
+    if not before or not after:
+        return "the corpus changed"
+    if not any(counts.values()):
+        return "the corpus is read or split in another way"
+    files = [f"{count:,} {what}" for what, count in counts.items() if count]
+    return f"the corpus changed: files {', '.join(files)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    text = value if isinstance(value, str) and value else to_json(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _folder(inputs: Inputs) -> Path:
+    return Path(inputs["store"]) / "inputs"
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    def checked(content: Any) -> list[dict[str, Any]]:
+        return [entry for entry in content if isinstance(entry["inputs"], dict) and isinstance(entry["time"], str)]
+
+    return _read(path, checked) or []
+
+
+def _files(folder: Path, corpus_id: str) -> dict[str, str]:
+    return _read(folder / f"files-{corpus_id}.json", dict) or {}
+
+
+def _read(path: Path, checked: Callable[[Any], Any]) -> Any:
+    try:
+        return checked(from_json(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _keep(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_file(path, json_bytes(content))
+
+
+@contextmanager
+def _or_not() -> Iterator[None]:
+    """What cannot be read or written is left as it is."""
+    try:
+        yield
+    except (OSError, LMError) as error:
+        _log.debug("not kept: %s", error)

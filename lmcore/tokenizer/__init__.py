@@ -1,0 +1,6 @@
+"""Text to ids and back.
+
+Promises: a tokenizer trained here loses no character, and plain transformers gives the same ids.
+Imports: settings, store, corpus.
+Doors: ``tokenizer.make_tokenizer``, ``tokenizer.Tokenizer``.
+"""

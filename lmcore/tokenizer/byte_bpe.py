@@ -1,0 +1,91 @@
+"""Byte-level BPE, trained by the tokenizers library: all 256 bytes are in the vocabulary, so nothing is unknown.
+
+Text is cut at GPT-2's word boundaries (Radford et al. 2019), every byte written as one printable character, and
+the most frequent neighbours merged. Training is deterministic whatever the number of threads.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lmcore.errors import TokenizerError
+from lmcore.settings.config import SPECIAL_PIECES, TokenizerConfig
+from lmcore.signals import interruptible
+from lmcore.tokenizer.transformers_view import ROLES, check_in_transformers, save_fast
+
+_LONGEST_WORD = 256
+_LONG_RUN = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}|\s{{{_LONGEST_WORD + 1},}}")
+
+
+def train_byte_bpe(config: TokenizerConfig, texts: list[str], folder: Path) -> dict[str, Any]:
+    """Train on ``texts`` and save for transformers; the manifest's fields, seen_bytes included.
+
+    Raises TokenizerError when a special token is also a piece that text is made of.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    fast = Tokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=2,
+        special_tokens=[*SPECIAL_PIECES, *config.special_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    interruptible(lambda: fast.train_from_iterator(_bounded(texts), trainer))
+    _refuse_clashes(fast, config.special_tokens)
+    save_fast(fast, folder, dict(zip(ROLES, SPECIAL_PIECES, strict=False)), config.special_tokens)
+    fast.encode_special_tokens = True
+    return {
+        "model_type": "byte_bpe",
+        "vocab_size": fast.get_vocab_size(),
+        "eos_id": SPECIAL_PIECES.index("</s>"),
+        "pad_id": SPECIAL_PIECES.index("<pad>"),
+        "transformers_exact": check_in_transformers(folder, lambda text: fast.encode(text).ids, texts[:256]),
+        "seen_bytes": sum(len(text.encode()) for text in texts),
+    }
+
+
+def _bounded(texts: list[str]) -> Iterator[str]:
+    """The texts, cut inside words of more than 256 characters; the time to train grows with the square of a word.
+
+    Such words are base64, DNA, lines of one letter. No useful piece is that long.
+    """
+    for text in texts:
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            for end in range(run.start() + _LONGEST_WORD, run.end(), _LONGEST_WORD):
+                yield text[start:end]
+                start = end
+        yield text[start:]
+
+
+def _refuse_clashes(fast: Any, special_tokens: list[str]) -> None:
+    """The trainer gives a merge that spells a special token that token's id, so text would become a control id."""
+    merges = json.loads(fast.to_str())["model"]["merges"]
+    pieces = {"".join(merge) for merge in merges} | _BYTES.keys()
+    clashing = [token for token in special_tokens if token in pieces]
+    if clashing:
+        raise TokenizerError(
+            f"tokenizer.special_tokens: {', '.join(clashing)} is also a piece of ordinary text in this corpus. "
+            f"Give it marks of its own, such as <|{clashing[0]}|>"
+        )
+
+
+def spelt_in_bytes(piece: str) -> bytes:
+    """The bytes that a byte-level piece stands for."""
+    return bytes(_BYTES[character] for character in piece)
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Every byte by the character it is written as: itself if printable, else one from U+0100 on."""
+    printable = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+
+
+_BYTES = _byte_of_character()

@@ -1,0 +1,268 @@
+"""A SentencePiece model: trained without loss, and saved so that transformers reads the same.
+
+Training keeps every character (no normalization, byte pieces for the rest). SentencePiece treats white space apart: it
+writes a space as U+2581, allows it at the beginning of a piece only, and never sees a line break. So it is given words
+and their counts, with marks for white space, and the trained model is rewritten to hold real white space. Line break
+and indent become one piece, and a literal U+2581 survives.
+
+For a BPE model plain transformers is exact in both directions: its tokenizer.json gives sentencepiece's own ids and
+decodes them back to the text, byte for byte. For a unigram model the ids are sentencepiece's too, but transformers'
+wrapper decodes them with loss (newlines, leading spaces, byte pieces).
+"""
+
+import io
+import json
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as model_pb2
+
+from lmcore.errors import TokenizerError
+from lmcore.settings.config import SPECIAL_PIECES, TokenizerConfig
+from lmcore.signals import interruptible
+from lmcore.tokenizer.transformers_view import check_in_transformers, save_fast
+
+MODEL_FILE = "tokenizer.model"
+SPIECE_FILE = "spiece.model"
+"""Its name in an export where llama.cpp would misread it (export_files.py)."""
+
+
+_SPACE = "\u2581"
+_MARKS = {" ": "\ufdd0", "\t": "\ufdd1"}
+"""What the trainer sees for white space that it treats apart. (Unicode reserves these code points for such use.)"""
+
+# SentencePiece drops a sentence that holds a NUL, a space of its own or the mark it reserves for unknown pieces.
+_UNTRAINABLE = re.compile("[\0\u2581\u2585\ufdd0\ufdd1]")
+
+_WORD = re.compile(r"\s{0,64}(?:[^\W\d_]{1,64}|\d{1,64}|(?:_|[^\w\s]){1,64})|\s{1,64}")
+"""Pieces are trained inside words: letters, digits or other characters, with the white space before them, line breaks
+included. Bounded, so that text without white space costs no more than other text."""
+
+
+def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
+    """The trained model (a protobuf ModelProto) and the bytes of text that the trainer saw.
+
+    Raises TokenizerError when SentencePiece cannot train on these texts.
+    """
+    words = _words(texts)
+    seen_bytes = sum(len(word.encode()) * count for word, count in words.items())
+    model = io.BytesIO()
+    try:
+        interruptible(
+            lambda: sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(f"{_marked(word)}\t{count}" for word, count in sorted(words.items())),
+                input_format="tsv",
+                model_writer=model,
+                model_type=config.model_type,
+                vocab_size=config.vocab_size,
+                hard_vocab_limit=False,
+                character_coverage=config.character_coverage,
+                required_chars=_MARKS[" "],  # a space is a piece, which llama.cpp counts on
+                num_threads=config.threads,
+                pad_id=0,
+                unk_id=1,
+                bos_id=2,
+                eos_id=3,
+                control_symbols=[*SPECIAL_PIECES[4:], *config.special_tokens],
+                normalization_rule_name="identity",
+                byte_fallback=True,
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                split_by_whitespace=False,
+                split_by_unicode_script=False,
+                minloglevel=2,
+            )
+        )
+    except (RuntimeError, OSError) as error:
+        raise TokenizerError(
+            f"SentencePiece could not train {config.vocab_size} pieces on {seen_bytes:,} bytes: {error}. "
+            "More text, or another tokenizer.vocab_size, helps most often."
+        ) from error
+    trained = model_pb2.ModelProto.FromString(model.getvalue())
+    return _respelt(trained, {mark: character for character, mark in _MARKS.items()}), seen_bytes
+
+
+def _words(texts: list[str]) -> Counter[str]:
+    """How often each word stands in the texts."""
+    words: Counter[str] = Counter()
+    for text in texts:
+        for part in _UNTRAINABLE.split(text):
+            words.update(_WORD.findall(part))
+    return words
+
+
+def _marked(word: str) -> str:
+    for character, mark in _MARKS.items():
+        word = word.replace(character, mark)
+    return word
+
+
+def with_real_spaces(proto: Any) -> Any:
+    """The same model, in whose pieces a space is a space."""
+    return _respelt(proto, {_SPACE: " "})
+
+
+def with_marked_spaces(proto: Any) -> Any:
+    """The same model as other SentencePiece models are: in its pieces a space is U+2581."""
+    return _respelt(proto, {" ": _SPACE})
+
+
+def _respelt(proto: Any, spellings: dict[str, str]) -> Any:
+    respelt = model_pb2.ModelProto()
+    respelt.CopyFrom(proto)
+    for piece in respelt.pieces:
+        if piece.type == piece.NORMAL:
+            for old, new in spellings.items():
+                piece.piece = piece.piece.replace(old, new)
+    respelt.normalizer_spec.escape_whitespaces = _SPACE in spellings.values()
+    return respelt
+
+
+def normalized_by(proto: Any, form: str) -> Any:
+    """The same model, which normalizes text to NFKC by itself. For other forms SentencePiece has no rules."""
+    if form != "NFKC" or proto.normalizer_spec.precompiled_charsmap:
+        return proto
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b"]),
+        model_writer=model,
+        vocab_size=6,
+        hard_vocab_limit=False,
+        normalization_rule_name="nfkc",
+        minloglevel=2,
+    )
+    rules = model_pb2.ModelProto.FromString(model.getvalue()).normalizer_spec
+    normalizing = model_pb2.ModelProto()
+    normalizing.CopyFrom(proto)
+    normalizing.normalizer_spec.name = rules.name
+    normalizing.normalizer_spec.precompiled_charsmap = rules.precompiled_charsmap
+    return normalizing
+
+
+def read_model(path: Path) -> Any:
+    proto = model_pb2.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except Exception as error:
+        raise TokenizerError(f"{path} is no SentencePiece model: {error}") from error
+    if not proto.pieces:
+        raise TokenizerError(f"{path} is no SentencePiece model: it has no pieces")
+    eos = proto.trainer_spec.eos_id
+    if not 0 <= eos < len(proto.pieces) or proto.pieces[eos].type != proto.pieces[eos].CONTROL:
+        raise TokenizerError(
+            f"{path} has no end-of-text id that text cannot become (eos_id {eos}). Train it with an eos_id and without "
+            "its piece among user_defined_symbols, or use tokenizer.source train"
+        )
+    return proto
+
+
+def save_model(proto: Any, folder: Path, texts: list[str]) -> dict[str, Any]:
+    trainer = proto.trainer_spec
+    ids = {"unk": trainer.unk_id, "bos": trainer.bos_id, "eos": trainer.eos_id, "pad": trainer.pad_id}
+    specials = {f"{name}_token": proto.pieces[i].piece for name, i in ids.items() if i >= 0}
+    for name, piece in (("cls_token", "<cls>"), ("sep_token", "<sep>")):
+        if any(entry.piece == piece and entry.type == entry.CONTROL for entry in proto.pieces):
+            specials[name] = piece
+    controls = [piece.piece for piece in proto.pieces if piece.type == piece.CONTROL]
+    extra = [piece for piece in controls if piece not in specials.values()]
+    (folder / MODEL_FILE).write_bytes(proto.SerializeToString())
+    if has_exact_json(proto):
+        save_fast(tokenizers_bpe(proto), folder, specials, extra)
+    else:
+        config = {
+            "tokenizer_class": "SentencePieceBackend",
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
+            "extra_special_tokens": extra,
+            **specials,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    ours = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
+    return {
+        "model_type": "bpe" if trainer.model_type == trainer.BPE else "unigram",
+        "vocab_size": len(proto.pieces),
+        "eos_id": ids["eos"],
+        "pad_id": ids["pad"] if ids["pad"] >= 0 else ids["eos"],
+        "transformers_exact": check_in_transformers(folder, ours.encode, (text[:20_000] for text in texts)),
+    }
+
+
+def has_exact_json(proto: Any) -> bool:
+    """True if a tokenizer.json can say exactly what this model does."""
+    normalizer = proto.normalizer_spec
+    plain_types = {1, 2, 3, 6}  # normal, unknown, control and byte pieces
+    return (
+        proto.trainer_spec.model_type == proto.trainer_spec.BPE
+        and proto.trainer_spec.byte_fallback
+        and not normalizer.precompiled_charsmap
+        and not normalizer.add_dummy_prefix
+        and not normalizer.remove_extra_whitespaces
+        and {piece.type for piece in proto.pieces} <= plain_types
+    )
+
+
+def tokenizers_bpe(proto: Any) -> Any:
+    """The same BPE model for the tokenizers library.
+
+    SentencePiece joins the neighbours whose joint piece scores best, however that piece was made;
+    so every split of a piece into two pieces is a merge, in the order of the pieces' scores.
+    """
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers import decoders, models, normalizers
+
+    normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    merges = [
+        (-score, piece[:cut], piece[cut:])
+        for piece, score in normal.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in normal and piece[cut:] in normal
+    ]
+    fast = FastTokenizer(
+        models.BPE(
+            vocab={piece.piece: index for index, piece in enumerate(proto.pieces)},
+            merges=[(left, right) for _, left, right in sorted(merges)],
+            unk_token=proto.pieces[proto.trainer_spec.unk_id].piece,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    steps = [decoders.ByteFallback(), decoders.Fuse()]
+    if proto.normalizer_spec.escape_whitespaces:
+        fast.normalizer = normalizers.Replace(" ", _SPACE)
+        steps.insert(0, decoders.Replace(_SPACE, " "))
+    fast.decoder = decoders.Sequence(steps)
+    return fast
+
+
+def neighbours(proto: Any) -> frozenset[str]:
+    """Every two characters that stand side by side in a piece, for ``cut``. Empty where a cut might not be exact.
+
+    BPE joins neighbours by their scores alone, so what happens left and right of a place that no piece spans is
+    independent. (Not so in a unigram model: its sums of scores are rounded, and ties fall otherwise.)
+    """
+    if not has_exact_json(proto) or proto.normalizer_spec.escape_whitespaces:
+        return frozenset()
+    pieces = [piece.piece for piece in proto.pieces if piece.type == piece.NORMAL]
+    return frozenset(piece[at : at + 2] for piece in pieces for at in range(len(piece) - 1))
+
+
+def cut(text: bytes, joined: frozenset[str], size: int = 2048) -> list[bytes]:
+    """``text`` (UTF-8) in parts of about ``size`` characters whose ids are together those of the whole.
+
+    SentencePiece takes four times as long for one text of 6 MB as for its parts, and one core; parts of this size
+    take 0.9 of the time of whole articles.
+    """
+    if not joined or len(text) <= size:
+        return [text]
+    characters = text.decode()
+    ends = [0]
+    while len(characters) - ends[-1] > size:
+        end = ends[-1] + size
+        while end < len(characters) and characters[end - 1 : end + 1] in joined:
+            end += 1
+        ends.append(end)
+    return [characters[start:end].encode() for start, end in pairwise([*ends, len(characters)])]

@@ -1,0 +1,116 @@
+"""Checkpoints: everything needed to go on training as if nothing had happened.
+
+    checkpoints/step-00000500/  model.safetensors  optimizer.safetensors  random.safetensors  state.json  manifest.json
+
+Each is a sealed folder (see store/artifacts.py). Nothing is pickled. They hold whole tensors, however many ranks
+made them, so any number of ranks reads them. Which of them counts, run.py says.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lmcore.model.distributed import Ranks, full_tensor
+from lmcore.model.weights import load_weights, model_tensors
+from lmcore.runs.run import checkpoint_path, newest_first, step_of
+from lmcore.store.artifacts import json_bytes, remove, sealed_folder
+from lmcore.store.strict_json import from_json
+from lmcore.training.optim import Optimizers
+
+State = dict[str, Any]
+Tensors = dict[str, torch.Tensor]
+
+
+class CheckpointWriter:
+    """Writes checkpoints of a training in a thread, from copies in memory, one at a time.
+
+    So the loop waits for a copy and not for the disk, and what is written is the state at ``save``. After each, all
+    checkpoints go but the newest ``keep`` and those for whose step ``is_kept`` says yes. In a group of ranks all take
+    part, and the first one writes.
+    """
+
+    def __init__(self, folder: Path, keep: int, is_kept: Callable[[int], bool], ranks: Ranks) -> None:
+        self._folder, self._keep, self._is_kept, self._ranks = folder, keep, is_kept, ranks
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """While the body runs, ``save`` works; in the end all is on disk, also where the body raised."""
+        with ThreadPoolExecutor(1, "checkpoint") as self._thread:
+            yield
+            self.wait()
+
+    def save(
+        self, step: int, model: torch.nn.Module, optimizers: Optimizers, state: State, random: Tensors | None = None
+    ) -> None:
+        """Copy all that makes up the checkpoint of ``step``, and begin to write it.
+
+        ``random`` is the random state after that step, if it is no longer the present one. Raises what the writing of
+        the checkpoint before raised.
+        """
+        parts = {
+            "model": _copied(model_tensors(model)),
+            "optimizer": _copied(optimizers.tensors(model)),
+            "random": random or random_state(self._ranks),
+        }
+        self.wait()
+        if self._ranks.is_first and self._thread is not None:
+            # Asked now: when all is written, training may know of a better one that is not.
+            kept = {other for other in (step, *map(step_of, newest_first(self._folder))) if self._is_kept(other)}
+            self._writing = self._thread.submit(self._write, step, parts, {**state, "step": step}, kept)
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more. Raises what the writing raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, parts: dict[str, Tensors], state: State, kept: set[int]) -> None:
+        with sealed_folder(checkpoint_path(self._folder, step), lambda: {"kind": "checkpoint", "step": step}) as new:
+            for name, tensors in parts.items():
+                save_file(tensors, new / f"{name}.safetensors")
+            (new / "state.json").write_bytes(json_bytes(state))
+        for old in newest_first(self._folder)[self._keep :]:
+            if step_of(old) not in kept:
+                remove(old)
+
+
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, ranks: Ranks) -> State:
+    """Restore model, optimizers and random state from a checkpoint folder, and return the rest of the state."""
+    load_weights(path, model)
+    load_optimizers(path, model, optimizers)
+    _set_random_state(load_file(path / "random.safetensors"), ranks)
+    state: State = from_json((path / "state.json").read_bytes())
+    return state
+
+
+def load_optimizers(path: Path, model: torch.nn.Module, optimizers: Optimizers) -> None:
+    """Restore the optimizers' state from a checkpoint folder. Raises StoreError when it is of others."""
+    optimizers.load(load_file(path / "optimizer.safetensors"), model)
+
+
+def _copied(tensors: Tensors) -> Tensors:
+    """Whole tensors in memory of their own, on the CPU."""
+    return {name: full_tensor(tensor).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def random_state(ranks: Ranks) -> Tensors:
+    """That of all ranks, on the CPU and its GPU."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {f"{name}-{rank}": each for name, state in states.items() for rank, each in enumerate(ranks.gather(state))}
+
+
+def _set_random_state(states: Tensors, ranks: Ranks) -> None:
+    """Of this rank; one that was not there keeps what its seed gave it."""
+    if (cpu := states.get(f"cpu-{ranks.rank}")) is not None:
+        torch.set_rng_state(cpu)
+    if (cuda := states.get(f"cuda-{ranks.rank}")) is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)

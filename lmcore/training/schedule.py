@@ -1,0 +1,150 @@
+"""How many optimizer steps a run has, and the learning rate of each: pure functions of the step.
+
+A schedule is a warm-up, a stable phase and a decay, each of which may be empty:
+
+    cosine, linear   warm-up, decay to the last step
+    wsd              warm-up, stable, decay over the last ``decay`` steps (arXiv 2404.06395)
+    constant         warm-up, stable
+    inverse_sqrt     warm-up, 1 / sqrt(steps), with no end in view (arXiv 1706.03762)
+
+Step ``step`` counts from 0 and is made with the rate that the curve has after ``step + 1`` steps: the warm-up's last
+step has the peak, and the decay's last step, which is the run's, exactly the minimum.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from lmcore.errors import ConfigError
+from lmcore.settings.training import Size, TrainConfig
+
+_SIZE = re.compile(r"([0-9_]+(?:\.[0-9]+)?)([kMG]?) ?(steps|tokens|epochs|%)")
+_SCALES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
+
+# The part of the way from the minimum to the peak that is left when ``done``, 0 to 1, of the decay is.
+_LEFT: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "linear": lambda done: 1 - done,
+    "1-sqrt": lambda done: 1 - math.sqrt(done),
+}
+
+
+def steps_in(size: Size, *, total_steps: int, batch_tokens: int, epoch_steps: float) -> int:
+    """Optimizer steps in ``size``, to the nearest, of a run of ``total_steps``.
+
+    ``batch_tokens`` are those of one step, ``epoch_steps`` the steps (and part of one) of one pass over the blocks.
+    Raises ConfigError when ``size`` is none.
+    """
+    parts = _SIZE.fullmatch(size)
+    if not parts:
+        raise ConfigError(f"{size!r} is no size: write it like '100 steps', '2.5M tokens', '0.1 epochs' or '20 %'")
+    number, scale, unit = parts.groups()
+    amount = float(number.replace("_", "")) * _SCALES[scale]
+    steps = {
+        "steps": amount,
+        "tokens": amount / batch_tokens,
+        "epochs": amount * epoch_steps,
+        "%": amount / 100 * total_steps,
+    }
+    return round(steps[unit])
+
+
+def length_settings(size: str) -> dict[str, float]:
+    """The settings of ``train`` that make a training as long as "700 steps", "2.5M tokens" or "3 epochs"; {} of "".
+
+    Raises ConfigError for everything else.
+    """
+    parts = _SIZE.fullmatch(size)
+    if not size:
+        return {}
+    amount = float(parts[1].replace("_", "")) * _SCALES[parts[2]] if parts and parts[3] != "%" else 0.0
+    if not parts or not amount:
+        raise ConfigError(f"{size!r} is no length: write it like '700 steps', '2.5M tokens' or '3 epochs'")
+    return {"epochs": amount} if parts[3] == "epochs" else {f"max_{parts[3]}": max(1, round(amount))}
+
+
+def planned_steps(config: TrainConfig, blocks: int, block_size: int) -> int:
+    """Optimizer steps of a run over ``blocks`` training blocks of ``block_size`` tokens.
+
+    max_steps; or the whole batches that hold max_tokens; or as many as the epochs have batches (the last may be short).
+    """
+    if config.max_steps:
+        return config.max_steps
+    if config.max_tokens:
+        return math.ceil(config.max_tokens / (config.batch_size * block_size))
+    return max(1, math.ceil(math.ceil(config.epochs * blocks) / config.batch_size))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every step of one run."""
+
+    config: TrainConfig
+    total_steps: int
+    warmup_steps: int
+    decay_steps: int
+    """At the end of the run."""
+
+    @classmethod
+    def from_config(cls, config: TrainConfig, total_steps: int, blocks: int, block_size: int) -> Self:
+        """The schedule that ``config`` asks for, in a run over ``blocks`` training blocks of ``block_size`` tokens.
+
+        Raises ConfigError when the warm-up leaves no step to the decay, or no room to a decay of the length asked for.
+        """
+
+        def steps(size: Size) -> int:
+            batch_tokens, epoch_steps = config.batch_size * block_size, blocks / config.batch_size
+            return steps_in(size, total_steps=total_steps, batch_tokens=batch_tokens, epoch_steps=epoch_steps)
+
+        warmup = steps(config.warmup)
+        if config.schedule == "wsd":
+            decay = steps(config.decay)
+        else:
+            decay = max(1, total_steps - warmup) if config.schedule in ("cosine", "linear") else 0
+        if (
+            config.schedule == "wsd"
+            and warmup + decay == total_steps + 1
+            and (config.warmup + config.decay).count("%") == 2
+        ):
+            decay -= 1  # both shares were rounded up
+        if warmup + decay > total_steps:
+            raise ConfigError(_too_long(config, total_steps, warmup, decay))
+        return cls(config, total_steps, warmup, decay)
+
+    @property
+    def decay_start(self) -> int | None:
+        """Steps done when the stable phase of wsd ends; None for the other schedules.
+
+        Up to there a longer run has the same rates, so it can go on from that checkpoint.
+        """
+        return self.total_steps - self.decay_steps if self.config.schedule == "wsd" else None
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step ``step``, 0 to total_steps - 1."""
+        config, done = self.config, step + 1
+        decayed = done - (self.total_steps - self.decay_steps)
+        if done < self.warmup_steps:
+            return _between(config.warmup_from, config.learning_rate, done / self.warmup_steps)
+        if config.schedule == "inverse_sqrt":
+            return config.learning_rate * math.sqrt(max(1, self.warmup_steps) / done)
+        if decayed <= 0:
+            return config.learning_rate
+        shape = config.decay_shape if config.schedule == "wsd" else config.schedule
+        left = _LEFT[shape](decayed / self.decay_steps)
+        return _between(config.min_learning_rate, config.learning_rate, left)
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """``low`` at share 0 and ``high`` at share 1, both exactly."""
+    return (1 - share) * low + share * high
+
+
+def _too_long(config: TrainConfig, total_steps: int, warmup: int, decay: int) -> str:
+    parts = f"train.warmup = {config.warmup!r} is {warmup:,} steps"
+    if config.schedule == "wsd":
+        parts += f" and train.decay = {config.decay!r} is {decay:,}"
+    else:
+        parts += f" and train.schedule = {config.schedule!r} needs {decay} or more after it" if decay else ""
+    return f"{parts}, but the run has {total_steps:,}: train longer, or give less, such as '5 %' of all steps"

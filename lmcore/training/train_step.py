@@ -1,0 +1,209 @@
+"""One optimizer step: a batch in micro-batches and over all ranks, to a gradient, to new weights.
+
+Nothing here waits for the device. What a step found (loss, tokens, whether it was skipped) adds up on the device until
+somebody asks for it.
+
+Shapes: B blocks of a batch in this rank, T tokens in a block.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lmcore.dataset.loader import Batch
+from lmcore.errors import ConfigError
+from lmcore.model.device import autocast, choose_precision, out_of_memory, set_up, wide_float
+from lmcore.model.distributed import Ranks, full_tensor, no_sync, parallelize, unsharded
+from lmcore.model.model import NextTokenLoss, compile_model, freeze_all_but, new_model, transformer_blocks
+from lmcore.runs.run import Run
+from lmcore.settings.config import DatasetConfig
+from lmcore.training.guard import Guard
+from lmcore.training.optim import Optimizers
+
+_OVERFLOWS = 20
+"""In a row that are forgiven in fp16: the scale is halved at each, and begins at 2^16."""
+_TOKENS_TO_MEASURE = 256
+"""Of a block at most, before the first step. More would be hardly more exact, and slow for a large model on a CPU."""
+_LONG = 3.0
+"""Seconds for forward and backward of these tokens, from which on they are not timed a second time."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class StepTotals:
+    """What the steps found since somebody last asked."""
+
+    loss_sum: float = 0.0
+    """Of the losses of good steps, nats per token."""
+    good_steps: int = 0
+    tokens: int = 0
+    """Learnt from in good steps."""
+
+
+class TrainStep:
+    """The model of a run, and all that changes it."""
+
+    def __init__(self, run: Run, ranks: Ranks, device: torch.device, resumes: bool) -> None:
+        config = run.config.train
+        self._config, self._ranks, self.device = config, ranks, device
+        self.precision = choose_precision(config.precision, device)
+        set_up(device, config)
+        self.model = new_model(run, resumes).to(device)
+        freeze_all_but(self.model, config.trainable)
+        loss = NextTokenLoss(self.model, config.loss_chunk_tokens)
+        compile_model(loss, config.compile, device)
+        self._micro_batch_size = config.micro_batch_size or -(-config.batch_size // ranks.world)
+        if config.find_micro_batch:
+            self._find_micro_batch(loss, run.config.dataset)
+        self._loss = parallelize(loss, transformer_blocks(self.model), config, ranks)
+        self.optimizers = Optimizers.from_config(self.model, config)
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        torch.manual_seed(config.seed + ranks.rank)
+        self.load({})
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` gave; from the beginning if it is empty."""
+        self.guard = Guard(self._config, self.device, state.get("guard"))
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self._scaler.load_state_dict(state.get("scaler", {})) if self._scaler.is_enabled() and state else None
+        self._overflows = torch.tensor(state.get("overflows", 0), device=self.device)
+        self._totals = torch.tensor(state.get("found", [0.0] * 3), dtype=wide_float(self.device), device=self.device)
+
+    def state(self) -> dict[str, Any]:
+        """All that is neither weights nor the optimizers' state. Waits for the device."""
+        return {
+            "guard": self.guard.figures(),
+            "scaler": self._scaler.state_dict(),
+            "overflows": int(self._overflows),
+            "found": self._totals.tolist(),
+        }
+
+    def tokens_since_totals(self) -> int:
+        """Learnt from since the last call of ``totals``. Waits for the device."""
+        return int(self._totals[2])
+
+    def totals(self) -> StepTotals:
+        """What the steps since the last call found. Waits for the device."""
+        loss_sum, good_steps, tokens = self._totals.tolist()
+        self._totals.zero_()
+        return StepTotals(loss_sum, int(good_steps), int(tokens))
+
+    def backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the gradient; the mean loss in nats per token and the number of tokens, over all ranks.
+
+        ``batch`` holds this rank's rows, on the device, and as ``tokens`` the number of their labels. The loss is the
+        mean over the tokens of all ranks, however they fall to micro-batches. Of what a checkpoint holds, only the
+        random state changes.
+        """
+        self._loss.train()
+        tokens = self._ranks.sum(batch["tokens"].to(self._totals.dtype))
+        # The backward pass averages gradients over ranks; wanted is the sum.
+        weight = self._ranks.world / tokens.clamp(min=1).float()
+        nats = torch.zeros((), device=self.device)
+        parts = list(self._micro_batches(batch))
+        for number, part in enumerate(parts, start=1):
+            with no_sync(self._loss, is_last=number == len(parts)):
+                with autocast(self.precision, self.device):
+                    part_nats = self._loss(**part)
+                self._scaler.scale(part_nats * weight).backward()
+            nats += part_nats.detach()
+        return self._ranks.sum(nats) / tokens.clamp(min=1), tokens
+
+    def update(self, step: int, loss: torch.Tensor, tokens: torch.Tensor, rate: float) -> torch.Tensor:
+        """Make optimizer step number ``step`` with learning rate ``rate`` by the gradient; return the gradient's norm.
+
+        ``loss`` and ``tokens`` are what ``backward`` returned.
+        """
+        self.optimizers.set_learning_rate(rate)
+        norm = self._clip_gradients()
+        # A few overflows in fp16 are the scaler's to deal with, and nothing bad.
+        overflows = self._scaler.is_enabled() & ~torch.isfinite(norm)
+        self._overflows = torch.where(overflows, self._overflows + 1, 0)
+        is_forgiven = overflows & (self._overflows <= _OVERFLOWS)
+        skip = self.guard.skips(step, loss, torch.where(is_forgiven, 0, norm)) | overflows
+        self.optimizers.step(skip)
+        if self._scaler.is_enabled():
+            self._scaler.update()
+        self.optimizers.zero_grad()
+        figures = torch.stack([loss.to(self._totals.dtype), torch.ones_like(self._totals[0]), tokens])
+        self._totals += torch.where(skip, 0, figures)
+        return norm
+
+    def guess_seconds(self, dataset: DatasetConfig) -> float | None:
+        """About how long a step will take, on a CPU and in one process, by part of a block; None elsewhere.
+
+        Changes neither weights nor random state. A step may take minutes, the part of a block takes seconds.
+        """
+        if self.device.type != "cpu" or self._ranks.world > 1:
+            return None
+        seconds, tokens = 0.0, min(dataset.block_size, _TOKENS_TO_MEASURE)
+        with torch.random.fork_rng([]):
+            for _ in range(2):  # the first one also allocates
+                begun = time.perf_counter()
+                self._forward_backward(self._loss, (1, tokens), dataset.document_masking)
+                seconds = time.perf_counter() - begun
+                if seconds > _LONG:
+                    break
+        self.model.zero_grad(set_to_none=True)
+        return seconds * dataset.block_size / tokens * self._config.batch_size
+
+    def whole_model(self) -> AbstractContextManager[None]:
+        """While the body runs, the model may be called as it is, by all ranks alike."""
+        return unsharded(self._loss)
+
+    def _micro_batches(self, batch: Batch) -> Iterator[dict[str, torch.Tensor]]:
+        size = self._micro_batch_size
+        columns = {name: torch.split(column, size) for name, column in batch.items() if name != "tokens"}
+        for parts in zip(*columns.values(), strict=True):
+            yield {f"{name}_BT": part for name, part in zip(columns, parts, strict=True)}
+
+    def _clip_gradients(self) -> torch.Tensor:
+        """The gradient's L2 norm, before clipping."""
+        if self._scaler.is_enabled():
+            for optimizer in self.optimizers.parts:
+                self._scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip or float("inf"))
+        return full_tensor(norm)
+
+    def _find_micro_batch(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
+        """Halve the micro-batch until a step fits into memory, the optimizer's state included, on every rank.
+
+        Looked for by each rank alone, before it is one of many. Raises ConfigError when not even one block fits.
+        Changes neither weights nor random state.
+        """
+        if self._config.parallel == "fsdp" and self._ranks.world > 1:
+            raise ConfigError("train.find_micro_batch does not go with fsdp: give train.micro_batch_size")
+        loss.train()
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            while self._micro_batch_size and out_of_memory(lambda: self._try(loss, dataset)):
+                self._micro_batch_size //= 2
+        self.model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._micro_batch_size = min(int(size) for size in self._ranks.gather(torch.tensor(self._micro_batch_size)))
+        if not self._micro_batch_size:
+            raise ConfigError(
+                "not even one block fits into memory: lower dataset.block_size or the model's size, or set "
+                "train.gradient_checkpointing"
+            )
+        _log.info("micro-batches of %d blocks", self._micro_batch_size)
+
+    def _try(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
+        """Forward and backward of a micro-batch, beside as much memory as Adam's moments take."""
+        moments = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
+        self._forward_backward(loss, (self._micro_batch_size, dataset.block_size), dataset.document_masking)
+        del moments
+
+    def _forward_backward(self, loss: torch.nn.Module, shape: tuple[int, int], document_masking: bool) -> None:
+        """Of blocks of zeros."""
+        ids_BT = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        documents_BT = ids_BT if document_masking else None
+        with autocast(self.precision, self.device):
+            nats = loss(ids_BT, ids_BT, documents_BT, documents_BT)
+        nats.backward()

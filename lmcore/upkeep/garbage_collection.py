@@ -1,0 +1,183 @@
+"""What no version, no newer run and nobody at work needs any more is removed, so that a store does not grow for ever.
+
+Mark and sweep. The roots are all versions of all models (``prune`` decides about these), the newest runs, runs that
+are locked, and whatever is younger than a grace time. From a version and a run one reaches its dataset, chunks,
+tokenizer and the checkpoint it began with; of the run that made such a checkpoint only what opens it stays. Runs go
+before datasets, and these before chunks and tokenizers: what is left is whole, wherever a kill ends it. While text is
+being tokenized nothing is removed.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmcore import clock
+from lmcore.corpus.exclusions import without_forgotten
+from lmcore.errors import LMError, RunError
+from lmcore.registry.registry import models, versions
+from lmcore.runs.run import Run
+from lmcore.store.artifacts import (
+    MANIFEST,
+    Output,
+    inside,
+    locked,
+    out_of_use,
+    prepare_store,
+    read_manifest,
+    remove,
+    sweep,
+)
+
+_KINDS = ("datasets", "shards", "tokenizers")
+_CONFIG, _LOCK = "config.json", "lock"
+_CHECKPOINT = "(runs/[^/]+)/(checkpoints/[^/]+|model)"
+
+
+class Garbage(Output):
+    """What was, or on a dry run would be, removed."""
+
+    removed: dict[str, int]
+    """Path inside the store -> bytes on disk that this gives back (a file that a version links to gives none)."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.removed.values())
+
+    def rows(self) -> list[dict[str, str]]:
+        """As a table."""
+        return [{"bytes": f"{size:,}", "path": path} for path, size in self.removed.items()]
+
+
+@dataclass
+class _Reached:
+    """Paths inside the store that stay, as a whole."""
+
+    store: Path
+    paths: set[str] = field(default_factory=set)
+    pinned: dict[str, set[str]] = field(default_factory=dict)
+    """Of runs that do not stay as a whole: the checkpoints that others began with."""
+
+    def version(self, receipt: dict[str, Any]) -> None:
+        self.paths.add(f"runs/{receipt['run']}")
+        self.paths |= {f"shards/{key}" for key in receipt["dataset"]["chunks"]}
+        self._trained_on(receipt["record"]["datasets"])
+        self.paths.add(f"tokenizers/{receipt['tokenizer']['id']}")
+        self._origin((receipt["origin"] or {}).get("path", ""))
+
+    def run(self, folder: Path) -> None:
+        self.paths.add(f"runs/{folder.name}")
+        if (folder / _CONFIG).exists():
+            run = Run.open(folder)
+            self._trained_on(run.datasets)
+            self.paths.add(f"tokenizers/{run.identity['tokenizer_id']}")
+            self._origin(inside(self.store, Path(run.config.train.init_from)))
+
+    def dataset(self, name: str) -> None:
+        self.paths.add(f"datasets/{name}")
+        with suppress(LMError):
+            manifest = read_manifest(self.store / "datasets" / name)
+            self.paths |= {f"shards/{entry['key']}" for entry in manifest["chunks"]}
+            self.paths.add(f"tokenizers/{manifest['tokenizer_id']}")
+
+    def _trained_on(self, datasets: list[str]) -> None:
+        """All datasets that the weights of a run were trained on: without them nobody can tell what it has not seen."""
+        for name in datasets:
+            self.dataset(name)
+            self.dataset(without_forgotten(self.store, name))
+
+    def _origin(self, path: str) -> None:
+        """A checkpoint or export in a run; its run's settings and tokenizer are needed to open it."""
+        if found := re.fullmatch(_CHECKPOINT, path):
+            self.pinned.setdefault(found[1], set()).add(found[2])
+            if (self.store / found[1] / _CONFIG).exists():
+                tokenizer = Run.open(self.store / found[1]).identity["tokenizer_id"]
+                self.paths.add(f"tokenizers/{tokenizer}")
+
+
+def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_run: bool = False) -> Garbage:
+    """Remove what is out of reach; the newest ``keep_runs`` runs, by their last start, stay.
+
+    Raises RunError while somebody tokenizes, RegistryError when a version's receipt cannot be read, StoreError when a
+    run that stays cannot say what it needs.
+    """
+    store = prepare_store(store, creates=False)
+    with out_of_use(store), ExitStack() as held:
+        for run in _folders(store, "runs"):
+            sweep(run)
+            sweep(run / "checkpoints")
+        reached = _mark(store, keep_runs, clock.now() - grace_seconds, held)
+        doomed = list(_doomed(store, reached))
+        removed = {path.relative_to(store).as_posix(): _bytes(path) for path in doomed}
+        for path in [] if dry_run else doomed:
+            remove(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return Garbage(removed=removed)
+
+
+def _mark(store: Path, keep_runs: int, oldest: float, held: ExitStack) -> _Reached:
+    """All that stays. The locks of all other runs are held from then on, so that none of them starts."""
+    reached = _Reached(store)
+    for version in (version for model in models(store) for version in versions(store, model)):
+        reached.version(version.receipt())
+    runs = sorted(_folders(store, "runs"), key=_last_use, reverse=True)
+    for number, run in enumerate(runs):
+        if number < keep_runs or _last_use(run) > oldest or _is_running(run, held, reached):
+            reached.run(run)
+    for kind in _KINDS:
+        for folder in _folders(store, kind):
+            if _last_use(folder) > oldest:
+                reached.paths.add(f"{kind}/{folder.name}")
+                if kind == "datasets":
+                    reached.dataset(folder.name)
+    return reached
+
+
+def _is_running(run: Path, held: ExitStack, reached: _Reached) -> bool:
+    if f"runs/{run.name}" in reached.paths:
+        return False  # it stays in any case, and reaches nothing that its version does not
+    try:
+        held.enter_context(locked(run / _LOCK, "refuse"))
+    except RunError:
+        return True
+    return False
+
+
+def _folders(store: Path, kind: str) -> list[Path]:
+    return [path for path in sorted((store / kind).glob("[!.]*")) if path.is_dir()]
+
+
+def _last_use(folder: Path) -> float:
+    """When a run was started last, or anything else was made or wanted; of what is no whole folder, its own time."""
+    for name in (_CONFIG, MANIFEST):
+        with suppress(FileNotFoundError):
+            return (folder / name).stat().st_mtime
+    with suppress(FileNotFoundError):
+        return folder.stat().st_mtime
+    return 0.0
+
+
+def _doomed(store: Path, reached: _Reached) -> Iterator[Path]:
+    """What goes, in that order."""
+    for kind in ("runs", *_KINDS):
+        for folder in _folders(store, kind):
+            name = f"{kind}/{folder.name}"
+            if name in reached.pinned and name not in reached.paths:
+                yield from _unpinned(folder, reached.pinned[name])
+            elif name not in reached.paths:
+                yield folder
+
+
+def _unpinned(run: Path, pinned: set[str]) -> Iterator[Path]:
+    for path in sorted(run.iterdir()):
+        if path.name == "checkpoints":
+            yield from (each for each in sorted(path.iterdir()) if f"checkpoints/{each.name}" not in pinned)
+        elif path.name not in (_CONFIG, _LOCK) and path.name not in pinned:
+            yield path
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    stats = [file.stat() for file in files]
+    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)

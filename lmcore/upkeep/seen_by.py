@@ -1,0 +1,147 @@
+"""Which datasets hold a document, and which runs and versions have seen it."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, members
+from lmcore.corpus.exclusions import forgotten_events
+from lmcore.dataset.shards import SPLITS, Shard, shard_path
+from lmcore.errors import RegistryError, StoreError
+from lmcore.registry.registry import models, versions
+from lmcore.runs.run import Run, run_folders
+from lmcore.store.artifacts import MANIFEST, inside, read_manifest
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Something that holds one of the documents, has seen one, or cannot be read."""
+
+    kind: Literal["dataset", "run", "version", "unreadable"]
+    name: str
+    why: str
+    """Of a dataset the splits that hold it. Of a run or version those of its dataset, or what it began with, or when
+    the document was forgotten. Of what cannot be read, the error."""
+
+
+@dataclass(frozen=True)
+class Sightings:
+    """The answer of ``seen_by``."""
+
+    rows: list[Sighting]
+    match: Match
+    """The documents that a dataset holds, or held until they were forgotten."""
+
+    def names(self, kind: str) -> list[str]:
+        return [row.name for row in self.rows if row.kind == kind]
+
+
+def seen_by(store: Path, query: DocumentQuery) -> Sightings:
+    """What holds the documents, and what saw them.
+
+    A run has seen a document when its dataset holds it, did so until it was forgotten, or when what the run began with
+    has seen it. A dataset or run that cannot be read may hold it too, so it is named.
+    """
+    holders: dict[str, str] = {}
+    unreadable: list[Sighting] = []
+    present: dict[Cut, Hashes] = {}
+    for folder in dataset_folders(store):
+        try:
+            manifest = read_manifest(folder)
+            cut = query.cut(manifest["corpus"])
+            held = _held(store, manifest, cut.hashes)
+        except (StoreError, OSError) as error:
+            unreadable.append(Sighting("unreadable", folder.name, str(error)))
+            continue
+        splits = [split for split in SPLITS if len(held[split])]
+        there = np.union1d(held["train"], held["validation"])
+        if splits:
+            match = cut.match(there)
+            holders[folder.name] = " and ".join(splits) + (f", {match}" if match.documents > 1 else "")
+        present[cut] = np.union1d(present.get(cut, there), there)
+    match = best_match(query, present, purged(store))
+    wanted = np.unique(np.concatenate([cut.hashes for cut in query.cuts]))
+    rows = [Sighting("dataset", name, why) for name, why in holders.items()]
+    return Sightings([*unreadable, *rows, *_trained_on(store, holders, wanted)], match)
+
+
+def dataset_folders(store: Path) -> list[Path]:
+    """Of the store's datasets. (A folder without a manifest is what a killed run left.)"""
+    return sorted(path.parent for path in (store / "datasets").glob(f"[!.]*/{MANIFEST}"))
+
+
+def best_match(query: DocumentQuery, present: dict[Cut, Hashes], earlier: Hashes) -> Match:
+    """Of the ways to cut the file, the one that found most. ``earlier``: hashes that were found and forgotten."""
+    nothing = np.empty(0, np.uint64)
+    cuts = present or {query.cut({}): nothing}
+    matches = [cut.match(np.union1d(there, earlier)) for cut, there in cuts.items()]
+    return max(matches, key=lambda match: len(match.found))
+
+
+def purged(store: Path) -> Hashes:
+    """Documents that were in the store until they were forgotten, sorted."""
+    events = forgotten_events(store)
+    names = {name for event in events for name in {*event["documents"]} - {*event.get("absent", [])}}
+    return np.array(sorted(int(name, 16) for name in names), np.uint64)
+
+
+def _held(store: Path, manifest: dict[str, Any], wanted: Hashes) -> dict[str, Hashes]:
+    """Which of the documents each split of a dataset holds, sorted."""
+    found: dict[str, list[Hashes]] = {split: [wanted[:0]] for split in SPLITS}
+    for entry in manifest["chunks"]:
+        for split in SPLITS:
+            hashes = Shard(shard_path(store / "shards" / entry["key"], split)).hashes
+            kept = np.delete(hashes, entry[split]["dropped"])
+            found[split].append(kept[members(kept, wanted)])
+    return {split: np.unique(np.concatenate(parts)) for split, parts in found.items()}
+
+
+def _trained_on(store: Path, holders: dict[str, str], wanted: Hashes) -> Iterator[Sighting]:
+    """Runs and versions that saw one of the documents, by what their datasets hold."""
+    seen = _had_seen(store, set(wanted.tolist()))
+    trainings = list(_versions(store))
+    for folder in run_folders(store):
+        try:
+            trainings.append(_training(Run.open(folder)))
+        except (StoreError, OSError) as error:
+            yield Sighting("unreadable", folder.name, str(error))
+    for _ in trainings:  # as long as a chain of beginnings can be
+        known = len(seen)
+        for path, dataset, origin in trainings:
+            if dataset in holders:
+                seen.setdefault(path, holders[dataset])
+            elif any(f"{origin}/".startswith(f"{other}/") for other in seen):
+                seen.setdefault(path, f"began with {origin}")
+        if len(seen) == known:
+            break
+    for path, why in seen.items():
+        kind, _, name = path.partition("/")
+        yield Sighting("run" if kind == "runs" else "version", name, why)
+
+
+def _training(run: Run) -> tuple[str, str, str]:
+    """(path in the store, id of the dataset, path of what it began with)."""
+    origin = inside(run.store, Path(run.config.train.init_from))
+    return f"runs/{run.folder.name}", str(run.identity["dataset_id"]), origin
+
+
+def _versions(store: Path) -> Iterator[tuple[str, str, str]]:
+    """Likewise of every version of every model."""
+    for version in (version for model in models(store) for version in versions(store, model)):
+        with suppress(RegistryError, LookupError):
+            receipt = version.receipt()
+            yield f"models/{version}", receipt["dataset"]["id"], (receipt["origin"] or {}).get("path", "")
+
+
+def _had_seen(store: Path, documents: set[int]) -> dict[str, str]:
+    """Runs and versions, by their paths, that saw one before it was forgotten."""
+    seen = {}
+    for event in forgotten_events(store):
+        if documents & {int(name, 16) for name in event["documents"]}:
+            paths = [*(f"runs/{name}" for name in event["runs"]), *(f"models/{name}" for name in event["versions"])]
+            seen.update(dict.fromkeys(paths, f"until {event['time']}, when it was forgotten"))
+    return seen

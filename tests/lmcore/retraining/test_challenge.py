@@ -1,0 +1,185 @@
+"""Who is judged on which text: never on any that it, or what it began with, was trained on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lmcore.errors import StoreError
+from lmcore.model.evaluate import evaluate
+from lmcore.model.export import export
+from lmcore.registry.registry import promote, prune, rollback
+from lmcore.registry.version import add_version
+from lmcore.retraining.challenge import Champion, compare, earlier_refusal, record_decision, require_comparable
+from lmcore.retraining.gate import Decision, GateConfig
+from lmcore.runs.run import Run, prepare_run, run_key
+from lmcore.settings.config import RunConfig
+from lmcore.store.artifacts import read_manifest, remove
+from lmcore.training.train import train
+from lmcore.upkeep.garbage_collection import collect
+from tests.conftest import prepare, tiny_config, write_corpus
+
+GATE = GateConfig(minimum_documents=2, resamples=200)
+
+
+class Line:
+    """Models that each began with the one before, every one on a corpus of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store = folder, folder / "store"
+        self.tokenizer = ""
+
+    def corpus(self, number: int) -> Path:
+        return self.folder / f"corpus-{number}"
+
+    def config(self, number: int, **train: object) -> RunConfig:
+        config = tiny_config(write_corpus(self.corpus(number), 60, seed=number), self.store, max_steps=2, **train)
+        tokenizer = config.tokenizer.model_copy(update={"source": self.tokenizer or "train"})
+        corpus = config.corpus.model_copy(update={"validation_fraction": 0.2})
+        return config.model_copy(update={"tokenizer": tokenizer, "corpus": corpus})
+
+    def model(self, config: RunConfig) -> Run:
+        """A finished run, exported."""
+        prepared = prepare(config)
+        self.tokenizer = self.tokenizer or str(prepared.tokenizer.folder)
+        run = prepare_run(config, prepared.dataset, prepared.tokenizer, prepared.store)
+        training = train(run)
+        export(training, evaluate(run, training.checkpoint))
+        return run
+
+    def champion(self, run: Run) -> Champion:
+        version = add_version(self.store, "lm", run, {"promoted": True})
+        promote(self.store, "lm", version.id, expected=self._champion(), reason="")
+        found = Champion.from_store(self.store, "lm")
+        assert found is not None
+        return found
+
+    def _champion(self) -> str | None:
+        found = Champion.from_store(self.store, "lm")
+        return found.version.id if found else None
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Line:
+    return Line(tmp_path)
+
+
+def training_text(decision: Decision) -> dict[str, str]:
+    """What the rules found of champion and challenger."""
+    name = "training text of the "
+    return {r.rule.removeprefix(name): r.found for r in decision.rules if r.rule.startswith(name)}
+
+
+def third_generation(line: Line, first: Run, begin_with: Callable[[Run], Path]) -> tuple[Champion, Run]:
+    """A champion that went on from ``first``, and a challenger from that, which is validated on the text of the first.
+
+    ``begin_with`` says what of a run the next one begins with.
+    """
+    second = line.model(line.config(1, init_from=str(begin_with(first))))
+    champion = line.champion(second)
+    config = line.config(2, init_from=str(begin_with(second)))
+    held_out = config.corpus.model_copy(update={"validation_paths": [str(line.corpus(0))]})
+    return champion, line.model(config.model_copy(update={"corpus": held_out}))
+
+
+@pytest.mark.parametrize(
+    "begin_with", [lambda run: run.folder / "model", lambda run: run.checkpoints / "step-00000002"]
+)
+def test_text_that_the_first_of_three_was_trained_on_promotes_nobody(
+    line: Line, begin_with: Callable[[Run], Path]
+) -> None:
+    first = line.model(line.config(0))
+    champion, third = third_generation(line, first, begin_with)
+    seen = read_manifest(first.dataset_folder)["splits"]["train"]["documents"]
+    decision = compare(champion, third.folder, GATE)
+    assert not decision.promoted
+    assert training_text(decision) == dict.fromkeys(("challenger", "champion"), f"{seen} of these documents")
+    assert decision.comparisons == []
+
+
+def test_a_model_that_begins_anew_has_no_past(line: Line) -> None:
+    line.model(line.config(0))
+    config = line.config(1)  # from new weights
+    held_out = config.corpus.model_copy(update={"validation_paths": [str(line.corpus(0))]})
+    second = line.model(config.model_copy(update={"corpus": held_out}))
+    decision = compare(None, second.folder, GATE)
+    assert decision.promoted
+    assert training_text(decision) == {"challenger": "0 of these documents"}
+
+
+def test_what_an_ancestor_was_trained_on_stays_or_nobody_is_promoted(line: Line) -> None:
+    first = line.model(line.config(0))
+    line.champion(first)
+    line.champion(line.model(line.config(1, init_from=str(first.folder / "model"))))
+    last = line.champion(
+        line.model(line.config(2, init_from=str(Champion.from_store(line.store, "lm").version.folder)))
+    )
+    challenger = line.model(line.config(3, init_from=str(last.version.folder)))
+    assert prune(line.store, "lm", keep=1) == ["v0001"]
+    collect(line.store, keep_runs=1, grace_seconds=0)
+    assert not (first.checkpoints / "step-00000002").exists()
+    found = training_text(compare(last, challenger.folder, GATE))
+    assert found == dict.fromkeys(("challenger", "champion"), "0 of these documents")
+    remove(first.dataset_folder)
+    decision = compare(last, challenger.folder, GATE)
+    assert not decision.promoted
+    for found in training_text(decision).values():
+        assert found.startswith(f"unknown, for dataset {first.dataset_folder.name}, which its weights were trained on")
+
+
+def test_a_tokenizer_that_is_not_exact_is_judged_by_its_ids(
+    line: Line, transformers_folder: Callable[..., Path]
+) -> None:
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import normalizers
+
+    exact = line.champion(line.model(line.config(0)))
+    theirs = transformers_folder(eos_token="<|end|>")
+    fast = Fast.from_file(str(theirs / "tokenizer.json"))
+    fast.normalizer = normalizers.NFKC()
+    fast.save(str(theirs / "tokenizer.json"))
+    line.tokenizer = str(theirs)
+    run = line.model(line.config(1))
+    assert compare(None, run.folder, GATE).promoted
+    champion = line.champion(run)
+    again = line.model(line.config(2, init_from=str(champion.version.folder)))
+    require_comparable(champion, again.dataset_folder)
+    decision = compare(champion, again.folder, GATE)
+    assert "evaluation set" in {rule.rule for rule in decision.rules}
+    assert all(rule.passed for rule in decision.rules if not rule.rule.startswith("documents of"))
+    with pytest.raises(StoreError, match=r"is not exact, .* retrain with the champion's tokenizer"):
+        require_comparable(exact, again.dataset_folder)
+
+
+def test_ids_and_texts_score_alike(line: Line) -> None:
+    from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts, score_validation
+
+    run = line.model(line.config(0))
+    texts = [LabelledText(text, source, "new", size) for text, source, size in dataset_texts(run.dataset_folder)]
+    by_text = score_texts(run.folder / "model", texts, "cpu", "fp32")
+    by_ids = score_validation(run.folder / "model", run.dataset_folder, "cpu", "fp32")
+    assert by_ids.fingerprint == by_text.fingerprint
+    assert by_ids.nats.tolist() == by_text.nats.tolist()
+
+
+def test_what_a_gate_refused_or_somebody_took_back_is_not_tried_again(line: Line) -> None:
+    best = line.champion(line.model(line.config(0)))
+    config = line.config(1, init_from=str(best.version.folder))
+    run, dataset = line.model(config), prepare(config).dataset
+
+    def reason(gate: GateConfig) -> str | None:
+        event = earlier_refusal(line.store, "lm", config, dataset, gate)
+        return event["reason"] if event else None
+
+    def settled(gate: GateConfig, **decided: object) -> None:
+        decision = compare(best, run.folder, gate).model_copy(update=decided)
+        record_decision(line.store, "lm", best, run.folder, decision, run_key(config, dataset), gate)
+
+    assert reason(GATE) is None
+    settled(GATE, promoted=False, reasons=["worse"])
+    lax = GATE.model_copy(update={"old_margin_bits_per_byte": 1.0})
+    assert (reason(GATE), reason(lax)) == ("worse", None)
+    settled(lax, promoted=True)
+    assert reason(lax) is None
+    assert rollback(line.store, "lm", reason="it talks nonsense").id == "v0001"
+    assert reason(GATE) == reason(lax) == "it talks nonsense"
