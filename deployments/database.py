@@ -1,7 +1,7 @@
-"""Rows that a Prefect server on SQLite stores and can never show again: text that holds half of a character.
+r"""Rows that a Prefect server on SQLite stores and can never show again: text that holds half of a character.
 
 A browser that cuts an emoji in two sends a lone surrogate. Our settings refuse it; tags, states and the parameters of
-other flows do not. SQLite keeps it as ``\\ud83d`` in JSON, and every page that holds the row answers 500 from then on.
+other flows do not. SQLite keeps it as ``\ud83d`` in JSON, and every page that holds the row answers 500 from then on.
 """
 
 import json

@@ -23,8 +23,11 @@ JOB_VARIABLES = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60"}}
 
 @dataclass(frozen=True)
 class Schedule:
-    """When runs start by themselves. What they do stands in the deployment's parameters, never here: the switch of the
-    second UI and ``prefect deployment schedule resume`` empty the parameters of a schedule."""
+    """When runs start by themselves.
+
+    What they do stands in the deployment's parameters, never here: the switch of the second UI and
+    ``prefect deployment schedule resume`` empty the parameters of a schedule.
+    """
 
     slug: str
     """Its name. Prefect replaces all schedules of a deployment where one has none."""

@@ -6,6 +6,7 @@ from lmcore.settings.config import RunConfig
 
 
 def main() -> None:
+    """Run the command line of ``python -m lmcore``."""
     app = new_app("python -m lmcore", "Text to a language model of your own, without Prefect.")
     add_prepare(app, tokenize)
     add_pipeline(app, "pretrain", RunConfig, "Train a model on a corpus, from text to report.", pretrain)

@@ -32,6 +32,7 @@ def fenced(text: str) -> str:
 
 
 def bold(text: str) -> Markup:
+    """The escaped text in bold."""
     return Markup(f"**{escape(text)}**")
 
 

@@ -21,8 +21,10 @@ class _NoTraceback(logging.Filter):
 
 
 class _NoMachinery(logging.Filter):
-    """Drops that all is well with hooks and states, and the alarm at a cancel: the state of the run says it. The
-    failure of a task is said by its flow."""
+    """Drops what the state of the run says anyway: that hooks and states are well, and the alarm at a cancel.
+
+    The failure of a task is said by its flow.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _MACHINERY.match(record.getMessage())

@@ -205,6 +205,7 @@ def _ephemeral_settings() -> dict[str, str]:
 
 
 def free_port() -> int:
+    """A TCP port of this machine that nobody uses now."""
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         return int(listener.getsockname()[1])

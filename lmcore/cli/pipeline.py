@@ -22,6 +22,7 @@ _log = logging.getLogger("lmcore")
 
 
 def tokenize(config: RunConfig) -> None:
+    """Encode a corpus into shards and print the JSON line."""
     dataset, tokenizer, _ = _prepare(config)
     figures = {"skipped_bytes": dataset.skipped_bytes, "unaccounted_bytes": dataset.unaccounted_bytes}
     about = {"dataset_id": dataset.id, "tokenizer_id": tokenizer.id, **figures, "warnings": dataset.warnings}
@@ -29,6 +30,7 @@ def tokenize(config: RunConfig) -> None:
 
 
 def pretrain(config: RunConfig) -> None:
+    """Train a model on a corpus, from text to report, and print the JSON line."""
     from lmcore.dataset.mixture import build_dataset
     from lmcore.report.report import report
     from lmcore.runs.forecast import training_poll

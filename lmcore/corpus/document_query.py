@@ -139,7 +139,7 @@ class DocumentQuery:
 
 
 def members(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.bool_]:
-    """Which of ``hashes`` are among ``wanted``, which is sorted. (np.isin would sort the hashes, the many.)"""
+    """Which of ``hashes`` are among ``wanted``, which is sorted. np.isin would sort all hashes."""
     if not len(wanted):
         return np.zeros(len(hashes), np.bool_)
     found: npt.NDArray[np.bool_] = wanted[np.searchsorted(wanted, hashes).clip(max=len(wanted) - 1)] == hashes

@@ -133,8 +133,10 @@ def _predicate(name: str) -> Callable[[str], bool] | None:
 
 @dataclass(slots=True)
 class _Piece:
-    """``length`` bytes of a file: ``content``, then separator bytes. Of a piece that is too long,
-    content is only the beginning."""
+    """``length`` bytes of a file: ``content``, then separator bytes.
+
+    ``content`` is only the beginning of a piece that is too long.
+    """
 
     content: bytes
     length: int

@@ -1,6 +1,6 @@
-"""Where every byte of a corpus went: into documents, between them, into what corpus.filter
-did not keep, or into a skip with its place and reason.
+"""Where every byte of a corpus went.
 
+A byte is in a document, between documents, in text that corpus.filter did not keep, or in a skip with place and reason.
 Bytes are those of the decompressed text unless named stored; of Parquet and Arrow files, those of the text column,
 and offsets count rows there.
 """

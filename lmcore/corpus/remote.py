@@ -44,6 +44,7 @@ _SECRET = re.compile(r"secret|token|passw|signature|credential|access_?key|api_?
 
 
 def is_url(path: str) -> bool:
+    """Whether a path names a scheme, as in s3://bucket/folder."""
     return "://" in path
 
 

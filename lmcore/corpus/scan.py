@@ -205,8 +205,11 @@ def check_places(config: RunConfig) -> None:
 
 
 def _check_settings(config: RunConfig) -> None:
-    """Raise ConfigError when a setting leads outside LM_DATA_ROOTS, or dataset.weights or dataset.epochs name other
-    sources, and CorpusError when no path is given."""
+    """Check the paths and sources of the settings before any file is read.
+
+    Raises ConfigError when a setting leads outside LM_DATA_ROOTS, or dataset.weights or dataset.epochs name other
+    sources, and CorpusError when no path is given.
+    """
     confine_settings(config)
     named, given = set(config.dataset.weights or config.dataset.epochs), set(config.corpus.source_names)
     if named and named != given:

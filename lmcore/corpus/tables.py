@@ -149,8 +149,11 @@ def _next_rows(part: Any) -> int:
 
 
 def _binary(column: Any) -> Any:
-    """As binary, so that text that is no UTF-8 costs a row and not the file; checked, since to follow a damaged
-    offset would end the process."""
+    """The column as checked binary.
+
+    As binary, text that is not UTF-8 costs a row and not the file. Following an unchecked damaged offset would end
+    the process.
+    """
     if pa.types.is_dictionary(column.type):
         return pa.DictionaryArray.from_arrays(column.indices, _binary(column.dictionary))
     column = column.view(_BINARY.get(column.type, column.type))

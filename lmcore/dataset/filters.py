@@ -1,5 +1,7 @@
-"""Which documents of a dataset are left out, and why: lists of rows in the manifest, so that shards never depend
-on each other or on a filter, and changing a filter encodes nothing.
+"""Which documents of a dataset are left out, and why.
+
+They are lists of rows in the manifest. So shards never depend on each other or on a filter, and changing a filter
+encodes nothing.
 
 Every document is left out for one reason, the first of: excluded, validation_text, too_short,
 too_long_for_max_bytes, duplicate.

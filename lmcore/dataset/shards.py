@@ -72,8 +72,10 @@ def write_shard(
 def blanked(
     tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], rows: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Ids and lengths without the text of some documents, of which nothing but the EOS stays: their rows keep
-    their places, which drop-lists count on."""
+    """Ids and lengths in which only the EOS of the given documents stays.
+
+    Their rows keep their places, since drop-lists count rows.
+    """
     is_kept = np.repeat(~rows, lengths)
     is_kept[np.cumsum(lengths) - 1] = True
     return tokens[is_kept], np.where(rows, 1, lengths)

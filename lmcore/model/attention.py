@@ -60,6 +60,7 @@ def use_own_attention(model: PreTrainedModel) -> None:
 
 
 def uses_own_attention(model: PreTrainedModel) -> bool:
+    """Whether the model computes attention with the function of this file."""
     return bool(model.config._attn_implementation == NAME)
 
 

@@ -29,7 +29,7 @@ _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all that train together."""
+    """The place of this process among all that train together."""
 
     rank: int = 0
     world: int = 1

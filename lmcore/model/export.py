@@ -52,8 +52,9 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
 
 
 def open_model(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
-    """The model in an export, a run's folder (what it trained best, or its newest checkpoint) or a checkpoint; its
-    tokenizer; and the tokens in its longest context.
+    """The model in a folder, its tokenizer, and the tokens in its longest context.
+
+    The folder is an export, a checkpoint, or a run: then it is the run's best checkpoint, or its newest one.
 
     Raises StoreError when a run has no checkpoint or what we wrote is damaged, ConfigError when it is no model that
     transformers opens, TokenizerError when it has no tokenizer or no end of text.

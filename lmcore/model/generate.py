@@ -28,11 +28,11 @@ _PROMPTS_AT_ONCE = 32
 
 
 def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig, block_size: int) -> list[str]:
-    """Every prompt, or the empty one where there is none, and what the model writes after it, to the end of the
-    document at most.
+    """Each prompt with its continuation, to the end of the document at most.
 
-    The model sees the last ``block_size`` tokens, the document's beginning (EOS) among them while it fits. Every
-    prompt has draws of its own, so it gives what it gives alone, but for rounding in the last bits.
+    Without prompts, the empty prompt is continued. The model sees the last ``block_size`` tokens, the document's
+    beginning (EOS) among them while it fits. Every prompt has draws of its own, so it gives what it gives alone, but
+    for rounding in the last bits.
     """
     config = config if config.prompts else config.model_copy(update={"prompts": [""]})
     prompts = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
@@ -67,8 +67,10 @@ def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsW
 
 @contextmanager
 def _reading(model: PreTrainedModel) -> Iterator[None]:
-    """Run the model without dropout, uncompiled (every step has another shape), and on an attention path that knows
-    caches and padding, whatever it trains with."""
+    """Run the model without dropout and uncompiled, since every step has another shape.
+
+    The attention path is one that knows caches and padding, whatever the model trains with.
+    """
     was_training, attention = model.training, model.config._attn_implementation
     model.eval()
     if attention not in ("sdpa", "eager"):

@@ -90,9 +90,9 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
 
 
 def _environment_of_one() -> dict[str, str]:
-    """This process's, without what torchrun or a job scheduler said of a group: the child is in none, or makes its own.
+    """The environment of this process without the variables of torchrun and job schedulers.
 
-    Otherwise it would wait for processes that nobody starts.
+    The child is in no group of processes, or makes its own. With them it would wait for processes that nobody starts.
     """
     return {
         name: value

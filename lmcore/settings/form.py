@@ -39,8 +39,10 @@ def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str
 
 
 def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tuple[str, ...] = ()) -> list[str]:
-    """Settings without effect: a line for each field that ``advanced`` overrides, and one for settings of ``advanced``
-    in unused sections."""
+    """A line for each setting without effect.
+
+    A field has none if ``advanced`` overrides it, and ``advanced`` has none in unused sections.
+    """
     final = config.model_dump(mode="json")
     lost = [name for name, was, now in differences(fields, final) if was is not None and was != now]
     idle = ", ".join(name for name, *_ in differences(_read(advanced), {}) if name.partition(".")[0] in unused)

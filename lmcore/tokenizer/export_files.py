@@ -36,8 +36,10 @@ Settings = dict[str, Any]
 
 
 def write_tokenizer(source: Path, folder: Path, longest: int, normalize: str) -> None:
-    """Copy a tokenizer of the store beside the model's config.json; it normalizes its text, and knows that the model
-    reads ``longest`` tokens."""
+    """Copy a tokenizer of the store beside the model's config.json.
+
+    The copy normalizes its text, and knows that the model reads ``longest`` tokens.
+    """
     for file in source.iterdir():
         if file.name not in (MANIFEST, MODEL_FILE):
             shutil.copy(file, folder / file.name)

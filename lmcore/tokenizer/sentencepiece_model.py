@@ -144,6 +144,7 @@ def normalized_by(proto: Any, form: str) -> Any:
 
 
 def read_model(path: Path) -> Any:
+    """The SentencePiece model in a file. Raises TokenizerError when it cannot be read as one."""
     proto = model_pb2.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
@@ -161,6 +162,7 @@ def read_model(path: Path) -> Any:
 
 
 def save_model(proto: Any, folder: Path, texts: list[str]) -> dict[str, Any]:
+    """Save a model in a folder that transformers opens; the facts that TokenizerInfo keeps of it."""
     trainer = proto.trainer_spec
     ids = {"unk": trainer.unk_id, "bos": trainer.bos_id, "eos": trainer.eos_id, "pad": trainer.pad_id}
     specials = {f"{name}_token": proto.pieces[i].piece for name, i in ids.items() if i >= 0}

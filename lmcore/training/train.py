@@ -74,8 +74,9 @@ class State:
 
 
 def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult:
-    """Train ``run`` to its end. ``should_stop`` is asked after every step, and while
-    another process trains the run or uses the GPU.
+    """Train ``run`` to its end.
+
+    ``should_stop`` is asked after every step, and while another process trains the run or uses the GPU.
 
     Raises StoppedError after saving a checkpoint when ``should_stop`` said so or the time is up, TrainingError when
     more steps were bad than train.max_skipped, RunError when the run or its GPU is in use, StoreError when a shard is

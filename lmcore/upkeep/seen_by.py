@@ -70,7 +70,7 @@ def seen_by(store: Path, query: DocumentQuery) -> Sightings:
 
 
 def dataset_folders(store: Path) -> list[Path]:
-    """Of the store's datasets. (A folder without a manifest is what a killed run left.)"""
+    """The folders of the store's datasets. A folder without a manifest is what a killed run left."""
     return sorted(path.parent for path in (store / "datasets").glob(f"[!.]*/{MANIFEST}"))
 
 
