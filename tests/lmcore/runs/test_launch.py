@@ -208,7 +208,7 @@ def test_a_stop_amid_a_long_step_saves_the_steps_before_it(
 
 
 # The leader ends on SIGTERM; the process it started does not want to.
-_STUBBORN = "(trap '' TERM; echo ready; while :; do sleep 100; done) & trap 'exit 0' TERM; wait"
+_STUBBORN = "trap 'exit 0' TERM; (trap '' TERM; echo ready; while :; do sleep 100; done) & wait"
 
 
 def test_the_whole_group_ends_even_where_sigterm_is_ignored() -> None:
