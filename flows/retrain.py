@@ -21,7 +21,7 @@ from lmcore.retraining.retraining import RetrainConfig, Start, from_scratch, ski
 from lmcore.runs.run import run_key
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import Text
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.pages import name_run
 from tasks.policies import stopped

@@ -45,7 +45,8 @@ from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, TrainingResult, prepare_run
 from lmcore.runs.scores import Evaluation
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
-from lmcore.store.artifacts import manifest_bytes, prepare_store, read_manifest
+from lmcore.store.artifacts import manifest_bytes, read_manifest
+from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
 from lmcore.training.train import train
 from tests import leftovers

@@ -52,7 +52,9 @@ def pretrain(config: RunConfig) -> None:
 
         model_dir = export(training, evaluation).model_dir
     with _watched("report", "samples"):
-        page = report(training, evaluation, blocks, config.sample)
+        from lmcore.model.generate import write_texts
+
+        page = report(training, evaluation, blocks, config.sample, write_texts)
     for warning in page.warnings:
         _log.warning("%s", warning)
     print(f"\n{summary(run.folder, page.samples, dataset.account(), dataset.warnings)}\n")

@@ -16,7 +16,8 @@ from lmcore.corpus.scan import Scan, SourceFile, reading
 from lmcore.corpus.spans import CUT_VERSION, Span, read_spans, span_bytes
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.artifacts import DIGEST_BYTES, FORMAT_VERSION
+from lmcore.store.artifacts import FORMAT_VERSION
+from lmcore.store.files import DIGEST_BYTES
 
 
 @dataclass(frozen=True)

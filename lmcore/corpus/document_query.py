@@ -22,8 +22,8 @@ from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.scan import SourceFile
 from lmcore.errors import CorpusError
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.allowed_paths import confine
-from lmcore.store.artifacts import hash_file, hash_text
+from lmcore.store.allowed_paths import check_allowed
+from lmcore.store.files import hash_file, hash_text
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -82,7 +82,7 @@ class DocumentQuery:
         """Raises CorpusError for what is neither 16 hexadecimal digits nor a file."""
         path = Path(hash_or_file).expanduser()
         if path.is_file():
-            confine(path, "document")
+            check_allowed(path, "document")
             return cls(None, path.absolute())
         if not re.fullmatch(HASH, hash_or_file):
             raise CorpusError(f"{hash_or_file} is neither a document hash (16 hexadecimal digits) nor a file")

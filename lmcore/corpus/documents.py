@@ -20,7 +20,7 @@ from lmcore.corpus.scan import SourceFile
 from lmcore.corpus.spans import Span, has_lone_cr, read_spans, unit_of
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.artifacts import hash_text
+from lmcore.store.files import hash_text
 
 _BOM = b"\xef\xbb\xbf"
 _NOTHING = object()

@@ -25,8 +25,11 @@ from lmcore.corpus.remote import file_name, hash_stored, is_url, open_beginning,
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.settings.config import DEFAULT_SOURCE, STANDARD_LIBRARY, CorpusConfig, RunConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.allowed_paths import confine_settings
-from lmcore.store.artifacts import FORMAT_VERSION, Output, hash_file, prepare_store
+from lmcore.store.allowed_paths import check_settings_allowed
+from lmcore.store.artifacts import FORMAT_VERSION
+from lmcore.store.files import hash_file
+from lmcore.store.layout import prepare_store
+from lmcore.store.outputs import Output
 from lmcore.store.remembered_inputs import remember_files
 
 _log = logging.getLogger(__name__)
@@ -210,7 +213,7 @@ def _check_settings(config: RunConfig) -> None:
     Raises ConfigError when a setting leads outside LM_DATA_ROOTS, or dataset.weights or dataset.epochs name other
     sources, and CorpusError when no path is given.
     """
-    confine_settings(config)
+    check_settings_allowed(config)
     named, given = set(config.dataset.weights or config.dataset.epochs), set(config.corpus.source_names)
     if named and named != given:
         raise ConfigError(

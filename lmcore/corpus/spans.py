@@ -27,7 +27,7 @@ from lmcore.corpus.scan import SourceFile
 from lmcore.corpus.tables import ROW_BYTES, TableError, table_texts
 from lmcore.errors import FileChangedError, no_space_named
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.artifacts import DIGEST_BYTES
+from lmcore.store.files import DIGEST_BYTES
 
 CUT_VERSION = 3
 """Of the rule by which documents end spans: an outline by another one is not relied upon."""

@@ -27,7 +27,8 @@ from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.spans import Span
 from lmcore.dataset.shards import SPLITS, blanked, damage_named, shard_path, write_shard
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.artifacts import hash_text, sealed_folder
+from lmcore.store.artifacts import write_artifact
+from lmcore.store.files import hash_text
 from lmcore.tokenizer.tokenizer import Tokenizer
 
 QUARANTINE = "quarantine.arrow"
@@ -76,7 +77,7 @@ def encode(job: Job, is_abandoned: Callable[[], bool] = lambda: False) -> None:
         "splits": counts,
         "ledger": [_account(*pair) for pair in zip(job.spans, ledgers, strict=True)],
     }
-    with sealed_folder(job.store / "shards" / job.key, lambda: about) as folder:
+    with write_artifact(job.store / "shards" / job.key, lambda: about) as folder:
         for split, kept in zip(SPLITS, _split(hashes, job.split), strict=True):
             write_shard(
                 shard_path(folder, split),

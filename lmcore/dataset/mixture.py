@@ -20,7 +20,7 @@ from lmcore.dataset.stream import Ids, StreamBlocks, TokenStream, source_names
 from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.settings.config import DEFAULT_SOURCE, DatasetConfig
-from lmcore.store.artifacts import Output
+from lmcore.store.outputs import Output
 
 
 @dataclass(frozen=True)

@@ -30,17 +30,15 @@ from lmcore.settings.section import fingerprint, result_fields
 from lmcore.store.artifacts import (
     FORMAT_VERSION,
     MANIFEST,
-    Output,
-    hash_file,
-    in_use,
-    is_whole,
+    find_artifact,
     manifest_bytes,
-    open_sealed,
     read_manifest,
-    remove,
-    sweep,
-    write_file,
+    verify_artifact,
 )
+from lmcore.store.files import hash_file, write_file
+from lmcore.store.locks import in_use
+from lmcore.store.outputs import Output
+from lmcore.store.temporary import remove, remove_stale_temp
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 _log = logging.getLogger(__name__)
@@ -121,7 +119,7 @@ def verify_chunks(dataset: Path) -> None:
     try:
         with Index(store) as index:
             for key in {chunk["key"] for chunk in read_manifest(dataset)["chunks"]}:
-                open_sealed(store / "shards" / key, index.hash_of)
+                verify_artifact(store / "shards" / key, index.hash_of)
     except StoreError as error:
         raise StoreError(f"{error} (python -m lmcore repair {dataset.name} --store {store} makes it again)") from None
 
@@ -190,7 +188,7 @@ def _tokenize(
             plans = [plan for group in groups(found, config) for plan in work.plan(group)]
         entries = [_entry(plan, store, config, ledger) for plan in plans]
     if executor is not None:
-        sweep(store / "shards")  # of a worker that died amid a chunk, which another worker then made
+        remove_stale_temp(store / "shards")  # of a worker that died amid a chunk, which another worker then made
     progress(corpus.stored_bytes, corpus.stored_bytes)
     if config.on_bad_input == "fail":
         ledger.require_no_skips()  # in chunks that were there already
@@ -284,7 +282,7 @@ class _Work:
 
     def _is_there(self, places: Places, group: Group) -> bool:
         key = self._key(places.digest, group)
-        return key not in self.redo and is_whole(self.store / "shards" / key, self.index.hash_of)
+        return key not in self.redo and find_artifact(self.store / "shards" / key, self.index.hash_of) is not None
 
 
 def remake(dataset: Path, keys: set[str]) -> None:

@@ -23,18 +23,13 @@ from lmcore import clock
 from lmcore.corpus.exclusions import without_forgotten
 from lmcore.errors import RegistryError, no_space_named, owner_named
 from lmcore.settings.section import NAME
-from lmcore.store.allowed_paths import confine
-from lmcore.store.artifacts import (
-    check_version,
-    json_bytes,
-    json_line,
-    locked,
-    read_manifest,
-    remove,
-    sweep,
-    write_file,
-)
+from lmcore.store.allowed_paths import check_allowed
+from lmcore.store.artifacts import check_version, read_manifest
+from lmcore.store.files import json_bytes, write_file
+from lmcore.store.json_lines import json_line
+from lmcore.store.locks import locked
 from lmcore.store.strict_json import from_json
+from lmcore.store.temporary import remove, remove_stale_temp
 
 Event = dict[str, Any]
 """time (UTC), event, version, from (the champion before), reason, decision."""
@@ -93,7 +88,7 @@ def model_folder(store: Path, name: str) -> Path:
     if not re.fullmatch(NAME, name):
         raise RegistryError(f"{name!r} cannot name a model: letters, digits, . _ and - (no / and no . in front)")
     folder = store.absolute() / "models" / name
-    confine(folder, "store")
+    check_allowed(folder, "store")
     return folder
 
 
@@ -260,7 +255,7 @@ def _changing(store: Path, name: str, creates: bool = False) -> Iterator[Path]:
     if not creates:
         _require_model(folder)
     with locked(folder / "lock", "wait", what=f"model {name}"), no_space_named(folder):
-        sweep(folder)
+        remove_stale_temp(folder)
         _mend(folder)
         yield folder
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from lmcore.errors import ConfigError, StoreError
 from lmcore.retraining.gate import Comparison
 from lmcore.runs.metrics import Row, by_step, read_metrics
-from lmcore.store.artifacts import write_file
+from lmcore.store.files import write_file
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache otherwise
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.section import Section
-from lmcore.store.artifacts import Record
+from lmcore.store.outputs import Record
 
 Side = Literal["champion", "challenger"]
 TrainedOn = Mapping[Side, npt.NDArray[np.uint64] | str]

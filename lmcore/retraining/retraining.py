@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from lmcore.dataset.source_age import AGES, age_of, base_source
 from lmcore.errors import ConfigError
 from lmcore.retraining.gate import GateConfig
-from lmcore.retraining.new_documents import AGES, NewDocuments, age_of, base_source, tokens_by_source
+from lmcore.retraining.new_documents import NewDocuments, tokens_by_source
 from lmcore.settings.config import DatasetConfig, RunConfig
 from lmcore.settings.section import NAME, Section, differences
 

@@ -14,7 +14,8 @@ from textwrap import indent
 from typing import Any
 
 from lmcore.errors import ConfigError, no_space_named
-from lmcore.store.artifacts import json_line, write_file
+from lmcore.store.files import write_file
+from lmcore.store.json_lines import json_line
 from lmcore.store.strict_json import from_json
 
 Row = dict[str, Any]

@@ -27,16 +27,10 @@ from lmcore.errors import CorpusError, FileChangedError, TokenizerError
 from lmcore.progress import Update, unwatched
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
 from lmcore.settings.section import fingerprint, result_fields
-from lmcore.store.artifacts import (
-    FORMAT_VERSION,
-    Output,
-    hash_file,
-    is_whole,
-    open_sealed,
-    read_manifest,
-    sealed_folder,
-)
-from lmcore.store.hub import located
+from lmcore.store.artifacts import FORMAT_VERSION, find_artifact, read_manifest, verify_artifact, write_artifact
+from lmcore.store.files import hash_file
+from lmcore.store.hub import resolve
+from lmcore.store.outputs import Output
 from lmcore.tokenizer.byte_bpe import spelt_in_bytes, train_byte_bpe
 from lmcore.tokenizer.sentencepiece_model import (
     MODEL_FILE,
@@ -93,7 +87,7 @@ class TokenizerInfo(Output):
         return cls(folder=folder, **fields)
 
     def verify(self) -> None:
-        open_sealed(self.folder)
+        verify_artifact(self.folder)
 
 
 def tokenizer_inputs(config: TokenizerConfig, corpus: Corpus) -> dict[str, Any]:
@@ -129,9 +123,9 @@ def make_tokenizer(
     """
     tokenizer_id = identify(config, corpus)
     folder = store / "tokenizers" / tokenizer_id
-    if not is_whole(folder):
+    if not find_artifact(folder):
         about: dict[str, Any] = {"kind": "tokenizer", "id": tokenizer_id, "source": config.source}
-        with sealed_folder(folder, lambda: about) as temporary:
+        with write_artifact(folder, lambda: about) as temporary:
             if config.source == "train":
                 about |= _train(config, corpus_config, corpus, temporary, progress)
             else:
@@ -318,7 +312,7 @@ def _documents(files: list[SourceFile], config: CorpusConfig, index: Index, acco
 
 def _locate(source: str) -> Path:
     """The file or folder of a source."""
-    return located(source, "tokenizer.source", "tokenizer", (*TOKENIZER_FILES, "config.json"), TokenizerError)
+    return resolve(source, "tokenizer.source", "tokenizer", (*TOKENIZER_FILES, "config.json"), TokenizerError)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:

@@ -38,7 +38,6 @@ from lmcore.runs.run import (
     TrainingResult,
     checkpoint_path,
     finished_training,
-    is_sound,
     newest_checkpoint,
     step_of,
     weights_hash,
@@ -46,7 +45,8 @@ from lmcore.runs.run import (
 from lmcore.runs.scores import Score
 from lmcore.runs.training_progress import ProgressWriter, RecurringWork
 from lmcore.signals import StopRequest, say_when_stopped
-from lmcore.store.artifacts import locked
+from lmcore.store.artifacts import find_artifact
+from lmcore.store.locks import locked
 from lmcore.training.checkpoint import CheckpointWriter, Tensors, load_checkpoint, load_optimizers, random_state
 from lmcore.training.guard import EarlyStopping
 from lmcore.training.schedule import Schedule, planned_steps
@@ -431,7 +431,8 @@ class _Training:
                 f"(now {self.config.learning_rate}), or use another train.precision, and start with --fresh"
             )
         best = state.early_stopping
-        step = best.best_step if self.config.patience and is_sound(self._checkpoint(best.best_step)) else state.step
+        has_best = self.config.patience and find_artifact(self._checkpoint(best.best_step), keep_damaged=True)
+        step = best.best_step if has_best else state.step
         trunk = self._checkpoint(self.schedule.decay_start) if self.schedule.decay_start is not None else None
         TrainingResult(
             run=self.run.folder.name,
@@ -451,7 +452,7 @@ class _Training:
             precision=self.train_step.precision,
             seconds=state.seconds,
             ended=stamp(),
-            trunk=trunk if trunk is not None and is_sound(trunk) else None,
+            trunk=trunk if trunk is not None and find_artifact(trunk, keep_damaged=True) else None,
         ).save()
 
     def _checkpoint(self, step: int) -> Path:

@@ -26,20 +26,13 @@ from lmcore.dataset.filters import drop
 from lmcore.dataset.shards import SPLITS, Shard, blanked, shard_path, write_shard
 from lmcore.dataset.tokenization import dataset_id, put_manifest, totals
 from lmcore.runs.run import Run, run_folders
-from lmcore.store.artifacts import (
-    MANIFEST,
-    Output,
-    content_of,
-    json_line,
-    locked,
-    open_sealed,
-    out_of_use,
-    prepare_store,
-    read_manifest,
-    remove,
-    sealed_folder,
-    write_file,
-)
+from lmcore.store.artifacts import MANIFEST, content_of, read_manifest, verify_artifact, write_artifact
+from lmcore.store.files import write_file
+from lmcore.store.json_lines import json_line
+from lmcore.store.layout import prepare_store
+from lmcore.store.locks import locked, out_of_use
+from lmcore.store.outputs import Output
+from lmcore.store.temporary import remove
 from lmcore.upkeep.seen_by import best_match, dataset_folders, purged, seen_by
 
 _WRITTEN = ("samples.jsonl", "report.md", "report.json", "report.png", "tensorboard")
@@ -268,8 +261,8 @@ def _remember(store: Path, plan: Forgotten) -> None:
 
 def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:
     """Put the chunk without the document's ids and pieces in its place."""
-    about = content_of(open_sealed(folder))
-    with sealed_folder(folder, lambda: about, replaces=True) as new:
+    about = content_of(verify_artifact(folder))
+    with write_artifact(folder, lambda: about, replaces=True) as new:
         for split in SPLITS:
             about["splits"][split]["tokens"] = _purge_shard(shard_path(folder, split), shard_path(new, split), wanted)
         rows = read_quarantine(folder)

@@ -14,7 +14,8 @@ from lmcore.registry.registry import Version
 from lmcore.registry.version import METRICS
 from lmcore.runs.launch import train_in_child
 from lmcore.runs.metrics import Row, read_metrics
-from lmcore.store.artifacts import Output, json_bytes, write_file
+from lmcore.store.files import json_bytes, write_file
+from lmcore.store.outputs import Output
 
 _INPUTS = ("tokenizers", "shards", "datasets")
 

@@ -9,7 +9,7 @@ import pytest
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
-from deployments.presets import presets, retrain_presets
+from deployments.declaration import presets, retrain_presets
 from flows import form, models, store
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain

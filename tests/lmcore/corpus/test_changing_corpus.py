@@ -25,7 +25,8 @@ from lmcore.registry.version import add_version
 from lmcore.retraining.new_documents import document_hashes, split_by_age
 from lmcore.runs.run import prepare_run
 from lmcore.settings.config import RunConfig
-from lmcore.store.artifacts import hash_text, read_manifest
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.files import hash_text
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.train import train
 from tests.conftest import Prepared, tiny_config, wait_until, write_corpus

@@ -32,7 +32,8 @@ from lmcore.dataset.stream import TokenStream
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import CorpusError, FileChangedError, is_transient
 from lmcore.settings.config import CorpusConfig, RunConfig
-from lmcore.store.artifacts import hash_file, hash_stream, read_manifest
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.files import hash_file, hash_stream
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tests.conftest import Prepared, start
 
