@@ -119,7 +119,7 @@ def prepare_data(
         validation_tokens=dataset.validation_tokens,
         skipped_bytes=dataset.skipped_bytes,
         unaccounted_bytes=dataset.unaccounted_bytes,
-        account=dataset.account(),
+        account=dataset.ledger_summary(),
         warnings=dataset.warnings,
         cached=stages.cached,
     )

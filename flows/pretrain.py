@@ -131,7 +131,7 @@ def trained_model(
         valid_bits_per_byte=score.bits_per_byte,
         tokens_per_second=trained.tokens_per_second,
         samples=page.samples,
-        account=dataset.account(),
+        account=dataset.ledger_summary(),
         warnings=dataset.warnings,
         page=page_of_run(),
         cached=stages.cached,

@@ -12,7 +12,7 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import TerminationSignal
 
 from lmcore.corpus.scan import Corpus, open_corpus
-from lmcore.dataset.mixture import Blocks, build_dataset
+from lmcore.dataset.mixture import Blocks, count_blocks
 from lmcore.dataset.tokenization import Dataset, dataset_inputs, tokenize
 from lmcore.errors import StoppedError
 from lmcore.report.report import (
@@ -80,7 +80,7 @@ def tokenization(config: RunConfig, corpus: Corpus, tokenizer: TokenizerInfo, st
     """The dataset: token ids in memory-mapped shards. Only chunks that the store lacks are encoded."""
     with report_progress("tokenizing", "bytes") as progress:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
-    get_run_logger().info(dataset.account())
+    get_run_logger().info(dataset.ledger_summary())
     return dataset
 
 
@@ -95,7 +95,7 @@ def _blocks_inputs(config: RunConfig, dataset: Dataset) -> Inputs:
 )
 def blocks(config: RunConfig, dataset: Dataset) -> Blocks:
     """The number of blocks that training draws. Raises CorpusError for a corpus smaller than one block."""
-    return build_dataset(dataset, config.dataset)
+    return count_blocks(dataset, config.dataset)
 
 
 def _training_inputs(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path) -> Inputs:

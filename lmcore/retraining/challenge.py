@@ -13,17 +13,18 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.corpus.exclusions import without_forgotten
+from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import StoreError
 from lmcore.registry.registry import Version, champion, history, promote, record_refusal, versions
 from lmcore.registry.version import add_version
 from lmcore.retraining.evaluation_texts import dataset_texts
-from lmcore.retraining.gate import Decision, GateConfig, decide, decide_first
+from lmcore.retraining.gate import Decision, decide, decide_first
 from lmcore.retraining.new_documents import document_hashes
 from lmcore.runs.run import Run, TrainingResult, run_key
 from lmcore.runs.scores import DocumentScores, scores_path
 from lmcore.settings.config import RunConfig
+from lmcore.settings.retraining import GateConfig
 from lmcore.store.artifacts import find_artifact, read_manifest
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
@@ -142,7 +143,7 @@ def _trained_on(store: Path, datasets: list[str]) -> npt.NDArray[np.uint64] | st
     found = [np.empty(0, np.uint64)]
     for name in datasets:
         try:
-            found.append(document_hashes(store / "datasets" / without_forgotten(store, name), "train"))
+            found.append(document_hashes(store / "datasets" / current_dataset_id(store, name), "train"))
         except StoreError:
             return f"unknown, for dataset {name}, which its weights were trained on, is not whole in this store"
     return np.unique(np.concatenate(found))

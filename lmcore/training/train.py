@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from lmcore.clock import Clock, stamp
-from lmcore.dataset.loader import Batch, loader, prefetched, to_device
+from lmcore.dataset.loader import Batch, loader, prefetch, to_device
 from lmcore.dataset.mixture import open_blocks
 from lmcore.dataset.stream import IGNORED_LABEL
 from lmcore.dataset.tokenization import verify_chunks
@@ -260,7 +260,7 @@ class _Training:
         )
         counted = ({**batch, "tokens": (batch["labels"] != IGNORED_LABEL).sum()} for batch in batches)
         ready = (to_device(batch, device) for batch in counted)
-        return prefetched(ready) if device.type == "cuda" else ready
+        return prefetch(ready) if device.type == "cuda" else ready
 
     def _gains_no_more(self) -> bool:
         return 0 < self.config.patience <= self.state.early_stopping.without_gain

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import clock
-from lmcore.corpus.exclusions import without_forgotten
+from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.errors import LMError, RunError
 from lmcore.registry.registry import models, versions
 from lmcore.runs.run import Run
@@ -80,7 +80,7 @@ class _Reached:
         """All datasets that the weights of a run were trained on: without them nobody can tell what it has not seen."""
         for name in datasets:
             self.dataset(name)
-            self.dataset(without_forgotten(self.store, name))
+            self.dataset(current_dataset_id(self.store, name))
 
     def _origin(self, path: str) -> None:
         """A checkpoint or export in a run; its run's settings and tokenizer are needed to open it."""
