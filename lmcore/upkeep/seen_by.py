@@ -12,7 +12,7 @@ from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, isin
 from lmcore.corpus.exclusions import forgotten_events
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.errors import RegistryError, StoreError
-from lmcore.registry.registry import models, versions
+from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run, run_folders
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.layout import path_in_store
@@ -132,7 +132,7 @@ def _training(run: Run) -> tuple[str, str, str]:
 
 def _versions(store: Path) -> Iterator[tuple[str, str, str]]:
     """Likewise of every version of every model."""
-    for version in (version for model in models(store) for version in versions(store, model)):
+    for version in all_versions(store):
         with suppress(RegistryError, LookupError):
             receipt = version.receipt()
             yield f"models/{version}", receipt["dataset"]["id"], (receipt["origin"] or {}).get("path", "")
