@@ -21,7 +21,7 @@ from lmcore.report.tokenizer_report import dataset_report
 from lmcore.runs.baselines import Baselines, baselines, compared
 from lmcore.runs.history import events, figures, loss_table, source_table, warnings
 from lmcore.runs.initial_model import describe_shape
-from lmcore.runs.metrics import Row, read_metrics
+from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation, Score, score_rows
@@ -30,6 +30,7 @@ from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_file, write_file
+from lmcore.store.json_lines import Row
 from lmcore.store.outputs import Record
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 

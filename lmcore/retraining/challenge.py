@@ -18,11 +18,12 @@ from lmcore.errors import StoreError
 from lmcore.registry.registry import Version, champion, history, promote, record_refusal, versions
 from lmcore.registry.version import add_version
 from lmcore.retraining.evaluation_texts import dataset_texts
-from lmcore.retraining.gate import Decision, GateConfig, decide, decide_first
+from lmcore.retraining.gate import Decision, decide, decide_first
 from lmcore.runs.run import Run, TrainingResult, run_key
 from lmcore.runs.scores import DocumentScores, scores_path
 from lmcore.runs.seen_documents import seen_documents
 from lmcore.settings.config import RunConfig
+from lmcore.settings.retraining import GateConfig
 from lmcore.store.artifacts import find_artifact, read_manifest
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 

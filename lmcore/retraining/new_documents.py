@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.dataset.filters import hashes, leave_out
+from lmcore.dataset.filters import hashes, set_dropped_rows
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.dataset.source_age import AGES, age_of, by_age
-from lmcore.dataset.tokenization import Dataset, dataset_id, put_manifest, totals
+from lmcore.dataset.tokenization import Dataset, dataset_id, totals, write_dataset_manifest
 from lmcore.errors import StoreError
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import hash_file
@@ -108,7 +108,7 @@ def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator
         for split, shard in shards.items():
             dropped = ~is_known[split] if age == "old" else is_known[split].copy()
             dropped[entry[split]["dropped"]] = True
-            leave_out(part[split], shard, dropped)
+            set_dropped_rows(part[split], shard, dropped)
         parts.append(part)
     kept = [part for part in parts if any(part[split]["documents"] for split in SPLITS)] or parts[:1]
     for part in kept[1:]:
@@ -119,7 +119,7 @@ def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator
 def _written(dataset: Dataset, manifest: dict[str, Any]) -> Dataset:
     """The dataset of a manifest, which is written unless it is there."""
     folder = dataset.folder.parent / str(manifest["id"])
-    put_manifest(folder, manifest)
+    write_dataset_manifest(folder, manifest)
     return dataset.model_copy(
         update={"id": manifest["id"], "folder": folder, "manifest_hash": hash_file(folder / MANIFEST)}
     )

@@ -16,7 +16,7 @@ from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lmcore.corpus.exclusions import without_forgotten
+from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.dataset.filters import hashes
 from lmcore.errors import StoreError, owner_named
 from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, check_version, read_manifest
@@ -91,7 +91,7 @@ def _from_lineage(home: Path, store: Path) -> SeenDocuments:
         return seen
     for name in record["datasets"]:
         try:
-            seen = seen.joined(SeenDocuments.from_dataset(store / "datasets" / without_forgotten(store, name)))
+            seen = seen.joined(SeenDocuments.from_dataset(store / "datasets" / current_dataset_id(store, name)))
         except StoreError as error:
             raise StoreError(f"dataset {name}, which its weights were trained on, is not whole: {error}") from error
     return seen

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import clock
-from lmcore.corpus.exclusions import without_forgotten
+from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.errors import LMError, RunError
 from lmcore.registry.registry import models, versions
 from lmcore.runs.run import Run
@@ -82,7 +82,7 @@ class _Reached:
         """The dataset of a run; of an older version of this program, whose runs list no documents, the lineage."""
         for name in datasets:
             self.dataset(name)
-            self.dataset(without_forgotten(self.store, name))
+            self.dataset(current_dataset_id(self.store, name))
 
     def _origin(self, path: str) -> None:
         """A checkpoint or export in a run; its run's settings and tokenizer are needed to open it."""

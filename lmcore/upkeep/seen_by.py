@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, members
+from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, isin_sorted
 from lmcore.corpus.exclusions import forgotten_events
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.errors import RegistryError, StoreError
@@ -99,7 +99,7 @@ def _held(store: Path, manifest: dict[str, Any], wanted: Hashes) -> dict[str, Ha
         for split in SPLITS:
             hashes = Shard(shard_path(store / "shards" / entry["key"], split)).hashes
             kept = np.delete(hashes, entry[split]["dropped"])
-            found[split].append(kept[members(kept, wanted)])
+            found[split].append(kept[isin_sorted(kept, wanted)])
     return {split: np.unique(np.concatenate(parts)) for split, parts in found.items()}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deployments import serve
-from deployments.presets import presets
+from deployments.declaration import presets
 from lmcore.errors import ConfigError
 from lmcore.registry.registry import model_folder, versions
 from lmcore.store.locks import locked

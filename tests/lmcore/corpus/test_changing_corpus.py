@@ -15,7 +15,8 @@ import pytest
 from blake3 import blake3
 
 from lmcore import clock
-from lmcore.corpus.scan import open_corpus, spans
+from lmcore.corpus import spans
+from lmcore.corpus.scan import open_corpus
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import StoreError
 from lmcore.model.evaluate import evaluate
@@ -125,7 +126,7 @@ def test_what_changes_after_the_look_is_read_as_it_is_and_said(written: Written,
     dataset = written.dataset(between)
     written.assert_true(dataset)
     assert dataset.corpus_changed
-    assert dataset.account().endswith("0 unaccounted, the corpus was changed meanwhile")
+    assert dataset.ledger_summary().endswith("0 unaccounted, the corpus was changed meanwhile")
     with pytest.raises(StoreError, match="the corpus was changed while it was made"):
         dataset.verify()
     again = written.dataset()

@@ -164,7 +164,7 @@ def test_a_damaged_champion_or_history_is_named(tmp_path: Path) -> None:
         champion(tmp_path, "ja")
     (tmp_path / "models/ja/champion.json").unlink()
     (tmp_path / "models/ja/history.jsonl").write_text("{\n{}\n")
-    with pytest.raises(RegistryError, match=r"history.jsonl is damaged"):
+    with pytest.raises(StoreError, match=r"history.jsonl is damaged in line 1"):
         history(tmp_path, "ja")
 
 

@@ -12,11 +12,12 @@ from lmcore.registry.registry import promote, prune, rollback
 from lmcore.registry.version import add_version
 from lmcore.retraining.challenge import Champion, compare, earlier_refusal, record_decision, require_comparable
 from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
-from lmcore.retraining.gate import Decision, GateConfig
+from lmcore.retraining.gate import Decision
 from lmcore.retraining.scoring import score_champion, score_texts, score_validation
 from lmcore.runs.run import Run, prepare_run, run_key
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.settings.config import RunConfig
+from lmcore.settings.retraining import GateConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.training.train import train
 from lmcore.upkeep.garbage_collection import collect

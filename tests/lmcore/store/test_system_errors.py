@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmcore.corpus.hash_index import Index
+from lmcore.corpus.hash_index import HashIndex
 from lmcore.dataset.audit import problems
 from lmcore.dataset.shards import SPLITS, Shard, shard_path, write_shard
 from lmcore.errors import is_transient
@@ -181,12 +181,12 @@ def test_no_memory_to_map_a_shard(tmp_path: Path) -> None:
 
 def test_a_limit_is_no_reason_to_forget_the_index(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("text")
-    with Index(tmp_path) as index:
+    with HashIndex(tmp_path) as index:
         index.remember("key", [1])
-    with unchanged(tmp_path), no_more_files(), Index(tmp_path) as index:
+    with unchanged(tmp_path), no_more_files(), HashIndex(tmp_path) as index:
         assert index.outline("key") is None
     assert "is not used" in caplog.text
-    with Index(tmp_path) as index:
+    with HashIndex(tmp_path) as index:
         assert index.outline("key") == [1]
         error = sqlite3.OperationalError("out of memory")
         error.sqlite_errorcode = sqlite3.SQLITE_NOMEM
