@@ -34,10 +34,8 @@ def evaluate_model(
             held out when the champion of the named model was trained.
         store: Folder of everything that is made. Empty: the environment variable LM_STORE, else ./store.
     """
-    from lmcore.retraining.scoring import (  # and with it torch: the other buttons start without
-        evaluation_texts,
-        score_texts,
-    )
+    from lmcore.retraining.evaluation_texts import evaluation_texts
+    from lmcore.retraining.scoring import score_texts  # and with it torch: the other buttons start without
 
     folder = folder_of(store)
     name = model or str(find_version(folder, model_name))

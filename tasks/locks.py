@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_HOME
 
 from lmcore.errors import RunError
 from lmcore.settings.config import RunConfig
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 
 GPU_LIMIT = "gpu"
 """Name of the global concurrency limit that says how many trainings of deployments run at once."""

@@ -22,7 +22,8 @@ from prefect.transactions import IsolationLevel
 
 from lmcore.errors import LMError, StoppedError, is_transient
 from lmcore.settings.section import fingerprint
-from lmcore.store.artifacts import FORMAT_VERSION, Output
+from lmcore.store.artifacts import FORMAT_VERSION
+from lmcore.store.outputs import Output
 from lmcore.store.remembered_inputs import Inputs, remember, what_changed
 from tasks.locks import FileLocks
 from tasks.pages import Page, shown

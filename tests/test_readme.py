@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows.pretrain import Pretrained
-from lmcore.retraining.retraining import RetrainConfig
+from lmcore.settings.retraining import RetrainConfig
 from tests.conftest import write_corpus
 from tests.flags import parse
 

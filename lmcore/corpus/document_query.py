@@ -22,8 +22,8 @@ from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.scan import SourceFile
 from lmcore.errors import CorpusError
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.allowed_paths import confine
-from lmcore.store.artifacts import hash_file, hash_text
+from lmcore.store.allowed_paths import check_allowed
+from lmcore.store.files import hash_file, hash_text
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -82,7 +82,7 @@ class DocumentQuery:
         """Raises CorpusError for what is neither 16 hexadecimal digits nor a file."""
         path = Path(hash_or_file).expanduser()
         if path.is_file():
-            confine(path, "document")
+            check_allowed(path, "document")
             return cls(None, path.absolute())
         if not re.fullmatch(HASH, hash_or_file):
             raise CorpusError(f"{hash_or_file} is neither a document hash (16 hexadecimal digits) nor a file")
@@ -106,7 +106,7 @@ class DocumentQuery:
         if not piece:
             return False
         names = np.array([hash_text(piece)], np.uint64)
-        if any(members(names, cut.hashes).any() or piece in cut.skipped for cut in self.cuts):
+        if any(isin_sorted(names, cut.hashes).any() or piece in cut.skipped for cut in self.cuts):
             return True
         text = self._path.read_bytes().rstrip(b"\r\n") if self._path else b""
         return bool(text.strip()) and text in piece
@@ -138,7 +138,7 @@ class DocumentQuery:
         return Cut([way for way in ways if len(way)] or [whole[:1]], whole, skipped)
 
 
-def members(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.bool_]:
+def isin_sorted(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.bool_]:
     """Which of ``hashes`` are among ``wanted``, which is sorted. np.isin would sort all hashes."""
     if not len(wanted):
         return np.zeros(len(hashes), np.bool_)

@@ -22,7 +22,7 @@ from lmcore.corpus.ledger import Skip, counted, printable
 from lmcore.corpus.remote import file_name, is_url, remote_files
 from lmcore.errors import CorpusError
 from lmcore.settings.config import STANDARD_LIBRARY, CorpusConfig
-from lmcore.store.allowed_paths import confine
+from lmcore.store.allowed_paths import check_allowed
 
 _CODE_FOLDERS = {"__pycache__": "compiled Python", "node_modules": "packages of node"}
 _COUNTED_FOLDERS = {*_CODE_FOLDERS.values(), "hidden", "a git repository's own folder"}
@@ -104,7 +104,7 @@ class Finder:
                 yield from ((url, url) for url in self._remote(entry, setting))
                 continue
             for path in expand(entry, setting):
-                confine(path, setting)
+                check_allowed(path, setting)
                 if path.is_dir():
                     yield from ((os.path.realpath(file), file) for file in self._walk(path, setting))
                 elif not stat.S_ISREG(path.stat().st_mode):
@@ -126,9 +126,9 @@ class Finder:
         return f"{message}. {path} is {advice(reason, path)}" if reason else message
 
     def _remote(self, entry: str, setting: str) -> Iterator[str]:
-        confine(entry, setting)
+        check_allowed(entry, setting)
         for url, below in remote_files(entry, setting).items():
-            confine(url, setting)
+            check_allowed(url, setting)
             if not below:
                 self._check_included(url, setting)
             folders = below.split("/")[:-1]
@@ -160,7 +160,7 @@ class Finder:
                 folders.clear()
                 continue
             visited.add((identity.st_dev, identity.st_ino))
-            confine(root, setting)
+            check_allowed(root, setting)
             if what := what_folder(root, folders, names):
                 self.beside.folders[root] = what
                 folders.clear()
@@ -171,7 +171,7 @@ class Finder:
                 path = os.path.join(root, name)
                 if not self._passes_over(name, path) and self._is_readable(path):
                     if os.path.islink(path):
-                        confine(path, setting)
+                        check_allowed(path, setting)
                     yield path
 
     def _passes_over(self, name: str, path: str) -> bool:

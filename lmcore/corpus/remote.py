@@ -25,8 +25,8 @@ from pyarrow.fs import FileSelector, FileSystem
 
 from lmcore import clock
 from lmcore.errors import CorpusError, FileChangedError
-from lmcore.store.allowed_paths import confine
-from lmcore.store.artifacts import hash_file, hash_stream
+from lmcore.store.allowed_paths import check_allowed
+from lmcore.store.files import hash_file, hash_stream
 
 SECONDS_OF_DOUBT = 2.0
 """A file written this shortly ago may change again without a new time stamp."""
@@ -62,7 +62,7 @@ def open_stored(path: str) -> IO[bytes]:
 
     Raises ConfigError when the path now leads outside LM_DATA_ROOTS.
     """
-    confine(path, "corpus")
+    check_allowed(path, "corpus")
     if not is_url(path):
         return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     return io.BufferedReader(_RemoteFile(path), _READ_BYTES)
@@ -93,7 +93,7 @@ def version(path: str) -> str:
 def hash_stored(path: str) -> str:
     """``hash_file`` for paths and URLs."""
     if not is_url(path):
-        confine(path, "corpus")
+        check_allowed(path, "corpus")
         return hash_file(Path(path))
     with open_stored(path) as stream:
         _beginning[:] = path, stream.read(_KEPT_BYTES)

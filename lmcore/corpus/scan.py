@@ -19,14 +19,17 @@ from lmcore.corpus.compression import compression_of
 from lmcore.corpus.exclusions import excluded_hashes
 from lmcore.corpus.file_finder import Beside, Finder, expand
 from lmcore.corpus.formats import LOOK_VERSION, PLAIN_TEXT, Look, advice, kind_of_name, look, read_head
-from lmcore.corpus.hash_index import Index
+from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Skip, counted, printable
 from lmcore.corpus.remote import file_name, hash_stored, is_url, open_beginning, stored_size, version
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.settings.config import DEFAULT_SOURCE, STANDARD_LIBRARY, CorpusConfig, RunConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.allowed_paths import confine_settings
-from lmcore.store.artifacts import FORMAT_VERSION, Output, hash_file, prepare_store
+from lmcore.store.allowed_paths import check_settings_allowed
+from lmcore.store.artifacts import FORMAT_VERSION
+from lmcore.store.files import hash_file
+from lmcore.store.layout import prepare_store
+from lmcore.store.outputs import Output
 from lmcore.store.remembered_inputs import remember_files
 
 _log = logging.getLogger(__name__)
@@ -189,7 +192,7 @@ def is_unsettled(path: str, settle_seconds: float, as_of: float) -> bool:
     return as_of - settle_seconds < os.stat(path).st_mtime < latest
 
 
-def check_places(config: RunConfig) -> None:
+def check_paths(config: RunConfig) -> None:
     """Raise what ``open_corpus`` would raise for settings that do not fit and local paths that are missing or empty.
 
     No file is read.
@@ -210,7 +213,7 @@ def _check_settings(config: RunConfig) -> None:
     Raises ConfigError when a setting leads outside LM_DATA_ROOTS, or dataset.weights or dataset.epochs name other
     sources, and CorpusError when no path is given.
     """
-    confine_settings(config)
+    check_settings_allowed(config)
     named, given = set(config.dataset.weights or config.dataset.epochs), set(config.corpus.source_names)
     if named and named != given:
         raise ConfigError(
@@ -232,7 +235,7 @@ def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     sources, and what ``scan`` raises.
     """
     _check_settings(config)
-    with Index(config.store.expanduser(), config.rehash) as index:
+    with HashIndex(config.store.expanduser(), config.rehash) as index:
         found = scan(config.corpus, index.hash_of, known=index.known)
         _say(found, config)
         corpus, store = describe(found, config.corpus), prepare_store(config.store)

@@ -11,8 +11,8 @@ from lmcore.dataset.encoding import read_quarantine
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.dataset.tokenization import dataset_id, remake
 from lmcore.errors import LMError, StoreError
-from lmcore.store.allowed_paths import confine_folder
-from lmcore.store.artifacts import open_sealed, read_manifest
+from lmcore.store.allowed_paths import check_folder_allowed
+from lmcore.store.artifacts import read_manifest, verify_artifact
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 _ACCOUNT = ("documents", "document_bytes", "separator_bytes", "filtered_bytes")
@@ -26,7 +26,7 @@ def find_dataset(store: Path, name: str) -> Path:
     """
     for folder in (store / "datasets" / name, Path(name)):
         if (folder / "manifest.json").is_file():
-            confine_folder(folder, "dataset")
+            check_folder_allowed(folder, "dataset")
             return folder.absolute()
     raise StoreError(f"there is no dataset {name} in {store / 'datasets'}: give another id, or --store")
 
@@ -50,7 +50,7 @@ def problems(dataset: Path, only: set[str] | None = None) -> Iterator[tuple[str,
     for entry in {entry["key"]: entry for entry in entries if only is None or entry["key"] in only}.values():
         folder = dataset.parent.parent / "shards" / entry["key"]
         try:
-            open_sealed(folder)
+            verify_artifact(folder)
             for split in SPLITS:
                 _check_shard(Shard(shard_path(folder, split), tokenizer.id), entry[split], tokenizer)
         except LMError as error:
@@ -76,7 +76,6 @@ def _adds_up(manifest: dict[str, Any]) -> bool:
 
 
 def _check_shard(shard: Shard, figures: dict[str, Any], tokenizer: TokenizerInfo) -> None:
-    shard.verify()
     kept = np.delete(np.arange(len(shard)), figures["dropped"])
     counts = {
         "documents": len(kept),

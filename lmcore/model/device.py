@@ -14,7 +14,7 @@ import torch
 from lmcore.errors import ConfigError
 from lmcore.settings.config import TrainConfig
 from lmcore.settings.training import Precision
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -12,8 +12,9 @@ from lmcore.runs.initial_model import control_ids
 from lmcore.runs.model_card import CARD, model_card, training_facts
 from lmcore.runs.run import Export, Run, TrainingResult, newest_checkpoint
 from lmcore.runs.scores import Evaluation
-from lmcore.store.allowed_paths import confine_folder
-from lmcore.store.artifacts import MANIFEST, is_whole, open_sealed, read_manifest, remove, sealed_folder
+from lmcore.store.allowed_paths import check_folder_allowed
+from lmcore.store.artifacts import MANIFEST, find_artifact, verify_artifact, write_artifact
+from lmcore.store.temporary import remove
 from lmcore.tokenizer.export_files import trained_on_form, write_config, write_tokenizer
 from lmcore.tokenizer.tokenizer import Tokenizer
 from lmcore.tokenizer.transformers_view import open_in_transformers
@@ -35,14 +36,14 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
         "identity": run.identity,
     }
     about |= {"datasets": run.datasets, "card": run.config.card.model_dump(), "layout": _LAYOUT}
-    if is_whole(folder):
-        if read_manifest(folder).items() >= about.items():
-            return Export(model_dir=folder)
-        remove(folder)
+    found = find_artifact(folder)
+    if found and found.items() >= about.items():
+        return Export(model_dir=folder)
+    remove(folder)
     model = trained_model(run, training.checkpoint)
     model.generation_config = _generation_config(run)
     model.config.update(control_ids(run.tokenizer_info))  # also where the shape came from elsewhere
-    with sealed_folder(folder, lambda: about) as temporary:
+    with write_artifact(folder, lambda: about) as temporary:
         model.save_pretrained(temporary)
         write_config(temporary / "config.json")
         settings = run.config
@@ -62,7 +63,7 @@ def open_model(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
     folder = model_folder(folder)
     if (folder / "state.json").exists():
         run = Run.open(folder.absolute().parents[1])
-        open_sealed(folder)
+        verify_artifact(folder)
         return trained_model(run, folder), run.tokenizer(), run.config.dataset.block_size
     return _of_export(folder)
 
@@ -72,7 +73,7 @@ def model_folder(folder: Path) -> Path:
 
     Raises StoreError when a run has no checkpoint, and ConfigError when it is outside LM_DATA_ROOTS.
     """
-    confine_folder(folder, "model")
+    check_folder_allowed(folder, "model")
     if not (folder / "checkpoints").is_dir():
         return folder
     run = Run.open(folder)
@@ -80,12 +81,12 @@ def model_folder(folder: Path) -> Path:
     checkpoint = result.checkpoint if result is not None else newest_checkpoint(run.checkpoints)
     if checkpoint is None:
         raise StoreError(f"{folder} has no checkpoint yet")
-    confine_folder(checkpoint, "model")
+    check_folder_allowed(checkpoint, "model")
     return checkpoint
 
 
 def _of_export(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
-    manifest = open_sealed(folder) if (folder / MANIFEST).exists() else {}
+    manifest = verify_artifact(folder) if (folder / MANIFEST).exists() else {}
     tokenizer_id = manifest.get("identity", {}).get("tokenizer_id", "")
     try:
         model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)

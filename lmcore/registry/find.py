@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lmcore.errors import StoreError
 from lmcore.registry.registry import find_version, models
-from lmcore.store.allowed_paths import confine_folder
+from lmcore.store.allowed_paths import check_folder_allowed
 
 
 def find_folder(store: Path, name: str) -> Path:
@@ -14,7 +14,7 @@ def find_folder(store: Path, name: str) -> Path:
     """
     for folder in (Path(name).expanduser(), store / "runs" / name):
         if folder.is_dir():
-            confine_folder(folder, "model or run")
+            check_folder_allowed(folder, "model or run")
             return folder
     if name.partition("/")[0] in models(store):
         return find_version(store, name).folder

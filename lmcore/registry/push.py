@@ -14,7 +14,7 @@ from lmcore.errors import ConfigError
 from lmcore.registry.registry import Version, history, record_push
 from lmcore.runs.initial_model import MODEL_FILES
 from lmcore.runs.model_card import CARD
-from lmcore.store.artifacts import open_sealed
+from lmcore.store.artifacts import verify_artifact
 from lmcore.store.hub import is_no_answer
 from lmcore.tokenizer.tokenizer import TOKENIZER_FILES
 
@@ -29,7 +29,7 @@ def push(version: Version, repository: str) -> str:
     """
     if not (token := os.environ.get("HF_TOKEN", "")):
         raise ConfigError(f"HF_TOKEN is not set: {version} is pushed with a token that may write to {repository}")
-    names = [name for name in open_sealed(version.folder)["files"] if _is_public(name)]
+    names = [name for name in verify_artifact(version.folder)["files"] if _is_public(name)]
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 
     hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)

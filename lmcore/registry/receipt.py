@@ -30,7 +30,9 @@ from lmcore.registry.registry import Version
 from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run
 from lmcore.settings.section import differences
-from lmcore.store.artifacts import DIGEST_BYTES, FORMAT_VERSION, MANIFEST, hash_file, inside, open_sealed, read_manifest
+from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, read_manifest, verify_artifact
+from lmcore.store.files import DIGEST_BYTES, hash_file
+from lmcore.store.layout import path_in_store
 from lmcore.store.strict_json import from_json
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "pyarrow", "numpy")
@@ -116,7 +118,7 @@ def _origin(run: Run) -> dict[str, str] | None:
     if not run.config.train.init_from:
         return None
     path = Path(run.config.train.init_from).expanduser()
-    where = inside(run.store, path.absolute()) if path.exists() else run.config.train.init_from
+    where = path_in_store(run.store, path.absolute()) if path.exists() else run.config.train.init_from
     return {"path": where, "fingerprint": run.identity["first_weights"]}
 
 
@@ -124,7 +126,7 @@ def _checkpoints(run: Run, training: dict[str, Any]) -> dict[str, str]:
     """The checkpoint that was exported, and the trunk to go on from, if there is one."""
     paths = [run.checkpoints / f"step-{training['step']:08d}"]
     paths += [run.checkpoints / Path(training["trunk"]).name] if training["trunk"] else []
-    return {inside(run.store, path): _seal(path) for path in paths}
+    return {path_in_store(run.store, path): _seal(path) for path in paths}
 
 
 # --- is it all still so? ---
@@ -133,7 +135,7 @@ def _checkpoints(run: Run, training: dict[str, Any]) -> dict[str, str]:
 def check_receipt(target: Version) -> Iterator[str]:
     """Every thing that no longer matches, a line each; reads every byte, those of the corpus too."""
     try:
-        manifest = open_sealed(target.folder)
+        manifest = verify_artifact(target.folder)
         receipt = target.receipt()
     except LMError as error:
         yield str(error)
@@ -199,7 +201,7 @@ def _check_sealed(store: Path, seals: dict[str, str], reads: bool = True) -> Ite
     for path, seal in seals.items():
         try:
             if reads:
-                open_sealed(store / path)
+                verify_artifact(store / path)
             if (found := _seal(store / path)) != seal:
                 yield f"{path} is whole, but another one than it was: its seal was {seal}, is {found}"
         except (LMError, OSError) as error:

@@ -10,7 +10,6 @@ from the folder, and every command that changes something first mends that. Chan
 Nothing here needs torch.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,21 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import clock
-from lmcore.corpus.exclusions import without_forgotten
+from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.errors import RegistryError, no_space_named, owner_named
 from lmcore.settings.section import NAME
-from lmcore.store.allowed_paths import confine
-from lmcore.store.artifacts import (
-    check_version,
-    json_bytes,
-    json_line,
-    locked,
-    read_manifest,
-    remove,
-    sweep,
-    write_file,
-)
+from lmcore.store.allowed_paths import check_allowed
+from lmcore.store.artifacts import check_version, read_manifest
+from lmcore.store.files import json_bytes, write_file
+from lmcore.store.json_lines import append_line, read_lines
+from lmcore.store.locks import locked
 from lmcore.store.strict_json import from_json
+from lmcore.store.temporary import remove, remove_stale_temp
 
 Event = dict[str, Any]
 """time (UTC), event, version, from (the champion before), reason, decision."""
@@ -69,7 +63,7 @@ class Version:
     @property
     def dataset(self) -> Path:
         """The folder of the dataset it was trained on, without what was forgotten since. Raises as ``receipt`` does."""
-        return self.store / "datasets" / without_forgotten(self.store, str(self.receipt()["dataset"]["id"]))
+        return self.store / "datasets" / current_dataset_id(self.store, str(self.receipt()["dataset"]["id"]))
 
     def receipt(self) -> dict[str, Any]:
         """What the version was made from. Raises RegistryError when it is missing or damaged."""
@@ -93,7 +87,7 @@ def model_folder(store: Path, name: str) -> Path:
     if not re.fullmatch(NAME, name):
         raise RegistryError(f"{name!r} cannot name a model: letters, digits, . _ and - (no / and no . in front)")
     folder = store.absolute() / "models" / name
-    confine(folder, "store")
+    check_allowed(folder, "store")
     return folder
 
 
@@ -260,7 +254,7 @@ def _changing(store: Path, name: str, creates: bool = False) -> Iterator[Path]:
     if not creates:
         _require_model(folder)
     with locked(folder / "lock", "wait", what=f"model {name}"), no_space_named(folder):
-        sweep(folder)
+        remove_stale_temp(folder)
         _mend(folder)
         yield folder
 
@@ -273,7 +267,6 @@ def _require_model(folder: Path) -> None:
 
 def _mend(folder: Path) -> None:
     """Complete the history and end what it says was begun."""
-    _cut_torn_line(folder / _HISTORY)
     events = _events(folder)
     told = {event["version"] for event in events if event["event"] == "added"}
     for version in versions(folder.parents[1], folder.name):
@@ -352,26 +345,8 @@ def _damaged(champion_file: Path, error: Exception) -> RegistryError:
 
 
 def _events(folder: Path) -> list[Event]:
-    path = folder / _HISTORY
-    if not path.exists():
-        return []
-    with owner_named(path):
-        content = path.read_bytes()
-    *lines, _ = content.split(b"\n")  # after the last line end: nothing, or what a kill cut off
-    try:
-        return [from_json(line) for line in lines]
-    except ValueError as error:
-        raise RegistryError(f"{path} is damaged: {error}. Nothing but the last line can be mended") from None
-
-
-def _cut_torn_line(path: Path) -> None:
-    content = path.read_bytes() if path.exists() else b""
-    if content and not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+    return read_lines(folder / _HISTORY)
 
 
 def _append(folder: Path, event: Event) -> None:
-    with open(folder / _HISTORY, "ab") as file:
-        file.write(json_line(event))
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(folder / _HISTORY, event)

@@ -15,7 +15,8 @@ from lmcore.registry.receipt import Receipt, make_receipt
 from lmcore.registry.registry import RECEIPT, Version, adding, champion
 from lmcore.runs.model_card import CARD, model_card, public_name, training_facts
 from lmcore.runs.run import Run
-from lmcore.store.artifacts import MANIFEST, content_of, json_bytes, open_sealed, sealed_folder
+from lmcore.store.artifacts import MANIFEST, content_of, verify_artifact, write_artifact
+from lmcore.store.files import json_bytes
 
 METRICS = "metrics.jsonl"
 
@@ -27,11 +28,11 @@ def add_version(store: Path, name: str, run: Run, decision: dict[str, Any]) -> V
     StoreError when the run has no whole export, RegistryError for a name that cannot be one.
     """
     export = run.folder / "model"
-    about = content_of(open_sealed(export))
+    about = content_of(verify_artifact(export))
     with adding(store, name) as version:
         before = champion(store, name)
         receipt = make_receipt(run, version, before.id if before else None, decision)
-        with sealed_folder(version.folder, lambda: {**about, "model": name, "version": version.id}) as folder:
+        with write_artifact(version.folder, lambda: {**about, "model": name, "version": version.id}) as folder:
             for file in export.iterdir():
                 if file.name not in (MANIFEST, CARD):
                     _link(file, folder / file.name)

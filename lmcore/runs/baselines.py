@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lmcore.dataset.stream import TokenStream
 from lmcore.runs.run import Run
-from lmcore.store.artifacts import Record
+from lmcore.store.outputs import Record
 from lmcore.tokenizer.tokenizer import Tokenizer
 
 END = 256

@@ -15,8 +15,9 @@ from typing import Any, Self
 from lmcore.errors import ConfigError, TokenizerError
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.artifacts import MANIFEST, hash_file, open_sealed, read_manifest
-from lmcore.store.hub import located
+from lmcore.store.artifacts import MANIFEST, read_manifest, verify_artifact
+from lmcore.store.files import hash_file
+from lmcore.store.hub import resolve
 from lmcore.tokenizer.tokenizer import TOKENIZER_FILES, TokenizerInfo
 from lmcore.tokenizer.transformers_view import open_in_transformers
 
@@ -52,6 +53,21 @@ def shape_of_settings(config: RunConfig, tokenizer: TokenizerInfo) -> Shape:
         "intermediate_size": model.mlp_width or _round_up(model.width * 8 // 3, 16),
         "attention_dropout": model.dropout,
     }
+
+
+_DIMENSIONS = {
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "wide": ("hidden_size", "n_embd", "d_model"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+}
+"""What families of models call them in config.json."""
+
+
+def describe_shape(shape: Shape) -> str:
+    """A shape in words, such as "gpt2, 4 layers, 192 wide, 6 heads"."""
+    text = shape.get("text_config", shape)
+    figures = {word: [text[name] for name in names if name in text] for word, names in _DIMENSIONS.items()}
+    return ", ".join([str(shape["model_type"]), *(f"{found[0]} {word}" for word, found in figures.items() if found)])
 
 
 def control_ids(tokenizer: TokenizerInfo) -> dict[str, int | None]:
@@ -99,7 +115,7 @@ class InitialModel:
         Raises ConfigError when that is no model, StoreError for a damaged one, ConnectionError when the hub does not
         answer.
         """
-        folder = located(name, "train.init_from", "model", (*MODEL_FILES, *TOKENIZER_FILES), ConfigError)
+        folder = resolve(name, "train.init_from", "model", (*MODEL_FILES, *TOKENIZER_FILES), ConfigError)
         manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
         if manifest.get("kind") == "checkpoint":
             from lmcore.runs.run import Run  # which asks this module what its own run begins with
@@ -131,7 +147,7 @@ class InitialModel:
     def prove_whole(self) -> None:
         """Raise StoreError when the folder has a manifest and is not what it says."""
         if (self.folder / MANIFEST).exists():
-            open_sealed(self.folder)
+            verify_artifact(self.folder)
 
     def check(self, config: RunConfig, tokenizer: TokenizerInfo) -> None:
         """Raise ConfigError or TokenizerError unless a run with these settings can begin here."""

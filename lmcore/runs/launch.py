@@ -28,7 +28,7 @@ from lmcore.errors import (
     TrainingKilledError,
 )
 from lmcore.runs.run import Run, TrainingResult, finished_training
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 
 _OF_A_GROUP = {f"{scope}{what}" for scope in ("", "LOCAL_", "GROUP_", "ROLE_") for what in ("RANK", "WORLD_SIZE")}
 _OF_A_GROUP |= {"ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}

@@ -8,30 +8,21 @@ same folder, continues what is unfinished and returns what is done. Nothing here
 """
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from lmcore.dataset.tokenization import Dataset
-from lmcore.errors import ConfigError, FormatError, RunError, StoreError, owner_named
+from lmcore.errors import ConfigError, RunError, StoreError, owner_named
 from lmcore.runs.initial_model import InitialModel, Shape, init_fingerprint, shape_of_settings
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import differences, fingerprint, result_fields
-from lmcore.store.artifacts import (
-    FORMAT_VERSION,
-    Output,
-    Record,
-    check_version,
-    json_bytes,
-    locked,
-    open_sealed,
-    read_manifest,
-    remove,
-    sweep,
-    write_file,
-)
+from lmcore.store.artifacts import FORMAT_VERSION, check_version, find_artifact, read_manifest, verify_artifact
+from lmcore.store.files import json_bytes, write_file
+from lmcore.store.locks import locked
+from lmcore.store.outputs import Output, Record
 from lmcore.store.strict_json import from_json
+from lmcore.store.temporary import remove, remove_stale_temp
 from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo
 
 _log = logging.getLogger(__name__)
@@ -163,8 +154,8 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
     folder = store / "runs" / run_name(config, dataset)
     identity = run_identity(config, dataset)
     with locked(folder / "lock", config.when_locked):
-        sweep(folder)
-        sweep(folder / "checkpoints")
+        remove_stale_temp(folder)
+        remove_stale_temp(folder / "checkpoints")
         if fresh:
             _refuse_to_clear_initial_model(config, folder)
             _clear(folder)
@@ -267,7 +258,7 @@ class TrainingResult(Record):
     def verify(self) -> None:
         super().verify()
         Run.open(self.folder)
-        open_sealed(self.checkpoint)
+        verify_artifact(self.checkpoint)
 
 
 class Export(Output):
@@ -276,36 +267,20 @@ class Export(Output):
     model_dir: Path
 
     def verify(self) -> None:
-        open_sealed(self.model_dir)
+        verify_artifact(self.model_dir)
 
 
 def finished_training(run: Run) -> TrainingResult | None:
     """The result of a training that has ended and whose checkpoint proves whole; else None."""
     result = TrainingResult.load(run.folder)
-    if result is None or not is_sound(result.checkpoint):
+    if result is None or not find_artifact(result.checkpoint, keep_damaged=True):
         return None
     return result if weights_hash(result.checkpoint) == result.weights else None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that proves whole; damaged newer ones are set aside with a warning."""
-    return next((path for path in newest_first(folder) if is_sound(path)), None)
-
-
-def is_sound(path: Path) -> bool:
-    """True if the checkpoint is there and proves whole; a damaged one is set aside with a warning."""
-    try:
-        open_sealed(path)
-    except FormatError:
-        raise
-    except StoreError as error:
-        if path.exists():
-            aside = path.with_name(f"bad-{path.name}")
-            remove(aside)
-            os.rename(path, aside)
-            _log.warning("checkpoint %s set aside as %s: %s", path.name, aside.name, error)
-        return False
-    return True
+    return next((path for path in newest_first(folder) if find_artifact(path, keep_damaged=True)), None)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

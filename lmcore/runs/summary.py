@@ -14,7 +14,7 @@ from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation
 from lmcore.settings.toml_writer import toml_text
-from lmcore.store.artifacts import write_file
+from lmcore.store.files import write_file
 
 _LONGER = 4
 """Times as many steps, when somebody wants to train longer."""

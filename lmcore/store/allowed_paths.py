@@ -24,7 +24,7 @@ _OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")
 _WILDCARD = re.compile(r"[*?\[]")
 
 
-def confine(path: str | Path, setting: str) -> None:
+def check_allowed(path: str | Path, setting: str) -> None:
     """Raise ConfigError when there are roots and ``path``, a local path or a URL, leads to a place outside them."""
     if not (given := os.environ.get(VARIABLE, "")):
         return
@@ -40,16 +40,16 @@ def confine(path: str | Path, setting: str) -> None:
         raise _outside(setting, text, str(real), given)
 
 
-def confine_folder(folder: Path, setting: str) -> None:
-    """``confine``, also what lies directly in the folder, if it is one."""
-    confine(folder, setting)
+def check_folder_allowed(folder: Path, setting: str) -> None:
+    """``check_allowed``, also what lies directly in the folder, if it is one."""
+    check_allowed(folder, setting)
     if os.environ.get(VARIABLE) and folder.is_dir():
         for path in folder.iterdir():
-            confine(path, setting)
+            check_allowed(path, setting)
 
 
-def confine_settings(config: RunConfig) -> None:
-    """``confine`` every place that the settings name; of a pattern, the folder where it begins."""
+def check_settings_allowed(config: RunConfig) -> None:
+    """``check_allowed`` every place that the settings name; of a pattern, the folder where it begins."""
     places = {
         "corpus.paths": config.corpus.paths,
         **{f"corpus.sources.{name}": paths for name, paths in config.corpus.sources.items()},
@@ -59,10 +59,10 @@ def confine_settings(config: RunConfig) -> None:
     for setting, paths in places.items():
         for path in paths:
             if path != STANDARD_LIBRARY:  # corpus.scan knows where that is
-                confine(path if "://" in path else _beginning(path), setting)
+                check_allowed(path if "://" in path else _beginning(path), setting)
     for setting, name in (("tokenizer.source", config.tokenizer.source), ("train.init_from", config.train.init_from)):
         if name and (os.path.exists(os.path.expanduser(name)) or "://" in name or name.startswith((".", "/", "~"))):
-            confine(name, setting)
+            check_allowed(name, setting)
 
 
 def _beginning(path: str) -> str:

@@ -5,10 +5,10 @@ from functools import cache
 from pathlib import Path
 
 from lmcore.errors import LMError
-from lmcore.store.allowed_paths import confine_folder
+from lmcore.store.allowed_paths import check_folder_allowed
 
 
-def located(source: str, setting: str, what: str, patterns: tuple[str, ...], error: type[LMError]) -> Path:
+def resolve(source: str, setting: str, what: str, patterns: tuple[str, ...], error: type[LMError]) -> Path:
     """The file or folder of ``source``; of a hub name, those files that match a pattern, fetched or from its cache.
 
     ``setting`` and ``what`` are for messages: which setting gave the source, and what it should lead to. Raises
@@ -17,7 +17,7 @@ def located(source: str, setting: str, what: str, patterns: tuple[str, ...], err
     """
     path = Path(os.path.expanduser(source))
     if path.exists():
-        confine_folder(path, setting)
+        check_folder_allowed(path, setting)
         return path
     if is_local_path(source):
         raise error(f"{setting}: {source} does not exist (looked in {Path.cwd()})")

@@ -16,7 +16,7 @@ from typing import Any
 from lmcore import clock
 from lmcore.errors import LMError
 from lmcore.settings.section import differences
-from lmcore.store.artifacts import json_bytes, write_file
+from lmcore.store.files import json_bytes, write_file
 from lmcore.store.strict_json import from_json, to_json
 
 Inputs = dict[str, Any]

@@ -19,24 +19,18 @@ import sentencepiece
 
 from lmcore.corpus.corpus_warnings import causes
 from lmcore.corpus.documents import Document, read_documents
-from lmcore.corpus.exclusions import excluded_hashes, forgotten
-from lmcore.corpus.hash_index import Index
+from lmcore.corpus.exclusions import excluded_hashes, forgotten_hashes
+from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.scan import Corpus, SourceFile, scan_again
 from lmcore.errors import CorpusError, FileChangedError, TokenizerError
 from lmcore.progress import Update, unwatched
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
 from lmcore.settings.section import fingerprint, result_fields
-from lmcore.store.artifacts import (
-    FORMAT_VERSION,
-    Output,
-    hash_file,
-    is_whole,
-    open_sealed,
-    read_manifest,
-    sealed_folder,
-)
-from lmcore.store.hub import located
+from lmcore.store.artifacts import FORMAT_VERSION, find_artifact, read_manifest, verify_artifact, write_artifact
+from lmcore.store.files import hash_file
+from lmcore.store.hub import resolve
+from lmcore.store.outputs import Output
 from lmcore.tokenizer.byte_bpe import spelt_in_bytes, train_byte_bpe
 from lmcore.tokenizer.sentencepiece_model import (
     MODEL_FILE,
@@ -93,7 +87,7 @@ class TokenizerInfo(Output):
         return cls(folder=folder, **fields)
 
     def verify(self) -> None:
-        open_sealed(self.folder)
+        verify_artifact(self.folder)
 
 
 def tokenizer_inputs(config: TokenizerConfig, corpus: Corpus) -> dict[str, Any]:
@@ -129,9 +123,9 @@ def make_tokenizer(
     """
     tokenizer_id = identify(config, corpus)
     folder = store / "tokenizers" / tokenizer_id
-    if not is_whole(folder):
+    if not find_artifact(folder):
         about: dict[str, Any] = {"kind": "tokenizer", "id": tokenizer_id, "source": config.source}
-        with sealed_folder(folder, lambda: about) as temporary:
+        with write_artifact(folder, lambda: about) as temporary:
             if config.source == "train":
                 about |= _train(config, corpus_config, corpus, temporary, progress)
             else:
@@ -267,12 +261,12 @@ def _training_texts(
     Above max_train_bytes the ones with the lowest hashes: the same whatever the order of files. What the dataset
     leaves out is left out here (but the bytes of all there are count copies of what is beyond max_train_bytes).
     """
-    with Index(store) as index:
+    with HashIndex(store) as index:
         found = scan_again(corpus_config, corpus, index.hash_of, index.known)
         account = Ledger()
         account.leave_out(found.skipped)
         held_out = {document.hash for document in _documents(found.validation_files, corpus_config, index, account)}
-        held_out |= {*excluded_hashes(corpus_config), *forgotten(store).tolist()}
+        held_out |= {*excluded_hashes(corpus_config), *forgotten_hashes(store).tolist()}
         fraction = 0.0 if corpus_config.validation_paths else corpus_config.validation_fraction
         heap: list[tuple[int, int, str]] = []
         chosen: set[int] = set()
@@ -304,7 +298,7 @@ def _training_texts(
     return [text for _, _, text in sorted(heap, reverse=True)], total
 
 
-def _documents(files: list[SourceFile], config: CorpusConfig, index: Index, account: Ledger) -> Iterator[Document]:
+def _documents(files: list[SourceFile], config: CorpusConfig, index: HashIndex, account: Ledger) -> Iterator[Document]:
     for file in files:
         try:
             yield from read_documents(file, config, account)
@@ -318,7 +312,7 @@ def _documents(files: list[SourceFile], config: CorpusConfig, index: Index, acco
 
 def _locate(source: str) -> Path:
     """The file or folder of a source."""
-    return located(source, "tokenizer.source", "tokenizer", (*TOKENIZER_FILES, "config.json"), TokenizerError)
+    return resolve(source, "tokenizer.source", "tokenizer", (*TOKENIZER_FILES, "config.json"), TokenizerError)
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:

@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from lmcore.model.distributed import Ranks, full_tensor
 from lmcore.model.weights import load_weights, model_tensors
 from lmcore.runs.run import checkpoint_path, newest_first, step_of
-from lmcore.store.artifacts import json_bytes, remove, sealed_folder
+from lmcore.store.artifacts import write_artifact
+from lmcore.store.files import json_bytes
 from lmcore.store.strict_json import from_json
+from lmcore.store.temporary import remove
 from lmcore.training.optim import Optimizers
 
 State = dict[str, Any]
@@ -69,7 +71,7 @@ class CheckpointWriter:
             writing.result()
 
     def _write(self, step: int, parts: dict[str, Tensors], state: State, kept: set[int]) -> None:
-        with sealed_folder(checkpoint_path(self._folder, step), lambda: {"kind": "checkpoint", "step": step}) as new:
+        with write_artifact(checkpoint_path(self._folder, step), lambda: {"kind": "checkpoint", "step": step}) as new:
             for name, tensors in parts.items():
                 save_file(tensors, new / f"{name}.safetensors")
             (new / "state.json").write_bytes(json_bytes(state))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from lmcore.clock import Clock, stamp
-from lmcore.dataset.loader import Batch, loader, prefetched, to_device
+from lmcore.dataset.loader import Batch, loader, prefetch, to_device
 from lmcore.dataset.mixture import open_blocks
 from lmcore.dataset.stream import IGNORED_LABEL
 from lmcore.dataset.tokenization import verify_chunks
@@ -38,14 +38,14 @@ from lmcore.runs.run import (
     TrainingResult,
     checkpoint_path,
     finished_training,
-    is_sound,
     newest_checkpoint,
     step_of,
     weights_hash,
 )
 from lmcore.runs.scores import Score
 from lmcore.runs.training_progress import ProgressWriter, RecurringWork
-from lmcore.store.artifacts import locked
+from lmcore.store.artifacts import find_artifact
+from lmcore.store.locks import locked
 from lmcore.training.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
 from lmcore.training.guard import EarlyStopping
 from lmcore.training.schedule import Schedule, planned_steps
@@ -239,7 +239,7 @@ class _Training:
         )
         counted = ({**batch, "tokens": (batch["labels"] != IGNORED_LABEL).sum()} for batch in batches)
         ready = (to_device(batch, device) for batch in counted)
-        return prefetched(ready) if device.type == "cuda" else ready
+        return prefetch(ready) if device.type == "cuda" else ready
 
     def _gains_no_more(self) -> bool:
         return 0 < self.config.patience <= self.state.early_stopping.without_gain
@@ -404,7 +404,8 @@ class _Training:
                 f"(now {self.config.learning_rate}), or use another train.precision, and start with --fresh"
             )
         best = state.early_stopping
-        step = best.best_step if self.config.patience and is_sound(self._checkpoint(best.best_step)) else state.step
+        has_best = self.config.patience and find_artifact(self._checkpoint(best.best_step), keep_damaged=True)
+        step = best.best_step if has_best else state.step
         trunk = self._checkpoint(self.schedule.decay_start) if self.schedule.decay_start is not None else None
         TrainingResult(
             run=self.run.folder.name,
@@ -424,7 +425,7 @@ class _Training:
             precision=self.train_step.precision,
             seconds=state.seconds,
             ended=stamp(),
-            trunk=trunk if trunk is not None and is_sound(trunk) else None,
+            trunk=trunk if trunk is not None and find_artifact(trunk, keep_damaged=True) else None,
         ).save()
 
     def _checkpoint(self, step: int) -> Path:

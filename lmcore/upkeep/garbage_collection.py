@@ -15,21 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import clock
-from lmcore.corpus.exclusions import without_forgotten
+from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.errors import LMError, RunError
 from lmcore.registry.registry import models, versions
 from lmcore.runs.run import Run
-from lmcore.store.artifacts import (
-    MANIFEST,
-    Output,
-    inside,
-    locked,
-    out_of_use,
-    prepare_store,
-    read_manifest,
-    remove,
-    sweep,
-)
+from lmcore.store.artifacts import MANIFEST, read_manifest
+from lmcore.store.layout import path_in_store, prepare_store
+from lmcore.store.locks import locked, out_of_use
+from lmcore.store.outputs import Output
+from lmcore.store.temporary import remove, remove_stale_temp
 
 _KINDS = ("datasets", "shards", "tokenizers")
 _CONFIG, _LOCK = "config.json", "lock"
@@ -73,7 +67,7 @@ class _Reached:
             run = Run.open(folder)
             self._trained_on(run.datasets)
             self.paths.add(f"tokenizers/{run.identity['tokenizer_id']}")
-            self._origin(inside(self.store, Path(run.config.train.init_from)))
+            self._origin(path_in_store(self.store, Path(run.config.train.init_from)))
 
     def dataset(self, name: str) -> None:
         self.paths.add(f"datasets/{name}")
@@ -86,7 +80,7 @@ class _Reached:
         """All datasets that the weights of a run were trained on: without them nobody can tell what it has not seen."""
         for name in datasets:
             self.dataset(name)
-            self.dataset(without_forgotten(self.store, name))
+            self.dataset(current_dataset_id(self.store, name))
 
     def _origin(self, path: str) -> None:
         """A checkpoint or export in a run; its run's settings and tokenizer are needed to open it."""
@@ -106,8 +100,8 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
     store = prepare_store(store, creates=False)
     with out_of_use(store), ExitStack() as held:
         for run in _folders(store, "runs"):
-            sweep(run)
-            sweep(run / "checkpoints")
+            remove_stale_temp(run)
+            remove_stale_temp(run / "checkpoints")
         reached = _mark(store, keep_runs, clock.now() - grace_seconds, held)
         doomed = list(_doomed(store, reached))
         removed = {path.relative_to(store).as_posix(): _bytes(path) for path in doomed}

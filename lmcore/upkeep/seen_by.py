@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, members
+from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, isin_sorted
 from lmcore.corpus.exclusions import forgotten_events
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.registry import models, versions
 from lmcore.runs.run import Run, run_folders
-from lmcore.store.artifacts import MANIFEST, inside, read_manifest
+from lmcore.store.artifacts import MANIFEST, read_manifest
+from lmcore.store.layout import path_in_store
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _held(store: Path, manifest: dict[str, Any], wanted: Hashes) -> dict[str, Ha
         for split in SPLITS:
             hashes = Shard(shard_path(store / "shards" / entry["key"], split)).hashes
             kept = np.delete(hashes, entry[split]["dropped"])
-            found[split].append(kept[members(kept, wanted)])
+            found[split].append(kept[isin_sorted(kept, wanted)])
     return {split: np.unique(np.concatenate(parts)) for split, parts in found.items()}
 
 
@@ -125,7 +126,7 @@ def _trained_on(store: Path, holders: dict[str, str], wanted: Hashes) -> Iterato
 
 def _training(run: Run) -> tuple[str, str, str]:
     """(path in the store, id of the dataset, path of what it began with)."""
-    origin = inside(run.store, Path(run.config.train.init_from))
+    origin = path_in_store(run.store, Path(run.config.train.init_from))
     return f"runs/{run.folder.name}", str(run.identity["dataset_id"]), origin
 
 

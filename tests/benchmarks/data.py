@@ -32,7 +32,8 @@ from lmcore.dataset.shards import SPLITS, shard_path
 from lmcore.dataset.stream import TokenStream
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.settings.config import CorpusConfig, DatasetConfig, RunConfig, TokenizerConfig
-from lmcore.store.artifacts import read_manifest, remove
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.temporary import remove
 from lmcore.tokenizer.sentencepiece_model import MODEL_FILE
 from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
 

@@ -20,9 +20,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lmcore.retraining.gate import GateConfig, decide
+from lmcore.retraining.gate import decide
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.config import RunConfig
+from lmcore.settings.retraining import GateConfig
 from tests.benchmarks.bench import table
 
 COMPARISONS = 200

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments import machine
-from lmcore.store.artifacts import boot_id, locked, prepare_store, write_file
+from deployments.doctor import machine
+from lmcore.store.files import write_file
+from lmcore.store.layout import prepare_store
+from lmcore.store.locks import locked
+from lmcore.store.temporary import boot_id
 from tests.conftest import REPOSITORY, start, wait_until
 from tests.serving import clean_environment
 
@@ -68,7 +71,7 @@ def test_a_store_of_another_format(tmp_path: Path, record: object, fact: str) ->
 def write_and_die(folder: Path) -> None:
     """A process that is killed while it writes into ``folder``."""
     code = "import sys, time, pathlib, lmcore.store.artifacts as s\n"
-    code += "with s.sealed_folder(pathlib.Path(sys.argv[1]), dict):\n"
+    code += "with s.write_artifact(pathlib.Path(sys.argv[1]), dict):\n"
     writer = start("-c", code + "    print(flush=True); time.sleep(60)", folder)
     assert writer.stdout
     writer.stdout.readline()
@@ -112,7 +115,7 @@ def test_gpus_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @contextmanager
 def owner(lock: Path, code: str) -> Iterator["subprocess.Popen[str]"]:
     """A process that holds ``lock`` and then runs ``code``."""
-    imports = "import os, sys, time, pathlib, lmcore.store.artifacts as s"
+    imports = "import os, sys, time, pathlib, lmcore.store.locks as s"
     process = start("-c", f"{imports}\nwith s.locked(pathlib.Path(sys.argv[1]), 'wait'):\n    {code}", lock)
     try:
         yield process

@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from lmcore.errors import RunError
 from lmcore.settings.config import RunConfig
-from lmcore.store.artifacts import Output
+from lmcore.store.outputs import Output
 from tasks.locks import GPU_LIMIT, FileLocks, gpu_slot
 from tasks.policies import stage
 from tests.conftest import start, tiny_config, wait_until

@@ -14,7 +14,7 @@ from lmcore.errors import ConfigError, RegistryError
 from lmcore.registry.receipt import check_receipt, difference_rows
 from lmcore.registry.registry import champion, find_version, history_rows, promote, versions
 from lmcore.store.allowed_paths import VARIABLE
-from lmcore.store.artifacts import hash_text
+from lmcore.store.files import hash_text
 from tests.conftest import two_versions, write_corpus
 from tests.hub import LFS_WARNING, running_hub
 from tests.story import artifacts

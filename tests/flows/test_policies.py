@@ -12,7 +12,8 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from flows.prepare_data import prepare_data
 from lmcore.corpus.scan import spans
 from lmcore.errors import CorpusError, NoSpaceError, TrainingKilledError
-from lmcore.store.artifacts import Output, StoreError
+from lmcore.store.artifacts import StoreError
+from lmcore.store.outputs import Output
 from tasks.policies import stage
 from tests.conftest import tiny_config, write_corpus
 

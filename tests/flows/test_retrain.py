@@ -11,7 +11,8 @@ from flows.models import push_version, rollback_champion
 from flows.retrain import retrain
 from lmcore.errors import RunError
 from lmcore.registry.registry import history, model_folder
-from lmcore.store.artifacts import locked, read_manifest
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.locks import locked
 from tests.hub import LFS_WARNING, Hub, running_hub
 from tests.story import Story, artifacts, research
 

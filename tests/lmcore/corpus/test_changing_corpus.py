@@ -15,7 +15,8 @@ import pytest
 from blake3 import blake3
 
 from lmcore import clock
-from lmcore.corpus.scan import open_corpus, spans
+from lmcore.corpus import spans
+from lmcore.corpus.scan import open_corpus
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import StoreError
 from lmcore.model.evaluate import evaluate
@@ -25,7 +26,8 @@ from lmcore.registry.version import add_version
 from lmcore.retraining.new_documents import document_hashes, split_by_age
 from lmcore.runs.run import prepare_run
 from lmcore.settings.config import RunConfig
-from lmcore.store.artifacts import hash_text, read_manifest
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.files import hash_text
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.train import train
 from tests.conftest import Prepared, tiny_config, wait_until, write_corpus
@@ -124,7 +126,7 @@ def test_what_changes_after_the_look_is_read_as_it_is_and_said(written: Written,
     dataset = written.dataset(between)
     written.assert_true(dataset)
     assert dataset.corpus_changed
-    assert dataset.account().endswith("0 unaccounted, the corpus was changed meanwhile")
+    assert dataset.ledger_summary().endswith("0 unaccounted, the corpus was changed meanwhile")
     with pytest.raises(StoreError, match="the corpus was changed while it was made"):
         dataset.verify()
     again = written.dataset()

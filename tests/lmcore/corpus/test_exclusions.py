@@ -14,7 +14,8 @@ from lmcore.dataset.shards import SPLITS
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import ConfigError
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.artifacts import hash_text, read_manifest
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.files import hash_text
 from lmcore.upkeep.seen_by import seen_by
 from tests.conftest import Prepared, prepare, tiny_config, write_corpus
 

@@ -24,7 +24,9 @@ from lmcore.dataset.shards import Shard, write_shard
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import CorpusError, StoreError
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.artifacts import MANIFEST, hash_file, manifest_bytes, prepare_store, read_manifest
+from lmcore.store.artifacts import MANIFEST, manifest_bytes, read_manifest
+from lmcore.store.files import hash_file
+from lmcore.store.layout import prepare_store
 from lmcore.upkeep.forget import forget
 from lmcore.upkeep.seen_by import seen_by
 from tests.conftest import Prepared, Trained, write_corpus

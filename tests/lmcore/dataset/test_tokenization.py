@@ -16,14 +16,16 @@ from pathlib import Path
 import pytest
 from distributed import Client, LocalCluster
 
+from lmcore.corpus import spans
 from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.scan import describe, open_corpus, scan, spans
+from lmcore.corpus.scan import describe, open_corpus, scan
 from lmcore.dataset.stream import TokenStream
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import ConfigError, CorpusError, FileChangedError
 from lmcore.settings.config import CorpusConfig, RunConfig
-from lmcore.store.artifacts import prepare_store, read_manifest
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo
 from tests.benchmarks.kills import Tokenize, kills
 from tests.conftest import Prepared, write_corpus

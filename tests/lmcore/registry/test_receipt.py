@@ -134,12 +134,13 @@ def test_a_corpus_that_changed_is_named_file_by_file(made: Path, version: Versio
 
 
 def seal_again(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
-    from lmcore.store.artifacts import json_bytes, read_manifest, sealed_folder
+    from lmcore.store.artifacts import read_manifest, write_artifact
+    from lmcore.store.files import json_bytes
 
     about = {name: value for name, value in read_manifest(folder).items() if name not in ("files", "format_version")}
     receipt = json.loads((folder / "receipt.json").read_bytes())
     change(receipt)
-    with sealed_folder(folder.with_name("new"), lambda: about) as new:
+    with write_artifact(folder.with_name("new"), lambda: about) as new:
         for file in folder.iterdir():
             if file.name != "manifest.json":
                 shutil.copy(file, new / file.name)

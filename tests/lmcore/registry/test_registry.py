@@ -25,7 +25,7 @@ from lmcore.registry.registry import (
     rollback,
     versions,
 )
-from lmcore.store.artifacts import sealed_folder
+from lmcore.store.artifacts import write_artifact
 from tests.conftest import REPOSITORY
 from tests.dying import ends
 
@@ -35,7 +35,7 @@ WORSE = {"promoted": False, "reasons": ["old text +0.014 bits per byte, allowed 
 
 def add(store: Path, decision: dict[str, Any] = BETTER, origin: str = "", name: str = "ja") -> Version:
     """A version without weights; the registry does not look at them."""
-    with adding(store, name) as version, sealed_folder(version.folder, lambda: {"kind": "model"}) as folder:
+    with adding(store, name) as version, write_artifact(version.folder, lambda: {"kind": "model"}) as folder:
         receipt = {"format_version": 1, "created": "2026-01-01T00:00:00+00:00", "decision": decision}
         receipt |= {"origin": {"path": origin} if origin else None}
         (folder / "receipt.json").write_text(json.dumps(receipt))
@@ -164,7 +164,7 @@ def test_a_damaged_champion_or_history_is_named(tmp_path: Path) -> None:
         champion(tmp_path, "ja")
     (tmp_path / "models/ja/champion.json").unlink()
     (tmp_path / "models/ja/history.jsonl").write_text("{\n{}\n")
-    with pytest.raises(RegistryError, match=r"history.jsonl is damaged"):
+    with pytest.raises(StoreError, match=r"history.jsonl is damaged in line 1"):
         history(tmp_path, "ja")
 
 

@@ -12,7 +12,7 @@ from lmcore.dataset.shards import Shard, write_shard
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.report.tokenizer_report import TokenizerReport, dataset_report, script, tokenizer_report
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
-from lmcore.store.artifacts import prepare_store
+from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.tokenizer import Tokenizer, make_tokenizer
 
 TEXTS = {

@@ -16,11 +16,13 @@ from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.model.evaluate import Scorer
 from lmcore.model.export import export
 from lmcore.model.weights import trained_model
-from lmcore.retraining.scoring import LabelledText, corpus_texts, dataset_texts, evaluation_texts, score_texts
+from lmcore.retraining.evaluation_texts import LabelledText, corpus_texts, dataset_texts, evaluation_texts
+from lmcore.retraining.scoring import score_texts
 from lmcore.runs.run import weights_hash
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
-from lmcore.store.artifacts import hash_text, manifest_bytes, read_manifest
+from lmcore.store.artifacts import manifest_bytes, read_manifest
+from lmcore.store.files import hash_text
 from lmcore.tokenizer.tokenizer import make_tokenizer
 from tests.conftest import Prepared, Trained, prepare, tiny_config
 

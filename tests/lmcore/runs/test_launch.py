@@ -15,7 +15,7 @@ from lmcore.runs import launch
 from lmcore.runs.launch import end_group, train_in_child
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, TrainingResult, newest_checkpoint
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 from lmcore.training.train import train
 from tests.conftest import Prepared, start, wait_for_step, wait_until
 

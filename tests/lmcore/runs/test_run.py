@@ -10,7 +10,7 @@ import pytest
 from lmcore.errors import ConfigError, RunError, StoreError
 from lmcore.runs.run import Run, prepare_run, run_key, run_name
 from lmcore.settings.config import RunConfig
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 from lmcore.training.train import train
 from tests.conftest import Prepared, start
 
@@ -145,9 +145,9 @@ def test_a_running_run_is_not_emptied(start_named: Any) -> None:
 _DIE_WHILE_SAVING = """
 import os, sys
 from pathlib import Path
-from lmcore.store.artifacts import sealed_folder
+from lmcore.store.artifacts import write_artifact
 
-with sealed_folder(Path(sys.argv[1]) / "step-00000001", dict):
+with write_artifact(Path(sys.argv[1]) / "step-00000001", dict):
     os.kill(os.getpid(), 9)
 """
 

@@ -14,8 +14,8 @@ from lmcore.dataset.blocks import BlockDataset
 from lmcore.errors import ConfigError
 from lmcore.runs.initial_model import InitialModel
 from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig, TrainConfig
-from lmcore.store.allowed_paths import VARIABLE, confine
-from lmcore.store.artifacts import prepare_store
+from lmcore.store.allowed_paths import VARIABLE, check_allowed
+from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.tokenizer import identify
 from tests.conftest import start
 
@@ -53,10 +53,10 @@ def test_a_path_is_refused_exactly_when_it_leads_out(tree: Path, data: st.DataOb
         os.close(descriptor)
     is_inside = f"{really}/".startswith(f"{tree.resolve()}/data/")
     if is_inside:
-        confine(path, "corpus.paths")
+        check_allowed(path, "corpus.paths")
     else:
         with pytest.raises(ConfigError, match=f"^corpus.paths: .*{REFUSED}{os.environ[VARIABLE]}"):
-            confine(path, "corpus.paths")
+            check_allowed(path, "corpus.paths")
 
 
 @pytest.mark.parametrize(
@@ -106,25 +106,25 @@ def test_a_url_needs_a_root_that_it_begins_with(monkeypatch: pytest.MonkeyPatch,
 )
 def test_roots_may_be_urls_among_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: str, url: str) -> None:
     monkeypatch.setenv(VARIABLE, os.pathsep.join([str(tmp_path), root, "/srv/x"]))
-    confine(url, "corpus.paths")
-    confine(tmp_path / "file", "corpus.paths")
-    confine("/srv/x/y", "corpus.paths")
+    check_allowed(url, "corpus.paths")
+    check_allowed(tmp_path / "file", "corpus.paths")
+    check_allowed("/srv/x/y", "corpus.paths")
     with pytest.raises(ConfigError, match=REFUSED):
-        confine("/srv/xy", "corpus.paths")
+        check_allowed("/srv/xy", "corpus.paths")
 
 
 @pytest.mark.parametrize("root", ["relative", "file:///data", "."])
 def test_a_root_that_is_no_place_is_refused(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     monkeypatch.setenv(VARIABLE, root)
     with pytest.raises(ConfigError, match="neither an absolute folder nor"):
-        confine("/data", "corpus.paths")
+        check_allowed("/data", "corpus.paths")
 
 
 def test_without_roots_everything_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    confine("/etc/passwd", "corpus.paths")
+    check_allowed("/etc/passwd", "corpus.paths")
     monkeypatch.setenv(VARIABLE, "")
-    confine("file:///etc/passwd", "corpus.paths")
+    check_allowed("file:///etc/passwd", "corpus.paths")
 
 
 def test_text_inside_is_read_links_within_too(tree: Path) -> None:
@@ -155,7 +155,7 @@ def test_the_standard_library_is_read_as_text_and_never_written(library: Path) -
     with pytest.raises(ConfigError, match=REFUSED):
         prepare_store(library / "store")
     with pytest.raises(ConfigError, match=REFUSED):
-        confine(library / "json", "tokenizer.source")
+        check_allowed(library / "json", "tokenizer.source")
 
 
 def test_what_is_installed_or_linked_into_the_standard_library_is_refused(library: Path) -> None:

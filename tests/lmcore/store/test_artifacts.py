@@ -5,29 +5,25 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmcore.errors import NoSpaceError, RunError, StoreError
-from lmcore.store.artifacts import (
-    is_whole,
-    locked,
-    open_sealed,
-    prepare_store,
-    read_manifest,
-    sealed_folder,
-    sweep,
-    write_file,
-)
+from lmcore.errors import FormatError, NoSpaceError, RunError, StoreError
+from lmcore.store.artifacts import find_artifact, read_manifest, verify_artifact, write_artifact
+from lmcore.store.files import write_file
+from lmcore.store.layout import prepare_store
+from lmcore.store.locks import locked
+from lmcore.store.temporary import remove_stale_temp
 from tests.conftest import start
 
 HOLD_LOCK = """
 import sys
 from pathlib import Path
-from lmcore.store.artifacts import locked
+from lmcore.store.locks import locked
 with locked(Path(sys.argv[1]), "wait"):
     print("held", flush=True)
     sys.stdin.read()
@@ -36,8 +32,8 @@ with locked(Path(sys.argv[1]), "wait"):
 DIE_WHILE_WRITING = """
 import os, sys
 from pathlib import Path
-from lmcore.store.artifacts import sealed_folder
-with sealed_folder(Path(sys.argv[1]), dict) as folder:
+from lmcore.store.artifacts import write_artifact
+with write_artifact(Path(sys.argv[1]), dict) as folder:
     (folder / "a").write_bytes(b"1")
     print("writing", flush=True)
     sys.stdin.read()
@@ -45,14 +41,14 @@ with sealed_folder(Path(sys.argv[1]), dict) as folder:
 
 
 def make(path: Path, **files: bytes) -> Path:
-    with sealed_folder(path, lambda: {"kind": "test"}) as folder:
+    with write_artifact(path, lambda: {"kind": "test"}) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
     return path
 
 
 def test_a_sealed_folder_opens_with_its_manifest(tmp_path: Path) -> None:
-    manifest = open_sealed(make(tmp_path / "x", a=b"1", b=b"22"))
+    manifest = verify_artifact(make(tmp_path / "x", a=b"1", b=b"22"))
     assert manifest["kind"] == "test"
     assert {name: file["bytes"] for name, file in manifest["files"].items()} == {"a": 1, "b": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -60,7 +56,7 @@ def test_a_sealed_folder_opens_with_its_manifest(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> None:
-        with sealed_folder(tmp_path / "x", dict) as folder:
+        with write_artifact(tmp_path / "x", dict) as folder:
             (folder / "a").write_bytes(b"1")
             raise ZeroDivisionError
 
@@ -70,7 +66,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_first_of_two_writers_stays(tmp_path: Path) -> None:
-    with sealed_folder(tmp_path / "x", dict) as slow:
+    with write_artifact(tmp_path / "x", dict) as slow:
         make(tmp_path / "x", a=b"first")
         (slow / "a").write_bytes(b"second")
     assert (tmp_path / "x" / "a").read_bytes() == b"first"
@@ -115,20 +111,22 @@ def test_any_flipped_cut_or_missing_byte_is_noticed(tmp_path: Path, data: st.Dat
     # White space at the end of the manifest is no part of what it says.
     if file.name != "manifest.json" or json_or_none(file) != json.loads(whole):
         with pytest.raises(StoreError, match=file.name):
-            open_sealed(path)
-    make(path, a=b"some content", b=b"more")
+            verify_artifact(path)
+    with suppress(FormatError):
+        make(path, a=b"some content", b=b"more")
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_what_is_damaged_is_removed_to_be_made_again(tmp_path: Path, data: st.DataObject) -> None:
+    shutil.rmtree(tmp_path / "x", ignore_errors=True)
     path = make(tmp_path / "x", a=b"some content")
     file = path / data.draw(st.sampled_from(["a", "manifest.json"]))
     content = bytearray(file.read_bytes())
     content[data.draw(st.integers(0, len(content) - 2))] ^= data.draw(st.integers(1, 255))
     file.write_bytes(content)
     if (json_or_none(path / "manifest.json") or {}).get("format_version", 0) not in range(2, 100):
-        assert is_whole(path) is False
+        assert find_artifact(path) is None
         assert not path.exists()
 
 
@@ -136,7 +134,7 @@ def test_what_is_damaged_is_removed_to_be_made_again(tmp_path: Path, data: st.Da
 def test_a_manifest_with_a_damaged_key_is_made_again(tmp_path: Path, key: bytes) -> None:
     manifest = make(tmp_path / "x", a=b"1") / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(key, b"X" + key[1:]))
-    assert is_whole(tmp_path / "x") is False
+    assert find_artifact(tmp_path / "x") is None
 
 
 def json_or_none(path: Path) -> object:
@@ -150,16 +148,18 @@ def test_a_newer_format_is_refused_never_removed(tmp_path: Path) -> None:
     path = make(tmp_path / "x", a=b"1")
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
-    for read in (read_manifest, open_sealed, is_whole):
+    for read in (read_manifest, verify_artifact, find_artifact):
         with pytest.raises(StoreError, match="format version 2"):
             read(path)
-    assert path.exists()
+    with pytest.raises(StoreError, match="format version 2"):
+        make(path, a=b"2")
+    assert (path / "a").read_bytes() == b"1"
 
 
 def test_a_damaged_folder_is_removed_whatever_its_path_is(tmp_path: Path) -> None:
     path = make(tmp_path / "format version" / "x", a=b"1")
     (path / "a").write_bytes(b"2")
-    assert not is_whole(path)
+    assert not find_artifact(path)
     assert not path.exists()
 
 
@@ -180,12 +180,12 @@ def test_a_process_killed_while_writing_leaves_nothing_under_the_final_name(tmp_
     child = start("-c", DIE_WHILE_WRITING, tmp_path / "x", stdin=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == "writing\n"
-    sweep(tmp_path)
+    remove_stale_temp(tmp_path)
     assert list(tmp_path.iterdir()) != []  # its owner lives
     child.kill()
     child.communicate()
     assert not (tmp_path / "x").exists()
-    sweep(tmp_path)
+    remove_stale_temp(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

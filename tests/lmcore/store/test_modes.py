@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from lmcore.model.export import export
+from lmcore.model.generate import write_texts
 from lmcore.registry.version import add_version
 from lmcore.report.report import report
-from lmcore.store.artifacts import sealed_folder
+from lmcore.store.artifacts import write_artifact
 from tests.conftest import prepare, tiny_config, train_and_evaluate, write_corpus
 
 Umask = Callable[[int], int]
@@ -40,7 +41,7 @@ def check_modes(folder: Path, umask: Umask, mask: int, file_mode: int, folder_mo
     prepared = prepare(config)
     made = train_and_evaluate(prepared, prepared.run())
     export(made.training, made.evaluation)
-    report(made.training, made.evaluation, made.blocks, config.sample)
+    report(made.training, made.evaluation, made.blocks, config.sample, write_texts)
     add_version(prepared.store, "ja", made.run, {"promoted": True})
     modes = {path.relative_to(folder): path.stat().st_mode & 0o777 for path in prepared.store.rglob("*")}
     wanted = {path: folder_mode if (folder / path).is_dir() else file_mode for path in modes}
@@ -52,7 +53,7 @@ def check_modes(folder: Path, umask: Umask, mask: int, file_mode: int, folder_mo
 
 def test_a_copy_does_not_keep_the_mode_of_its_source(tmp_path: Path, umask: Umask) -> None:
     umask(0o022)
-    with sealed_folder(tmp_path / "made", lambda: {}) as folder:
+    with write_artifact(tmp_path / "made", lambda: {}) as folder:
         (folder / "script").write_text("x")
         (folder / "script").chmod(0o700)
     assert (tmp_path / "made/script").stat().st_mode & 0o777 == 0o644
@@ -62,6 +63,6 @@ def test_what_is_linked_from_elsewhere_keeps_its_mode(tmp_path: Path, umask: Uma
     umask(0o077)
     (tmp_path / "export").write_text("weights")
     (tmp_path / "export").chmod(0o644)
-    with sealed_folder(tmp_path / "made", lambda: {}) as folder:
+    with write_artifact(tmp_path / "made", lambda: {}) as folder:
         os.link(tmp_path / "export", folder / "export")
     assert (tmp_path / "export").stat().st_mode & 0o777 == 0o644

@@ -25,7 +25,8 @@ from pydantic import ValidationError
 from lmcore.corpus.scan import Corpus, describe, open_corpus, scan
 from lmcore.errors import CorpusError, FileChangedError, TokenizerError, is_transient
 from lmcore.settings.config import SPECIAL_PIECES, CorpusConfig, RunConfig, TokenizerConfig
-from lmcore.store.artifacts import open_sealed, prepare_store
+from lmcore.store.artifacts import verify_artifact
+from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.byte_bpe import train_byte_bpe
 from lmcore.tokenizer.sentencepiece_model import MODEL_FILE, cut, neighbours, read_model, save_model, train_model
 from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo, identify, make_tokenizer
@@ -192,7 +193,7 @@ def test_the_same_inputs_give_the_same_bytes(make: Make, corpus: Path, tmp_path:
     other = make_tokenizer(settings, config, describe(scan(config), config), prepare_store(tmp_path))
     first = make(model_type=model_type)
     assert other.id == first.id
-    assert open_sealed(other.folder)["files"] == open_sealed(first.folder)["files"]
+    assert verify_artifact(other.folder)["files"] == verify_artifact(first.folder)["files"]
 
 
 def test_all_training_text_is_seen_and_no_validation_text(make: Make, corpus: Path) -> None:
@@ -414,10 +415,10 @@ def test_a_damaged_tokenizer_is_made_again(corpus: Path, tmp_path: Path) -> None
     config = CorpusConfig(paths=[str(corpus)])
     described = describe(scan(config), config)
     first = make_tokenizer(TokenizerConfig(vocab_size=400), config, described, tmp_path)
-    files = open_sealed(first.folder)["files"]
+    files = verify_artifact(first.folder)["files"]
     (first.folder / MODEL_FILE).write_bytes(b"")
     assert make_tokenizer(TokenizerConfig(vocab_size=400), config, described, tmp_path) == first
-    assert open_sealed(first.folder)["files"] == files
+    assert verify_artifact(first.folder)["files"] == files
 
 
 def test_validation_files_are_not_trained_on(corpus: Path, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from lmcore.errors import ConfigError, NoSpaceError, RunError, StoppedError, Sto
 from lmcore.model.model import NextTokenLoss, new_model
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, TrainingResult, newest_checkpoint, run_name, step_of
-from lmcore.store.artifacts import hash_text, locked, read_manifest
+from lmcore.store.artifacts import read_manifest
+from lmcore.store.files import hash_text
+from lmcore.store.locks import locked
 from lmcore.training.train import train
 from tests.benchmarks.kill_training import Train as KilledTraining
 from tests.benchmarks.kills import kills
@@ -223,7 +225,7 @@ def test_the_bytes_of_a_dataset_are_checked_once_its_sizes_at_every_start(
     monkeypatch.setattr(lmcore.corpus.hash_index, "hash_stored", lambda path: pytest.fail(f"{path} was read again"))
     train(run)
     shard.write_bytes(shard.read_bytes() + b"?")
-    with pytest.raises(StoreError, match=r"train.arrow has [\d,]+ bytes, written were"):
+    with pytest.raises(StoreError, match=r"train.arrow has [\d,]+ bytes, expected"):
         train(dataclasses.replace(run, folder=run.folder.with_name("next")))
 
 

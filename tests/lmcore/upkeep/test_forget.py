@@ -29,7 +29,9 @@ from lmcore.registry.version import add_version
 from lmcore.retraining.challenge import Champion
 from lmcore.runs.run import Run
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.artifacts import hash_text, in_use, locked, open_sealed
+from lmcore.store.artifacts import verify_artifact
+from lmcore.store.files import hash_text
+from lmcore.store.locks import in_use, locked
 from lmcore.tokenizer.tokenizer import Tokenizer
 from lmcore.training.train import train
 from lmcore.upkeep.forget import Forgotten, forget
@@ -150,7 +152,7 @@ def test_only_the_chunk_that_held_it_changes(store: Path, document: str) -> None
     after = {path: path.stat().st_ino for path in (store / "shards").glob("*/*")}
     assert {path.parent.name for path in before if before[path] != after[path]} == {changed}
     assert len(before) > 3 * 4
-    open_sealed(store / "shards" / changed)
+    verify_artifact(store / "shards" / changed)
 
 
 def test_it_does_not_come_back_though_the_corpus_still_holds_it(store: Path, original: Prepared, document: str) -> None:

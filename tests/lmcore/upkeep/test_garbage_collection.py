@@ -16,7 +16,9 @@ from lmcore.registry.receipt import check_receipt
 from lmcore.registry.registry import promote, versions
 from lmcore.registry.version import add_version
 from lmcore.runs.run import Run
-from lmcore.store.artifacts import in_use, locked, open_sealed, remove
+from lmcore.store.artifacts import verify_artifact
+from lmcore.store.locks import in_use, locked
+from lmcore.store.temporary import remove
 from lmcore.upkeep.garbage_collection import collect
 from tests.conftest import finished, prepare, tiny_config, write_corpus
 from tests.dying import ends
@@ -82,9 +84,9 @@ def check_whole(store: Path) -> None:
         run = Run.open(folder)
         if (folder / "training.json").exists():
             assert list(problems(run.dataset_folder)) == []
-            open_sealed(run.tokenizer_folder)
+            verify_artifact(run.tokenizer_folder)
         for checkpoint in run.checkpoints.glob("step-*"):
-            open_sealed(checkpoint)
+            verify_artifact(checkpoint)
 
 
 def test_without_versions_only_the_newest_runs_and_what_they_need_stay(store: Path) -> None:

@@ -9,7 +9,7 @@ from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.registry.registry import Version
 from lmcore.registry.version import add_version
-from lmcore.store.artifacts import json_bytes
+from lmcore.store.files import json_bytes
 from lmcore.training.train import train
 from lmcore.upkeep.replay import replay
 from tests.conftest import Prepared, prepare, tiny_config, write_corpus

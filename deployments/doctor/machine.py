@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from deployments.finding import Finding
+from deployments.doctor.finding import Finding
 from lmcore.errors import StoreError
-from lmcore.store.artifacts import boot_id, check_version, is_alive, leftovers, sweep
+from lmcore.store.artifacts import check_version
+from lmcore.store.temporary import boot_id, is_alive, remove_stale_temp, stale_temp
 
 LEAST_FREE_BYTES = 5 * 10**9
 """About ten checkpoints of the preset base."""
@@ -64,13 +65,13 @@ def store(folder: Path) -> Finding:
 def half_written(store: Path) -> Finding:
     """What processes that died were writing; under temporary names, so that nobody takes it for whole."""
     folders = [store, *store.glob("*/"), *store.glob("*/*/"), *store.glob("*/*/*/")]
-    found = [path for folder in folders for path in leftovers(folder)]
+    found = [path for folder in folders for path in stale_temp(folder)]
     if not found:
         return Finding("half-written", "nothing")
 
     def mend() -> None:
         for path in found:
-            sweep(path.parent)
+            remove_stale_temp(path.parent)
 
     return Finding("half-written", f"left by dead processes: {_some(found)}", "--mend removes it", mend)
 
