@@ -122,7 +122,7 @@ class _Training(NamedTuple):
         seen = SeenDocuments.load(self.folder)
         if seen is None:
             return f"began with {self.origin}" if any(name in holders for name in before) else ""
-        splits = [split for split, hashes in seen._asdict().items() if members(wanted, hashes).any()]
+        splits = [split for split, hashes in seen._asdict().items() if isin_sorted(wanted, hashes).any()]
         return (f"began with {self.origin}" if self.origin else " and ".join(splits)) if splits else ""
 
 
