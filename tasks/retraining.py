@@ -12,7 +12,7 @@ from lmcore.registry.versions import Version
 from lmcore.retraining.challenge import Champion, compare, record_decision, require_comparable
 from lmcore.retraining.gate import Decision
 from lmcore.retraining.new_documents import NewDocuments, split_by_age
-from lmcore.retraining.retraining import RetrainConfig
+from lmcore.settings.retraining import RetrainConfig
 from tasks.policies import NEVER_CACHED, RETRIED
 
 

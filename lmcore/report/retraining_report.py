@@ -10,7 +10,7 @@ from lmcore.report.plots import comparison_picture
 from lmcore.retraining.challenge import Champion
 from lmcore.retraining.gate import Decision
 from lmcore.retraining.new_documents import NewDocuments
-from lmcore.retraining.retraining import RetrainConfig
+from lmcore.settings.retraining import RetrainConfig
 
 
 def retraining_page(
