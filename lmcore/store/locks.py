@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
-from lmcore.errors import RunError, StoppedError
+from lmcore.errors import RunError, StoppedError, owner_named
 from lmcore.store.strict_json import to_json
 from lmcore.store.temporary import boot_id
 
@@ -35,7 +35,7 @@ def locked(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     what = what or str(path.parent)
-    with open(path, "a+") as file:
+    with _opened(path) as file:
         if not _lock(file):
             file.seek(0)
             owner = file.read().strip() or "another process"
@@ -47,18 +47,19 @@ def locked(
                 if should_stop():
                     raise StoppedError(f"stopped on request while {what} was in use by {owner}")
                 time.sleep(_SECONDS_BETWEEN_TRIES)
-        file.seek(0)
-        file.truncate()
-        owner_now = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}
-        file.write(to_json(owner_now))
-        file.flush()
+        if file.writable():
+            file.seek(0)
+            file.truncate()
+            owner_now = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}
+            file.write(to_json(owner_now))
+            file.flush()
         yield
 
 
 @contextmanager
 def in_use(store: Path) -> Iterator[None]:
     """Make new things in a store from old ones, as many at a time as like to; nothing is taken away meanwhile."""
-    with open(_use(store), "a+") as file:
+    with _opened(_use(store)) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
@@ -66,7 +67,7 @@ def in_use(store: Path) -> Iterator[None]:
 @contextmanager
 def out_of_use(store: Path) -> Iterator[None]:
     """Take things away from a store. Raises RunError while somebody makes new ones."""
-    with open(_use(store), "a+") as file:
+    with _opened(_use(store)) as file:
         if not _lock(file):
             raise RunError(f"store {store} is in use: text is being tokenized, or things are being removed. Try later")
         yield
@@ -75,6 +76,20 @@ def out_of_use(store: Path) -> Iterator[None]:
 def _use(store: Path) -> Path:
     store.mkdir(parents=True, exist_ok=True)
     return store / "in_use"
+
+
+def _opened(path: Path) -> IO[str]:
+    """Another user's lock is opened for reading, which flock(2) is content with, if its folder is everybody's.
+
+    /tmp is, where the locks of GPUs are. Raises PermissionError where nothing could be written in the folder either.
+    """
+    try:
+        with owner_named(path):
+            return open(path, "a+")
+    except PermissionError:
+        if path.exists() and os.access(path.parent, os.W_OK):
+            return open(path)
+        raise
 
 
 def _lock(file: IO[str]) -> bool:
