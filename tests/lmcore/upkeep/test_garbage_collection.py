@@ -113,7 +113,12 @@ def test_of_a_run_that_others_began_with_the_checkpoint_stays(store: Path) -> No
     collect(store, keep_runs=0, grace_seconds=0)
     pinned = store / Path(*Path(origin).parts[:2])
     assert names(store, "runs") == sorted([pinned.name, third.receipt()["run"]])
-    assert sorted(path.name for path in pinned.iterdir()) == ["checkpoints", "config.json", "lock"]
+    assert sorted(path.name for path in pinned.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "lock",
+        "seen_documents.safetensors",
+    ]
     assert [path.name for path in (pinned / "checkpoints").iterdir()] == [Path(origin).name]
     check_whole(store)
     assert collect(store, keep_runs=0, grace_seconds=0).removed == {}
