@@ -11,7 +11,8 @@ from flows.form import BUTTON, Count, ModelName, SomeText, Texts, folder_of, for
 from lmcore.errors import RegistryError
 from lmcore.registry.find import find_folder
 from lmcore.registry.receipt import check_receipt, difference_rows, program_differences
-from lmcore.registry.registry import NUMBER, champion, find_version, history_rows, models, promote, prune, rollback
+from lmcore.registry.registry import promote, prune, rollback
+from lmcore.registry.versions import NUMBER, champion, find_version, history_rows, models
 from lmcore.settings.section import NAME, Text
 from tasks.pages import show_table
 from tasks.retraining import push_to_hub

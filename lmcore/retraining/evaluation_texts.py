@@ -12,7 +12,7 @@ from lmcore.dataset.audit import find_dataset
 from lmcore.dataset.source_age import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, StoreError
-from lmcore.registry.registry import champion, models
+from lmcore.registry.versions import champion, models
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_text

@@ -12,7 +12,7 @@ from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, isin
 from lmcore.corpus.exclusions import forgotten_events
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.errors import RegistryError, StoreError
-from lmcore.registry.registry import models, versions
+from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run, run_folders
 from lmcore.runs.run_record import read_record
 from lmcore.runs.seen_documents import SeenDocuments
@@ -154,7 +154,7 @@ def _training(run: Run) -> _Training:
 
 def _versions(store: Path) -> Iterator[_Training]:
     """Every version of every model."""
-    for version in (version for model in models(store) for version in versions(store, model)):
+    for version in all_versions(store):
         with suppress(RegistryError, LookupError):
             receipt = version.receipt()
             datasets = receipt["record"].get("datasets", [receipt["dataset"]["id"]])

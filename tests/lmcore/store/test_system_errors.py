@@ -19,7 +19,7 @@ from lmcore.corpus.hash_index import HashIndex
 from lmcore.dataset.audit import problems
 from lmcore.dataset.shards import SPLITS, Shard, shard_path, write_shard
 from lmcore.errors import is_transient
-from lmcore.registry.registry import champion, find_version
+from lmcore.registry.versions import champion, find_version
 from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run, TrainingResult, finished_training, newest_checkpoint
 from lmcore.runs.scores import DocumentScores

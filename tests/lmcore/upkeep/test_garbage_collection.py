@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from lmcore import clock
 from lmcore.dataset.audit import problems
 from lmcore.errors import RunError, StoreError
+from lmcore.registry.add_version import add_version
 from lmcore.registry.receipt import check_receipt
-from lmcore.registry.registry import promote, versions
-from lmcore.registry.version import add_version
+from lmcore.registry.registry import promote
+from lmcore.registry.versions import versions
 from lmcore.runs.run import Run
 from lmcore.store.artifacts import verify_artifact
 from lmcore.store.locks import in_use, locked
