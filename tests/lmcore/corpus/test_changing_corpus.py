@@ -15,7 +15,8 @@ import pytest
 from blake3 import blake3
 
 from lmcore import clock
-from lmcore.corpus.scan import open_corpus, spans
+from lmcore.corpus import spans
+from lmcore.corpus.scan import open_corpus
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import StoreError
 from lmcore.model.evaluate import evaluate

@@ -4,8 +4,9 @@ from time import process_time
 
 import pytest
 
+from lmcore.corpus import chunks
 from lmcore.corpus.chunks import Group, Outline, read_chunks
-from lmcore.corpus.scan import SourceFile, chunks
+from lmcore.corpus.scan import SourceFile
 from lmcore.corpus.spans import Span
 from lmcore.settings.config import CorpusConfig
 

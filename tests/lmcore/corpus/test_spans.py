@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow.feather import write_feather
 
+from lmcore.corpus import spans
 from lmcore.corpus.documents import _pieces, parse, read_documents
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.remote import hash_stored
-from lmcore.corpus.scan import SourceFile, scan, spans
+from lmcore.corpus.scan import SourceFile, scan
 from lmcore.corpus.spans import Span, read_spans
 from lmcore.errors import FileChangedError
 from lmcore.settings.config import CorpusConfig

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from distributed import Client, LocalCluster
 
+from lmcore.corpus import spans
 from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.scan import describe, open_corpus, scan, spans
+from lmcore.corpus.scan import describe, open_corpus, scan
 from lmcore.dataset.stream import TokenStream
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import ConfigError, CorpusError, FileChangedError

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lmcore.errors import StoreError
+from lmcore.report import plots as plotting
 from lmcore.report.plots import compare_losses, loss_picture, plot
-from lmcore.report.report import plots as plotting
 from lmcore.runs.metrics import MetricsWriter, Row
 
 
