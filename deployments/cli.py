@@ -94,10 +94,10 @@ def doctor(
     The server is the one that PREFECT_API_URL names, the store that of LM_STORE, else ./store.
     """
     import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
-    from deployments.doctor import findings, line
+    from deployments.doctor.examine import findings
 
     wrong = False
     for finding in findings(default_store().absolute(), mend):
-        print(line(finding), flush=True)
+        print(finding.line(), flush=True)
         wrong = wrong or bool(finding.remedy)
     sys.exit(1 if wrong else 0)

@@ -7,18 +7,28 @@ from typing import Any
 
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools import validate
 
-from deployments.presets import presets, retrain_presets
 from flows import models, store
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
 from flows.retrain import retrain
+from lmcore.settings.presets import preset_names
 
 ROOT = Path(__file__).parents[1]
 """The folder that holds the packages: entrypoints are relative to it."""
 
 # Set for each job, as Prefect reads it in a worker's runs before it loads the flow.
 JOB_VARIABLES = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60"}}
+
+_UNATTENDED = """\
+[corpus]
+settle_seconds = 60.0  # files that are still being copied are left for next time
+
+[train]
+schedule = "wsd"  # keeps a checkpoint that start = trunk goes on from
+"""
+"""The field ``advanced`` of a retraining that runs by itself."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,29 @@ def _of_settings() -> Iterator[Declared]:
         yield Declared(retrain, name, settings, ["lm", name], WEEKLY)
 
 
+def presets() -> dict[str, dict[str, Any]]:
+    """The parameters of pretrain and prepare_data, by the name of the deployment: a size each."""
+    return {name: {"size": name} for name in preset_names()}
+
+
+def retrain_presets() -> dict[str, dict[str, Any]]:
+    """The same for the flow retrain, which runs by itself."""
+    return {name: {"size": name, "advanced": _UNATTENDED} for name in preset_names()}
+
+
 def parameters() -> dict[str, dict[str, Any]]:
     """The parameters of each deployment. A build step of prefect.yaml, which so holds no copy of them."""
     return {deployment.full_name.replace("/", "_"): deployment.parameters for deployment in declared()}
+
+
+def misfits(schema: dict[str, Any], parameters: dict[str, Any]) -> list[str]:
+    """The stored parameters that a flow with this schema would refuse, a few words each."""
+    known = schema.get("properties", {})
+    taken = {name: value for name, value in parameters.items() if name in known}
+    return [
+        *(f"{name} (there is no such parameter)" for name in parameters.keys() - known.keys()),
+        *(
+            f"{'.'.join(map(str, error.absolute_path))} ({error.message:.100})"
+            for error in validate(taken, schema, ignore_required=True)
+        ),
+    ]

@@ -1,20 +1,39 @@
-"""python -m deployments deploy: what workers need on the Prefect server, the deployments included."""
+"""What deployments rely on at the Prefect server: the work pool, the concurrency limit, automations; and ``lm deploy``.
+
+What is there already stays, because somebody may have changed it in the UI.
+"""
 
 from collections.abc import Iterator
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
+from prefect.workers.process import ProcessWorker
 
-from deployments import work_pool
 from deployments.automations import create_automations
 from deployments.declaration import declared
-from deployments.limits import create_limits
 from deployments.registration import register_all
 from lmcore.errors import ConfigError
+from tasks.locks import GPU_LIMIT
+
+POOL = "lm"
+"""The work pool of production, as in prefect.yaml. Workers on any machine start each of its runs as a process."""
+
+
+def deploy() -> Iterator[str]:
+    """Set up, and put every deployment on the server for the workers of the pool. Returns lines for a person.
+
+    It may be repeated: what was set on the server stays.
+    """
+    url, deployments = set_up(), declared()
+    with get_client(sync_client=True) as client:
+        yield from register_all(client, deployments, POOL)
+    yield f"{len(deployments)} deployments are on {url} for the workers of the pool {POOL}"
 
 
 def set_up() -> str:
-    """Work pool, limits and automations, as far as they are missing; the server's address.
+    """Create what is missing of work pool, limits and automations. Returns the server's address.
 
     Raises ConfigError where no server is named: Prefect would start one that ends with this command.
     """
@@ -23,18 +42,33 @@ def set_up() -> str:
         raise ConfigError(
             "PREFECT_API_URL names no Prefect server: set it to the server's address with /api at its end"
         )
-    work_pool.create_work_pool()
+    create_work_pool()
     create_limits()
     create_automations()
     return url
 
 
-def deploy() -> Iterator[str]:
-    """Set up, and put every deployment on the server for the workers of the pool; what there is to say, line by line.
-
-    It may be repeated: what was set on the server stays.
-    """
-    url, deployments = set_up(), declared()
+def create_work_pool() -> None:
+    """Create the work pool if it is missing."""
     with get_client(sync_client=True) as client:
-        yield from register_all(client, deployments, work_pool.NAME)
-    yield f"{len(deployments)} deployments are on {url} for the workers of the pool {work_pool.NAME}"
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            template = ProcessWorker.get_default_base_job_template()
+            client.create_work_pool(WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template))
+
+
+def create_limits() -> None:
+    """Create the concurrency limit if it is missing. Each training takes one of its slots, and fails without it."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+        except ObjectNotFound:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=gpu_slots()))
+
+
+def gpu_slots() -> int:
+    """One for each GPU of this machine; one where there is none, so that two trainings do not share the processor."""
+    import torch
+
+    return max(1, torch.cuda.device_count())

@@ -20,9 +20,8 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 
-from deployments.declaration import JOB_VARIABLES, ROOT, Declared
-from deployments.digests import Written
-from deployments.fitting import misfits
+from deployments.declaration import JOB_VARIABLES, ROOT, Declared, misfits
+from deployments.registration_record import Written
 from lmcore.settings.section import differences
 
 Settings = dict[str, Any]

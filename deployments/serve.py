@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
-from lmcore import cli
 from lmcore.errors import ConfigError
 from lmcore.signals import say_when_stopped
 
@@ -60,7 +59,7 @@ def main() -> None:
 
 def _prepare_database() -> None:
     """Before a server opens it: a copy where this start migrates it, and rows mended that no server could show."""
-    from deployments.database import mend_database
+    from deployments.doctor.database_rows import mend_database
     from tasks.database import copy_before_upgrade
 
     for line in (copy_before_upgrade(), mend_database()):
@@ -140,20 +139,16 @@ def _serve_deployments() -> None:
 
     from deployments.automations import create_automations
     from deployments.declaration import declared
-    from deployments.leftovers import start_leftovers_again
-    from deployments.limits import create_limits
+    from deployments.deploy import create_limits
+    from deployments.orphaned_runs import start_orphaned_runs
     from deployments.registration import register_all, registered
 
     create_limits()
     create_automations()
     deployments = declared()
-    start_leftovers_again(deployment.full_name for deployment in deployments)
+    start_orphaned_runs(deployment.full_name for deployment in deployments)
     with get_client(sync_client=True) as client:
         for line in register_all(client, deployments):
             print(line, flush=True)
     # Else Prefect would pause what others serve as well, and switch on what a person has paused.
     serve(*map(registered, deployments), pause_on_shutdown=False)
-
-
-if __name__ == "__main__":
-    cli.main(main)

@@ -11,7 +11,8 @@ from flows.form import BUTTON, Count, ModelName, SomeText, Texts, folder_of, for
 from lmcore.errors import RegistryError
 from lmcore.registry.find import find_folder
 from lmcore.registry.receipt import check_receipt, difference_rows, program_differences
-from lmcore.registry.registry import NUMBER, champion, find_version, history_rows, models, promote, prune, rollback
+from lmcore.registry.registry import promote, prune, rollback
+from lmcore.registry.versions import NUMBER, champion, find_version, history_rows, models
 from lmcore.settings.section import NAME, Text
 from tasks.pages import show_table
 from tasks.retraining import push_to_hub
@@ -34,10 +35,8 @@ def evaluate_model(
             held out when the champion of the named model was trained.
         store: Folder of everything that is made. Empty: the environment variable LM_STORE, else ./store.
     """
-    from lmcore.retraining.scoring import (  # and with it torch: the other buttons start without
-        evaluation_texts,
-        score_texts,
-    )
+    from lmcore.retraining.evaluation_texts import evaluation_texts
+    from lmcore.retraining.scoring import score_texts  # and with it torch: the other buttons start without
 
     folder = folder_of(store)
     name = model or str(find_version(folder, model_name))

@@ -14,12 +14,9 @@ from lmcore.errors import ConfigError, StoppedError
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import Text
 from lmcore.tokenizer.tokenizer import TokenizerInfo
-from tasks.corpus import look_at_corpus
-from tasks.dataset import blocks
 from tasks.pages import name_run, tag_run
 from tasks.server import keep_terminations, stop_with_parent
-from tasks.tokenization import tokenization
-from tasks.tokenizer import tokenizer
+from tasks.stages import blocks, look_at_corpus, tokenization, tokenizer
 
 Result = TypeVar("Result")
 
@@ -122,7 +119,7 @@ def prepare_data(
         validation_tokens=dataset.validation_tokens,
         skipped_bytes=dataset.skipped_bytes,
         unaccounted_bytes=dataset.unaccounted_bytes,
-        account=dataset.account(),
+        account=dataset.ledger_summary(),
         warnings=dataset.warnings,
         cached=stages.cached,
     )

@@ -16,12 +16,9 @@ from lmcore.settings.config import RunConfig
 from lmcore.settings.section import Text
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.schedule import length_settings
-from tasks.dataset import blocks
-from tasks.evaluation import evaluation, export_model
 from tasks.pages import name_run, page_of_run, tag_run
 from tasks.policies import stopped
-from tasks.reporting import loss_report
-from tasks.training import training
+from tasks.stages import blocks, evaluation, export_model, loss_report, training
 
 
 class Pretrained(BaseModel):
@@ -134,7 +131,7 @@ def trained_model(
         valid_bits_per_byte=score.bits_per_byte,
         tokens_per_second=trained.tokens_per_second,
         samples=page.samples,
-        account=dataset.account(),
+        account=dataset.ledger_summary(),
         warnings=dataset.warnings,
         page=page_of_run(),
         cached=stages.cached,

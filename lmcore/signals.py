@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -28,6 +29,8 @@ _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PACKAGES, _PROGRAMS = ("lmcore", "flows", "deployments"), ("lm",)
 _SECONDS_TO_LEAVE = 0.05
 """A destructor or a callback."""
+_SECONDS_FOR_THE_LOOP = 1.0
+"""To come to the end of its step."""
 
 
 def say_when_stopped(line: str) -> None:
@@ -77,24 +80,63 @@ class Interruption:
 
 
 class StopRequest:
-    """Whether a signal has asked for the end, for a loop that saves and ends by itself.
+    """Whether a signal has asked for the end, for a loop of steps that saves and ends by itself.
 
-    Until the first look there is nothing to save, so a signal ends the process at once.
+    Before the end of its first step there is nothing to save, so a signal ends the process at once. A thread hears the
+    signals: the main thread hears nothing while it is in compiled code, for minutes in a large step on a CPU.
     """
 
     def __init__(self) -> None:
         self.signal = 0
-        self._looked = False
-        end_at_once()
+        self._save: Callable[[], None] | None = None
+        """None until the end of the first step."""
+        self._changing = threading.Lock()
+        """Held while the loop changes what is saved."""
+        self._changing.acquire()
+        _handle(_heard_elsewhere)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._hear, args=(reading,), daemon=True, name="signals").start()
 
     def __call__(self) -> bool:
-        if not self._looked:
-            self._looked = True
-            _handle(self._ask)
         return bool(self.signal)
 
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        self.signal = self.signal or number
+    @contextmanager
+    def unchanged(self, save: Callable[[], None], can_save: bool) -> Iterator[None]:
+        """The part of a step that changes nothing that is saved.
+
+        If it takes long, a signal has ``save`` called in another thread meanwhile, where it can be, and the process
+        ends. After the first time, the loop itself is given a moment to save.
+        """
+        if can_save:
+            self._changing.release()
+        try:
+            yield
+        finally:
+            if can_save:
+                self._changing.acquire()
+            self._save = save
+
+    def _hear(self, pipe: int) -> None:
+        while True:
+            number = os.read(pipe, 1)[0]
+            # Whoever has put a handler of its own in place decides.
+            if number in _ASKING and signal.getsignal(number) is _heard_elsewhere and not self.signal:
+                self._ask(number)
+
+    def _ask(self, number: int) -> None:
+        if self._save is None:
+            leave(number)
+        self.signal = number
+        time.sleep(_SECONDS_FOR_THE_LOOP)
+        with self._changing:
+            self._save()
+            leave(number)
+
+
+def _heard_elsewhere(number: int, frame: FrameType | None) -> None:
+    """A handler, so that the signal is not ignored and does not kill."""
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:

@@ -8,11 +8,11 @@ from prefect.events import emit_event
 
 from lmcore.dataset.tokenization import Dataset
 from lmcore.registry.push import push
-from lmcore.registry.registry import Version
+from lmcore.registry.versions import Version
 from lmcore.retraining.challenge import Champion, compare, record_decision, require_comparable
 from lmcore.retraining.gate import Decision
 from lmcore.retraining.new_documents import NewDocuments, split_by_age
-from lmcore.retraining.retraining import RetrainConfig
+from lmcore.settings.retraining import RetrainConfig
 from tasks.policies import NEVER_CACHED, RETRIED
 
 
@@ -37,7 +37,11 @@ def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, NewDoc
 
 @task(name="gate", task_run_name="champion against challenger", **NEVER_CACHED)
 def gate(config: RetrainConfig, champion: Champion | None, run: Path) -> Decision:
-    """Score both models on the same text, and decide. The scores are found again in the run's folder."""
+    """Score the champion on the text that the challenger was evaluated on, and decide."""
+    if champion is not None:
+        from lmcore.retraining.scoring import score_champion  # and with it torch
+
+        score_champion(champion, run)
     decision = compare(champion, run, config.gate)
     get_run_logger().info(decision.verdict)
     return decision

@@ -34,17 +34,17 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 from lmcore.corpus.scan import describe, scan
-from lmcore.dataset.mixture import Blocks, build_dataset
+from lmcore.dataset.mixture import Blocks, count_blocks
 from lmcore.dataset.shards import shard_path, write_shard
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.version import add_version
-from lmcore.retraining.retraining import RetrainConfig, RetrainingConfig
+from lmcore.registry.add_version import add_version
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, TrainingResult, prepare_run
 from lmcore.runs.scores import Evaluation
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from lmcore.settings.retraining import RetrainConfig, RetrainingConfig
 from lmcore.store.artifacts import manifest_bytes, read_manifest
 from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
@@ -255,7 +255,7 @@ class Trained:
 
 def train_and_evaluate(prepared: Prepared, run: Run) -> Trained:
     training = train(run)
-    blocks = build_dataset(prepared.dataset, run.config.dataset)
+    blocks = count_blocks(prepared.dataset, run.config.dataset)
     return Trained(run, training, evaluate(run, training.checkpoint), blocks)
 
 

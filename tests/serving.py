@@ -130,7 +130,7 @@ class Api:
 
 
 class Serving:
-    """``python -m deployments.serve`` in a home of its own; what it starts carries its mark."""
+    """``python -m deployments serve`` in a home of its own; what it starts carries its mark."""
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.api = Api(free_port(), settings.get("PREFECT_SERVER_API_AUTH_STRING", ""))
@@ -142,7 +142,7 @@ class Serving:
         self.process = self._start()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "deployments.serve"]
+        command = [sys.executable, "-m", "deployments", "serve"]
         self._begin = len(self.log.read_text()) if self.log.exists() else 0
         with open(self.log, "ab") as log:
             return subprocess.Popen(
@@ -205,4 +205,4 @@ class Serving:
         return [command for _, command in left]
 
 
-FLOW, TRAINING, SERVER, SERVE = "prefect.engine", "lmcore train", "prefect server start", "deployments.serve"
+FLOW, TRAINING, SERVER, SERVE = "prefect.engine", "lmcore train", "prefect server start", "deployments serve"

@@ -113,5 +113,6 @@ def test_the_distributions_are_complete(built: Path) -> None:
         path.relative_to(ROOT).as_posix() for name in ("lmcore", "flows") for path in (ROOT / name).rglob("*.py")
     }
     assert modules | {"deployments/configs/tiny.toml", "deployments/prefect.yaml", "lmcore/py.typed"} <= packaged
-    assert any(name.endswith("licenses/LICENSE") for name in packaged)
+    for licence in ("LICENSE", "NOTICE"):
+        assert any(name.endswith(f"licenses/{licence}") for name in packaged)
     assert not any(name.startswith("tests/") for name in packaged)

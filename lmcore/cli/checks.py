@@ -9,9 +9,9 @@ from lmcore.settings.config import RunConfig
 
 def check(config: RunConfig) -> None:
     """Raise the error that a run with these settings would end with, where names and folders alone show it."""
-    from lmcore.corpus.scan import check_places
+    from lmcore.corpus.scan import check_paths
 
-    check_places(config)
+    check_paths(config)
     for setting, name in (("tokenizer.source", config.tokenizer.source), ("train.init_from", config.train.init_from)):
         _check_path(setting, name)
     _check_store(config.store.expanduser().absolute())

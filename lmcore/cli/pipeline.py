@@ -31,7 +31,7 @@ def tokenize(config: RunConfig) -> None:
 
 def pretrain(config: RunConfig) -> None:
     """Train a model on a corpus, from text to report, and print the JSON line."""
-    from lmcore.dataset.mixture import build_dataset
+    from lmcore.dataset.mixture import count_blocks
     from lmcore.report.report import report
     from lmcore.runs.forecast import training_poll
     from lmcore.runs.launch import train_in_child
@@ -39,7 +39,7 @@ def pretrain(config: RunConfig) -> None:
     from lmcore.runs.summary import summary
 
     dataset, tokenizer, store = _prepare(config)
-    blocks = build_dataset(dataset, config.dataset)
+    blocks = count_blocks(dataset, config.dataset)
     run = prepare_run(config, dataset, tokenizer, store, config.fresh)
     with _watched("training", "steps", training_poll(run, _log)):
         training = train_in_child(run.folder, _log.info)
@@ -52,10 +52,12 @@ def pretrain(config: RunConfig) -> None:
 
         model_dir = export(training, evaluation).model_dir
     with _watched("report", "samples"):
-        page = report(training, evaluation, blocks, config.sample)
+        from lmcore.model.generate import write_texts
+
+        page = report(training, evaluation, blocks, config.sample, write_texts)
     for warning in page.warnings:
         _log.warning("%s", warning)
-    print(f"\n{summary(run.folder, page.samples, dataset.account(), dataset.warnings)}\n")
+    print(f"\n{summary(run.folder, page.samples, dataset.ledger_summary(), dataset.warnings)}\n")
     print_json(
         {
             "run_dir": str(run.folder),
@@ -82,7 +84,7 @@ def _prepare(config: RunConfig) -> Any:
         tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store, progress)
     with _watched("tokenizing", "bytes") as progress:
         dataset = tokenize(config.corpus, corpus, tokenizer, store, progress)
-    _log.info(dataset.account())
+    _log.info(dataset.ledger_summary())
     for warning in dataset.warnings:
         _log.warning(warning)
     return dataset, tokenizer, store

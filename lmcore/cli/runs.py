@@ -92,7 +92,8 @@ def evaluate(
 
     folder = find_folder(store, model)
 
-    from lmcore.retraining.scoring import evaluation_texts, score_texts
+    from lmcore.retraining.evaluation_texts import evaluation_texts
+    from lmcore.retraining.scoring import score_texts
 
     texts = evaluation_texts(store, corpus or [], dataset, champion or model.partition("/")[0])
     scores = score_texts(folder, texts, block_size=block_size)

@@ -2,7 +2,7 @@
 
 Small files share chunks, in the order of their content; large files have chunks of their own. Which files go
 together, and where a large file is cut, is said by their content alone. A ``Group`` is the files that are cut
-together; its ``Outline`` says into which chunks, so that an unchanged group is not read again.
+together; its ``ChunkIndex`` says into which chunks, so that an unchanged group is not read again.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.scan import Scan, SourceFile, reading
-from lmcore.corpus.spans import CUT_VERSION, Span, read_spans, span_bytes
+from lmcore.corpus.spans import CUT_VERSION, TextRange, range_bytes, read_ranges
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import FORMAT_VERSION
@@ -43,18 +43,18 @@ class Group:
 
 
 @dataclass
-class Outline:
+class ChunkIndex:
     """What reading a group found: per chunk its digest and places, per file the bytes that are in no span."""
 
-    chunks: list["Places"] = field(default_factory=list)
+    chunks: list["ChunkRef"] = field(default_factory=list)
     files: list[Ledger] = field(default_factory=list)
 
     def to_json(self) -> Any:
         return asdict(self, dict_factory=lambda items: {name: value for name, value in items if name != "content"})
 
     @classmethod
-    def from_json(cls, content: Any) -> "Outline":
-        chunks = [Places(**chunk) for chunk in content["chunks"]]
+    def from_json(cls, content: Any) -> "ChunkIndex":
+        chunks = [ChunkRef(**chunk) for chunk in content["chunks"]]
         files = [Ledger(**{**file, "skipped": [Skip(**skip) for skip in file["skipped"]]}) for file in content["files"]]
         return cls(chunks, files)
 
@@ -65,7 +65,7 @@ class Outline:
 
 
 @dataclass(frozen=True)
-class Places:
+class ChunkRef:
     """A chunk without its text: [number of the file in the group, start, stop, bytes] of every span."""
 
     digest: str
@@ -76,7 +76,7 @@ class Places:
 class Chunk:
     """Spans that are encoded together."""
 
-    spans: list[Span]
+    spans: list[TextRange]
 
     def digest(self) -> str:
         digest = blake3()
@@ -100,7 +100,7 @@ def groups(found: Scan, config: CorpusConfig) -> Iterator[Group]:
 
 def _groups(files: list[SourceFile], source: str, split: str, target: int) -> Iterator[Group]:
     # A file that changes leaves one pack and joins another: two chunks, so packs are of a quarter of a chunk.
-    shortest, between, longest = span_bytes(target // 4)
+    shortest, between, longest = range_bytes(target // 4)
     pack: list[SourceFile] = []
     size = 0
     for file in sorted(files, key=lambda file: (file.digest, file.path)):
@@ -121,28 +121,28 @@ def _ends_pack(file: SourceFile, between: int) -> bool:
     return int(file.digest[16:], 16) < file.stored_bytes / between * 2**64
 
 
-def read_chunks(group: Group, config: CorpusConfig, outline: Outline) -> Iterator[Chunk]:
+def read_chunks(group: Group, config: CorpusConfig, outline: ChunkIndex) -> Iterator[Chunk]:
     """The chunks of a group, in order; afterwards ``outline`` says what was found.
 
     Raises FileChangedError when a file is not the one that was scanned: then nothing of the group counts.
     """
-    waiting: list[Span] = []
+    waiting: list[TextRange] = []
     places: list[list[int]] = []
     size = 0
 
     def chunk() -> Chunk:
         made = Chunk(list(waiting))
-        outline.chunks.append(Places(made.digest(), list(places)))
+        outline.chunks.append(ChunkRef(made.digest(), list(places)))
         waiting.clear()
         places.clear()
         return made
 
-    shortest, _, longest = span_bytes(config.chunk_bytes)
+    shortest, _, longest = range_bytes(config.chunk_bytes)
     is_pack = group.files[0].stored_bytes < shortest
     for number, file in enumerate(group.files):
         ledger = Ledger()
         outline.files.append(ledger)
-        for span in read_spans(file, config, ledger):
+        for span in read_ranges(file, config, ledger):
             waiting.append(span)
             places.append([number, span.start, span.stop, len(span.content)])
             size += len(span.content)

@@ -106,7 +106,7 @@ class DocumentQuery:
         if not piece:
             return False
         names = np.array([hash_text(piece)], np.uint64)
-        if any(members(names, cut.hashes).any() or piece in cut.skipped for cut in self.cuts):
+        if any(isin_sorted(names, cut.hashes).any() or piece in cut.skipped for cut in self.cuts):
             return True
         text = self._path.read_bytes().rstrip(b"\r\n") if self._path else b""
         return bool(text.strip()) and text in piece
@@ -138,7 +138,7 @@ class DocumentQuery:
         return Cut([way for way in ways if len(way)] or [whole[:1]], whole, skipped)
 
 
-def members(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.bool_]:
+def isin_sorted(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.bool_]:
     """Which of ``hashes`` are among ``wanted``, which is sorted. np.isin would sort all hashes."""
     if not len(wanted):
         return np.zeros(len(hashes), np.bool_)

@@ -17,7 +17,7 @@ import orjson
 from lmcore.corpus.encodings import encoding_problem
 from lmcore.corpus.ledger import Ledger, Skip, shown_names
 from lmcore.corpus.scan import SourceFile
-from lmcore.corpus.spans import Span, has_lone_cr, read_spans, unit_of
+from lmcore.corpus.spans import TextRange, has_lone_cr, read_ranges, unit_of
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.files import hash_text
@@ -54,14 +54,14 @@ def read_documents(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> It
 
     Raises FileChangedError when the file cannot be read or is not the one that was scanned.
     """
-    for span in read_spans(file, config, ledger):
+    for span in read_ranges(file, config, ledger):
         account = Ledger()
         yield from parse(span, config, account)
         account.source_bytes = 0  # counted by the reader
         ledger.add(account)
 
 
-def parse(span: Span, config: CorpusConfig, ledger: Ledger) -> Iterator[Document]:
+def parse(span: TextRange, config: CorpusConfig, ledger: Ledger) -> Iterator[Document]:
     """The documents of a span; ``ledger`` says where all of its bytes went.
 
     Raises CorpusError if that does not add up, which would be a bug of this program.
@@ -144,13 +144,13 @@ class _Piece:
     is_too_long: bool = False
 
 
-def _skip(ledger: Ledger, span: Span, offset: int, piece: _Piece, reason: str, detail: str = "") -> None:
+def _skip(ledger: Ledger, span: TextRange, offset: int, piece: _Piece, reason: str, detail: str = "") -> None:
     length = piece.length if piece.is_too_long else len(piece.content)
     ledger.skipped.append(Skip(span.path, offset, length, reason, detail=detail, content=piece.content))
     ledger.separator_bytes += piece.length - length
 
 
-def _pieces(span: Span, content: bytes, config: CorpusConfig) -> Iterator[_Piece]:
+def _pieces(span: TextRange, content: bytes, config: CorpusConfig) -> Iterator[_Piece]:
     limit = config.max_document_bytes
     if span.ends is not None:
         return _rows(content, span.ends.tolist(), limit)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.errors import ConfigError, StoreError
+from lmcore.errors import ConfigError
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.strict_json import from_json
+from lmcore.store.json_lines import read_lines
 
 FORGOTTEN = "forgotten.jsonl"
 HASH = "[0-9a-fA-F]{16}"
@@ -51,23 +51,16 @@ def _hashes_of_file(entry: str, config: CorpusConfig) -> set[int]:
 
 def forgotten_events(store: Path) -> list[dict[str, Any]]:
     """What was forgotten in a store, oldest first: time, documents, chunks, datasets {old: new}, runs, versions."""
-    path = store / FORGOTTEN
-    if not path.exists():
-        return []
-    try:
-        *lines, _ = path.read_bytes().split(b"\n")  # after the last line end: nothing, or what a kill cut off
-        return [from_json(line) for line in lines]
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged: {error}. It says which documents must stay out: restore it") from None
+    return read_lines(store / FORGOTTEN)
 
 
-def forgotten(store: Path) -> npt.NDArray[np.uint64]:
+def forgotten_hashes(store: Path) -> npt.NDArray[np.uint64]:
     """The hashes of all documents that the store has forgotten."""
     names = {name for event in forgotten_events(store) for name in event["documents"]}
     return np.array(sorted(int(name, 16) for name in names), np.uint64)
 
 
-def without_forgotten(store: Path, dataset: str) -> str:
+def current_dataset_id(store: Path, dataset: str) -> str:
     """The id of what a dataset has become by documents that were forgotten since; its own where none was."""
     for event in forgotten_events(store):
         dataset = event["datasets"].get(dataset) or dataset

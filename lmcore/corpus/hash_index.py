@@ -25,7 +25,7 @@ _ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _log = logging.getLogger(__name__)
 
 
-class Index:
+class HashIndex:
     """Remembers hashes by path and outlines by key. Nothing is written before ``save``."""
 
     def __init__(self, store: Path, rehash: bool = False) -> None:

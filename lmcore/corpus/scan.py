@@ -19,7 +19,7 @@ from lmcore.corpus.compression import compression_of
 from lmcore.corpus.exclusions import excluded_hashes
 from lmcore.corpus.file_finder import Beside, Finder, expand
 from lmcore.corpus.formats import LOOK_VERSION, PLAIN_TEXT, Look, advice, kind_of_name, look, read_head
-from lmcore.corpus.hash_index import Index
+from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Skip, counted, printable
 from lmcore.corpus.remote import file_name, hash_stored, is_url, open_beginning, stored_size, version
 from lmcore.errors import ConfigError, CorpusError
@@ -192,7 +192,7 @@ def is_unsettled(path: str, settle_seconds: float, as_of: float) -> bool:
     return as_of - settle_seconds < os.stat(path).st_mtime < latest
 
 
-def check_places(config: RunConfig) -> None:
+def check_paths(config: RunConfig) -> None:
     """Raise what ``open_corpus`` would raise for settings that do not fit and local paths that are missing or empty.
 
     No file is read.
@@ -235,7 +235,7 @@ def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     sources, and what ``scan`` raises.
     """
     _check_settings(config)
-    with Index(config.store.expanduser(), config.rehash) as index:
+    with HashIndex(config.store.expanduser(), config.rehash) as index:
         found = scan(config.corpus, index.hash_of, known=index.known)
         _say(found, config)
         corpus, store = describe(found, config.corpus), prepare_store(config.store)

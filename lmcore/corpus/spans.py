@@ -44,7 +44,7 @@ Ends = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TextRange:
     """Documents that stand together in a file, unparsed.
 
     ``start`` and ``stop`` count bytes of the decompressed file, or rows of a table; ``ends`` says where each
@@ -70,7 +70,7 @@ class Span:
         return digest.digest(DIGEST_BYTES)
 
 
-def read_spans(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> Iterator[Span]:
+def read_ranges(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> Iterator[TextRange]:
     """The spans of one file, in order; ``ledger`` gets its size and what no span holds.
 
     Raises FileChangedError, after the last span, when the file is not the one that was scanned, and
@@ -130,7 +130,7 @@ def _opened(file: SourceFile) -> Iterator[IO[bytes]]:
 # --- text ---
 
 
-def _text_spans(file: SourceFile, config: CorpusConfig, ledger: Ledger, stored: Iterator[bytes]) -> Iterator[Span]:
+def _text_spans(file: SourceFile, config: CorpusConfig, ledger: Ledger, stored: Iterator[bytes]) -> Iterator[TextRange]:
     unpacked = Unpacked(stored, file.compression, config.max_expansion) if file.compression else None
     cutter = _Cutter(file, config, ledger)
     for block in unpacked or stored:
@@ -195,7 +195,7 @@ class _Cutter:
     def __init__(self, file: SourceFile, config: CorpusConfig, ledger: Ledger) -> None:
         self._file, self._ledger = file, ledger
         self._find_ends = _ENDS.get(unit_of(file.kind, config))
-        self._shortest, self._between, self._longest = span_bytes(config.chunk_bytes)
+        self._shortest, self._between, self._longest = range_bytes(config.chunk_bytes)
         self._limit = config.max_document_bytes + len(b"\r\n") + _LONGEST_BLANK_LINE
         self._content = bytearray()
         self._offset = self._row = 0
@@ -209,7 +209,7 @@ class _Cutter:
         self._passed = 0
         """Bytes of a too long document that are gone already."""
 
-    def feed(self, block: bytes, ends_in_block: Ends | None = None) -> Iterator[Span]:
+    def feed(self, block: bytes, ends_in_block: Ends | None = None) -> Iterator[TextRange]:
         self._content += block
         if ends_in_block is None:
             stop = _decided(self._content)
@@ -227,7 +227,7 @@ class _Cutter:
             self._is_passing = True
             self._pass_by(ends[:0])
 
-    def finish(self, is_cut_off: bool) -> Iterator[Span]:
+    def finish(self, is_cut_off: bool) -> Iterator[TextRange]:
         if self._is_passing:
             self._skip(len(self._content))
             return
@@ -240,7 +240,7 @@ class _Cutter:
         is_line = self._offset > 0 and not self._is_passing
         return self._find_ends(self._content, searched, stop, is_line)
 
-    def _cut(self, ends: Ends, is_cut_off: bool = False) -> Iterator[Span]:
+    def _cut(self, ends: Ends, is_cut_off: bool = False) -> Iterator[TextRange]:
         """Take up the documents that end at ``ends``; too long ones stand between spans, wherever blocks end."""
         while ends.size:
             long = np.flatnonzero(np.diff(ends, prepend=self._end) > self._limit)
@@ -266,7 +266,7 @@ class _Cutter:
         marked = ends[_ends_span(self._content, starts, ends, self._between)]
         self._marked = np.concatenate([self._marked, marked])
 
-    def _complete_spans(self, is_cut_off: bool) -> Iterator[Span]:
+    def _complete_spans(self, is_cut_off: bool) -> Iterator[TextRange]:
         while True:
             stops = self._marked[np.searchsorted(self._marked, self._shortest) :][:1].tolist()
             if self._end >= self._longest:
@@ -276,11 +276,11 @@ class _Cutter:
                 return
             yield self._take(min(stops), is_cut_off, int(np.searchsorted(self._rows, min(stops))) + 1)
 
-    def _flush(self, is_cut_off: bool = False) -> Iterator[Span]:
+    def _flush(self, is_cut_off: bool = False) -> Iterator[TextRange]:
         if self._end or self._rows.size:
             yield self._take(self._end, is_cut_off, self._rows.size)
 
-    def _take(self, stop: int, is_cut_off: bool, rows: int) -> Span:
+    def _take(self, stop: int, is_cut_off: bool, rows: int) -> TextRange:
         ends = self._rows[:rows]
         with memoryview(self._content) as view:
             content = bytes(view[:stop])
@@ -290,7 +290,7 @@ class _Cutter:
         self._row += rows
         self._rows = self._rows[rows:]
         self._drop(stop)
-        return Span(
+        return TextRange(
             self._file.path,
             self._file.kind,
             start,
@@ -328,7 +328,7 @@ class _Cutter:
         self._is_passing, self._passed = False, 0
 
 
-def span_bytes(target: int) -> tuple[int, int, int]:
+def range_bytes(target: int) -> tuple[int, int, int]:
     """The shortest span, the bytes from there to its end on average, and the longest span.
 
     So they have ``target`` bytes on average, and one in ten is cut by force: an insertion before it moves such a cut.
@@ -356,7 +356,7 @@ def _ends_span(content: bytearray, starts: Ends, ends: Ends, between: int) -> np
 # --- tables ---
 
 
-def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledger: Ledger) -> Iterator[Span]:
+def _table_spans(file: SourceFile, stream: IO[bytes], config: CorpusConfig, ledger: Ledger) -> Iterator[TextRange]:
     cutter = _Cutter(file, config, ledger)
     problem, detail, rows = "", "", 0
     try:

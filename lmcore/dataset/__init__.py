@@ -2,7 +2,7 @@
 
 Promises: a shard depends on its text and tokenizer alone; position n of a training is the same block on every machine.
 Imports: settings, store, corpus, tokenizer. Only ``blocks.py`` and ``loader.py`` import torch.
-Doors: ``tokenization.tokenize``, ``mixture.build_dataset``; the names of ``blocks.py`` stand here too.
+Doors: ``tokenization.tokenize``, ``mixture.count_blocks``; the names of ``blocks.py`` stand here too.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from lmcore.corpus.documents import Document, parse
-from lmcore.corpus.exclusions import forgotten
+from lmcore.corpus.exclusions import forgotten_hashes
 from lmcore.corpus.ledger import Ledger, Skip
-from lmcore.corpus.spans import Span
+from lmcore.corpus.spans import TextRange
 from lmcore.dataset.shards import SPLITS, blanked, damage_named, shard_path, write_shard
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import write_artifact
@@ -40,7 +40,7 @@ class Job:
     """One chunk to encode; everything in it can be sent to another process or machine."""
 
     key: str
-    spans: list[Span]
+    spans: list[TextRange]
     split: str
     config: CorpusConfig
     tokenizer: Path
@@ -69,7 +69,7 @@ def encode(job: Job, is_abandoned: Callable[[], bool] = lambda: False) -> None:
             ledger.require_no_skips()
     nothing = _encoded([], tokenizer, 1)
     tokens, lengths, text_bytes, hashes = (np.concatenate(parts) for parts in zip(nothing, *encoded, strict=True))
-    away = forgotten(job.store)
+    away = forgotten_hashes(job.store)
     tokens, lengths = blanked(tokens, lengths, np.isin(hashes, away))
     counts: dict[str, Any] = {}
     about = {
@@ -135,7 +135,7 @@ def _split(hashes: Any, split: str) -> tuple[Any, Any]:
     return ~held_out, held_out
 
 
-def _account(span: Span, ledger: Ledger) -> dict[str, Any]:
+def _account(span: TextRange, ledger: Ledger) -> dict[str, Any]:
     return {
         "start": span.start,
         "documents": ledger.documents,

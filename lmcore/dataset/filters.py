@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.corpus.document_query import members
-from lmcore.corpus.exclusions import excluded_hashes, forgotten
+from lmcore.corpus.document_query import isin_sorted
+from lmcore.corpus.exclusions import excluded_hashes, forgotten_hashes
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.settings.config import CorpusConfig
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 Rows = npt.NDArray[Any]
 
 
-def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: Path) -> dict[str, dict[str, int]]:
+def apply_filters(entries: list[dict[str, Any]], config: CorpusConfig, store: Path) -> dict[str, dict[str, int]]:
     """Put ``dropped`` rows and the figures without them into the manifest's entries, which are in their final order.
 
     Of documents with the same text the first in that order stays. Returns documents and text bytes by reason.
@@ -32,27 +32,27 @@ def drop_documents(entries: list[dict[str, Any]], config: CorpusConfig, store: P
     left_out: dict[str, dict[str, int]] = {}
     asked = np.array(excluded_hashes(config), np.uint64)
     _say_found(asked, hashes(entries, store, *SPLITS))
-    excluded = np.union1d(asked, forgotten(store))
+    excluded = np.union1d(asked, forgotten_hashes(store))
     held_out = hashes(entries, store, "validation") if config.validation_paths else np.empty(0, np.uint64)
     for split in SPLITS:
         first = _firsts(entries, store, split, config) if config.deduplicate else None
         for number, entry in enumerate(entries):
             shard = _shard(entry, store, split)
             reasons = {
-                "excluded": members(shard.hashes, excluded),
+                "excluded": isin_sorted(shard.hashes, excluded),
                 "validation_text": np.isin(shard.hashes, held_out) if split == "train" else None,
                 "too_short": shard.text_bytes < config.min_bytes,
                 "too_long_for_max_bytes": shard.text_bytes > config.max_bytes,
                 "duplicate": None if first is None else ~first[number],
             }
-            drop(entry[split], shard, reasons, left_out)
+            filter_rows(entry[split], shard, reasons, left_out)
     return left_out
 
 
 def _say_found(excluded: npt.NDArray[np.uint64], there: npt.NDArray[np.uint64]) -> None:
     """A file that is cut otherwise than the corpus excludes nothing, so say how many are found."""
     if len(excluded):
-        found = len(np.unique(there[members(there, excluded)]))
+        found = len(np.unique(there[isin_sorted(there, excluded)]))
         level = logging.INFO if found == len(excluded) else logging.WARNING
         _log.log(level, "corpus.exclude_documents: %d of %d documents were found", found, len(excluded))
 
@@ -87,7 +87,7 @@ def _firsts(
     return np.split(is_first, np.cumsum([len(shard) for shard in shards]))[:-1]
 
 
-def drop(
+def filter_rows(
     figures: dict[str, Any], shard: Shard, reasons: dict[str, Rows | None], left_out: dict[str, dict[str, int]]
 ) -> None:
     """Leave rows out of an entry's split, each for the first of its reasons, which ``left_out`` counts."""
@@ -99,10 +99,10 @@ def drop(
             row["documents"] += int(new.sum())
             row["bytes"] += int(shard.text_bytes[new].sum())
             dropped |= new
-    leave_out(figures, shard, dropped)
+    set_dropped_rows(figures, shard, dropped)
 
 
-def leave_out(figures: dict[str, Any], shard: Shard, dropped: Rows) -> None:
+def set_dropped_rows(figures: dict[str, Any], shard: Shard, dropped: Rows) -> None:
     """Put the rows that an entry's split leaves out, and the figures of the others, into the split's figures.
 
     These must be of the whole shard where nothing is left out; it is then not read.

@@ -99,7 +99,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def prefetched(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     """The same items in the same order, made in a thread of their own, ``depth`` ahead at most.
 
     What ``items`` raises is raised here. The thread ends with this generator, wherever its consumer stops.

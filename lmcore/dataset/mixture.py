@@ -28,11 +28,11 @@ class Mixture:
     """The blocks of every source, and how many of them an epoch draws; without weights, one source that is all."""
 
     sources: dict[str, StreamBlocks | PackedBlocks]
-    draws: dict[str, int]
+    blocks_per_epoch: dict[str, int]
 
     def __len__(self) -> int:
         """Blocks in an epoch."""
-        return sum(self.draws.values())
+        return sum(self.blocks_per_epoch.values())
 
     @property
     def eos_id(self) -> int:
@@ -41,7 +41,7 @@ class Mixture:
     @property
     def padding(self) -> float:
         """Share of an epoch's places that hold no token."""
-        used = sum(self.draws[name] * blocks.tokens / len(blocks) for name, blocks in self.sources.items())
+        used = sum(self.blocks_per_epoch[name] * blocks.tokens / len(blocks) for name, blocks in self.sources.items())
         return 1 - used / len(self) / next(iter(self.sources.values())).block_size
 
     def order(self, positions: Ids, seed: int, shuffle: bool) -> tuple[Ids, Ids]:
@@ -49,11 +49,11 @@ class Mixture:
         epochs, slots = np.divmod(positions, len(self))
         if len(self.sources) > 1:
             slots = shuffled(slots, len(self), seed, epochs)
-        ends = np.cumsum(list(self.draws.values()))
+        ends = np.cumsum(list(self.blocks_per_epoch.values()))
         sources, numbers = np.searchsorted(ends, slots, side="right"), np.empty_like(slots)
         for source, (name, blocks) in enumerate(self.sources.items()):
-            mine, draws = sources == source, self.draws[name]
-            passes, places = np.divmod(epochs[mine] * draws + slots[mine] - ends[source] + draws, len(blocks))
+            mine, quota = sources == source, self.blocks_per_epoch[name]
+            passes, places = np.divmod(epochs[mine] * quota + slots[mine] - ends[source] + quota, len(blocks))
             numbers[mine] = shuffled(places, len(blocks), seed, passes) if shuffle else places
         return sources, numbers
 
@@ -94,7 +94,7 @@ def open_blocks(dataset: Path, config: DatasetConfig) -> Mixture:
                 f"training tokens, a block needs {config.block_size + 1}. Give more text, or lower dataset.block_size "
                 f"(now {config.block_size})"
             )
-    return Mixture(sources, _draws({name: len(blocks) for name, blocks in sources.items()}, config))
+    return Mixture(sources, _blocks_per_epoch({name: len(blocks) for name, blocks in sources.items()}, config))
 
 
 def _wanted(dataset: Path, config: DatasetConfig) -> list[str]:
@@ -108,7 +108,7 @@ def _wanted(dataset: Path, config: DatasetConfig) -> list[str]:
     return [name for name in there if given[name]]
 
 
-def _draws(blocks: dict[str, int], config: DatasetConfig) -> dict[str, int]:
+def _blocks_per_epoch(blocks: dict[str, int], config: DatasetConfig) -> dict[str, int]:
     """Blocks of every source in an epoch, at least one."""
     if not config.is_mixture:
         return blocks
@@ -146,7 +146,7 @@ class Blocks(Output):
         """The shards belong to the dataset, whose own record is verified."""
 
 
-def build_dataset(dataset: Dataset, config: DatasetConfig) -> Blocks:
+def count_blocks(dataset: Dataset, config: DatasetConfig) -> Blocks:
     """Open the shards of both splits and count their blocks.
 
     Raises CorpusError when a source's training text is shorter than one block, ConfigError when the settings name
@@ -161,13 +161,13 @@ def build_dataset(dataset: Dataset, config: DatasetConfig) -> Blocks:
         tail_tokens=0 if config.packing == "best_fit" else sum(len(p.stream) - 1 - p.tokens for p in parts),
         validation_tokens=len(TokenStream(dataset.folder, "validation")),
         padding=blocks.padding,
-        sources=_source_counts(dataset.folder, blocks.draws if config.is_mixture else {}),
+        sources=_source_counts(dataset.folder, blocks.blocks_per_epoch if config.is_mixture else {}),
     )
 
 
-def _source_counts(dataset: Path, draws: dict[str, int]) -> dict[str, SourceCounts]:
+def _source_counts(dataset: Path, blocks_per_epoch: dict[str, int]) -> dict[str, SourceCounts]:
     streams = {name: TokenStream(dataset, "train", name) for name in source_names(dataset, "train")}
-    parts = draws or {name: len(stream) for name, stream in streams.items()}
+    parts = blocks_per_epoch or {name: len(stream) for name, stream in streams.items()}
     return {
         name: SourceCounts(
             documents=len(stream.document_lengths()),

@@ -21,11 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from blake3 import blake3
 
 from lmcore.errors import StoreError, could_not_read, owner_named
 from lmcore.store.artifacts import FORMAT_VERSION, check_version
-from lmcore.store.files import DIGEST_BYTES
 
 SPLITS = ("train", "validation")
 _NOT_MAPPED = "Memory mapping file failed"
@@ -63,7 +61,6 @@ def write_shard(
         "eos_id": str(eos_id),
         "documents": str(len(lengths)),
         "tokens": str(len(tokens)),
-        "checksum": _checksum(tokens, offsets),
     }
     batch = pa.record_batch(columns).replace_schema_metadata(metadata)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
@@ -80,12 +77,6 @@ def blanked(
     is_kept = np.repeat(~rows, lengths)
     is_kept[np.cumsum(lengths) - 1] = True
     return tokens[is_kept], np.where(rows, 1, lengths)
-
-
-def _checksum(tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> str:
-    digest = blake3(tokens.view(np.uint8).data)
-    digest.update(offsets.view(np.uint8).data)
-    return digest.hexdigest(DIGEST_BYTES)
 
 
 @contextmanager
@@ -138,8 +129,3 @@ class Shard:
     def __len__(self) -> int:
         """Documents."""
         return len(self.offsets) - 1
-
-    def verify(self) -> None:
-        """Raise StoreError unless ids and document boundaries are those that were written."""
-        if _checksum(self.tokens, self.offsets) != self.metadata.get("checksum"):
-            raise StoreError(f"shard {self.path} is damaged: its ids do not match its checksum")

@@ -15,19 +15,26 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from lmcore.corpus.chunks import Group, Outline, Places, chunk_key, groups, read_chunks
+from lmcore.corpus.chunks import ChunkIndex, ChunkRef, Group, chunk_key, groups, read_chunks
 from lmcore.corpus.corpus_warnings import causes, short_lines, warnings
-from lmcore.corpus.hash_index import Index
+from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.scan import Corpus, Scan, SourceFile, anchored, describe, scan
 from lmcore.corpus.spans import unit_of
 from lmcore.dataset.encoding import Encoders, Job
-from lmcore.dataset.filters import drop_documents, hashes
+from lmcore.dataset.filters import apply_filters, hashes
 from lmcore.dataset.shards import SPLITS
 from lmcore.errors import CorpusError, FileChangedError, StoreError
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import fingerprint, result_fields
-from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, is_whole, manifest_bytes, read_manifest, verify_artifact
+from lmcore.store.artifacts import (
+    FORMAT_VERSION,
+    MANIFEST,
+    find_artifact,
+    manifest_bytes,
+    read_manifest,
+    verify_artifact,
+)
 from lmcore.store.files import hash_file, write_file
 from lmcore.store.locks import in_use
 from lmcore.store.outputs import Output
@@ -79,7 +86,7 @@ class Dataset(Output):
     def store(self) -> Path:
         return self.folder.parent.parent
 
-    def account(self) -> str:
+    def ledger_summary(self) -> str:
         """What became of the bytes, in a line."""
         reasons = ", ".join(f"{pieces:,} {reason}" for reason, pieces in self.skipped.items())
         skipped = (
@@ -110,7 +117,7 @@ def verify_chunks(dataset: Path) -> None:
     """
     store = dataset.parent.parent
     try:
-        with Index(store) as index:
+        with HashIndex(store) as index:
             for key in {chunk["key"] for chunk in read_manifest(dataset)["chunks"]}:
                 verify_artifact(store / "shards" / key, index.hash_of)
     except StoreError as error:
@@ -123,7 +130,7 @@ class _Plan:
 
     key: str
     group: Group
-    places: Places
+    places: ChunkRef
 
 
 def dataset_inputs(config: CorpusConfig, corpus: Corpus, tokenizer: TokenizerInfo) -> dict[str, Any]:
@@ -152,7 +159,7 @@ def tokenize(
     """
     with in_use(store):
         dataset = _tokenize(config, corpus, tokenizer, store, progress, executor)
-        os.utime(tokenizer.folder / MANIFEST)  # as put_manifest does
+        os.utime(tokenizer.folder / MANIFEST)  # as write_dataset_manifest does
     return dataset
 
 
@@ -173,7 +180,7 @@ def _tokenize(
 
     ledger = Ledger()
     inputs: list[dict[str, Any]] = []
-    with Index(store) as index:
+    with HashIndex(store) as index:
         found = scan(config, index.hash_of, corpus.as_of, index.known)
         ledger.leave_out(found.skipped)
         with Encoders(config.workers, executor, advance) as encoders:
@@ -187,7 +194,7 @@ def _tokenize(
         ledger.require_no_skips()  # in chunks that were there already
     _check_account(ledger.unaccounted_bytes, "the corpus")
     entries.sort(key=lambda entry: (entry["key"], entry["source"], entry["spans"][0]["path"]))
-    left_out = drop_documents(entries, config, store)
+    left_out = apply_filters(entries, config, store)
     if ledger.filtered_documents:
         left_out["filter"] = {"documents": ledger.filtered_documents, "bytes": ledger.filtered_bytes}
     _check_not_empty(entries, ledger, left_out, config)
@@ -208,7 +215,7 @@ class _Work:
     config: CorpusConfig
     tokenizer: TokenizerInfo
     store: Path
-    index: Index
+    index: HashIndex
     encoders: Encoders
     ledger: Ledger
     inputs: list[dict[str, Any]]
@@ -220,7 +227,7 @@ class _Work:
         """The group's chunks, encoded or about to be."""
         key = group.key(self.config)
         known = self.index.outline(key)
-        outline = Outline.from_json(known) if known else None
+        outline = ChunkIndex.from_json(known) if known else None
         if outline is not None and all(self._is_there(places, group) for places in outline.chunks):
             self.encoders.pass_over(group.stored_bytes)
         else:
@@ -237,10 +244,10 @@ class _Work:
             self.inputs.append({**row, "blake3": file.digest})
         return [_Plan(self._key(places.digest, group), group, places) for places in outline.chunks]
 
-    def _read(self, group: Group) -> tuple[Group, Outline]:
+    def _read(self, group: Group) -> tuple[Group, ChunkIndex]:
         """Read and encode a group; a file that cannot be read, or changes meanwhile, costs only itself."""
         while group.files:
-            outline, counted = Outline(), 0
+            outline, counted = ChunkIndex(), 0
             try:
                 for chunk in read_chunks(group, self.config, outline):
                     if self.config.on_bad_input == "fail":
@@ -268,14 +275,14 @@ class _Work:
                 group = group.without(error.path)
             else:
                 return group, outline
-        return group, Outline()
+        return group, ChunkIndex()
 
     def _key(self, digest: str, group: Group) -> str:
         return chunk_key(digest, group.split, self.tokenizer.id, self.config)
 
-    def _is_there(self, places: Places, group: Group) -> bool:
+    def _is_there(self, places: ChunkRef, group: Group) -> bool:
         key = self._key(places.digest, group)
-        return key not in self.redo and is_whole(self.store / "shards" / key, self.index.hash_of)
+        return key not in self.redo and find_artifact(self.store / "shards" / key, self.index.hash_of) is not None
 
 
 def remake(dataset: Path, keys: set[str]) -> None:
@@ -291,7 +298,7 @@ def remake(dataset: Path, keys: set[str]) -> None:
         paths.setdefault(entry["key"], set()).update(span["path"] for span in entry["spans"])
     known, wanted = set().union(*paths.values()), set().union(*(paths[key] for key in keys))
     left = set(keys)
-    with in_use(store), Index(store) as index:
+    with in_use(store), HashIndex(store) as index:
         found = scan(config, index.hash_of, known=index.known)
         # Others beside them, that came later, would be packed with them.
         files, validation_files = (
@@ -385,7 +392,7 @@ def totals(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     return {split: {name: sum(entry[split][name] for entry in entries) for name in names} for split in SPLITS}
 
 
-def put_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def write_dataset_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write a dataset's manifest; where this very one is there, only its time is set: gc spares what was wanted lately.
 
     The id names chunks and drops. Where they came from may change (a rename): then the same dataset gets a manifest
@@ -425,7 +432,7 @@ def _write_manifest(
         "corpus": result_fields(anchored(config)),
         "files": {},
     }
-    put_manifest(folder, manifest)
+    write_dataset_manifest(folder, manifest)
     texts = hashes(entries, store, *SPLITS)
     return Dataset(
         id=name,

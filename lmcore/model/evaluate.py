@@ -6,7 +6,7 @@ different tokenizers compare.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from lmcore.dataset.source_age import age_of, base_source
 from lmcore.dataset.stream import IGNORED_LABEL, TokenStream, source_names
 from lmcore.model.device import autocast, choose_device, choose_precision
 from lmcore.model.distributed import Ranks
@@ -24,7 +25,7 @@ from lmcore.model.model import has_plain_head
 from lmcore.model.weights import trained_model
 from lmcore.progress import Update, unwatched
 from lmcore.runs.run import Run, weights_hash
-from lmcore.runs.scores import Evaluation, Score
+from lmcore.runs.scores import DocumentScores, Evaluation, Score
 from lmcore.settings.training import Precision
 
 _SORTED_BATCHES = 64
@@ -46,10 +47,22 @@ Numbers = npt.NDArray[np.int64]
 
 
 def evaluate(run: Run, checkpoint: Path, progress: Update = unwatched) -> Evaluation:
-    """Score every validation document with the weights of a checkpoint, or return the score already there."""
+    """The score of a checkpoint's weights on all validation documents; that of each document is kept for the gate.
+
+    Returns what is there already. An evaluation without the scores of its documents, which older versions of this
+    program wrote, stays as it is and gets them.
+    """
     found, weights = Evaluation.load(run.folder), weights_hash(checkpoint)
-    if found is not None and found.weights == weights:
-        return found
+    known = found if found is not None and found.weights == weights else None
+    if known is not None and DocumentScores.find(run.folder, weights) is not None:
+        return known
+    scored = _score_validation(run, checkpoint, progress)
+    _document_scores(run, weights, scored).save_in(run.folder)
+    return known or _evaluation(run, weights, scored)
+
+
+def _score_validation(run: Run, checkpoint: Path, progress: Update) -> dict[str, "Scored"]:
+    """Every validation document, by source."""
     device = choose_device(run.config.train.device)
     model = trained_model(run, checkpoint).to(device)
     chunk_tokens = run.config.train.loss_chunk_tokens if has_plain_head(model) else 0
@@ -61,8 +74,12 @@ def evaluate(run: Run, checkpoint: Path, progress: Update = unwatched) -> Evalua
         done += tokens
         progress(done, sum(map(len, streams.values())))
 
-    score_documents = replace(Scorer.from_run(run, model), chunk_tokens=chunk_tokens, on_scored=advance)
-    scores = {name: score_documents(stream.documents()) for name, stream in streams.items()}
+    scorer = replace(Scorer.from_run(run, model), chunk_tokens=chunk_tokens, on_scored=advance)
+    return {name: scorer.each(stream.documents()) for name, stream in streams.items()}
+
+
+def _evaluation(run: Run, weights: str, scored: dict[str, "Scored"]) -> Evaluation:
+    scores = {name: each.total for name, each in scored.items()}
     score = sum(scores.values(), Score())
     return Evaluation(
         folder=run.folder,
@@ -75,6 +92,21 @@ def evaluate(run: Run, checkpoint: Path, progress: Update = unwatched) -> Evalua
     ).save()
 
 
+def _document_scores(run: Run, weights: str, scored: dict[str, "Scored"]) -> DocumentScores:
+    counts = [len(each.nats) for each in scored.values()]
+    columns = {
+        field.name: np.concatenate([getattr(each, field.name) for each in scored.values()]) for field in fields(Scored)
+    }
+    return DocumentScores(
+        weights=weights,
+        tokenizer_id=run.tokenizer_info.id,
+        block_size=run.config.dataset.block_size,
+        sources=np.repeat([base_source(name) for name in scored], counts),
+        groups=np.repeat([age_of(name) for name in scored], counts),
+        **columns,
+    )
+
+
 @dataclass(frozen=True)
 class Scored:
     """Figures by document, in the order in which they were given."""
@@ -83,6 +115,12 @@ class Scored:
     nats: npt.NDArray[np.float64]
     tokens: npt.NDArray[np.int64]
     text_bytes: npt.NDArray[np.int64]
+
+    @property
+    def total(self) -> Score:
+        """Of all documents."""
+        sums = (column.sum() for column in (self.tokens, self.text_bytes, self.nats))
+        return Score.from_figures([len(self.nats), *sums])
 
 
 @dataclass(frozen=True)
@@ -130,9 +168,7 @@ class Scorer:
 
     def __call__(self, documents: Iterable[Document]) -> Score:
         """Score documents, at least one."""
-        found = self.each(documents)
-        sums = (column.sum() for column in (found.tokens, found.text_bytes, found.nats))
-        return Score.from_figures([len(found.nats), *sums])
+        return self.each(documents).total
 
     @torch.no_grad()
     def each(self, documents: Iterable[Document]) -> Scored:

@@ -6,6 +6,7 @@ Shapes: P prompts, T tokens so far (shorter rows are padded on the left), V piec
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -16,13 +17,14 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from lmcore.model.device import choose_device
+from lmcore.model.weights import trained_model
 from lmcore.runs.metrics import MetricsWriter, read_metrics
 from lmcore.runs.run import Run
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.files import write_file
-from lmcore.store.json_lines import json_line
+from lmcore.store.json_lines import write_lines
 from lmcore.tokenizer.tokenizer import Tokenizer
 
 _PROMPTS_AT_ONCE = 32
@@ -61,9 +63,16 @@ def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsW
     rows = [row for row in read_metrics(run.samples) if row["step"] < step]
     pairs = zip(settings.prompts, texts, strict=True)
     rows += [{"step": step, "prompt": prompt, "text": text} for prompt, text in pairs]
-    write_file(run.samples, b"".join(json_line(row) for row in rows))
+    write_lines(run.samples, rows)
     for number, text in enumerate(texts, 1):
         metrics.write_text(f"samples/{number}", text, step)
+
+
+def write_texts(run: Run, checkpoint: Path, settings: SampleConfig) -> list[str]:
+    """What a checkpoint's weights write after each prompt of ``settings``."""
+    model = trained_model(run, checkpoint)
+    model.to(choose_device(run.config.train.device))
+    return generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lmcore.errors import StoreError
-from lmcore.registry.registry import find_version, models
+from lmcore.registry.versions import find_version, models
 from lmcore.store.allowed_paths import check_folder_allowed
 
 

@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from lmcore.errors import ConfigError, StoreError
 from lmcore.retraining.gate import Comparison
-from lmcore.runs.metrics import Row, by_step, read_metrics
+from lmcore.runs.metrics import by_step, read_metrics
 from lmcore.store.files import write_file
+from lmcore.store.json_lines import Row
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache otherwise
 

@@ -3,7 +3,7 @@
 import base64
 import platform
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from lmcore.report.plots import loss_picture
 from lmcore.report.tokenizer_report import dataset_report
 from lmcore.runs.baselines import Baselines, baselines, compared
 from lmcore.runs.history import events, figures, loss_table, source_table, warnings
-from lmcore.runs.initial_model import in_transformers
-from lmcore.runs.metrics import Row, read_metrics
+from lmcore.runs.initial_model import describe_shape
+from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation, Score, score_rows
@@ -30,9 +30,11 @@ from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_file, write_file
+from lmcore.store.json_lines import Row
 from lmcore.store.outputs import Record
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
+Writer = Callable[[Run, Path, SampleConfig], list[str]]
 _EARLIER_SAMPLES = 3
 _PACKAGES = ("torch", "transformers", "sentencepiece", "pyarrow", "numpy")
 
@@ -71,14 +73,20 @@ class Report(Record):
         return text
 
 
-def report(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, settings: SampleConfig) -> Report:
-    """Write samples, the loss picture and the page, or return what is there for this very step."""
+def report(
+    training: TrainingResult, evaluation: Evaluation, blocks: Blocks, settings: SampleConfig, write: Writer
+) -> Report:
+    """Write the loss picture and the page, or return what is there for this step.
+
+    ``write`` makes the samples (``lmcore.model.generate.write_texts``). It is called only where they are missing, since
+    it needs torch and the weights.
+    """
     run = Run.open(training.folder)
     found, about = Report.load(run.folder), report_key(training, evaluation, blocks, settings)
     if found is not None and found.about == about and _hashes(run.folder) == found.hashes:
         return found
     rows, settings = read_metrics(run.metrics), with_prompts(settings, run)
-    samples = _samples(run, training, settings)
+    samples = write(run, training.checkpoint, settings)
     write_settings(run)
     write_file(run.folder / "report.png", loss_picture(rows, training.run))
     page = _page(run, training, evaluation, blocks, rows, (settings, samples))
@@ -96,16 +104,6 @@ def report_key(training: TrainingResult, evaluation: Evaluation, blocks: Blocks,
     """Names everything that a report says, the dataset's ledger included."""
     ledger = read_manifest(Run.open(training.folder).dataset_folder)["ledger"]
     return fingerprint(ledger, *(part.model_dump(mode="json") for part in (training, evaluation, blocks, settings)))
-
-
-def _samples(run: Run, training: TrainingResult, settings: SampleConfig) -> list[str]:
-    from lmcore.model.device import choose_device
-    from lmcore.model.generate import generate
-    from lmcore.model.weights import trained_model  # and with it torch, which pages of finished runs do without
-
-    model = trained_model(run, training.checkpoint)
-    model.to(choose_device(run.config.train.device))
-    return generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
 
 
 def _warnings(rows: list[Row], run: Run) -> list[str]:
@@ -184,7 +182,7 @@ def _two_losses(run: Run, training: TrainingResult, evaluation: Evaluation) -> s
 def _summary(
     run: Run, training: TrainingResult, evaluation: Evaluation, blocks: Blocks, rows: list[Row]
 ) -> dict[str, str]:
-    settings, model = run.config.train, in_transformers(run.shape).get_text_config()
+    settings = run.config.train
     beginning = f", begun with {settings.init_from}" if settings.init_from else ""
     epochs = next((row["epoch"] for row in reversed(rows) if row["kind"] == "train"), 0.0)
     return {
@@ -192,8 +190,7 @@ def _summary(
         "perplexity": number(evaluation.perplexity, ",.2f"),
         "bits per byte": number(evaluation.bits_per_byte, ".4f"),
         "training loss": f"{number(training.train_loss, '.4f')} nats per token (last {settings.log_every} steps)",
-        "model": f"{model.model_type}, {model.num_hidden_layers} layers, {model.hidden_size} wide, "
-        f"{model.num_attention_heads} heads{beginning}",
+        "model": f"{describe_shape(run.shape)}{beginning}",
         "parameters": f"{training.parameters:,} ({training.trainable_parameters:,} trained)",
         "FLOPs": f"{training.flops_per_token * training.tokens:.2e} ({training.flops_per_token:.2e} a token)",
         "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens"

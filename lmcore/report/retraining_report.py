@@ -10,7 +10,7 @@ from lmcore.report.plots import comparison_picture
 from lmcore.retraining.challenge import Champion
 from lmcore.retraining.gate import Decision
 from lmcore.retraining.new_documents import NewDocuments
-from lmcore.retraining.retraining import RetrainConfig
+from lmcore.settings.retraining import RetrainConfig
 
 
 def retraining_page(
@@ -25,7 +25,7 @@ def retraining_page(
     """Markdown, with the picture of the comparison inside it. ``champion`` is the one that was there before."""
     decided, _, reasons = verdict.partition(": ")
     parts = [f"# {config.retraining.model_name}: {decided}", reasons]
-    looked_at = [("corpus", dataset.account()), ("dataset", dataset.id), ("champion", _name(champion))]
+    looked_at = [("corpus", dataset.ledger_summary()), ("dataset", dataset.id), ("champion", _name(champion))]
     parts.append(markdown.table(("looked at", ""), [*looked_at, *_news(config, news)]))
     if decision is not None:
         parts += _decided(decision)

@@ -13,17 +13,19 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.corpus.exclusions import without_forgotten
 from lmcore.dataset.tokenization import Dataset
-from lmcore.errors import FormatError, StoreError
-from lmcore.registry.registry import Version, champion, history, promote, record_refusal, versions
-from lmcore.registry.version import add_version
-from lmcore.retraining.gate import Decision, GateConfig, decide, decide_first
-from lmcore.retraining.new_documents import document_hashes
-from lmcore.runs.run import Run, TrainingResult, is_sound, run_key
-from lmcore.runs.scores import DocumentScores
+from lmcore.errors import StoreError
+from lmcore.registry.add_version import add_version
+from lmcore.registry.registry import promote, record_refusal
+from lmcore.registry.versions import Version, champion, history, versions
+from lmcore.retraining.evaluation_texts import dataset_texts
+from lmcore.retraining.gate import Decision, decide, decide_first
+from lmcore.runs.run import Run, TrainingResult, run_key
+from lmcore.runs.scores import DocumentScores, scores_path
+from lmcore.runs.seen_documents import seen_documents
 from lmcore.settings.config import RunConfig
-from lmcore.store.artifacts import read_manifest
+from lmcore.settings.retraining import GateConfig
+from lmcore.store.artifacts import find_artifact, read_manifest
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 
@@ -51,13 +53,23 @@ class Champion:
         return TokenizerInfo.open(self.version.store / "tokenizers" / str(self.receipt["tokenizer"]["id"]))
 
     @property
+    def weights(self) -> str:
+        """The hash of its weights."""
+        return str(self.receipt["training"]["weights"])
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in the blocks that it was trained on."""
+        return int(self.receipt["record"]["config"]["dataset"]["block_size"])
+
+    @property
     def trunk(self) -> Path | None:
         """The checkpoint before its decay, if its schedule had one that is still whole."""
         if not self.receipt["training"]["trunk"]:
             return None
         run = self.version.store / "runs" / str(self.receipt["run"])
         path = run / "checkpoints" / Path(self.receipt["training"]["trunk"]).name
-        return path if is_sound(path) else None
+        return path if find_artifact(path, keep_damaged=True) else None
 
     @property
     def tokens_per_second(self) -> float:
@@ -87,24 +99,21 @@ def require_comparable(best: Champion, dataset: Path) -> None:
     So that nobody learns it after the training. Decodes the validation text if the tokenizers differ.
     """
     if read_manifest(dataset)["tokenizer_id"] != best.receipt["tokenizer"]["id"]:
-        from lmcore.retraining.scoring import dataset_texts  # and with it torch
-
         deque(dataset_texts(dataset), maxlen=0)
 
 
 def compare(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
-    """Score the challenger, and the champion if there is one, on the validation documents of the challenger's dataset.
+    """The gate's decision about a challenger, by the scores that are kept in ``folder``, that of its run.
 
-    ``folder`` is that of the challenger's run, which has been exported; the scores are kept there. Raises StoreError
-    where the text cannot be had from the dataset.
+    ``evaluate`` wrote the challenger's, ``score_champion`` the champion's. Raises StoreError when they are missing.
     """
     run = Run.open(folder)
-    trained = _trained_on(run.store, run.datasets)
-    challenger = _scores(run, run.folder / "model", _weights(folder))
+    trained = _trained_on(run.folder, run.store)
+    challenger = DocumentScores.load(scores_path(folder, _weights(folder)))
     if best is None:
         return decide_first(challenger, gate, {"challenger": trained}, run.folder).save()
-    before = _trained_on(run.store, best.receipt["record"]["datasets"])
-    scores = _scores(run, best.version.folder, str(best.receipt["training"]["weights"]))
+    before = _trained_on(best.version.folder, run.store)
+    scores = DocumentScores.load(scores_path(folder, best.weights))
     return decide(scores, challenger, gate, {"champion": before, "challenger": trained}, run.folder).save()
 
 
@@ -129,15 +138,12 @@ def record_decision(
     return version
 
 
-def _trained_on(store: Path, datasets: list[str]) -> npt.NDArray[np.uint64] | str:
-    """Hashes of the training documents of all of a model's datasets, as ``gate.TrainedOn`` has them."""
-    found = [np.empty(0, np.uint64)]
-    for name in datasets:
-        try:
-            found.append(document_hashes(store / "datasets" / without_forgotten(store, name), "train"))
-        except StoreError:
-            return f"unknown, for dataset {name}, which its weights were trained on, is not whole in this store"
-    return np.unique(np.concatenate(found))
+def _trained_on(folder: Path, store: Path) -> npt.NDArray[np.uint64] | str:
+    """Hashes of the documents that weights were trained on, as ``gate.TrainedOn`` has them."""
+    try:
+        return seen_documents(folder, store).train
+    except StoreError as error:
+        return f"unknown: {error}"
 
 
 def _weights(run_folder: Path) -> str:
@@ -145,18 +151,3 @@ def _weights(run_folder: Path) -> str:
     if result is None:
         raise StoreError(f"{run_folder / TrainingResult.file_name} is missing: run the pipeline again")
     return result.weights
-
-
-def _scores(run: Run, model: Path, weights: str) -> DocumentScores:
-    """Of every validation document of the run's dataset, from the run's folder if they are there already."""
-    from lmcore.retraining.scoring import score_validation  # and with it torch: few retrainings come here
-
-    path = run.folder / "scores" / f"{weights[:16]}.arrow"
-    try:
-        return DocumentScores.load(path)
-    except FormatError:
-        raise
-    except StoreError:  # not there, or damaged
-        path.parent.mkdir(exist_ok=True)
-    train = run.config.train
-    return score_validation(model, run.dataset_folder, train.device, train.precision).save(path)

@@ -8,21 +8,20 @@ replayed at a share of its own (``dataset.weights``), and losses come by age. It
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.dataset.filters import hashes, leave_out
+from lmcore.dataset.filters import hashes, set_dropped_rows
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
-from lmcore.dataset.tokenization import Dataset, dataset_id, put_manifest, totals
+from lmcore.dataset.source_age import AGES, age_of, by_age
+from lmcore.dataset.tokenization import Dataset, dataset_id, totals, write_dataset_manifest
 from lmcore.errors import StoreError
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import hash_file
 from lmcore.store.outputs import Output
 
-Age = Literal["old", "new"]
-AGES: tuple[Age, Age] = ("old", "new")
 Entry = dict[str, Any]
 
 
@@ -45,23 +44,6 @@ class NewDocuments(Output):
 
     def verify(self) -> None:
         """The datasets that it compares are verified by themselves."""
-
-
-def by_age(source: str, age: Age) -> str:
-    """The name of the part of a source that is old, or new."""
-    return f"{source} ({age})"
-
-
-def age_of(source: str) -> Age:
-    """Of a source; of one that is not told apart, all is new."""
-    return "old" if source == by_age(base_source(source), "old") else "new"
-
-
-def base_source(source: str) -> str:
-    """The source that a part by age is of."""
-    for age in AGES:
-        source = source.removesuffix(f" ({age})")
-    return source
 
 
 def split_by_age(dataset: Dataset, earlier: Path) -> tuple[Dataset, NewDocuments]:
@@ -126,7 +108,7 @@ def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator
         for split, shard in shards.items():
             dropped = ~is_known[split] if age == "old" else is_known[split].copy()
             dropped[entry[split]["dropped"]] = True
-            leave_out(part[split], shard, dropped)
+            set_dropped_rows(part[split], shard, dropped)
         parts.append(part)
     kept = [part for part in parts if any(part[split]["documents"] for split in SPLITS)] or parts[:1]
     for part in kept[1:]:
@@ -137,7 +119,7 @@ def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator
 def _written(dataset: Dataset, manifest: dict[str, Any]) -> Dataset:
     """The dataset of a manifest, which is written unless it is there."""
     folder = dataset.folder.parent / str(manifest["id"])
-    put_manifest(folder, manifest)
+    write_dataset_manifest(folder, manifest)
     return dataset.model_copy(
         update={"id": manifest["id"], "folder": folder, "manifest_hash": hash_file(folder / MANIFEST)}
     )

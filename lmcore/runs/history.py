@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lmcore.runs.metrics import Row, by_step
+from lmcore.runs.metrics import by_step
+from lmcore.store.json_lines import Row
 
 _LEAST_VALIDATIONS = 3
 """Fewer than these in the last third are no trend."""

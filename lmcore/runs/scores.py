@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from blake3 import blake3
 
-from lmcore.errors import CorpusError, StoreError, could_not_read, owner_named
+from lmcore.errors import CorpusError, FormatError, StoreError, could_not_read, owner_named
 from lmcore.store.artifacts import FORMAT_VERSION, check_version
 from lmcore.store.files import DIGEST_BYTES, write_file
 from lmcore.store.outputs import Record
@@ -201,6 +201,22 @@ class DocumentScores:
             raise StoreError(f"scores in {path} are damaged: they are not those written. Evaluate the model again")
         return scores
 
+    @classmethod
+    def find(cls, folder: Path, weights: str) -> Self | None:
+        """The scores of some weights in a run's folder; None where there are none, or they are damaged."""
+        try:
+            return cls.load(scores_path(folder, weights))
+        except FormatError:
+            raise
+        except StoreError:
+            return None
+
+    def save_in(self, folder: Path) -> Self:
+        """Write the file into a run's folder, and return these scores."""
+        path = scores_path(folder, self.weights)
+        path.parent.mkdir(exist_ok=True)
+        return self.save(path)
+
     def _columns(self) -> dict[str, npt.NDArray[Any]]:
         columns = (self.hashes, self.nats, self.tokens, self.text_bytes, self.sources, self.groups)
         return dict(zip(_COLUMNS, columns, strict=True))
@@ -214,6 +230,11 @@ class DocumentScores:
     def _score(self, rows: npt.NDArray[np.bool_]) -> Score:
         sums = (column[rows].sum() for column in (self.tokens, self.text_bytes, self.nats))
         return Score.from_figures([rows.sum(), *sums])
+
+
+def scores_path(folder: Path, weights: str) -> Path:
+    """Where a run's folder holds the scores of some weights on the run's validation documents."""
+    return folder / "scores" / f"{weights[:16]}.arrow"
 
 
 def _figures(score: Score) -> dict[str, float]:
@@ -246,3 +267,7 @@ class Evaluation(Record):
     bits_per_byte: float
     sources: dict[str, Score]
     """By source, where there are several."""
+
+    def verify(self) -> None:
+        super().verify()
+        DocumentScores.load(scores_path(self.folder, self.weights))

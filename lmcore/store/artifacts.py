@@ -47,7 +47,7 @@ def write_artifact(path: Path, about: Callable[[], dict[str, Any]], replaces: bo
             yield temporary
             _complete(temporary, about())
             while not (replaces and _exchanged(temporary, path)) and not _moved(temporary, path):
-                if not replaces and is_sealed(path):
+                if not replaces and find_artifact(path):
                     return
                 remove(path)
             sync(path.parent)
@@ -59,15 +59,6 @@ def _exchanged(folder: Path, path: Path) -> bool:
     """Swap the names of two folders at once (renameat2 of Linux); False where the system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     return rename is not None and rename(_HERE, os.fsencode(folder), _HERE, os.fsencode(path), _RENAME_EXCHANGE) == 0
-
-
-def is_sealed(path: Path) -> bool:
-    """True if the folder is there and proves whole. Reads every byte."""
-    try:
-        verify_artifact(path)
-    except StoreError:
-        return False
-    return True
 
 
 def _moved(folder: Path, path: Path) -> bool:
@@ -167,19 +158,27 @@ def verify_artifact(folder: Path, hash_of: Callable[[Path], str] | None = None) 
     return manifest
 
 
-def is_whole(folder: Path, hash_of: Callable[[Path], str] | None = None) -> bool:
-    """True if the sealed folder is there and proves whole; a damaged one is reported and removed.
+def find_artifact(
+    folder: Path, hash_of: Callable[[Path], str] | None = None, keep_damaged: bool = False
+) -> dict[str, Any] | None:
+    """The manifest of an artifact that ``verify_artifact`` accepts; None for a missing or damaged one.
 
-    For folders named by content, which can be made again from their inputs.
+    A damaged one is reported and removed, so that it is made again. With ``keep_damaged`` it is renamed to bad-<name>,
+    for what cannot be made again from its inputs. Raises FormatError for one of a newer format, and leaves it.
     """
-    if not folder.exists():
-        return False
     try:
-        verify_artifact(folder, hash_of)
+        return verify_artifact(folder, hash_of)
     except FormatError:
         raise
     except StoreError as error:
-        _log.warning("making %s again: %s", folder.name, error)
-        remove(folder)
-        return False
-    return True
+        if not folder.exists():
+            return None
+        if keep_damaged:
+            aside = folder.with_name(f"bad-{folder.name}")
+            remove(aside)
+            os.rename(folder, aside)
+            _log.warning("%s set aside as %s: %s", folder.name, aside.name, error)
+        else:
+            remove(folder)
+            _log.warning("making %s again: %s", folder.name, error)
+        return None

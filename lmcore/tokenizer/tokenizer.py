@@ -19,15 +19,15 @@ import sentencepiece
 
 from lmcore.corpus.corpus_warnings import causes
 from lmcore.corpus.documents import Document, read_documents
-from lmcore.corpus.exclusions import excluded_hashes, forgotten
-from lmcore.corpus.hash_index import Index
+from lmcore.corpus.exclusions import excluded_hashes, forgotten_hashes
+from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.scan import Corpus, SourceFile, scan_again
 from lmcore.errors import CorpusError, FileChangedError, TokenizerError
 from lmcore.progress import Update, unwatched
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
 from lmcore.settings.section import fingerprint, result_fields
-from lmcore.store.artifacts import FORMAT_VERSION, is_whole, read_manifest, verify_artifact, write_artifact
+from lmcore.store.artifacts import FORMAT_VERSION, find_artifact, read_manifest, verify_artifact, write_artifact
 from lmcore.store.files import hash_file
 from lmcore.store.hub import resolve
 from lmcore.store.outputs import Output
@@ -123,7 +123,7 @@ def make_tokenizer(
     """
     tokenizer_id = identify(config, corpus)
     folder = store / "tokenizers" / tokenizer_id
-    if not is_whole(folder):
+    if not find_artifact(folder):
         about: dict[str, Any] = {"kind": "tokenizer", "id": tokenizer_id, "source": config.source}
         with write_artifact(folder, lambda: about) as temporary:
             if config.source == "train":
@@ -261,12 +261,12 @@ def _training_texts(
     Above max_train_bytes the ones with the lowest hashes: the same whatever the order of files. What the dataset
     leaves out is left out here (but the bytes of all there are count copies of what is beyond max_train_bytes).
     """
-    with Index(store) as index:
+    with HashIndex(store) as index:
         found = scan_again(corpus_config, corpus, index.hash_of, index.known)
         account = Ledger()
         account.leave_out(found.skipped)
         held_out = {document.hash for document in _documents(found.validation_files, corpus_config, index, account)}
-        held_out |= {*excluded_hashes(corpus_config), *forgotten(store).tolist()}
+        held_out |= {*excluded_hashes(corpus_config), *forgotten_hashes(store).tolist()}
         fraction = 0.0 if corpus_config.validation_paths else corpus_config.validation_fraction
         heap: list[tuple[int, int, str]] = []
         chosen: set[int] = set()
@@ -298,7 +298,7 @@ def _training_texts(
     return [text for _, _, text in sorted(heap, reverse=True)], total
 
 
-def _documents(files: list[SourceFile], config: CorpusConfig, index: Index, account: Ledger) -> Iterator[Document]:
+def _documents(files: list[SourceFile], config: CorpusConfig, index: HashIndex, account: Ledger) -> Iterator[Document]:
     for file in files:
         try:
             yield from read_documents(file, config, account)

@@ -12,7 +12,7 @@ Shapes: B blocks in a batch, T tokens in a block.
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from lmcore.clock import Clock, stamp
-from lmcore.dataset.loader import Batch, loader, prefetched, to_device
+from lmcore.dataset.loader import Batch, loader, prefetch, to_device
 from lmcore.dataset.mixture import open_blocks
 from lmcore.dataset.stream import IGNORED_LABEL
 from lmcore.dataset.tokenization import verify_chunks
@@ -38,15 +38,16 @@ from lmcore.runs.run import (
     TrainingResult,
     checkpoint_path,
     finished_training,
-    is_sound,
     newest_checkpoint,
     step_of,
     weights_hash,
 )
 from lmcore.runs.scores import Score
 from lmcore.runs.training_progress import ProgressWriter, RecurringWork
+from lmcore.signals import StopRequest, say_when_stopped
+from lmcore.store.artifacts import find_artifact
 from lmcore.store.locks import locked
-from lmcore.training.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
+from lmcore.training.checkpoint import CheckpointWriter, Tensors, load_checkpoint, load_optimizers, random_state
 from lmcore.training.guard import EarlyStopping
 from lmcore.training.schedule import Schedule, planned_steps
 from lmcore.training.train_step import TrainStep
@@ -191,7 +192,9 @@ class _Training:
         self.clock.lap()
         for batch in self.clock.waiting_for(self._batches()):
             rate = self.schedule.rate(state.step)
-            norm = train_step.run(state.step + 1, batch, rate)
+            with self._stoppable(should_stop):
+                loss, tokens = train_step.backward(batch)
+            norm = train_step.update(state.step + 1, loss, tokens, rate)
             state.step += 1
 
             is_last = state.step == self.total_steps
@@ -219,6 +222,24 @@ class _Training:
             if is_last:
                 return
 
+    @contextmanager
+    def _stoppable(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """A step of a large model on a CPU takes minutes: a signal meanwhile saves what the steps before it made."""
+        if not isinstance(should_stop, StopRequest):
+            yield
+            return
+        can_save = self.train_step.device.type == "cpu" and self.ranks.world == 1
+        random = random_state(self.ranks) if can_save else None
+
+        def save() -> None:
+            self._pause()
+            self._begin_save(random)
+            self.checkpoints.wait()
+            say_when_stopped(self._why_stopped())
+
+        with should_stop.unchanged(save, can_save):
+            yield
+
     def _batches(self) -> Iterator[Batch]:
         """Batches on the device, from the next step on.
 
@@ -239,7 +260,7 @@ class _Training:
         )
         counted = ({**batch, "tokens": (batch["labels"] != IGNORED_LABEL).sum()} for batch in batches)
         ready = (to_device(batch, device) for batch in counted)
-        return prefetched(ready) if device.type == "cuda" else ready
+        return prefetch(ready) if device.type == "cuda" else ready
 
     def _gains_no_more(self) -> bool:
         return 0 < self.config.patience <= self.state.early_stopping.without_gain
@@ -349,10 +370,13 @@ class _Training:
     def _save(self) -> None:
         self._check_guard()  # nothing after one bad step too many is worth going back to
         self._pause()
-        state = {**asdict(self.state), "learner": self.train_step.state()}
         with self.progress.phase("checkpoint", self.state.step):
-            self.checkpoints.save(self.state.step, self.train_step.model, self.train_step.optimizers, state)
+            self._begin_save()
         self.clock.lap()
+
+    def _begin_save(self, random: Tensors | None = None) -> None:
+        state = {**asdict(self.state), "learner": self.train_step.state()}
+        self.checkpoints.save(self.state.step, self.train_step.model, self.train_step.optimizers, state, random)
 
     def _pause(self) -> None:
         """Count the time until now as training; what follows is something else, up to the next lap."""
@@ -374,10 +398,13 @@ class _Training:
     def _stop(self) -> None:
         self.checkpoints.wait()
         self.ranks.any(False)  # until the first one has written it
+        raise StoppedError(self._why_stopped())
+
+    def _why_stopped(self) -> str:
         why = f"after {self.config.max_minutes:g} minutes" if self._is_time_up() else "on request"
-        raise StoppedError(
-            f"training stopped {why} after step {self.state.step} of {self.total_steps}, checkpoint "
-            "saved: the same command continues"
+        return (
+            f"training stopped {why} after step {self.state.step} of {self.total_steps}, checkpoint saved: "
+            "the same command continues"
         )
 
     def _write(self, kind: str, **figures: Any) -> None:
@@ -404,7 +431,8 @@ class _Training:
                 f"(now {self.config.learning_rate}), or use another train.precision, and start with --fresh"
             )
         best = state.early_stopping
-        step = best.best_step if self.config.patience and is_sound(self._checkpoint(best.best_step)) else state.step
+        has_best = self.config.patience and find_artifact(self._checkpoint(best.best_step), keep_damaged=True)
+        step = best.best_step if has_best else state.step
         trunk = self._checkpoint(self.schedule.decay_start) if self.schedule.decay_start is not None else None
         TrainingResult(
             run=self.run.folder.name,
@@ -424,7 +452,7 @@ class _Training:
             precision=self.train_step.precision,
             seconds=state.seconds,
             ended=stamp(),
-            trunk=trunk if trunk is not None and is_sound(trunk) else None,
+            trunk=trunk if trunk is not None and find_artifact(trunk, keep_damaged=True) else None,
         ).save()
 
     def _checkpoint(self, step: int) -> Path:

@@ -19,16 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore import clock
-from lmcore.corpus.document_query import DocumentQuery, members
-from lmcore.corpus.exclusions import FORGOTTEN, forgotten
+from lmcore.corpus.document_query import DocumentQuery, isin_sorted
+from lmcore.corpus.exclusions import FORGOTTEN, forgotten_hashes
 from lmcore.dataset.encoding import QUARANTINE, read_quarantine, write_quarantine
-from lmcore.dataset.filters import drop
+from lmcore.dataset.filters import filter_rows
 from lmcore.dataset.shards import SPLITS, Shard, blanked, shard_path, write_shard
-from lmcore.dataset.tokenization import dataset_id, put_manifest, totals
+from lmcore.dataset.tokenization import dataset_id, totals, write_dataset_manifest
 from lmcore.runs.run import Run, run_folders
 from lmcore.store.artifacts import MANIFEST, content_of, read_manifest, verify_artifact, write_artifact
-from lmcore.store.files import write_file
-from lmcore.store.json_lines import json_line
+from lmcore.store.json_lines import append_line
 from lmcore.store.layout import prepare_store
 from lmcore.store.locks import locked, out_of_use
 from lmcore.store.outputs import Output
@@ -151,7 +150,7 @@ def _held(chunk: Path, wanted: _Hashes, query: DocumentQuery) -> _Held:
     found, positions = [wanted[:0]], [np.empty(0, np.int64)]
     for split in SPLITS:
         shard = Shard(shard_path(chunk, split))
-        rows = members(shard.hashes, wanted) & (np.diff(shard.offsets) > 1)
+        rows = isin_sorted(shard.hashes, wanted) & (np.diff(shard.offsets) > 1)
         found.append(shard.hashes[rows])
         positions.append(shard.positions[rows])
     quarantined = [row["span"] for row in read_quarantine(chunk) if query.is_in(row["content"])]
@@ -204,9 +203,9 @@ def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str
             shard = Shard(shard_path(store / "shards" / entry["key"], split))
             earlier = np.zeros(len(shard), np.bool_)
             earlier[entry[split]["dropped"]] = True
-            new = members(shard.hashes, wanted)
+            new = isin_sorted(shard.hashes, wanted)
             if (new & ~earlier).any():
-                drop(entry[split], shard, {"": earlier, "excluded": new}, left_out)
+                filter_rows(entry[split], shard, {"": earlier, "excluded": new}, left_out)
     left_out.pop("", None)
     if left_out.get("excluded", {"documents": 0})["documents"] == before:
         return None
@@ -236,7 +235,7 @@ def _purge(
     wanted = np.array(sorted(int(name, 16) for name in plan.documents), np.uint64)
     for folder, without in replaced.items():
         if without:
-            put_manifest(folder.with_name(without["id"]), without)
+            write_dataset_manifest(folder.with_name(without["id"]), without)
         remove(folder)
     for chunk in chunks:
         _purge_chunk(chunk, wanted, query)
@@ -246,17 +245,14 @@ def _purge(
 
 def _remember(store: Path, plan: Forgotten) -> None:
     """Append the event, unless nothing of it is new: a second call then only finishes the first."""
-    known = {f"{value:016x}" for value in forgotten(store).tolist()}
+    known = {f"{value:016x}" for value in forgotten_hashes(store).tolist()}
     if set(plan.documents) <= known and not (plan.datasets or plan.chunks):
         return
     event = {
         "time": clock.stamp(),
         **plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"}),
     }
-    path = store / FORGOTTEN
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    write_file(path, whole + json_line(event))
+    append_line(store / FORGOTTEN, event)
 
 
 def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:
@@ -273,7 +269,7 @@ def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:
 def _purge_shard(old: Path, new: Path, wanted: _Hashes) -> int:
     """Tokens that are left."""
     shard = Shard(old)
-    tokens, lengths = blanked(shard.tokens, np.diff(shard.offsets), members(shard.hashes, wanted))
+    tokens, lengths = blanked(shard.tokens, np.diff(shard.offsets), isin_sorted(shard.hashes, wanted))
     write_shard(
         new,
         tokens,

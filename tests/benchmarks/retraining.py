@@ -19,13 +19,15 @@ from typing import Any
 from bench import WORK, table
 
 from lmcore.corpus.scan import open_corpus
+from lmcore.dataset.source_age import age_of
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.retraining.new_documents import age_of, split_by_age
-from lmcore.retraining.retraining import RetrainConfig, RetrainingConfig, warm_start
+from lmcore.retraining.new_documents import split_by_age
+from lmcore.retraining.retraining import warm_start
 from lmcore.runs.run import Run, TrainingResult, prepare_run
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from lmcore.settings.retraining import RetrainConfig, RetrainingConfig
 from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
 from lmcore.training.train import train
 

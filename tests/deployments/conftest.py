@@ -49,7 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         PYTHONPATH=str(Path(__file__).parent / "no_pickle"),
         LM_TEST_GUARDED=str(home / "guarded"),
     )
-    command = [sys.executable, "-m", "deployments.serve"]
+    command = [sys.executable, "-m", "deployments", "serve"]
     with open(home / "log", "wb") as log:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments import work_pool
+from deployments.deploy import POOL
 from tests.conftest import REPOSITORY
 
 DEPLOYMENTS = REPOSITORY / "deployments"
@@ -22,7 +22,7 @@ def test_the_image_holds_every_package_and_what_it_is_installed_from() -> None:
     copied = {name for line in lines for name in line.split()}
     assert all((REPOSITORY / name).exists() for name in copied)
     packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {"tests"}
-    assert copied == packages | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert copied == packages | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "NOTICE"}
 
 
 def test_every_pin_is_one_that_an_index_without_builds_for_the_cpu_has() -> None:
@@ -57,4 +57,4 @@ def test_volumes_are_declared_and_passwords_are_asked_for(compose: Any) -> None:
 def test_the_server_is_reached_from_this_machine_only_and_the_worker_polls_the_pool(compose: Any) -> None:
     services = compose["services"]
     assert [port for service in services.values() for port in service.get("ports", [])] == ["127.0.0.1:4200:4200"]
-    assert services["worker"]["command"] == ["prefect", "worker", "start", "--pool", work_pool.NAME]
+    assert services["worker"]["command"] == ["prefect", "worker", "start", "--pool", POOL]

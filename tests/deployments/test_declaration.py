@@ -6,9 +6,8 @@ import pytest
 import yaml
 from prefect.utilities.templating import apply_values
 
-from deployments import work_pool
-from deployments.declaration import JOB_VARIABLES, Declared, declared, parameters
-from deployments.fitting import misfits
+from deployments.declaration import JOB_VARIABLES, Declared, declared, misfits, parameters
+from deployments.deploy import POOL
 from tests.conftest import REPOSITORY
 
 
@@ -18,7 +17,7 @@ def in_yaml(deployment: Declared) -> dict[str, Any]:
         "name": deployment.name,
         "entrypoint": deployment.entrypoint,
         "tags": deployment.tags,
-        "work_pool": {"name": work_pool.NAME, "job_variables": JOB_VARIABLES},
+        "work_pool": {"name": POOL, "job_variables": JOB_VARIABLES},
         "concurrency_limit": {"limit": 1, "collision_strategy": deployment.collision},
     }
     if deployment.parameters:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments import machine
+from deployments.doctor import machine
 from lmcore.store.files import write_file
 from lmcore.store.layout import prepare_store
 from lmcore.store.locks import locked

@@ -18,10 +18,10 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from deployments import server
 from deployments.declaration import declared
-from deployments.finding import Finding
-from lmcore.registry.registry import history, model_folder
+from deployments.doctor import server
+from deployments.doctor.finding import Finding
+from lmcore.registry.versions import history, model_folder
 from lmcore.store.locks import locked
 from tests.conftest import REPOSITORY, tiny_config, tiny_retraining, write_corpus
 from tests.deployments.conftest import PASSWORD, Api

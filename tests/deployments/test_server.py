@@ -15,11 +15,10 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from deployments import server
 from deployments.automations import rescuers, zombies_crash
-from deployments.finding import Finding
-from deployments.limits import create_limits
-from deployments.work_pool import create_work_pool
+from deployments.deploy import create_limits, create_work_pool
+from deployments.doctor import server
+from deployments.doctor.finding import Finding
 from tasks.locks import GPU_LIMIT as GPU
 from tests.deployments.conftest import PASSWORD, Api
 from tests.serving import free_port

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_HOME, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
-from deployments.database import mend_database, unreadable_rows
+from deployments.doctor.database_rows import mend_database, unreadable_rows
 
 LONE = "a\ud83d"
 WHOLE = {"名前": "😀", "escaped": r"\ud83d", "list": [1.5, None, True]}

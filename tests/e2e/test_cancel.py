@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deployments import machine
+from deployments.doctor import machine
 from lmcore.runs.run import step_of
 from tests.conftest import tiny_config, wait_until, write_corpus
 from tests.e2e.test_faults import checkpoints

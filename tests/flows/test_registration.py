@@ -209,11 +209,11 @@ def test_the_schema_is_enforced_again_as_soon_as_the_parameters_fit(
 
 
 def test_for_workers_and_then_for_this_process(client: SyncPrefectClient, declared: Declared) -> None:
-    from deployments.work_pool import NAME, create_work_pool
+    from deployments.deploy import POOL, create_work_pool
 
     create_work_pool()
     declared = replace(declared, schedule=replace(SUNDAYS, active=True))
-    assert register(client, declared, NAME) == []
+    assert register(client, declared, POOL) == []
     found = read(client, declared)
     assert found.work_pool_name == "lm"
     assert found.job_variables == {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60"}}
@@ -246,9 +246,9 @@ def test_a_deployment_of_the_version_before_is_taken_over(
         enforce_parameter_schema=True,
         paused=True,
     )
-    from deployments import digests
+    from deployments import registration_record
 
-    monkeypatch.setattr(digests, "_BEFORE", {digests._digest(presets["text"])})
+    monkeypatch.setattr(registration_record, "_BEFORE", {registration_record._digest(presets["text"])})
     lines = register(client, declared)
     assert lines == ["switched on: versions before this one paused it whenever they stopped"]
     found = client.read_deployment(there)
@@ -258,7 +258,7 @@ def test_a_deployment_of_the_version_before_is_taken_over(
 
 def test_every_deployment_has_digests_of_its_own(client: SyncPrefectClient) -> None:
     from deployments.declaration import declared as all_of_them
-    from deployments.digests import Written
+    from deployments.registration_record import Written
 
     names = [deployment.full_name for deployment in all_of_them()]
     assert len({Written(client, name)._variable for name in names}) == len(names)

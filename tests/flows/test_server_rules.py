@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelling, Completed, Crashed, Running
 
 from deployments.automations import create_automations
-from deployments.leftovers import start_leftovers_again
+from deployments.orphaned_runs import start_orphaned_runs
 from lmcore.errors import ConfigError
 from tasks.policies import STARTS, start_again
 
@@ -61,13 +61,13 @@ def test_an_address_that_nobody_can_be_told_at_is_refused(monkeypatch: pytest.Mo
 )
 def test_only_runs_that_have_not_ended_are_settled(states: list[State], after: str) -> None:
     run = run_in(*states)
-    start_leftovers_again(["nothing/rules", "nothing/not-there"])
+    start_orphaned_runs(["nothing/rules", "nothing/not-there"])
     assert state_of(run) == after
 
 
 def test_runs_of_deployments_that_others_serve_are_left_alone() -> None:
     run = run_in(Running())
-    start_leftovers_again(["pretrain/tiny"])
+    start_orphaned_runs(["pretrain/tiny"])
     assert state_of(run) == "Running"
 
 

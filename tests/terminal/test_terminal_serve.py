@@ -12,7 +12,7 @@ pytestmark = pytest.mark.terminal
 
 def test_serve_comes_up_and_ctrl_c_ends_it(start: Start) -> None:
     port = free_port()
-    terminal = start("-m", "deployments.serve", PREFECT_SERVER_API_PORT=str(port))
+    terminal = start("-m", "deployments", "serve", PREFECT_SERVER_API_PORT=str(port))
     terminal.wait_for(f"http://127.0.0.1:{port}")
     terminal.wait_for("polling for scheduled runs")
     ended = terminal.end(CTRL_C, CTRL_C)

@@ -16,7 +16,7 @@ from lmcore.errors import STOPPED_STATUS
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, newest_checkpoint, step_of
 from lmcore.runs.scores import DocumentScores
-from lmcore.store.artifacts import is_whole
+from lmcore.store.artifacts import find_artifact
 from tests.conftest import Trained, start, wait_for_step, wait_until, write_corpus
 
 KEYS = {
@@ -178,7 +178,7 @@ def test_ctrl_c_keeps_the_finished_chunks_and_the_same_command_does_the_rest(set
     assert (process.returncode, output, errors.splitlines()[-1]) == (130, "", "interrupted: the same command continues")
     assert "Traceback" not in errors
     done = chunks()
-    assert all(is_whole(store / "shards" / name) for name in done)
+    assert all(find_artifact(store / "shards" / name) for name in done)
     assert not list(store.rglob(".tmp-*"))
     assert not (store / "datasets").exists()
     status, output_lines, errors_lines = call(*command)

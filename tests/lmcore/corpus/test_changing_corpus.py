@@ -21,8 +21,8 @@ from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import StoreError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
+from lmcore.registry.add_version import add_version
 from lmcore.registry.receipt import check_receipt
-from lmcore.registry.version import add_version
 from lmcore.retraining.new_documents import document_hashes, split_by_age
 from lmcore.runs.run import prepare_run
 from lmcore.settings.config import RunConfig
@@ -126,7 +126,7 @@ def test_what_changes_after_the_look_is_read_as_it_is_and_said(written: Written,
     dataset = written.dataset(between)
     written.assert_true(dataset)
     assert dataset.corpus_changed
-    assert dataset.account().endswith("0 unaccounted, the corpus was changed meanwhile")
+    assert dataset.ledger_summary().endswith("0 unaccounted, the corpus was changed meanwhile")
     with pytest.raises(StoreError, match="the corpus was changed while it was made"):
         dataset.verify()
     again = written.dataset()

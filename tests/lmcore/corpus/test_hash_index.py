@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmcore import clock
-from lmcore.corpus.hash_index import Index
+from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.remote import hash_stored
 
 
@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 def hashed(store: Path, path: Path, monkeypatch: pytest.MonkeyPatch, rehash: bool = False) -> tuple[str, int]:
     """The hash, and how many files were read for it."""
     calls = []
-    with monkeypatch.context() as patch, Index(store, rehash) as index:
+    with monkeypatch.context() as patch, HashIndex(store, rehash) as index:
         patch.setattr("lmcore.corpus.hash_index.hash_stored", lambda name: calls.append(name) or hash_stored(name))
         return index.hash_of(path), len(calls)
 
@@ -110,14 +110,14 @@ def test_damaged_pages_are_made_again(file: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_where_there_is_no_store_none_is_made(file: Path, tmp_path: Path) -> None:
-    with Index(tmp_path / "nowhere") as index:
+    with HashIndex(tmp_path / "nowhere") as index:
         index.hash_of(file)
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_outlines_are_remembered(tmp_path: Path) -> None:
-    with Index(tmp_path) as index:
+    with HashIndex(tmp_path) as index:
         assert index.outline("key") is None
         index.remember("key", {"chunks": [1]})
-    with Index(tmp_path) as index:
+    with HashIndex(tmp_path) as index:
         assert index.outline("key") == {"chunks": [1]}

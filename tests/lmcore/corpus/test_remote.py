@@ -25,7 +25,7 @@ from pyarrow.feather import write_feather
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
-from lmcore.corpus.hash_index import Index
+from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.remote import file_name, hash_stored, open_stored, remote_files, stored_size, version
 from lmcore.corpus.scan import describe, open_corpus, scan
 from lmcore.dataset.stream import TokenStream
@@ -533,7 +533,7 @@ def test_versions_of_a_page_are_told_apart_or_not_trusted(web: Web, tmp_path: Pa
     assert look(b"one", Last_Modified="yesterday") == ""
     for content in (b"one", b"two"):
         look(content)
-        with Index(tmp_path) as index:
+        with HashIndex(tmp_path) as index:
             assert index.hash_of(url) == hash_stream(io.BytesIO(content))
 
 

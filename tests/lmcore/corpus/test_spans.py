@@ -24,7 +24,7 @@ from lmcore.corpus.documents import _pieces, parse, read_documents
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.remote import hash_stored
 from lmcore.corpus.scan import SourceFile, scan
-from lmcore.corpus.spans import Span, read_spans
+from lmcore.corpus.spans import TextRange, read_ranges
 from lmcore.errors import FileChangedError
 from lmcore.settings.config import CorpusConfig
 
@@ -43,11 +43,11 @@ pieces = st.lists(
 ).map(b"".join)
 
 
-def cut(path: Path, **options: object) -> tuple[list[Span], Ledger]:
+def cut(path: Path, **options: object) -> tuple[list[TextRange], Ledger]:
     config = CorpusConfig.model_validate({"paths": [str(path)], "include": ["*"], "chunk_bytes": 1000, **options})
     ledger = Ledger()
     file = SourceFile(str(path), path.stat().st_size, hash_stored(str(path)))  # whatever its beginning looks like
-    return list(read_spans(file, config, ledger)), ledger
+    return list(read_ranges(file, config, ledger)), ledger
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -268,10 +268,10 @@ def test_a_file_that_is_gone_or_a_folder_by_now_is_named(tmp_path: Path, name: s
     [file] = scan(config).files
     path.unlink()
     with pytest.raises(FileChangedError, match="unreadable"):
-        list(read_spans(file, config, Ledger()))
+        list(read_ranges(file, config, Ledger()))
     path.mkdir()
     with pytest.raises(FileChangedError, match="unreadable"):
-        list(read_spans(file, config, Ledger()))
+        list(read_ranges(file, config, Ledger()))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
@@ -307,7 +307,7 @@ from pathlib import Path
 from lmcore.settings.config import CorpusConfig
 from lmcore.corpus.scan import scan
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.spans import read_spans
+from lmcore.corpus.spans import read_ranges
 path = Path(sys.argv[1])
 content = path.read_bytes()
 for seed in range(150):
@@ -315,7 +315,7 @@ for seed in range(150):
     damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
     path.write_bytes(damaged)
     config = CorpusConfig(paths=[str(path)])
-    list(read_spans(scan(config).files[0], config, Ledger()))
+    list(read_ranges(scan(config).files[0], config, Ledger()))
 """
 
 
@@ -355,11 +355,11 @@ import resource, sys
 from lmcore.settings.config import CorpusConfig
 from lmcore.corpus.scan import scan
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.spans import read_spans
+from lmcore.corpus.spans import read_ranges
 config = CorpusConfig(paths=[sys.argv[1]], max_expansion=1e9, chunk_bytes=4_000_000)
 [file] = scan(config).files
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(sum(span.stop - span.start for span in read_spans(file, config, Ledger())))
+print(sum(span.stop - span.start for span in read_ranges(file, config, Ledger())))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 120_000)
 """
 

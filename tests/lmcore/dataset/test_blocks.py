@@ -14,7 +14,7 @@ from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.scan import scan
 from lmcore.dataset.blocks import BlockDataset, BufferedShuffleDataset, collate_fn
-from lmcore.dataset.mixture import build_dataset
+from lmcore.dataset.mixture import count_blocks
 from lmcore.dataset.stream import TokenStream
 from lmcore.errors import CorpusError
 from lmcore.settings.config import DatasetConfig
@@ -129,27 +129,27 @@ def test_shards_hold_what_from_texts_yields_chunk_by_chunk(prepared: Prepared) -
 
 def test_a_corpus_smaller_than_one_block_is_refused(prepared: Prepared) -> None:
     tokens = prepared.dataset.tokens
-    assert build_dataset(prepared.dataset, DatasetConfig(block_size=tokens - 1)).train_blocks == 1
+    assert count_blocks(prepared.dataset, DatasetConfig(block_size=tokens - 1)).train_blocks == 1
     with pytest.raises(
         CorpusError, match=rf"smaller than one block: {tokens} training tokens, a block needs {tokens + 1}"
     ):
-        build_dataset(prepared.dataset, DatasetConfig(block_size=tokens))
+        count_blocks(prepared.dataset, DatasetConfig(block_size=tokens))
 
 
 def test_sources_are_counted_and_shared_out(mixed: Prepared) -> None:
-    plain = build_dataset(mixed.dataset, DatasetConfig(block_size=16))
+    plain = count_blocks(mixed.dataset, DatasetConfig(block_size=16))
     assert {name: source.share for name, source in plain.sources.items()} == {
         name: source.tokens / mixed.dataset.tokens for name, source in plain.sources.items()
     }
     for name in ("documents", "tokens", "text_bytes"):
         assert sum(getattr(source, name) for source in plain.sources.values()) == getattr(mixed.dataset, name)
-    wiki_alone = build_dataset(mixed.dataset, DatasetConfig(block_size=16, epochs={"web": 0, "wiki": 2}))
+    wiki_alone = count_blocks(mixed.dataset, DatasetConfig(block_size=16, epochs={"web": 0, "wiki": 2}))
     assert [source.share for source in wiki_alone.sources.values()] == [0, 1]
     assert wiki_alone.train_blocks == 2 * ((plain.sources["wiki"].tokens - 1) // 16)
 
 
 def test_packing_leaves_no_tail(prepared: Prepared) -> None:
-    packed = build_dataset(prepared.dataset, DatasetConfig(block_size=16, packing="best_fit"))
+    packed = count_blocks(prepared.dataset, DatasetConfig(block_size=16, packing="best_fit"))
     assert packed.tail_tokens == 0
     assert packed.train_blocks * 16 * (1 - packed.padding) == pytest.approx(prepared.dataset.tokens)
 

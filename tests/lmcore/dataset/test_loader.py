@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmcore.dataset.loader import document_boundaries, loader, prefetched, to_device
+from lmcore.dataset.loader import document_boundaries, loader, prefetch, to_device
 from lmcore.dataset.mixture import Mixture, open_blocks
 from lmcore.dataset.shuffle import shuffled
 from lmcore.dataset.stream import TokenStream
@@ -131,7 +131,7 @@ def test_the_first_batch_anywhere_reads_its_own_blocks_only(
     monkeypatch.setattr(stream, "_starts", np.arange(10**6 + 1) * 10**9)
     blocks = plain(prepared.dataset)
     blocks.sources["corpus"].stream = stream
-    blocks.draws["corpus"] = len(blocks.sources["corpus"])
+    blocks.blocks_per_epoch["corpus"] = len(blocks.sources["corpus"])
     read: list[int] = []
     gather = stream.gather
     monkeypatch.setattr(stream, "gather", lambda indices, size: read.extend(indices) or gather(indices, size))
@@ -215,15 +215,15 @@ def test_items_made_in_a_thread_come_in_order_and_a_few_ahead() -> None:
             made.append(number)
             yield number
 
-    ahead = [len(made) - number for number in prefetched(items(), depth=3)]
+    ahead = [len(made) - number for number in prefetch(items(), depth=3)]
     assert made == list(range(100))
     assert max(ahead) <= 4
-    assert list(prefetched([])) == []
+    assert list(prefetch([])) == []
     assert prefetch_threads() == []
 
 
 def test_the_thread_ends_with_a_consumer_that_stops() -> None:
-    items = prefetched(iter(int, 1))  # without end
+    items = prefetch(iter(int, 1))  # without end
     assert next(items) == 0
     assert len(prefetch_threads()) == 1
     items.close()  # type: ignore[attr-defined]
@@ -235,7 +235,7 @@ def test_what_breaks_in_the_thread_is_raised_where_it_is_used() -> None:
         yield 1
         raise OSError("the disk is gone")
 
-    found = prefetched(items())
+    found = prefetch(items())
     assert next(found) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(found)
@@ -249,7 +249,7 @@ def test_items_are_made_while_the_consumer_works() -> None:
             yield time.monotonic()
 
     waits = []
-    for made in prefetched(slow()):
+    for made in prefetch(slow()):
         time.sleep(0.03)
         waits.append(time.monotonic() - made)
     assert max(waits[3:]) > 0.035  # it stood ready before it was asked for
@@ -261,6 +261,6 @@ def test_batches_reach_the_gpu_unchanged(prepared: Prepared) -> None:
     options: dict[str, Any] = {"first_block": 0, "last_block": 64, "seed": 0}
     expected = list(loader(plain(prepared.dataset), 8, **options))
     device = torch.device("cuda")
-    ready = prefetched(to_device(batch, device) for batch in loader(plain(prepared.dataset), 8, **options))
+    ready = prefetch(to_device(batch, device) for batch in loader(plain(prepared.dataset), 8, **options))
     for there, here in zip(ready, expected, strict=True):
         assert all(torch.equal(there[name].cpu(), here[name]) for name in here)

@@ -86,7 +86,7 @@ def two_sources(write_dataset: WriteDataset) -> Path:
 )
 def test_settings_become_blocks_of_an_epoch(two_sources: Path, settings: dict[str, Any], draws: dict[str, int]) -> None:
     blocks = open_blocks(two_sources, DatasetConfig(block_size=4, **settings))
-    assert blocks.draws == draws
+    assert blocks.blocks_per_epoch == draws
     assert blocks.padding == 0
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lmcore.dataset.stream import TokenStream
+from lmcore.errors import StoreError
 from lmcore.model.evaluate import Scorer, evaluate
 from lmcore.model.model import new_model
 from lmcore.model.weights import trained_model
-from lmcore.runs.scores import Evaluation, Score
+from lmcore.runs.scores import DocumentScores, Evaluation, Score, scores_path
 from lmcore.training.train import train
 from tests.conftest import Prepared, Trained
 
@@ -101,6 +102,14 @@ def test_every_source_has_a_score_of_its_own(mixed: Prepared) -> None:
         )
 
 
+def test_the_score_of_every_document_is_kept(trained: Trained, scorer: Scorer, documents: list[Any]) -> None:
+    found = DocumentScores.load(scores_path(trained.run.folder, trained.evaluation.weights))
+    assert found.total.nats == trained.evaluation.nats
+    assert found.hashes.tolist() == [hash_ for *_, hash_ in documents]
+    assert found.nats == pytest.approx([scorer([document]).nats for document in documents], rel=1e-5)
+    assert (found.block_size, found.tokenizer_id) == (scorer.block_size, trained.run.tokenizer_info.id)
+
+
 def test_one_source_is_not_listed(trained: Trained) -> None:
     assert trained.evaluation.sources == {}
 
@@ -132,5 +141,11 @@ def test_a_score_that_is_there_is_returned_only_for_the_same_weights(prepared: P
     evaluation = evaluate(run, checkpoint)
     marked = evaluation.model_copy(update={"nats": 1.0}).save()
     assert evaluate(run, checkpoint) == marked
+    scores = scores_path(run.folder, evaluation.weights)
+    scores.unlink()  # as in a store of an older version
+    with pytest.raises(StoreError, match="there are no scores"):
+        marked.verify()
+    assert evaluate(run, checkpoint) == marked
+    marked.verify()
     marked.model_copy(update={"weights": "of others"}).save()
     assert evaluate(run, checkpoint) == evaluation == Evaluation.load(run.folder)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import lmcore.model.generate
 import lmcore.report.report
 from lmcore.dataset.mixture import Blocks
 from lmcore.errors import StoreError
+from lmcore.model.generate import write_texts
 from lmcore.report.report import (
     Report,
     data_page,
@@ -39,7 +42,7 @@ def own(prepared: Prepared) -> Trained:
 
 @pytest.fixture(scope="module")
 def page(trained: Trained) -> Report:
-    return report(trained.training, trained.evaluation, trained.blocks, SAMPLE)
+    return report(trained.training, trained.evaluation, trained.blocks, SAMPLE, write_texts)
 
 
 def test_the_page_has_the_figures_of_the_run(trained: Trained, page: Report) -> None:
@@ -59,12 +62,12 @@ def test_the_page_has_the_figures_of_the_run(trained: Trained, page: Report) -> 
 
 def test_a_run_whose_losses_are_lost_has_a_page(own: Trained) -> None:
     own.run.metrics.unlink()
-    assert "(0.00 epochs)" in report(own.training, own.evaluation, own.blocks, SAMPLE).markdown()
+    assert "(0.00 epochs)" in report(own.training, own.evaluation, own.blocks, SAMPLE, write_texts).markdown()
 
 
 def test_sources_have_their_counts_and_losses_on_the_page(mixed: Prepared) -> None:
     found = train_and_evaluate(mixed, mixed.run(dataset={"weights": {"web": 1, "wiki": 3}, "packing": "best_fit"}))
-    text = report(found.training, found.evaluation, found.blocks, SAMPLE).markdown()
+    text = report(found.training, found.evaluation, found.blocks, SAMPLE, write_texts).markdown()
     assert "% are padding." in text
     for name, share in (("web", "25."), ("wiki", "75.")):
         source, score = found.blocks.sources[name], found.evaluation.sources[name]
@@ -91,7 +94,7 @@ def fence_of(text: str) -> str:
 @pytest.mark.parametrize("sample", ["", "```", "a ```` b\n``````\n```", "| a | b |\n# no heading", "</s>\n学習"])
 def test_a_sample_cannot_leave_its_fence(own: Trained, monkeypatch: pytest.MonkeyPatch, sample: str) -> None:
     monkeypatch.setattr(lmcore.model.generate, "generate", lambda *_: [sample])
-    text = report(own.training, own.evaluation, own.blocks, SAMPLE).markdown()
+    text = report(own.training, own.evaluation, own.blocks, SAMPLE, write_texts).markdown()
     fence = fence_of(text)
     assert len(fence) > max((len(run) for run in re.findall("`+", sample)), default=2)
     assert f"\n{fence}text\n{sample}\n{fence}\n" in text
@@ -99,13 +102,13 @@ def test_a_sample_cannot_leave_its_fence(own: Trained, monkeypatch: pytest.Monke
 
 def test_a_report_is_written_once(trained: Trained, page: Report) -> None:
     before = page.path.stat().st_mtime_ns
-    assert report(trained.training, trained.evaluation, trained.blocks, SAMPLE) == page
+    assert report(trained.training, trained.evaluation, trained.blocks, SAMPLE, write_texts) == page
     assert page.path.stat().st_mtime_ns == before
 
 
 def test_another_sample_is_another_report(own: Trained) -> None:
     first, second = (
-        report(own.training, own.evaluation, own.blocks, SampleConfig(tokens=20, prompts=prompts))
+        report(own.training, own.evaluation, own.blocks, SampleConfig(tokens=20, prompts=prompts), write_texts)
         for prompts in (["学習"], ["学習", "東京"])
     )
     assert first.samples == second.samples[:1]
@@ -123,7 +126,7 @@ def test_the_page_tells_the_course_of_the_training(own: Trained) -> None:
     own.run.metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     samples = [{"step": step, "prompt": prompt, "text": f"{prompt}{step}"} for step in range(1, 7) for prompt in "ab"]
     own.run.samples.write_text("".join(f"{json.dumps(row)}\n" for row in samples))
-    page = report(own.training, own.evaluation, own.blocks, SAMPLE)
+    page = report(own.training, own.evaluation, own.blocks, SAMPLE, write_texts)
     text = page.markdown()
     assert "**Warning:** overfitting: from step 4 to 6 the validation loss rose by 0.20" in text
     assert [f"**Warning:** {warning}." in text for warning in page.warnings] == [True]
@@ -136,12 +139,15 @@ def test_the_page_tells_the_course_of_the_training(own: Trained) -> None:
 
 def test_a_source_that_nobody_validates_is_a_warning(mixed: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     found = train_and_evaluate(mixed, mixed.run())
-    assert "Warning" not in report(found.training, found.evaluation, found.blocks, SAMPLE).markdown()
+    assert "Warning" not in report(found.training, found.evaluation, found.blocks, SAMPLE, write_texts).markdown()
     monkeypatch.setattr(
         lmcore.report.report, "source_names", lambda _, split: ["web", "wiki"][: 1 + (split == "train")]
     )
     other = SampleConfig(tokens=1)
-    assert "document is of the source wiki" in report(found.training, found.evaluation, found.blocks, other).markdown()
+    assert (
+        "document is of the source wiki"
+        in report(found.training, found.evaluation, found.blocks, other, write_texts).markdown()
+    )
 
 
 def edit(page: Report) -> None:
@@ -162,13 +168,13 @@ def remove_record(page: Report) -> None:
 
 @pytest.mark.parametrize("change", [edit, edit_picture, remove_page, remove_record])
 def test_an_edited_report_is_noticed_and_written_again(own: Trained, change: Any) -> None:
-    page = report(own.training, own.evaluation, own.blocks, SAMPLE)
+    page = report(own.training, own.evaluation, own.blocks, SAMPLE, write_texts)
     page.verify()
     text, picture = page.path.read_bytes(), page.picture.read_bytes()
     change(page)
     with pytest.raises(StoreError):
         page.verify()
-    report(own.training, own.evaluation, own.blocks, SAMPLE).verify()
+    report(own.training, own.evaluation, own.blocks, SAMPLE, write_texts).verify()
     assert (page.path.read_bytes(), page.picture.read_bytes()) == (text, picture)
 
 
@@ -247,3 +253,27 @@ def test_the_evaluation_has_a_row_for_all_text_and_for_each_source(trained: Trai
 def test_the_page_of_samples_cannot_be_broken_by_them(tmp_path: Path) -> None:
     found = Report(folder=tmp_path / "run", about="", samples=["a ```` b", "# c"], warnings=[], hashes={})
     assert samples_page(found) == "# Samples of run\n\n`````text\na ```` b\n`````\n\n```text\n# c\n```\n"
+
+
+PAGE_WITHOUT_TORCH = """
+import json, sys
+from pathlib import Path
+import lmcore.retraining.challenge
+import lmcore.retraining.gate
+from lmcore.dataset.mixture import Blocks
+from lmcore.report.report import report
+from lmcore.runs.run import TrainingResult
+from lmcore.runs.scores import Evaluation
+from lmcore.settings.config import SampleConfig
+
+folder, blocks = Path(sys.argv[1]), Blocks.model_validate_json(sys.argv[2])
+records = TrainingResult.load(folder), Evaluation.load(folder)
+page = report(*records, blocks, SampleConfig(prompts=["a"]), lambda *_: ["a text"])
+assert "a text" in page.markdown()
+print(json.dumps(sorted({"torch", "transformers"} & {*sys.modules})))
+"""
+
+
+def test_pages_and_gate_do_without_torch(own: Trained) -> None:
+    command = [sys.executable, "-c", PAGE_WITHOUT_TORCH, str(own.run.folder), own.blocks.model_dump_json()]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"

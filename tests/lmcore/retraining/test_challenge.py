@@ -8,14 +8,17 @@ import pytest
 from lmcore.errors import StoreError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
+from lmcore.registry.add_version import add_version
 from lmcore.registry.registry import promote, prune, rollback
-from lmcore.registry.version import add_version
 from lmcore.retraining.challenge import Champion, compare, earlier_refusal, record_decision, require_comparable
-from lmcore.retraining.gate import Decision, GateConfig
+from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
+from lmcore.retraining.gate import Decision
+from lmcore.retraining.scoring import score_champion, score_texts, score_validation
 from lmcore.runs.run import Run, prepare_run, run_key
+from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.settings.config import RunConfig
+from lmcore.settings.retraining import GateConfig
 from lmcore.store.artifacts import read_manifest
-from lmcore.store.temporary import remove
 from lmcore.training.train import train
 from lmcore.upkeep.garbage_collection import collect
 from tests.conftest import prepare, tiny_config, write_corpus
@@ -60,6 +63,12 @@ class Line:
         return found.version.id if found else None
 
 
+def compared(best: Champion, folder: Path, gate: GateConfig = GATE) -> Decision:
+    """The decision after the champion was scored."""
+    score_champion(best, folder)
+    return compare(best, folder, gate)
+
+
 @pytest.fixture
 def line(tmp_path: Path) -> Line:
     return Line(tmp_path)
@@ -92,7 +101,7 @@ def test_text_that_the_first_of_three_was_trained_on_promotes_nobody(
     first = line.model(line.config(0))
     champion, third = third_generation(line, first, begin_with)
     seen = read_manifest(first.dataset_folder)["splits"]["train"]["documents"]
-    decision = compare(champion, third.folder, GATE)
+    decision = compared(champion, third.folder)
     assert not decision.promoted
     assert training_text(decision) == dict.fromkeys(("challenger", "champion"), f"{seen} of these documents")
     assert decision.comparisons == []
@@ -108,24 +117,22 @@ def test_a_model_that_begins_anew_has_no_past(line: Line) -> None:
     assert training_text(decision) == {"challenger": "0 of these documents"}
 
 
-def test_what_an_ancestor_was_trained_on_stays_or_nobody_is_promoted(line: Line) -> None:
+def test_what_an_ancestor_was_trained_on_is_known_after_its_dataset_is_gone(line: Line) -> None:
     first = line.model(line.config(0))
     line.champion(first)
     line.champion(line.model(line.config(1, init_from=str(first.folder / "model"))))
-    last = line.champion(
-        line.model(line.config(2, init_from=str(Champion.from_store(line.store, "lm").version.folder)))
-    )
+    exported = Champion.from_store(line.store, "lm").version.folder
+    last = line.champion(line.model(line.config(2, init_from=str(exported))))
     challenger = line.model(line.config(3, init_from=str(last.version.folder)))
     assert prune(line.store, "lm", keep=1) == ["v0001"]
     collect(line.store, keep_runs=1, grace_seconds=0)
-    assert not (first.checkpoints / "step-00000002").exists()
-    found = training_text(compare(last, challenger.folder, GATE))
+    assert not first.dataset_folder.exists()
+    found = training_text(compared(last, challenger.folder))
     assert found == dict.fromkeys(("challenger", "champion"), "0 of these documents")
-    remove(first.dataset_folder)
-    decision = compare(last, challenger.folder, GATE)
+    (challenger.folder / SEEN_DOCUMENTS).unlink()
+    decision = compared(last, challenger.folder)
     assert not decision.promoted
-    for found in training_text(decision).values():
-        assert found.startswith(f"unknown, for dataset {first.dataset_folder.name}, which its weights were trained on")
+    assert training_text(decision)["challenger"].startswith(f"unknown: {challenger.folder} has no {SEEN_DOCUMENTS}")
 
 
 def test_a_tokenizer_that_is_not_exact_is_judged_by_its_ids(
@@ -145,7 +152,7 @@ def test_a_tokenizer_that_is_not_exact_is_judged_by_its_ids(
     champion = line.champion(run)
     again = line.model(line.config(2, init_from=str(champion.version.folder)))
     require_comparable(champion, again.dataset_folder)
-    decision = compare(champion, again.folder, GATE)
+    decision = compared(champion, again.folder)
     assert "evaluation set" in {rule.rule for rule in decision.rules}
     assert all(rule.passed for rule in decision.rules if not rule.rule.startswith("documents of"))
     with pytest.raises(StoreError, match=r"is not exact, .* retrain with the champion's tokenizer"):
@@ -153,8 +160,6 @@ def test_a_tokenizer_that_is_not_exact_is_judged_by_its_ids(
 
 
 def test_ids_and_texts_score_alike(line: Line) -> None:
-    from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts, score_validation
-
     run = line.model(line.config(0))
     texts = [LabelledText(text, source, "new", size) for text, source, size in dataset_texts(run.dataset_folder)]
     by_text = score_texts(run.folder / "model", texts, "cpu", "fp32")
@@ -173,7 +178,7 @@ def test_what_a_gate_refused_or_somebody_took_back_is_not_tried_again(line: Line
         return event["reason"] if event else None
 
     def settled(gate: GateConfig, **decided: object) -> None:
-        decision = compare(best, run.folder, gate).model_copy(update=decided)
+        decision = compared(best, run.folder, gate).model_copy(update=decided)
         record_decision(line.store, "lm", best, run.folder, decision, run_key(config, dataset), gate)
 
     assert reason(GATE) is None

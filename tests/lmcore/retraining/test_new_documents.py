@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from lmcore.corpus.scan import describe, scan
 from lmcore.dataset.audit import problems, skipped_pieces
 from lmcore.dataset.mixture import open_blocks
+from lmcore.dataset.source_age import age_of, base_source, by_age
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import StoreError
-from lmcore.retraining.new_documents import age_of, base_source, by_age, document_hashes, split_by_age, tokens_by_source
+from lmcore.retraining.new_documents import document_hashes, split_by_age, tokens_by_source
 from lmcore.settings.config import CorpusConfig, DatasetConfig, TokenizerConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.layout import prepare_store

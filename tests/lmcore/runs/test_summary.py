@@ -12,6 +12,7 @@ import pytest
 from lmcore.cli.settings import read
 from lmcore.errors import StoreError
 from lmcore.model.export import export
+from lmcore.model.generate import write_texts
 from lmcore.report.report import report
 from lmcore.runs.baselines import Baselines, compared
 from lmcore.runs.sample_prompts import with_prompts
@@ -49,7 +50,7 @@ def test_the_better_one_of_the_two_is_what_the_model_is_compared_with() -> None:
 @pytest.fixture(scope="module")
 def end(trained: Trained) -> str:
     export(trained.training, trained.evaluation)
-    page = report(trained.training, trained.evaluation, trained.blocks, SampleConfig(tokens=20))
+    page = report(trained.training, trained.evaluation, trained.blocks, SampleConfig(tokens=20), write_texts)
     return summary(trained.run.folder, page.samples, "1,000 bytes read", ["half of it was lost"])
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lmcore.model.export import export
-from lmcore.registry.version import add_version
+from lmcore.model.generate import write_texts
+from lmcore.registry.add_version import add_version
 from lmcore.report.report import report
 from lmcore.store.artifacts import write_artifact
 from tests.conftest import prepare, tiny_config, train_and_evaluate, write_corpus
@@ -40,7 +41,7 @@ def check_modes(folder: Path, umask: Umask, mask: int, file_mode: int, folder_mo
     prepared = prepare(config)
     made = train_and_evaluate(prepared, prepared.run())
     export(made.training, made.evaluation)
-    report(made.training, made.evaluation, made.blocks, config.sample)
+    report(made.training, made.evaluation, made.blocks, config.sample, write_texts)
     add_version(prepared.store, "ja", made.run, {"promoted": True})
     modes = {path.relative_to(folder): path.stat().st_mode & 0o777 for path in prepared.store.rglob("*")}
     wanted = {path: folder_mode if (folder / path).is_dir() else file_mode for path in modes}

@@ -23,9 +23,10 @@ from lmcore.dataset.tokenization import Dataset, tokenize
 from lmcore.errors import CorpusError, RunError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
+from lmcore.registry.add_version import add_version
 from lmcore.registry.receipt import check_receipt
-from lmcore.registry.registry import promote, versions
-from lmcore.registry.version import add_version
+from lmcore.registry.registry import promote
+from lmcore.registry.versions import versions
 from lmcore.retraining.challenge import Champion
 from lmcore.runs.run import Run
 from lmcore.settings.config import CorpusConfig

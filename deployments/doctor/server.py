@@ -15,9 +15,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from deployments.automations import SILENCE, create_automations, rescuers
-from deployments.finding import Check, Finding
-from deployments.fitting import misfits
-from deployments.limits import create_limits
+from deployments.declaration import misfits
+from deployments.deploy import create_limits
+from deployments.doctor.finding import Check, Finding
 from lmcore import clock
 from tasks.locks import GPU_LIMIT as GPU
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from deployments.finding import Finding
+from deployments.doctor.finding import Finding
 from lmcore.errors import StoreError
 from lmcore.store.artifacts import check_version
 from lmcore.store.temporary import boot_id, is_alive, remove_stale_temp, stale_temp

@@ -1,4 +1,4 @@
-"""Runs whose processes ended together with those who served them: after a reboot, or a kill of everything."""
+"""Runs whose process ended together with the process that served them, as after a reboot."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from prefect.states import Cancelled, Scheduled
 _OPEN = [StateType.PENDING.value, StateType.RUNNING.value, StateType.CANCELLING.value]
 
 
-def start_leftovers_again(deployments: Iterable[str]) -> None:
+def start_orphaned_runs(deployments: Iterable[str]) -> None:
     """Schedule every run of ``deployments`` (FLOW/NAME) that has not ended; it continues from what it had made.
 
     To be called where they are not served yet. Runs of work pools are left to the automation that looks for heartbeats,

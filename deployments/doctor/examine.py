@@ -1,4 +1,4 @@
-"""Looks at everything that a run needs, says what is wrong and how to mend it, and mends what is safe to mend."""
+"""All checks of the doctor in their order: first this machine, then the Prefect server."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,15 +8,15 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_HOME
 
-from deployments import machine, server
-from deployments.database import unreadable_rows
-from deployments.finding import Check, Finding
+from deployments.doctor import machine, server
+from deployments.doctor.database_rows import unreadable_rows
+from deployments.doctor.finding import Check, Finding
 
-CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
 def findings(store: Path, mend: bool) -> Iterator[Finding]:
-    """One a check. With ``mend``, what can be mended is, and then looked at again."""
+    """One finding for each check. With ``mend``, what can be mended is mended and checked again."""
     home: Path = PREFECT_HOME.value()
     of_machine: list[Check] = [
         partial(machine.versions, CONSTRAINTS),
@@ -50,10 +50,3 @@ def _look(check: Check, mend: bool) -> Finding:
         finding.mend()
         return check()
     return finding
-
-
-def line(finding: Finding) -> str:
-    """For a person."""
-    if not finding.remedy:
-        return f"ok     {finding.name}: {finding.fact}"
-    return f"WRONG  {finding.name}: {finding.fact}\n       to mend it: {finding.remedy}"
