@@ -133,7 +133,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:
-        if self.schedule in ("cosine", "linear", "wsd") and self.min_learning_rate > self.learning_rate:
+        if self.schedule not in ("constant", "inverse_sqrt") and self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
         if self.warmup_from > self.learning_rate:
             raise ValueError(f"warmup_from {self.warmup_from} is above learning_rate {self.learning_rate}")
