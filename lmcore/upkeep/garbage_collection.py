@@ -23,7 +23,7 @@ from lmcore.runs.run_record import read_record
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.layout import path_in_store, prepare_store
-from lmcore.store.locks import locked, out_of_use
+from lmcore.store.locks import locked, store_locked
 from lmcore.store.outputs import Output
 from lmcore.store.temporary import remove, remove_stale_temp
 
@@ -100,7 +100,7 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
     run that stays cannot say what it needs.
     """
     store = prepare_store(store, creates=False)
-    with out_of_use(store), ExitStack() as held:
+    with store_locked(store, shared=False), ExitStack() as held:
         for run in _folders(store, "runs"):
             remove_stale_temp(run)
             remove_stale_temp(run / "checkpoints")
