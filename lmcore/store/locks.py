@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
-from lmcore.errors import RunError, StoppedError
+from lmcore.errors import RunError, StoppedError, owner_named
 from lmcore.store.strict_json import to_json
 from lmcore.store.temporary import boot_id
 
@@ -39,7 +39,7 @@ def locked(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     what = what or str(path.parent)
-    with open(path, "a+") as file:
+    with _opened(path) as file:
         if not _try(file, shared):
             file.seek(0)
             holder = f"{what} is in use by {file.read().strip() or 'another process'}"
@@ -51,10 +51,11 @@ def locked(
                 if should_stop():
                     raise StoppedError(f"stopped on request while {holder}")
                 time.sleep(_SECONDS_BETWEEN_TRIES)
-        file.truncate(0)
-        if not shared:
-            file.write(to_json({"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}))
-            file.flush()
+        if file.writable():
+            file.truncate(0)
+            if not shared:
+                file.write(to_json({"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}))
+                file.flush()
         yield
 
 
@@ -73,6 +74,20 @@ def is_locked(path: Path) -> bool:
             return not _try(file, shared=True)
     except (FileNotFoundError, PermissionError):
         return False
+
+
+def _opened(path: Path) -> IO[str]:
+    """The open lock file; another user's is opened for reading, which is enough to lock it, where all may write.
+
+    /tmp is such a folder, and holds the locks of GPUs. Raises PermissionError where the folder may not be written.
+    """
+    try:
+        with owner_named(path):
+            return open(path, "a+")
+    except PermissionError:
+        if path.exists() and os.access(path.parent, os.W_OK):
+            return open(path)
+        raise
 
 
 def _try(file: IO[str], shared: bool) -> bool:
