@@ -47,9 +47,7 @@ def generate(
     prompts = [*prompt, *(_read_prompts(prompts_file) if prompts_file else [])]
     settings = read(SampleConfig, changes | {"prompts": prompts or [""]})
 
-    from lmcore.registry.find import find_folder
-
-    folder = find_folder(store_folder(store), model)
+    folder = _find_model(store_folder(store), model)
 
     from lmcore.model.device import choose_device
     from lmcore.model.export import open_model
@@ -89,12 +87,11 @@ def evaluate(
         block_size: Tokens in a window. 0: the model's context.
         out: Write the score of every document to this Arrow file.
     """
-    from lmcore.registry.find import find_folder
-    from lmcore.registry.registry import find_version
+    from lmcore.registry.versions import find_version
 
     store_path = store_folder(store)
     name = model or str(find_version(store_path, model_name))
-    folder, champion = find_folder(store_path, name), model_name or name.partition("/")[0]
+    folder, champion = _find_model(store_path, name), model_name or name.partition("/")[0]
 
     from lmcore.retraining.evaluation_texts import evaluation_texts
     from lmcore.retraining.scoring import score_texts
@@ -115,11 +112,16 @@ def plot(
     store: Store = "",
 ) -> Outcome:
     """Draw the losses of runs into one picture."""
-    from lmcore.registry.find import find_folder
     from lmcore.report.plots import plot as draw
 
     if not runs:
         raise ConfigError("plot: name one run or several, by folder or by name")
     folder = store_folder(store)
-    picture = draw([find_folder(folder, name) for name in runs], out)
+    picture = draw([_find_model(folder, name) for name in runs], out)
     return Outcome({"picture": str(picture), "runs": list(runs)})
+
+
+def _find_model(store: Path, name: str) -> Path:
+    from lmcore.registry.find import find
+
+    return find(store, name, "folder", "run", "version")

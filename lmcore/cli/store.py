@@ -34,10 +34,10 @@ _Document = Annotated[
 
 def ledger(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
     """Show where every byte of a dataset's corpus went, and the pieces that were left out."""
-    from lmcore.dataset.audit import find_dataset
+    from lmcore.registry.find import find
     from lmcore.store.artifacts import read_manifest
 
-    folder = find_dataset(store_folder(store), dataset)
+    folder = find(store_folder(store), dataset, "dataset", "folder")
     account = read_manifest(folder)["ledger"]
     data = {name: value for name, value in account.items() if name != "skips"}
     return Outcome(data, text="\n".join(_ledger_lines(folder)))
@@ -73,26 +73,30 @@ def verify(
     store: Store = "",
 ) -> Outcome:
     """Read a version and all that it was made from again, or a dataset, and compare; failed if anything is wrong."""
+    from lmcore.registry.versions import models
+
     folder, name = store_folder(store), version_name(model_name, version)
-    if any((place / "manifest.json").is_file() for place in (folder / "datasets" / name, Path(name))):
-        return _verify_dataset(folder, name)
-    return verify_version(folder, name)
+    if not version or name.partition("/")[0] in models(folder):
+        return verify_version(folder, name)
+    return _verify_dataset(folder, name)
 
 
 def _verify_dataset(store: Path, name: str) -> Outcome:
-    from lmcore.dataset.audit import find_dataset, problems
+    from lmcore.dataset.audit import problems
+    from lmcore.registry.find import find
 
-    dataset = find_dataset(store, name)
+    dataset = find(store, name, "dataset", "folder", "version")
     found = [f"{chunk or 'manifest'}: {problem}" for chunk, problem in problems(dataset)]
     return Outcome({"dataset_id": dataset.name, "problems": len(found)}, text="\n".join(found), ok=not found)
 
 
 def repair(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
     """Encode the damaged chunks of a dataset again."""
-    from lmcore.dataset import audit
+    from lmcore.dataset.audit import repair as encode_again
+    from lmcore.registry.find import find
 
-    folder = audit.find_dataset(store_folder(store), dataset)
-    return Outcome({"dataset_id": folder.name, "repaired": audit.repair(folder)})
+    folder = find(store_folder(store), dataset, "dataset", "folder")
+    return Outcome({"dataset_id": folder.name, "repaired": encode_again(folder)})
 
 
 def seen_by(document: _Document, /, *, store: Store = "") -> Outcome:

@@ -29,11 +29,12 @@ _FIGURES = ("nats_per_token", "bits_per_byte")
 
 def models(model_name: ModelName, /, *, store: Store = "") -> Outcome:
     """List the versions of a model, its champion and its history."""
-    from lmcore.registry import registry
+    from lmcore.registry.versions import champion, model_folder, require_model, versions
 
     folder = store_folder(store)
-    current = registry.champion(folder, model_name)
-    rows = [_row(version, version == current) for version in registry.versions(folder, model_name)]
+    require_model(model_folder(folder, model_name))
+    current = champion(folder, model_name)
+    rows = [_row(version, version == current) for version in versions(folder, model_name)]
     data = {"model": model_name, "champion": current.id if current else None, "versions": rows}
     shown = [{**row, **{name: f"{row[name]:.4f}" for name in _FIGURES}} for row in rows]
     return _with_history(folder, model_name, data, {f"figures-{model_name}": shown})
@@ -48,12 +49,11 @@ def _row(version: Any, is_champion: bool) -> dict[str, Any]:
 
 def _with_history(folder: Path, model_name: str, data: dict[str, Any], tables: Any = None) -> Outcome:
     """An outcome that also shows the model's history and which version is in use."""
-    from lmcore.registry import registry
+    from lmcore.registry.versions import champion, history_rows
 
-    current = registry.champion(folder, model_name)
+    current = champion(folder, model_name)
     sentence = f"{model_name}: {current.id if current else 'none'} is in use"
-    history = registry.history_rows(folder, model_name)
-    return Outcome(data, sentence, {**(tables or {}), f"versions-{model_name}": history})
+    return Outcome(data, sentence, {**(tables or {}), f"versions-{model_name}": history_rows(folder, model_name)})
 
 
 def promote(
@@ -78,9 +78,10 @@ def promote(
         force: Promote it although the gate refused it.
     """
     from lmcore.registry import registry
+    from lmcore.registry.versions import find_version
 
     folder = store_folder(store)
-    found = registry.find_version(folder, version_name(model_name, version))
+    found = find_version(folder, version_name(model_name, version))
     before = (found.receipt()["champion_before"] if expected is None else expected) or None
     done = registry.promote(folder, found.model, found.id, expected=before, reason=reason, force=force)
     data = {"model": done.model, "champion": done.id, "champion_before": before}
@@ -144,7 +145,7 @@ def push(
             that runs this.
     """
     from lmcore.registry.push import push as push_version
-    from lmcore.registry.registry import find_version
+    from lmcore.registry.versions import find_version
 
     folder = store_folder(store)
     found = find_version(folder, version_name(model_name, version))
@@ -162,7 +163,7 @@ def diff(
 ) -> Outcome:
     """Show how two versions differ: settings, text, figures."""
     from lmcore.registry import receipt
-    from lmcore.registry.registry import find_version
+    from lmcore.registry.versions import find_version
 
     folder = store_folder(store)
     old, new = (find_version(folder, version_name(model_name, each)) for each in (version, other))
@@ -174,7 +175,7 @@ def diff(
 def verify_version(store: Path, name: str) -> Outcome:
     """What no longer matches the receipt of a version, down to the corpus."""
     from lmcore.registry.receipt import check_receipt, program_differences
-    from lmcore.registry.registry import find_version
+    from lmcore.registry.versions import find_version
 
     version = find_version(store, name)
     lines = list(check_receipt(version))
@@ -193,7 +194,7 @@ def replay(
 ) -> Outcome:
     """Train a version again and compare losses and weights."""
     from lmcore.registry.receipt import program_differences
-    from lmcore.registry.registry import find_version
+    from lmcore.registry.versions import find_version
     from lmcore.upkeep.replay import replay as train_again
 
     found = find_version(store_folder(store), version)
