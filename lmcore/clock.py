@@ -22,7 +22,7 @@ def utc() -> datetime:
     return datetime.fromtimestamp(now(), UTC)
 
 
-def stamp() -> str:
+def iso_timestamp() -> str:
     """The same in ISO 8601, to the microsecond: no zone and no daylight saving can make it ambiguous."""
     return utc().isoformat(timespec="microseconds")
 

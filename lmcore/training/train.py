@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmcore.clock import Clock, stamp
+from lmcore.clock import Clock, iso_timestamp
 from lmcore.dataset.loader import Batch, loader, prefetch, to_device
 from lmcore.dataset.mixture import open_blocks
 from lmcore.dataset.stream import IGNORED_LABEL
@@ -451,7 +451,7 @@ class _Training:
             device=str(self.train_step.device),
             precision=self.train_step.precision,
             seconds=state.seconds,
-            ended=stamp(),
+            ended=iso_timestamp(),
             trunk=trunk if trunk is not None and find_artifact(trunk, keep_damaged=True) else None,
         ).save()
 
