@@ -20,7 +20,7 @@ from lmcore.cli.options import Count, Texts
 from lmcore.settings.config import RunConfig
 from lmcore.settings.form import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
 from lmcore.settings.section import NAME, Text
-from tasks.policies import start_again
+from tasks.policies import restart_after_crash
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,7 +58,7 @@ Advanced = Annotated[
 
 ACTION: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
 """Options of a flow that does one thing and whose page says what came of it."""
-STAGES: dict[str, Any] = ACTION | {"on_crashed": [start_again]}
+STAGES: dict[str, Any] = ACTION | {"on_crashed": [restart_after_crash]}
 """Options of a flow of stages, which a run that is started again continues."""
 
 
