@@ -13,7 +13,7 @@ from flows.pretrain import trained_model
 from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.registry.push import pushed
-from lmcore.registry.registry import Version, model_folder
+from lmcore.registry.versions import Version, model_folder
 from lmcore.report.retraining_report import retraining_page
 from lmcore.retraining.challenge import Champion, earlier_refusal
 from lmcore.retraining.new_documents import NewDocuments

@@ -36,7 +36,7 @@ def test_its_settings_exist(document: Path) -> None:
     }
     names = rf"(?m)^(?:--)?({'|'.join(sections)})\.([a-z_0-9]+)(?: .*)?$"
     for section, name in re.findall(names, code_in(document)):
-        assert name in sections[section] or name in ("py", "toml"), f"{section}.{name}"
+        assert name in sections[section] or name in ("json", "py", "toml"), f"{section}.{name}"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl, unquote
 
@@ -26,7 +25,7 @@ from pyarrow.fs import FileSelector, FileSystem
 from lmcore import clock
 from lmcore.errors import CorpusError, FileChangedError
 from lmcore.store.allowed_paths import check_allowed
-from lmcore.store.files import hash_file, hash_stream
+from lmcore.store.files import hash_stream
 
 SECONDS_OF_DOUBT = 2.0
 """A file written this shortly ago may change again without a new time stamp."""
@@ -92,10 +91,9 @@ def version(path: str) -> str:
 
 def hash_stored(path: str) -> str:
     """``hash_file`` for paths and URLs."""
-    if not is_url(path):
-        check_allowed(path, "corpus")
-        return hash_file(Path(path))
     with open_stored(path) as stream:
+        if not is_url(path):
+            return hash_stream(stream)
         _beginning[:] = path, stream.read(_KEPT_BYTES)
         return hash_stream(stream, _beginning[1])
 

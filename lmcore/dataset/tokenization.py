@@ -36,7 +36,7 @@ from lmcore.store.artifacts import (
     verify_artifact,
 )
 from lmcore.store.files import hash_file, write_file
-from lmcore.store.locks import in_use
+from lmcore.store.locks import store_locked
 from lmcore.store.outputs import Output
 from lmcore.store.temporary import remove, remove_stale_temp
 from lmcore.tokenizer.tokenizer import TokenizerInfo
@@ -157,7 +157,7 @@ def tokenize(
     files that are not settled or change once more: each of these costs itself. Raises CorpusError when no text, or no
     validation text, is found.
     """
-    with in_use(store):
+    with store_locked(store, shared=True):
         dataset = _tokenize(config, corpus, tokenizer, store, progress, executor)
         os.utime(tokenizer.folder / MANIFEST)  # as write_dataset_manifest does
     return dataset
@@ -298,7 +298,7 @@ def remake(dataset: Path, keys: set[str]) -> None:
         paths.setdefault(entry["key"], set()).update(span["path"] for span in entry["spans"])
     known, wanted = set().union(*paths.values()), set().union(*(paths[key] for key in keys))
     left = set(keys)
-    with in_use(store), HashIndex(store) as index:
+    with store_locked(store, shared=True), HashIndex(store) as index:
         found = scan(config, index.hash_of, known=index.known)
         # Others beside them, that came later, would be packed with them.
         files, validation_files = (

@@ -26,7 +26,7 @@ from lmcore.dataset.audit import problems
 from lmcore.dataset.filters import hashes
 from lmcore.dataset.shards import SPLITS
 from lmcore.errors import LMError, StoreError
-from lmcore.registry.registry import Version
+from lmcore.registry.versions import Version
 from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run
 from lmcore.settings.section import differences

@@ -21,7 +21,7 @@ def data_page(dataset: Dataset) -> str:
         *(f"**Warning:** {escape(warning)}." for warning in dataset.warnings),
         *data_sections(manifest),
         f"{dataset.chunks_made} of {dataset.chunks} chunks were new; "
-        f"{dataset.duplicate_documents:,} documents stand in it more than once; tokenizer {dataset.tokenizer_id}.",
+        f"{dataset.duplicate_documents:,} documents occur more than once; tokenizer {dataset.tokenizer_id}.",
         "## Sources",
         markdown.table(("source", "files", "documents", "tokens", "bytes of text"), _source_rows(manifest["chunks"])),
     ]
@@ -72,14 +72,14 @@ def _ledger_rows(ledger: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _files_beside(ledger: dict[str, Any]) -> Iterator[str]:
     if beside := ledger.get("beside"):
         rows = ((f".{suffix}", f"{row[0]:,}", f"{row[1]:,}") for suffix, row in sorted(beside.items()))
-        yield "Files that corpus.include does not name:"
+        yield "Files that match no pattern of corpus.include:"
         yield markdown.table(("suffix", "files", "bytes"), rows)
 
 
 def _ledger_sentences(ledger: dict[str, Any]) -> Iterator[str]:
     if units := ledger.get("documents_by_unit"):
         words = ", ".join(f"{unit} {count:,}" for unit, count in sorted(units.items()))
-        yield f"What a document is in its file: {words}."
+        yield f"Documents by unit: {words}."
     for reason, row in ledger["dropped"].items():
         yield f"{row['documents']:,} documents ({row['bytes']:,} bytes) were left out: {escape(reason)}."
     if ledger["normalized_documents"]:
@@ -89,7 +89,7 @@ def _ledger_sentences(ledger: dict[str, Any]) -> Iterator[str]:
 
 
 def _blocks(blocks: Blocks) -> Iterator[str]:
-    tail = f"{blocks.tail_tokens} tokens at the end fill none."
+    tail = f"{blocks.tail_tokens} tokens at the end do not fill a block."
     rest = f"{blocks.padding:.2%} are padding." if blocks.padding else tail
     yield f"{blocks.train_blocks:,} training blocks of {blocks.block_size} tokens; {rest}"
     if len(blocks.sources) > 1:

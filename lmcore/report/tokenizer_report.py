@@ -1,7 +1,7 @@
-"""How well a tokenizer fits a dataset, counted from shards that are there already.
+"""How well a tokenizer fits a dataset, counted from its shards.
 
-Costs a second or so and some hundred MB at most, whatever the dataset: only the first ``MOST_TOKENS`` ids are counted,
-and the report says so.
+Only the first ``MOST_TOKENS`` ids are counted, and the report says so. Therefore it takes about a second and a few
+hundred MB for any dataset.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,7 +36,7 @@ class TokenizerReport:
     sources: dict[str, tuple[int, int, int]]
     """Documents, tokens and bytes of text of each, most bytes first."""
     partial_tokens: int
-    """Ids that hold only a part of a character, which no whole piece could spell."""
+    """Ids that hold only part of a character, because no piece spells the whole one."""
     unknown_tokens: int
     pieces: int
     used_pieces: int
@@ -68,7 +68,7 @@ class TokenizerReport:
             "",
             *(f"- {name}: {share:.3%}" for name, share in shares.items()),
             "",
-            "The longest pieces in use, and how often:",
+            "The longest pieces in use, with their counts:",
             "",
             # Indented, so that no piece can leave the block; repr, so that none breaks its line.
             *(f"    {count:>9,}  {piece!r}" for piece, count in self.longest),

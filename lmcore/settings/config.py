@@ -52,52 +52,54 @@ class CorpusConfig(Section):
     model_config = ConfigDict(title="Corpus")
 
     paths: list[Text] = []
-    """Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). `stdlib:` is the
-    running Python's standard library."""
+    """Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). `stdlib:` is the standard
+    library of the running Python."""
     sources: ByName[_Paths] = {}
-    """More paths, by the name of their source, so that dataset.weights can mix them (wiki = ["wiki/"]); paths are
-    the source corpus. A file that several name belongs to paths, else to the first of them by name."""
+    """More paths, by the name of their source, so that dataset.weights can mix them (wiki = ["wiki/"]). `paths` is the
+    source named corpus. A file under several sources belongs to `paths`, else to the first source by name."""
     include: list[Text] = TEXT_PATTERNS
-    """File-name patterns that are read, in small letters or capitals. .jsonl, .ndjson, .jsonlines and .json are JSON
-    lines, .parquet, .arrow and .feather are tables, all others plain text; .gz, .bz2, .xz and .zst are unpacked.
-    Setting paths on the command line resets include, exclude, document and sample.prompts."""
+    """Patterns of file names to read; case is ignored. .jsonl, .ndjson, .jsonlines and .json are JSON lines, .parquet,
+    .arrow and .feather are tables, all others plain text. .gz, .bz2, .xz and .zst are unpacked. Setting paths on the
+    command line resets include, exclude, document and sample.prompts."""
     exclude: list[Text] = []
-    """Names of files and folders to leave out, as patterns (site-packages, test*)."""
+    """Patterns of names of files and folders to leave out (site-packages, test*)."""
     exclude_documents: list[Text] = []
-    """Documents to leave out: their hashes (16 hexadecimal digits), files of hashes, one a line, or files of documents,
+    """Documents to leave out: their hashes (16 hexadecimal digits), files with one hash a line, or files of documents,
     which are cut as the corpus is."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
-    """What one document of a plain text is. auto: in .txt a line or a paragraph, as the beginning of the file suggests;
-    the whole file in everything else."""
+    """One document of plain text. auto: in .txt a line or a paragraph, as the beginning of the file suggests; in other
+    files the whole file."""
     settle_seconds: float = Field(0.0, ge=0, le=86_400)
-    """Seconds for which a local file must have been left alone. A younger one may be half-copied: it is left out this
-    time, and ledgered as unsettled. 0: every file is read."""
+    """Leave out local files that changed within this many seconds, because they may be half-copied. The next start
+    reads them; the ledger calls them unsettled. 0: read every file."""
     text_field: Text = Field("text", min_length=1)
-    """The key of a JSON line, or the column of a table, that holds the text; meta.body is body within meta."""
+    """The key of a JSON line, or the column of a table, that holds the text. meta.body is body within meta."""
     max_document_bytes: int = Field(16 * 2**20, ge=1, le=2**30)
-    """Bytes. A longer document is streamed past and ledgered as too_long."""
+    """Bytes. Longer documents are skipped; the ledger calls them too_long."""
     max_expansion: float = Field(500, ge=2, le=1e9)
-    """Bytes of text from a stored byte. A compressed file beyond it is cut there, as decompression_bomb."""
+    """Bytes of text from one stored byte. A compressed file above it is cut there; the ledger calls the rest
+    decompression_bomb."""
     on_bad_input: Literal["quarantine", "fail"] = view("quarantine")
-    """quarantine: what cannot be read is left out, kept aside and ledgered. fail: the first such piece ends the run."""
+    """quarantine: text that cannot be read is left out, kept aside and recorded in the ledger. fail: the first such
+    piece ends the run."""
     normalize: Literal["", "NFC", "NFKC"] = ""
-    """Unicode normalization of every text before it is tokenized (UAX #15). Empty: text stays as it is."""
+    """Unicode normalization of every text before it is tokenized (UAX #15). Empty: text is not changed."""
     filter: str = Field("", pattern=r"^([A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+)?$")
-    """Dotted name of a Python function text -> bool; only documents it says yes to are kept. For Python and
-    config files: deployments refuse it, since a form must never choose code."""
+    """Dotted name of a Python function text -> bool. Only documents for which it returns True are kept. For Python and
+    config files; deployments refuse it, because a form must not choose code."""
     min_bytes: int = Field(0, ge=0, le=2**30)
     """Bytes of text. Shorter documents are left out."""
     max_bytes: int = Field(2**30, ge=1, le=2**30)
     """Bytes of text. Longer documents are left out."""
     deduplicate: bool = False
-    """Leave out all but one of the documents with the same text, across the whole corpus."""
+    """Keep only one of the documents with the same text, across the whole corpus."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
-    """Share of documents held out, chosen by each document's own hash. Unused with validation_paths."""
+    """Share of documents held out for validation, chosen by each document's hash. Unused with validation_paths."""
     validation_paths: list[Text] = []
-    """Files, folders and globs to validate on. Training documents that also stand there are left out."""
+    """Files, folders and globs to validate on. Training documents that are also in them are left out."""
     chunk_bytes: int = Field(16_000_000, ge=1_000, le=2**30)
-    """Bytes of text in a chunk of a large file on average: the unit of parallel work and of caching. Small files
-    share chunks of a quarter."""
+    """Average bytes of text in a chunk of a large file. A chunk is encoded and cached as a whole. Small files share
+    chunks of a quarter of that."""
     workers: int = speed(0, ge=0, le=1024)
     """Threads that tokenize. 0: one for each core."""
 
@@ -126,20 +128,20 @@ class TokenizerConfig(Section):
     model_config = ConfigDict(title="Tokenizer")
 
     source: Text = Field("train", min_length=1)
-    """train: on the corpus. Otherwise a SentencePiece .model file, a transformers folder or a hub name."""
+    """train: train on the corpus. Otherwise a SentencePiece .model file, a transformers folder or a hub name."""
     model_type: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
-    """bpe and unigram are SentencePiece's, byte_bpe is byte-level BPE as in GPT-2. bpe and byte_bpe are exact in plain
-    transformers in both directions; unigram decodes exactly only here."""
+    """bpe and unigram are SentencePiece's; byte_bpe is byte-level BPE as in GPT-2. Plain transformers encodes and
+    decodes bpe and byte_bpe exactly; it decodes unigram with loss."""
     vocab_size: int = Field(8_000, ge=300, le=1_000_000)
-    """Pieces to train, the 256 byte pieces and 6 special ones included. A small corpus may give fewer."""
+    """Pieces to train, including the 256 byte pieces and 6 special ones. A small corpus may give fewer."""
     character_coverage: float = Field(0.9995, ge=0.9, le=1)
-    """Share of characters that get a piece of their own; the rest are spelt in bytes. Unused by byte_bpe."""
+    """Share of characters with a piece of their own; the rest are spelt in bytes. Unused by byte_bpe."""
     special_tokens: list[Text] = []
-    """Control tokens of your own, such as <|user|>: ids from 6 on, in this order. Text never becomes one."""
+    """Control tokens of your own, such as <|user|>. They have ids from 6 on, in this order. Text never becomes one."""
     max_train_bytes: int = Field(100_000_000, ge=1_000, le=10_000_000_000)
-    """Bytes of text to train on; of a larger corpus, the documents with the lowest hashes."""
+    """Bytes of text to train on. Of a larger corpus, the documents with the lowest hashes are used."""
     threads: int = Field(2, ge=1, le=256)
-    """Training threads. Part of the result: SentencePiece is deterministic for a given number only."""
+    """Training threads. They are part of the result: SentencePiece is deterministic only for a given number."""
 
     @model_validator(mode="after")
     def _special_tokens_fit(self) -> Self:
@@ -160,18 +162,19 @@ class DatasetConfig(Section):
     model_config = ConfigDict(title="Dataset")
 
     block_size: int = Field(256, ge=2, le=1_048_576)
-    """Tokens in a block; also the longest context of the model."""
+    """Tokens in a block. This is also the longest context of the model."""
     shuffle: bool = True
-    """Visit the blocks of every epoch in a new random order."""
+    """Read the blocks of every epoch in a new random order."""
     weights: ByName[Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]] = {}
-    """Share of an epoch's blocks by source (web 0.7, wiki 0.3); the sum need not be 1. Empty: as the text is."""
+    """Share of each source in an epoch's blocks (web 0.7, wiki 0.3). The sum need not be 1. Empty: in proportion to the
+    text."""
     epochs: ByName[Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]] = {}
-    """Instead of weights: passes over each source in one epoch."""
+    """Passes over each source in one epoch, instead of weights."""
     packing: Literal["stream", "best_fit"] = "stream"
-    """stream: one block goes on where the last ended. best_fit: no document that fits a block is cut, at the price of
-    padding (arXiv 2404.10830)."""
+    """stream: each block continues where the last one ended. best_fit: no document that fits a block is cut, at the
+    cost of padding (arXiv 2404.10830)."""
     document_masking: bool = False
-    """Attention and positions begin anew with every document in a block, as they do in evaluation."""
+    """Restart attention and positions at each document in a block, as in evaluation."""
 
     @property
     def is_mixture(self) -> bool:
@@ -198,17 +201,17 @@ class ModelConfig(Section):
     layers: int = Field(6, ge=1, le=256)
     """Transformer blocks."""
     width: int = Field(384, ge=8, le=32_768)
-    """Hidden size, the length of the vector of a token; a multiple of heads."""
+    """Hidden size: the length of a token's vector. A multiple of heads."""
     heads: int = Field(6, ge=1, le=256)
-    """Attention heads of a layer."""
+    """Attention heads in a layer."""
     kv_heads: int = Field(0, ge=0, le=256, title="Key and value heads")
-    """Key and value heads, a divisor of heads (llama and qwen3). 0: as many as heads."""
+    """Key and value heads, a divisor of heads (llama and qwen3). 0: the same as heads."""
     mlp_width: int = Field(0, ge=0, le=131_072, title="Feed-forward width")
     """Width of the feed-forward layer. 0: 4 x width for gpt2, 8/3 x width for the gated ones."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout probability while training (gpt2 everywhere; llama and qwen3 in attention only)."""
+    """Dropout probability in training (gpt2: everywhere; llama and qwen3: in attention only)."""
     tie_embeddings: bool = True
-    """Input and output embeddings are one matrix."""
+    """Use one matrix for input and output embeddings."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -230,21 +233,21 @@ class SampleConfig(Section):
     model_config = ConfigDict(title="Sample")
 
     prompts: list[Text] = view([])
-    """What the model continues, one sample each; one without text begins a document. None: the first words of three
-    validation documents. A prompt that ends with a space is continued worse than one that ends with a word, since
-    tokenizers join a space to the word after it."""
+    """Texts that the model continues, one sample each. An empty prompt begins a document. No prompts: the first words
+    of three validation documents. End a prompt with a word, not with a space: tokenizers join a space to the word after
+    it."""
     every: int = view(0, ge=0, le=1_000_000_000, title="Sample every")
-    """Steps between samples while training. 0: only after it."""
+    """Steps between samples during training. 0: only after training."""
     tokens: int = view(200, ge=1, le=100_000)
-    """Tokens to write at most."""
+    """Most tokens to write."""
     temperature: float = view(0.8, ge=0, le=10)
-    """Divides the logits before a token is drawn: higher is bolder. 0: always the likeliest token."""
+    """Divides the logits before a token is drawn. Higher is more varied. 0: always the most likely token."""
     top_k: int = view(50, ge=0, le=1_000_000, title="Top-k")
-    """Draw among this many likeliest tokens. 0: among all."""
+    """Draw from this many most likely tokens. 0: from all."""
     top_p: float = view(1.0, gt=0, le=1, title="Top-p")
-    """Draw among the likeliest tokens that make up this probability (arXiv 1904.09751)."""
+    """Draw from the most likely tokens that together have this probability (arXiv 1904.09751)."""
     seed: int = view(0, ge=0, le=2**31 - 1)
-    """A number that chooses the draws: the same seed, the same text."""
+    """Seed of the draws: the same seed gives the same text."""
 
 
 class CardConfig(Section):
@@ -282,17 +285,17 @@ class RunConfig(Section):
     sample: SampleConfig = Field(SampleConfig(), title="Sample")
     """What the trained model writes for the report."""
     card: CardConfig = Field(CardConfig(), title="Model card")
-    """What the model card says of licence and language."""
+    """What the model card says about licence and languages."""
     store: TextPath = Field(default_factory=default_store, json_schema_extra={"role": "view"})
-    """Folder of everything that is made. Default: the environment variable LM_STORE, else ./store."""
+    """Folder for all results. Default: the environment variable LM_STORE, else ./store."""
     run: str = view("", pattern=f"^({NAME})?$")
     """Name of the run. Empty: made from the settings and the dataset, so equal runs share a folder."""
     rehash: bool = view(False)
-    """Read every file again, even where size and time say that it is unchanged."""
+    """Read every file again, even if its size and time are unchanged."""
     fresh: bool = view(False)
-    """Train again from the beginning, even where a checkpoint or a finished run is there."""
+    """Train again from the beginning, even if a checkpoint or a finished run exists."""
     when_locked: Literal["wait", "refuse"] = view("wait")
-    """What a second start of a running run does: wait for the first to end, or fail at once."""
+    """What a second start of a running run does: wait for the first one, or fail at once."""
 
     @property
     def model_label(self) -> str:

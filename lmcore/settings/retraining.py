@@ -16,23 +16,22 @@ class RetrainingConfig(Section):
     model_config = ConfigDict(title="Retraining", protected_namespaces=())
 
     model_name: str = Field("lm", pattern=f"^{NAME}$")
-    """Name of the model whose versions are kept: models/NAME in the store."""
+    """Name of the model. Its versions are in models/NAME in the store."""
     min_new_bytes: int = Field(100_000, ge=1, le=10**15)
-    """Bytes of new training text below which nothing is trained."""
+    """Train only if there are at least this many bytes of new training text."""
     start: Start = "export"
-    """What a challenger begins with. export: the champion's weights, warmed up again. trunk: its checkpoint before the
-    decay of a wsd schedule, with the optimizer's state, or if there is none its export. scratch: nothing; it is trained
-    on all of the text, as the first model is."""
+    """What a challenger starts from. export: the champion's weights, warmed up again. trunk: its checkpoint before the
+    decay of a wsd schedule, with the optimizer's state; if there is none, its export. scratch: new weights, trained on
+    all text as the first model is."""
     replay: float = Field(0.85, ge=0, lt=1)
-    """Share of old text in what a challenger is trained on (arXiv 2403.08763)."""
+    """Share of old text in the training of a challenger (arXiv 2403.08763)."""
     budget: float = Field(10.0, gt=0, le=1e6)
-    """Tokens a challenger is trained on, replay included, as a multiple of the new text's tokens."""
+    """Tokens that a challenger is trained on, including replay, as a multiple of the tokens of new text."""
     budget_minutes: float = Field(0.0, ge=0, le=1e6)
-    """Minutes of training at the champion's speed, which the budget may not pass. 0: no such limit."""
+    """Limit of the budget in minutes of training, at the champion's speed. 0: no limit."""
     hub_repository: str = Field("", pattern=f"^({NAME}/{NAME})?$")
-    """Repository on the Hugging Face hub, such as user/name, that holds the champion: each retraining puts it there
-    unless it did so last. One that does not exist is made, private. The token is that of the environment variable
-    HF_TOKEN. Empty: none."""
+    """Repository on the Hugging Face hub, such as user/name, that holds the champion. Each retraining pushes the
+    champion if it is not there. A missing repository is created as private. The token is HF_TOKEN. Empty: no push."""
 
 
 class GateConfig(Section):
@@ -41,20 +40,20 @@ class GateConfig(Section):
     model_config = ConfigDict(title="Gate")
 
     old_margin_bits_per_byte: float = Field(0.005, ge=0, le=1)
-    """Bits per byte of old text by which a challenger may be worse, at the upper end of the confidence interval."""
+    """Bits per byte by which a challenger may be worse on old text, at the upper end of the confidence interval."""
     must_improve_new: bool = True
-    """The challenger must be better on new text, the confidence interval clear of zero. Without it, the margin of old
-    text is all that is asked for, and no new text is needed."""
+    """The challenger must be better on new text: the whole confidence interval is below zero. If off, only the margin
+    on old text counts, and no new text is needed."""
     every_source: bool = False
-    """The margin also holds on every source by itself, of old text and of new, where there are several."""
+    """With several sources, the margin also holds for each source alone, on old and new text."""
     minimum_documents: int = Field(200, ge=2, le=1_000_000_000)
-    """Different documents of each text that is judged, below which the champion stays."""
+    """Different documents of old and of new text that a comparison needs. With fewer, the champion stays."""
     confidence: float = Field(0.95, ge=0.5, lt=1)
-    """Probability with which the two-sided intervals are to hold what is true."""
+    """Confidence level of the two-sided intervals."""
     resamples: int = Field(2000, ge=200, le=1_000_000)
-    """Draws of the bootstrap: more make the ends of the intervals steadier."""
+    """Resamples of the bootstrap. More give steadier intervals."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    """A number that chooses the draws: the same seed, the same intervals."""
+    """Seed of the resamples: the same seed gives the same intervals."""
 
 
 class RetrainConfig(RunConfig):
@@ -67,7 +66,7 @@ class RetrainConfig(RunConfig):
     gate: GateConfig = Field(GateConfig(), title="Gate")
     """When a challenger takes the champion's place."""
     fresh_tokenizer: bool = False
-    """Train another tokenizer, on all of the text, instead of the champion's. The challenger begins from scratch."""
+    """Train a new tokenizer on all text instead of using the champion's. The challenger starts from scratch."""
 
     def run_config(self) -> RunConfig:
         """The settings of a run from scratch."""

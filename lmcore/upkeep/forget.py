@@ -29,7 +29,7 @@ from lmcore.runs.run import Run, run_folders
 from lmcore.store.artifacts import MANIFEST, content_of, read_manifest, verify_artifact, write_artifact
 from lmcore.store.json_lines import append_line
 from lmcore.store.layout import prepare_store
-from lmcore.store.locks import locked, out_of_use
+from lmcore.store.locks import locked, store_locked
 from lmcore.store.outputs import Output
 from lmcore.store.temporary import remove
 from lmcore.upkeep.seen_by import best_match, dataset_folders, purged, seen_by
@@ -94,7 +94,7 @@ def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
     """
     query = DocumentQuery.parse(document)
     store = prepare_store(store, creates=False)  # what a killed one set aside may hold the text
-    with out_of_use(store), ExitStack() as running:
+    with store_locked(store, shared=False), ExitStack() as running:
         datasets = {folder: read_manifest(folder) for folder in dataset_folders(store)}
         found = _hashes(query, datasets.values())
         chunks = {

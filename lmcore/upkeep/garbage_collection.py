@@ -17,13 +17,13 @@ from typing import Any
 from lmcore import clock
 from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.errors import LMError, RunError
-from lmcore.registry.registry import models, versions
+from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run
 from lmcore.runs.run_record import read_record
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.layout import path_in_store, prepare_store
-from lmcore.store.locks import locked, out_of_use
+from lmcore.store.locks import locked, store_locked
 from lmcore.store.outputs import Output
 from lmcore.store.temporary import remove, remove_stale_temp
 
@@ -100,7 +100,7 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
     run that stays cannot say what it needs.
     """
     store = prepare_store(store, creates=False)
-    with out_of_use(store), ExitStack() as held:
+    with store_locked(store, shared=False), ExitStack() as held:
         for run in _folders(store, "runs"):
             remove_stale_temp(run)
             remove_stale_temp(run / "checkpoints")
@@ -115,7 +115,7 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
 def _mark(store: Path, keep_runs: int, oldest: float, held: ExitStack) -> _Reached:
     """All that stays. The locks of all other runs are held from then on, so that none of them starts."""
     reached = _Reached(store)
-    for version in (version for model in models(store) for version in versions(store, model)):
+    for version in all_versions(store):
         reached.version(version.receipt())
     runs = sorted(_folders(store, "runs"), key=_last_use, reverse=True)
     for number, run in enumerate(runs):

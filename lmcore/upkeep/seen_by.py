@@ -12,10 +12,11 @@ from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, isin
 from lmcore.corpus.exclusions import forgotten_events
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.errors import RegistryError, StoreError
-from lmcore.registry.registry import models, versions
+from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run, run_folders
 from lmcore.runs.run_record import read_record
 from lmcore.runs.seen_documents import SeenDocuments
+from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.layout import path_in_store
 
@@ -47,8 +48,10 @@ def seen_by(store: Path, query: DocumentQuery) -> Sightings:
     """What holds the documents, and what saw them.
 
     A run has seen a document when its dataset holds it or held it until it was forgotten, or when the list of documents
-    beside its weights has it. A dataset or run that cannot be read may hold it too, so it is named.
+    beside its weights has it. A dataset or run that cannot be read may hold it too, so it is named. Raises ConfigError
+    when the store is outside LM_DATA_ROOTS.
     """
+    check_allowed(store, "store")
     holders: dict[str, str] = {}
     unreadable: list[Sighting] = []
     present: dict[Cut, Hashes] = {}
@@ -154,7 +157,7 @@ def _training(run: Run) -> _Training:
 
 def _versions(store: Path) -> Iterator[_Training]:
     """Every version of every model."""
-    for version in (version for model in models(store) for version in versions(store, model)):
+    for version in all_versions(store):
         with suppress(RegistryError, LookupError):
             receipt = version.receipt()
             datasets = receipt["record"].get("datasets", [receipt["dataset"]["id"]])

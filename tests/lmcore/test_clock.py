@@ -15,8 +15,9 @@ from lmcore.corpus.scan import is_unsettled, open_corpus
 from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.registry import champion, history, promote, rollback, versions
-from lmcore.registry.version import add_version
+from lmcore.registry.add_version import add_version
+from lmcore.registry.registry import promote, rollback
+from lmcore.registry.versions import champion, history, versions
 from lmcore.runs.run import prepare_run
 from lmcore.store.remembered_inputs import remember, what_changed
 from lmcore.tokenizer.tokenizer import make_tokenizer
