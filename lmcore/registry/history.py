@@ -53,7 +53,7 @@ def record(
     folder: Path, kind: str, version: str | None, reason: str, decision: dict[str, Any] | None, **more: Any
 ) -> None:
     """Append an event, and update the copy when the event changes the champion."""
-    event: Event = {"time": clock.stamp(), "event": kind, "version": version, "from": champion_id(folder)}
+    event: Event = {"time": clock.iso_timestamp(), "event": kind, "version": version, "from": champion_id(folder)}
     append_line(folder / _HISTORY, event | {"reason": reason, "decision": decision} | more)
     if kind in _CHANGES_CHAMPION:
         complete(folder)

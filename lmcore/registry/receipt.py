@@ -52,7 +52,7 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
         "format_version": FORMAT_VERSION,
         "model": target.model,
         "version": target.id,
-        "created": clock.stamp(),
+        "created": clock.iso_timestamp(),
         "champion_before": champion_before,
         "decision": decision,
         "run": run.folder.name,

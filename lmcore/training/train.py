@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lmcore.clock import Clock, stamp
+from lmcore.clock import Clock, iso_timestamp
 from lmcore.dataset.tokenization import verify_chunks
 from lmcore.errors import RunError, StoppedError, TrainingError
 from lmcore.model.device import choose_device, device_locked, peak_memory
@@ -342,7 +342,7 @@ class _Training:
             device=str(self.train_step.device),
             precision=self.train_step.precision,
             seconds=state.seconds,
-            ended=stamp(),
+            ended=iso_timestamp(),
             trunk=whole_checkpoint(self.run.checkpoints, self.plan.schedule.decay_start),
         ).save()
 

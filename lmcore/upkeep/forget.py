@@ -249,7 +249,7 @@ def _remember(store: Path, plan: Forgotten) -> None:
     if set(plan.documents) <= known and not (plan.datasets or plan.chunks):
         return
     event = {
-        "time": clock.stamp(),
+        "time": clock.iso_timestamp(),
         **plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"}),
     }
     append_line(store / FORGOTTEN, event)

@@ -105,7 +105,7 @@ def test_the_hour_that_comes_twice_is_two_hours(zone: str, tmp_path: Path, monke
         at = datetime(2026, 11, 1, hour, 30, tzinfo=UTC)
         assert at.astimezone().strftime("%H:%M") == "01:30"
         monkeypatch.setattr(clock, "now", at.timestamp)
-        stamps.append(clock.stamp())
+        stamps.append(clock.iso_timestamp())
         remember("x", {"store": str(tmp_path), "hour": hour})
         minutes.append(what_changed("x", {"store": str(tmp_path), "hour": hour}))
     assert stamps == ["2026-11-01T05:30:00.000000+00:00", "2026-11-01T06:30:00.000000+00:00"]

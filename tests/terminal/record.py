@@ -34,8 +34,10 @@ _SECONDS_BETWEEN_FRAMES = 8.0
 _FRAME = re.compile(r"(\r\x1b\[2K[^\r\n]*)(?=\r\x1b\[2K)")
 """One state of a bar that the next one erases as a whole."""
 _PROMPT = "\\[\\e[1;32m\\]\\w$\\[\\e[0m\\] "
+_PROMPT_SEEN = r"~(/lm)?\$\x1b"
 _CLONE = "git clone --quiet lm-pipeline.git lm && cd lm"
-_ASK = "(until curl -sfo page.html localhost:{port}; do sleep 1; done; grep -o '<title>.*</title>' page.html) &"
+_ASK = "((until curl -sfo page.html localhost:{port}; do sleep 1; done; grep -o '<title>.*</title>' page.html) &)"
+"""In the background of the shell, whose foreground the server is about to take."""
 
 
 @dataclass
@@ -65,9 +67,7 @@ def record(home: Path, port: int) -> list[Event]:
     (home / "lm-pipeline.git").symlink_to(REPOSITORY)
     shell = _shell(home, port)
     shell.logfile_read = recorder
-    shell.sendline("")
-    shell.expect_exact("~")
-    recorder.events.clear()
+    shell.expect(_PROMPT_SEEN)
     _run(shell, _CLONE)
     _borrow_packages(home / "lm")
     _run(shell, "make demo")
@@ -78,7 +78,7 @@ def record(home: Path, port: int) -> list[Event]:
     shell.expect_exact("polling for scheduled runs")
     time.sleep(3)
     shell.send(CTRL_C)
-    shell.expect(r"~/lm\$")
+    shell.expect(_PROMPT_SEEN)
     _run(shell, "echo exit status $?")
     shell.sendeof()
     shell.expect(pexpect.EOF)
@@ -103,7 +103,7 @@ def _run(shell: "pexpect.spawn[str]", command: str) -> None:
     """Type a command and wait for the prompt after it."""
     _type(shell, command)
     shell.expect_exact("\n")
-    shell.expect(r"~(/lm)?\$")
+    shell.expect(_PROMPT_SEEN)
 
 
 def _borrow_packages(clone: Path) -> None:
@@ -120,7 +120,7 @@ def edited(events: list[Event], home: Path) -> list[Event]:
     whole = "".join(event.text for event in events)
     moments = [event.time for event in events for _ in event.text]
     kept = _without_frames(whole, moments)
-    pieces = _spoken_of(whole, kept, str(home))
+    pieces = _home_hidden(whole, kept, str(home))
     return _without_pauses([Event(moments[position], text) for position, text in pieces])
 
 
@@ -135,7 +135,7 @@ def _without_frames(whole: str, moments: list[float]) -> list[bool]:
     return kept
 
 
-def _spoken_of(whole: str, kept: list[bool], home: str) -> list[tuple[int, str]]:
+def _home_hidden(whole: str, kept: list[bool], home: str) -> list[tuple[int, str]]:
     """Characters that stay, with their positions; the home is one of them."""
     pieces, position = [], 0
     while position < len(whole):
@@ -163,6 +163,9 @@ def write(path: Path, events: list[Event]) -> None:
     """An asciicast v2: a line for the header, one for each event."""
     header = {"version": 2, "width": COLUMNS, "height": ROWS, "title": TITLE, "env": {"TERM": "xterm-256color"}}
     rows = [header, *([round(event.time, 3), "o", event.text] for event in events)]
+    text = "".join(event.text for event in events)
+    if any(str(trace) in text for trace in (REPOSITORY, tempfile.gettempdir())):
+        raise SystemExit(f"{path} is not written: a path of this machine is in what the terminal showed")
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
