@@ -1,10 +1,10 @@
 """The training loop, from top to bottom.
 
-``train`` continues a run from its newest checkpoint, or starts it, or returns at once what is finished. The
-batches, the learning rate and the moments of validation are pure functions of the step, so on a CPU a run that was
-interrupted anywhere ends with the same weights, to the last bit, as one that was not.
+``train`` starts a run, continues it from its newest checkpoint, or returns the result of a finished one. Batches,
+learning rate and validations are pure functions of the step (plan.py), so on a CPU an interrupted run ends with weights
+that are bit-equal to those of an uninterrupted one.
 
-The CPU waits for the GPU at four places only: logging, validation, checkpoints and samples.
+The CPU waits for the GPU in four places: logging, validation, checkpoints and samples.
 
 Shapes: B blocks in a batch, T tokens in a block.
 """
@@ -54,11 +54,11 @@ _log = logging.getLogger(__name__)
 def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> TrainingResult:
     """Train ``run`` to its end.
 
-    ``should_stop`` is asked after every step, and while another process trains the run or uses the GPU.
+    ``should_stop`` is called after each step, and while another process trains the run or uses the GPU.
 
-    Raises StoppedError after saving a checkpoint when ``should_stop`` said so or the time is up, TrainingError when
-    more steps were bad than train.max_skipped, RunError when the run or its GPU is in use, StoreError when a shard is
-    damaged (sizes are checked at every start, bytes once).
+    Raises StoppedError, after saving a checkpoint, when ``should_stop`` returns True or train.max_minutes have passed;
+    TrainingError when more steps were bad than train.max_skipped; RunError when the run or its GPU is in use;
+    StoreError when a shard is damaged (sizes are checked at each start, bytes once).
     """
     ranks, when_locked = Ranks.from_environment(), run.config.when_locked
     device = choose_device(run.config.train.device, ranks.local_rank)
@@ -75,11 +75,11 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Training
 
 
 class _OneTooManyError(TrainingError):
-    """More steps were bad than are allowed."""
+    """More steps were bad than train.max_skipped allows."""
 
 
 class _Training:
-    """The parts of one training, put together; ``_train`` is the loop."""
+    """The parts of one training. ``_train`` is the loop."""
 
     def __init__(self, run: Run, ranks: Ranks, device: torch.device) -> None:
         self.run, self.ranks, self.config = run, ranks, run.config.train
@@ -109,13 +109,13 @@ class _Training:
         )
 
     def _newest_checkpoint(self) -> Path | None:
-        """As the first rank finds it."""
+        """The newest whole checkpoint that the first rank finds."""
         newest = newest_checkpoint(self.run.checkpoints) if self.ranks.is_first else None
         step = int(self.ranks.sum(torch.tensor(step_of(newest) if newest else 0)))
         return self._checkpoint(step) if step else None
 
     def _resume(self, newest: Path | None) -> State:
-        """Put everything where a checkpoint says, or at the beginning."""
+        """The state of a checkpoint, after it was restored; without one that of a new run."""
         if newest is not None:
             saved = load_checkpoint(newest, self.train_step.model, self.train_step.optimizers, self.ranks)
             self.train_step.load(saved.pop("learner"))
@@ -139,7 +139,7 @@ class _Training:
         state, plan, train_step = self.state, self.plan, self.train_step
         if self._gains_no_more():
             return
-        self.progress.begin(state.step, None)  # a block of the guess may take seconds
+        self.progress.begin(state.step, None)  # the estimate may take seconds
         self.progress.begin(state.step, train_step.guess_seconds(self.run.config.dataset))
         self.clock.lap()
         for batch in self.clock.waiting_for(plan.batches(state.step, state.passed_over, self.ranks, train_step.device)):
@@ -194,7 +194,7 @@ class _Training:
         return 0 < self.config.patience <= self.state.early_stopping.without_gain
 
     def _check_guard(self) -> None:
-        """Tell of steps that were skipped; raise _OneTooManyError when they were too many."""
+        """Record skipped steps. Raises _OneTooManyError when they are too many."""
         standing = self.train_step.guard.standing()
         new, self.skipped_steps = standing.bad - self.skipped_steps, standing.bad
         for step in standing.steps[max(0, len(standing.steps) - new) :]:
@@ -202,13 +202,13 @@ class _Training:
         if standing.is_over:
             raise _OneTooManyError(
                 f"step {standing.steps[-1]} has loss {standing.loss:.4g} and gradient norm {standing.norm:.4g}, and "
-                f"{self.config.max_skipped} bad steps are allowed (train.max_skipped). Its documents stand in "
+                f"{self.config.max_skipped} bad steps are allowed (train.max_skipped). Its documents are listed in "
                 f"{self.run.metrics}. Lower train.learning_rate (now {self.config.learning_rate}) or clip harder "
                 "(train.grad_clip), then start with --fresh"
             )
 
     def _roll_back(self, error: TrainingError) -> None:
-        """Go back to the newest checkpoint, once, and pass over the blocks since; else raise ``error``."""
+        """Return to the newest checkpoint, once, and leave out the blocks since; otherwise raise ``error``."""
         reached, passed_over = self.state.step, self.state.passed_over
         self.checkpoints.wait()
         newest = self._newest_checkpoint()
@@ -222,7 +222,7 @@ class _Training:
         self._event(f"rolled back from step {reached} to {self.state.step}: {error}")
 
     def _log(self, rate: float, norm: torch.Tensor) -> None:
-        """Waits for the device."""
+        """Write a row of metrics. Waits for the device."""
         state, found = self.state, self.train_step.totals()
         self._pause()
         seconds, waited = state.row_seconds, state.row_waited
@@ -246,7 +246,7 @@ class _Training:
         self._write("train", **figures)
 
     def _validate(self) -> bool:
-        """Score the validation documents; True if that gave the best loss so far."""
+        """Score the validation documents; True if the loss is the best so far."""
         state = self.state
         self._pause()
         with self.progress.phase("validation", state.step), self.train_step.whole_model():
@@ -272,7 +272,7 @@ class _Training:
         self.clock.lap()
 
     def _save(self) -> None:
-        self._check_guard()  # nothing after one bad step too many is worth going back to
+        self._check_guard()  # no checkpoint after too many bad steps
         self._pause()
         with self.progress.phase("checkpoint", self.state.step):
             self._begin_save()
@@ -283,7 +283,7 @@ class _Training:
         self.checkpoints.save(self.state.step, self.train_step.model, self.train_step.optimizers, state, random)
 
     def _pause(self) -> None:
-        """Count the time until now as training; what follows is something else, up to the next lap."""
+        """Count the time until now as training. The time until the next lap does not count."""
         seconds, waited = self.clock.lap()
         self.state.seconds += seconds
         self.state.row_seconds += seconds
@@ -320,7 +320,7 @@ class _Training:
         state, model = self.state, self.train_step.model
         if math.isnan(state.train_loss):
             raise TrainingError(
-                f"none of {state.step} steps had a finite gradient, so nothing was learnt: lower train.learning_rate "
+                f"none of {state.step} steps had a finite gradient, so no weights changed: lower train.learning_rate "
                 f"(now {self.config.learning_rate}), or use another train.precision, and start with --fresh"
             )
         best = whole_checkpoint(self.run.checkpoints, state.early_stopping.best_step) if self.config.patience else None

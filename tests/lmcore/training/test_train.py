@@ -653,7 +653,7 @@ def test_a_micro_batch_that_fits_is_found(prepared: Prepared, monkeypatch: pytes
     small = prepared.run(**SETTINGS, micro_batch_size=1)
     assert train(run).weights == train(small).weights, "looking for it draws no random numbers"
     most = 0
-    with pytest.raises(ConfigError, match="not even one block fits into memory"):
+    with pytest.raises(ConfigError, match="one block does not fit into memory"):
         train(prepared.run(**SETTINGS, find_micro_batch=True))
 
 
