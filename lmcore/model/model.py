@@ -74,7 +74,7 @@ def _continued_model(run: Run) -> PreTrainedModel:
             f"the weights of {initial.name} (train.init_from) have changed since the run began: start another run with "
             "the same command, and with another --run NAME if the run has a name"
         )
-    initial.prove_whole()
+    initial.verify()
     if not initial.is_checkpoint:
         return _fitted(_opened(initial), run)
     model = blank_model(run)
