@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
 from flows.form import PIPELINE, Document, Size, Texts, chosen, form
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import ConfigError, StoppedError
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import Text

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.command import run_command
 from flows.form import PIPELINE, Count, Document, Length, Name, Size, Texts, chosen, form
 from flows.prepare_data import Stages, prepare
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import StoppedError
 from lmcore.runs.summary import summary
 from lmcore.settings.config import RunConfig

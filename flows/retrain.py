@@ -10,7 +10,7 @@ from flows.command import run_command
 from flows.form import PIPELINE, Bytes, Count, Document, ModelName, Repository, Size, Texts, chosen, form
 from flows.prepare_data import Stages, prepare
 from flows.pretrain import trained_model
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.registry.push import pushed
 from lmcore.registry.registry import Version, model_folder

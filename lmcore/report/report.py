@@ -10,10 +10,10 @@ from typing import Any
 
 from lmcore import markdown
 from lmcore.clock import duration, for_people
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.mixture import Blocks, SourceCounts
 from lmcore.dataset.shards import SPLITS
 from lmcore.dataset.stream import source_names
-from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import StoreError
 from lmcore.markdown import bold, escape, fenced, number
 from lmcore.report.plots import loss_picture

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore.corpus.exclusions import current_dataset_id
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import StoreError
 from lmcore.registry.registry import Version, champion, history, promote, record_refusal, versions
 from lmcore.registry.version import add_version

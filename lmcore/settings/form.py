@@ -1,6 +1,6 @@
-"""The settings of a run from a form: the name of a preset, a few fields, and a TOML text with all other settings.
+"""Settings of a run from a form: a preset, a few fields, and a TOML text with all other settings.
 
-What comes later wins: the preset, the fields, the text.
+Later values override earlier ones: preset, fields, text.
 """
 
 import tomllib
@@ -17,19 +17,19 @@ from lmcore.settings.validation import SettingsText, explain
 
 Settings = TypeVar("Settings", bound=RunConfig)
 Tables = dict[str, Any]
-"""Settings by their names, those of a section in a dictionary of their own."""
+"""Settings by name; the settings of a section are a dictionary."""
 
 CUSTOM = "custom"
-"""Stands in place of a preset for the defaults alone."""
+"""The name of a preset without any settings: the defaults."""
 
 
 def given(kind: type[RunConfig], fields: Tables) -> Tables:
-    """The fields in which something was entered: not those that are empty, off, 0 or the setting's own default."""
+    """The fields that were filled in: neither empty, off, 0 nor the default of the setting."""
     return _without(fields, kind().model_dump(mode="json"))
 
 
 def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str) -> Settings:
-    """Checked settings of a kind. Raises ConfigError that names what is wrong, and the line of ``advanced``."""
+    """Checked settings of a kind. Raises ConfigError that names the wrong value and the line of ``advanced``."""
     beneath = {} if preset == CUSTOM else read_preset(preset)
     tables = merge(merge(beneath, fields), _read(advanced))
     try:
@@ -50,7 +50,7 @@ def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tup
 
 
 def settings_text(config: RunConfig) -> str:
-    """The settings that are not their defaults, as TOML: the same settings again as ``advanced`` of the custom form."""
+    """The settings that differ from the defaults, as TOML. A --config file or ``advanced`` gives them back."""
     return toml_text(config.model_dump(mode="json", exclude_defaults=True))
 
 

@@ -1,9 +1,9 @@
-"""What all settings have in common: frozen, no unknown keys, and fields that say what they may change.
+"""The base class of all settings: frozen, no unknown keys, and a role for each field.
 
-Every field has a role, by what it may change:
+A role says what a field may change:
     result   what is trained; these fields (with the dataset id) name a run
     speed    how fast, and rounding in the last bits; may differ between two starts of one run
-    view     what is shown and where it is kept; likewise
+    view     what is shown and where it is kept; may differ too
 """
 
 import json
@@ -19,13 +19,13 @@ from pydantic.fields import ComputedFieldInfo, FieldInfo
 Role = Literal["result", "speed", "view"]
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""A pattern of names, of runs and of models, that can be those of folders."""
+"""A pattern of names of runs and models, which are names of folders."""
 
 _SURROGATE = r"[\ud800-\udfff]"
 
 
 def _is_unicode(value: Any) -> Any:
-    """``value``, if its text can be written as UTF-8; else raises ValueError."""
+    """``value`` if its text is valid UTF-8; else raises ValueError."""
     if found := re.search(_SURROGATE, str(value)):
         raise ValueError(
             f"character {found.start() + 1} is U+{ord(found[0]):04X}, half of a character: an emoji was cut in two, "
@@ -35,44 +35,44 @@ def _is_unicode(value: Any) -> Any:
 
 
 def _has_names(value: dict[str, Any]) -> dict[str, Any]:
-    """``value``, if its keys are Text and none is empty; else raises ValueError."""
+    """``value`` if its keys are Text and not empty; else raises ValueError."""
     if "" in value:
         raise ValueError("a name is empty")
     return {_is_unicode(name): content for name, content in value.items()}
 
 
-# The pattern is for Prefect's server, which checks parameters by the schema and never loads the model.
+# The pattern is for Prefect's server, which validates parameters by the schema alone.
 _UNICODE = (AfterValidator(_is_unicode), Field(json_schema_extra={"pattern": r"^[^\ud800-\udfff]*$"}))
 Text = Annotated[str, *_UNICODE]
-"""Free text. A lone surrogate is refused: a database on SQLite would store it and could never show it again."""
+"""Free text. A lone surrogate is refused: SQLite would store it and every later listing would fail."""
 TextPath = Annotated[Path, *_UNICODE]
-"""A path, likewise."""
+"""A path without lone surrogates."""
 _Value = TypeVar("_Value")
 ByName = Annotated[
     dict[str, _Value],
     AfterValidator(_has_names),
     Field(json_schema_extra={"propertyNames": {"pattern": r"^[^\ud800-\udfff]+$"}}),
 ]
-"""Values by a name, which is Text and not empty."""
+"""Values by name; names are Text and not empty."""
 
 
 def speed(default: Any, **constraints: Any) -> Any:
-    """A field that changes how fast a run is, never what it computes."""
+    """A field that changes the speed of a run, not its results."""
     return Field(default, json_schema_extra={"role": "speed"}, **constraints)
 
 
 def view(default: Any, **constraints: Any) -> Any:
-    """A field that changes what is shown or where it is kept."""
+    """A field that changes what is shown or where outputs are."""
     return Field(default, json_schema_extra={"role": "view"}, **constraints)
 
 
 def _title(name: str, info: FieldInfo | ComputedFieldInfo) -> str:
-    """learning_rate reads "Learning rate" in forms; a field whose name does not read well has a title of its own."""
+    """The title of a field in forms: "Learning rate" for learning_rate, unless the field sets its own title."""
     return name.replace("_", " ").capitalize()
 
 
 class Section(BaseModel):
-    """Base of all settings: frozen, no unknown keys, docstrings as descriptions."""
+    """Base class of all settings: frozen, no unknown keys, docstrings are descriptions."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -84,7 +84,7 @@ class Section(BaseModel):
 
 
 def result_fields(section: BaseModel) -> dict[str, Any]:
-    """The fields (nested, JSON values) that decide what is computed: role result."""
+    """The fields of role result (nested, JSON values): they decide what is computed."""
     fields: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
         extra = info.json_schema_extra
@@ -100,13 +100,13 @@ def _json(section: BaseModel, name: str) -> Any:
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits that name JSON values; equal values, equal name, whatever the key order."""
+    """16 hexadecimal digits that name JSON values. Equal values have equal names, whatever the order of keys."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return blake3(text.encode()).hexdigest(8)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old value, new value) of every field that differs; None where one side lacks it."""
+    """(dotted name, old value, new value) of each field that differs; None for a missing value."""
     old_fields, new_fields = _flat(old), _flat(new)
     for name in sorted(old_fields.keys() | new_fields.keys()):
         if old_fields.get(name) != new_fields.get(name):

@@ -22,9 +22,9 @@ import torch
 
 from lmcore.clock import Clock, stamp
 from lmcore.dataset.loader import Batch, loader, prefetch, to_device
+from lmcore.dataset.manifest import verify_chunks
 from lmcore.dataset.mixture import open_blocks
 from lmcore.dataset.stream import IGNORED_LABEL
-from lmcore.dataset.tokenization import verify_chunks
 from lmcore.errors import RunError, StoppedError, TrainingError
 from lmcore.model.device import choose_device, device_locked, peak_memory
 from lmcore.model.distributed import Ranks, process_group

@@ -17,7 +17,7 @@ from lmcore.cli.app import refuse_undecodable
 from lmcore.cli.checks import check
 from lmcore.cli.command import print_json
 from lmcore.cli.flags import COMMON
-from lmcore.cli.settings import load_config
+from lmcore.cli.settings import read as read_settings
 from lmcore.errors import ConfigError, LMError
 from lmcore.retraining.retraining import RetrainConfig
 from lmcore.settings.config import TEXT_PATTERNS, CorpusConfig, RunConfig
@@ -165,7 +165,7 @@ def test_a_warm_up_that_is_not_understood_gets_examples_and_no_pattern() -> None
 )
 def test_a_wrong_file_is_named_with_its_line(file: Path, content: str, message: str) -> None:
     file.write_text(content)
-    for read in (lambda: parse("--config", file), lambda: load_config(file)):
+    for read in (lambda: parse("--config", file), lambda: read_settings(RunConfig, {}, str(file))):
         with pytest.raises(ConfigError, match=message):
             read()
 
@@ -229,7 +229,9 @@ def test_every_setting_is_a_flag_and_a_line_of_toml(tmp_path: Path) -> None:
     (tmp_path / "all.toml").write_text(
         "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in lines.items())
     )
-    assert parse("--config", tmp_path / "all.toml") == load_config(tmp_path / "all.toml") == config
+    assert (
+        parse("--config", tmp_path / "all.toml") == read_settings(RunConfig, {}, str(tmp_path / "all.toml")) == config
+    )
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=9)

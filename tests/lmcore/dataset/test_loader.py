@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmcore.dataset.loader import document_boundaries, loader, prefetch, to_device
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.mixture import Mixture, open_blocks
 from lmcore.dataset.shuffle import shuffled
 from lmcore.dataset.stream import TokenStream
-from lmcore.dataset.tokenization import Dataset
 from lmcore.model.model import new_model
 from lmcore.settings.config import DatasetConfig
 from tests.conftest import EOS, REPOSITORY, Prepared, WriteDataset
