@@ -4,6 +4,6 @@ from functools import partial
 
 from deployments import flow_command
 from lmcore.cli.app import pipeline
-from lmcore.retraining.retraining import RetrainConfig
+from lmcore.settings.retraining import RetrainConfig
 
 retrain = pipeline(RetrainConfig, "Train a model again if its text has grown.", partial(flow_command.run, "retrain"))

@@ -9,9 +9,10 @@ from pydantic import Field
 
 from flows.form import BUTTON, Count, ModelName, SomeText, Texts, folder_of, form
 from lmcore.errors import RegistryError
-from lmcore.registry.find import find_folder
+from lmcore.registry.find import find
 from lmcore.registry.receipt import check_receipt, difference_rows, program_differences
-from lmcore.registry.registry import NUMBER, champion, find_version, history_rows, models, promote, prune, rollback
+from lmcore.registry.registry import promote, prune, rollback
+from lmcore.registry.versions import NUMBER, champion, find_version, history_rows, models
 from lmcore.settings.section import NAME, Text
 from tasks.pages import show_table
 from tasks.retraining import push_to_hub
@@ -39,7 +40,9 @@ def evaluate_model(
 
     folder = folder_of(store)
     name = model or str(find_version(folder, model_name))
-    scores = score_texts(find_folder(folder, name), evaluation_texts(folder, list(text), model=model_name))
+    scores = score_texts(
+        find(folder, name, "folder", "run", "version"), evaluation_texts(folder, list(text), model=model_name)
+    )
     figures = scores.figures()
     scored_on = ", ".join(text) or f"what was held out of {model_name}"
     show_table("scores", scores.rows(), f"{name} on {scored_on}")

@@ -13,13 +13,14 @@ from flows.pretrain import trained_model
 from lmcore.dataset.manifest import Dataset
 from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.registry.push import pushed
-from lmcore.registry.registry import Version, model_folder
+from lmcore.registry.versions import Version, model_folder
 from lmcore.report.retraining_report import retraining_page
 from lmcore.retraining.challenge import Champion, earlier_refusal
 from lmcore.retraining.new_documents import NewDocuments
-from lmcore.retraining.retraining import RetrainConfig, Start, from_scratch, skip_reason, unused, warm_start
+from lmcore.retraining.retraining import from_scratch, skip_reason, unused, warm_start
 from lmcore.runs.run import run_key
 from lmcore.settings.config import RunConfig
+from lmcore.settings.retraining import RetrainConfig, Start
 from lmcore.settings.section import Text
 from lmcore.store.locks import locked
 from lmcore.tokenizer.tokenizer import TokenizerInfo

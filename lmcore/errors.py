@@ -139,17 +139,20 @@ def owner_named(path: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         number = error.errno or errno.EACCES
-        reason = f"{os.strerror(number)} for {_name_of(os.geteuid())}{_owner(path)}"
-        raise PermissionError(number, reason, str(path)) from None
+        raise PermissionError(number, f"{os.strerror(number)} {who_may(path)}", str(path)) from None
 
 
-def _owner(path: Path) -> str:
-    """In words; nothing where a folder above hides it."""
+def who_may(path: Path) -> str:
+    """For whom an access was refused, and in words whose the file or folder is, if no folder above hides it."""
+    refused = f"for {_name_of(os.geteuid())}"
     try:
         about = os.stat(path)
     except OSError:
-        return ""
-    return f": it belongs to {_name_of(about.st_uid)}, mode {about.st_mode & 0o777:o}"
+        return refused
+    refused += f": it belongs to {_name_of(about.st_uid)}, mode {about.st_mode & 0o777:o}"
+    if about.st_uid == os.geteuid():
+        return refused
+    return f"{refused}; users who share a store need a common group and umask 002 (docs/deploying.md)"
 
 
 def _name_of(user: int) -> str:

@@ -1,21 +1,21 @@
 """Ctrl-C and other signals end a command with one line and an exit status, at any moment.
 
-``end_at_once`` is for the time in which nothing has to be undone, such as the import of a library. During the work
-itself ``Interruption`` turns the signal into an exception, so that whatever holds a lock, a temporary file or a
-child cleans up; a training has ``StopRequest`` instead and saves. Only the first signal counts: the ones after it
-must not disturb the cleaning.
+``end_at_once`` is for phases without anything to clean up, such as imports. During the work ``Interruption`` turns the
+signal into an exception, so that holders of locks, temporary files and child processes clean up. A training uses
+``StopRequest`` and saves. Only the first signal counts; later ones must not disturb the cleaning up.
 
-A signal that is ignored when the command starts stays ignored: a shell does so to SIGINT for a job in the background
-of a script, and nohup to SIGHUP. SIGTERM ends such a command.
+A signal that is ignored when the command starts stays ignored. A shell ignores SIGINT for background jobs of a script,
+and nohup ignores SIGHUP. SIGTERM ends such a command.
 """
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -23,20 +23,22 @@ from lmcore.errors import INTERRUPTED_STATUS, STOPPED_STATUS
 
 Result = TypeVar("Result")
 _LINE = ["interrupted: the same command continues"]
-"""What a stopped command says."""
+"""The line that a stopped command prints."""
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PACKAGES, _PROGRAMS = ("lmcore", "flows", "deployments"), ("lm",)
 _SECONDS_TO_LEAVE = 0.05
-"""A destructor or a callback."""
+"""Seconds until a destructor or a callback has returned."""
+_SECONDS_FOR_THE_LOOP = 1.0
+"""Seconds in which the loop may reach the end of its step."""
 
 
 def say_when_stopped(line: str) -> None:
-    """For a command that a person ends in no other way."""
+    """Set the line of a command that is always ended by a signal, such as a server."""
     _LINE[0] = line
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP. Like KeyboardInterrupt, so that nobody takes it for a failure."""
+    """SIGTERM or SIGHUP. Like KeyboardInterrupt it is not an Exception, so it is not handled as a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(_LINE[0])
@@ -44,7 +46,7 @@ class Terminated(BaseException):
 
 
 def is_command() -> bool:
-    """Whether this process was started as one of our commands, and not by somebody who imports us."""
+    """Whether this process was started as a command of this program, and not as one that imports it."""
     words = sys.orig_argv
     if "-m" in words[:-1]:
         return words[words.index("-m") + 1].partition(".")[0] in _PACKAGES
@@ -52,7 +54,7 @@ def is_command() -> bool:
 
 
 def end_at_once() -> None:
-    """From now on a signal ends this process where it stands."""
+    """From now on a signal ends this process immediately."""
     _handle(lambda number, _: leave(number))
 
 
@@ -61,7 +63,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal = 0
-        """Of the request, also where somebody caught the exception and went on; 0 if there was none."""
+        """The signal that was received, even if its exception was caught. 0: none."""
         _handle(self._ask)
         for kind in (KeyboardInterrupt, Terminated):
             resend_lost(kind, self._ask_again)
@@ -77,24 +79,63 @@ class Interruption:
 
 
 class StopRequest:
-    """Whether a signal has asked for the end, for a loop that saves and ends by itself.
+    """Whether a signal was received, for a loop of steps that saves and ends by itself.
 
-    Until the first look there is nothing to save, so a signal ends the process at once.
+    Before the end of the first step there is nothing to save, so a signal ends the process at once. A thread receives
+    the signals, because the main thread receives none in compiled code: minutes in a large step on a CPU.
     """
 
     def __init__(self) -> None:
         self.signal = 0
-        self._looked = False
-        end_at_once()
+        self._save: Callable[[], None] | None = None
+        """None until the end of the first step."""
+        self._changing = threading.Lock()
+        """Held while the loop changes what is saved."""
+        self._changing.acquire()
+        _handle(_heard_elsewhere)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._hear, args=(reading,), daemon=True, name="signals").start()
 
     def __call__(self) -> bool:
-        if not self._looked:
-            self._looked = True
-            _handle(self._ask)
         return bool(self.signal)
 
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        self.signal = self.signal or number
+    @contextmanager
+    def unchanged(self, save: Callable[[], None], can_save: bool) -> Iterator[None]:
+        """The part of a step that changes nothing that is saved.
+
+        If it takes long, a signal calls ``save`` in another thread, if ``can_save``, and ends the process. From the
+        second step on, the loop first gets a moment to save by itself.
+        """
+        if can_save:
+            self._changing.release()
+        try:
+            yield
+        finally:
+            if can_save:
+                self._changing.acquire()
+            self._save = save
+
+    def _hear(self, pipe: int) -> None:
+        while True:
+            number = os.read(pipe, 1)[0]
+            # Another handler that was installed since decides instead.
+            if number in _ASKING and signal.getsignal(number) is _heard_elsewhere and not self.signal:
+                self._ask(number)
+
+    def _ask(self, number: int) -> None:
+        if self._save is None:
+            leave(number)
+        self.signal = number
+        time.sleep(_SECONDS_FOR_THE_LOOP)
+        with self._changing:
+            self._save()
+            leave(number)
+
+
+def _heard_elsewhere(number: int, frame: FrameType | None) -> None:
+    """A handler that does nothing: the signal is neither ignored nor kills the process."""
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
@@ -104,16 +145,16 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
 
 
 def resend_lost(kind: type[BaseException], send: Callable[[int], None]) -> None:
-    """Have the signal of an exception of this kind sent again where Python lost the exception.
+    """Send the signal again if Python lost its exception of this kind.
 
-    Where a signal handler raises in a destructor or in the callback of a weak reference, of which importing torch
-    alone has thousands, Python prints the exception and goes on.
+    If a signal handler raises in a destructor or in the callback of a weak reference, Python prints the exception and
+    continues. Importing torch alone runs thousands of these.
     """
     usual = sys.unraisablehook
 
     def hook(lost: "sys.UnraisableHookArgs") -> None:
         if isinstance(lost.exc_value, kind):
-            # A little later and from elsewhere, else it would be raised in here and be lost as well.
+            # Later and from another thread; raised in here, it would be lost again.
             number = getattr(lost.exc_value, "signal", signal.SIGINT)
             threading.Timer(_SECONDS_TO_LEAVE, send, (number,)).start()
         else:

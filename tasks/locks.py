@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_HOME
 
 from lmcore.errors import RunError
 from lmcore.settings.config import RunConfig
-from lmcore.store.locks import locked
+from lmcore.store.locks import is_locked, locked
 
 GPU_LIMIT = "gpu"
 """Name of the global concurrency limit that says how many trainings of deployments run at once."""
@@ -50,13 +50,7 @@ class FileLocks(LockManager):
             self._held.pop(key)[1].close()
 
     def is_locked(self, key: str) -> bool:
-        if key in self._held:
-            return True
-        try:
-            with locked(_path(key), "refuse", what=key):
-                return False
-        except RunError:
-            return True
+        return key in self._held or is_locked(_path(key))
 
     def is_lock_holder(self, key: str, holder: str = "") -> bool:
         return key in self._held and self._held[key][0] == threading.get_ident()

@@ -8,11 +8,11 @@ from prefect.events import emit_event
 
 from lmcore.dataset.manifest import Dataset
 from lmcore.registry.push import push
-from lmcore.registry.registry import Version
+from lmcore.registry.versions import Version
 from lmcore.retraining.challenge import Champion, compare, record_decision, require_comparable
 from lmcore.retraining.gate import Decision
 from lmcore.retraining.new_documents import NewDocuments, split_by_age
-from lmcore.retraining.retraining import RetrainConfig
+from lmcore.settings.retraining import RetrainConfig
 from tasks.policies import NEVER_CACHED, RETRIED
 
 

@@ -41,12 +41,12 @@ from lmcore.dataset.shards import shard_path, write_shard
 from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.version import add_version
-from lmcore.retraining.retraining import RetrainConfig, RetrainingConfig
+from lmcore.registry.add_version import add_version
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, TrainingResult, prepare_run
 from lmcore.runs.scores import Evaluation
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from lmcore.settings.retraining import RetrainConfig, RetrainingConfig
 from lmcore.store.artifacts import manifest_bytes, read_manifest
 from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.make import make_tokenizer

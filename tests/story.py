@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lmcore.retraining.retraining import RetrainConfig, RetrainingConfig
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, TokenizerConfig, TrainConfig
+from lmcore.settings.retraining import RetrainConfig, RetrainingConfig
 
 _PLACES = ["東京", "京都", "大阪", "札幌", "那覇", "仙台", "金沢", "長崎"]
 _FOODS = ["そば", "うどん", "味噌汁", "天ぷら", "おにぎり", "梅干し", "焼き魚", "漬物"]

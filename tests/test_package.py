@@ -24,8 +24,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source distribution, and the wheel that is made from it."""
     build = pytest.importorskip("build", reason="the package build is not installed")
     folder = tmp_path_factory.mktemp("dist")
-    ignore = shutil.ignore_patterns(".venv", ".git", "store", "*.egg-info", "__pycache__", ".*_cache", "build", "dist")
-    source = shutil.copytree(ROOT, folder / "source", ignore=ignore)
+    caches = shutil.ignore_patterns("*.egg-info", "__pycache__", ".*_cache")
+    made_here = {".venv", ".git", "store", "build", "dist"}
+
+    def ignored(place: str, names: list[str]) -> set[str]:
+        return caches(place, names) | (made_here if Path(place) == ROOT else set())
+
+    source = shutil.copytree(ROOT, folder / "source", ignore=ignored)
     command = [sys.executable, "-m", build.__name__, "--no-isolation", "--outdir", str(folder), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -113,5 +118,6 @@ def test_the_distributions_are_complete(built: Path) -> None:
         path.relative_to(ROOT).as_posix() for name in ("lmcore", "flows") for path in (ROOT / name).rglob("*.py")
     }
     assert modules | {"deployments/configs/tiny.toml", "deployments/prefect.yaml", "lmcore/py.typed"} <= packaged
-    assert any(name.endswith("licenses/LICENSE") for name in packaged)
+    for licence in ("LICENSE", "NOTICE"):
+        assert any(name.endswith(f"licenses/{licence}") for name in packaged)
     assert not any(name.startswith("tests/") for name in packaged)

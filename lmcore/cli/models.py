@@ -19,7 +19,7 @@ _Reason = Annotated[str, Parameter(help="What the history says about it.")]
 
 def models(model: ModelName, /, *, store: Store = STORE) -> None:
     """List the versions of a model, its champion and its history."""
-    from lmcore.registry.registry import champion, history_rows, versions
+    from lmcore.registry.versions import champion, history_rows, versions
 
     past, current = history_rows(store, model), champion(store, model)
     rows = [_row(version, version == current) for version in versions(store, model)]
@@ -47,7 +47,8 @@ def promote_version(
     store: Store = STORE,
 ) -> None:
     """Make a version the champion."""
-    from lmcore.registry.registry import find_version, promote
+    from lmcore.registry.registry import promote
+    from lmcore.registry.versions import find_version
 
     found = find_version(store, version)
     expected = (expect if expect is not None else found.receipt()["champion_before"]) or None
@@ -94,7 +95,7 @@ def push_version(
 ) -> None:
     """Put a version into a repository of the Hugging Face hub (token: HF_TOKEN)."""
     from lmcore.registry.push import push
-    from lmcore.registry.registry import find_version
+    from lmcore.registry.versions import find_version
 
     found = find_version(store, version)
     commit = push(found, repository)
@@ -104,7 +105,7 @@ def push_version(
 def diff_versions(one: Version, other: Version, /, *, store: Store = STORE) -> None:
     """Show in what two versions differ."""
     from lmcore.registry.receipt import diff, difference_rows
-    from lmcore.registry.registry import find_version
+    from lmcore.registry.versions import find_version
 
     old, new = find_version(store, one), find_version(store, other)
     print(columns(difference_rows(old, new)))
@@ -115,7 +116,7 @@ def diff_versions(one: Version, other: Version, /, *, store: Store = STORE) -> N
 def verify_version(store: Path, name: str) -> None:
     """Print what no longer matches its receipt; ends with status 1 if there is anything."""
     from lmcore.registry.receipt import check_receipt, program_differences
-    from lmcore.registry.registry import find_version
+    from lmcore.registry.versions import find_version
 
     version = find_version(store, name)
     found = list(check_receipt(version))
@@ -130,7 +131,7 @@ def verify_version(store: Path, name: str) -> None:
 def replay_version(version: Version, /, *, store: Store = STORE) -> None:
     """Train a version again and compare losses and weights."""
     from lmcore.registry.receipt import program_differences
-    from lmcore.registry.registry import find_version
+    from lmcore.registry.versions import find_version
     from lmcore.upkeep.replay import replay
 
     found = find_version(store, version)

@@ -45,9 +45,9 @@ def generate(
     prompts = [*prompt, *(_read_prompts(prompts_file) if prompts_file else [])]
     settings = read(SampleConfig, changes | {"prompts": prompts or [""]})
 
-    from lmcore.registry.find import find_folder
+    from lmcore.registry.find import find
 
-    folder = find_folder(store, model)
+    folder = find(store, model, "folder", "run", "version")
 
     from lmcore.model.device import choose_device
     from lmcore.model.export import open_model
@@ -88,9 +88,9 @@ def evaluate(
     store: Store = STORE,
 ) -> None:
     """Say how well a model predicts text, in bits per byte."""
-    from lmcore.registry.find import find_folder
+    from lmcore.registry.find import find
 
-    folder = find_folder(store, model)
+    folder = find(store, model, "folder", "run", "version")
 
     from lmcore.retraining.evaluation_texts import evaluation_texts
     from lmcore.retraining.scoring import score_texts
@@ -112,10 +112,10 @@ def plot(
     store: Store = STORE,
 ) -> None:
     """Draw the losses of runs into one picture."""
-    from lmcore.registry.find import find_folder
+    from lmcore.registry.find import find
     from lmcore.report.plots import plot as draw
 
     if not runs:
         raise ConfigError("plot: name one run or several, by folder or by name")
-    picture = draw([find_folder(store, name) for name in runs], out)
+    picture = draw([find(store, name, "folder", "run", "version") for name in runs], out)
     print_json({"picture": str(picture), "runs": list(runs)})

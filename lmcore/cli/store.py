@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -23,10 +22,11 @@ _Document = Annotated[
 
 def ledger(dataset: _Dataset, /, *, store: Store = STORE) -> None:
     """Show where every byte of a dataset's corpus went, and the pieces that were left out."""
-    from lmcore.dataset.audit import find_dataset, ledger_by_file, skipped_pieces
+    from lmcore.dataset.audit import ledger_by_file, skipped_pieces
+    from lmcore.registry.find import find
     from lmcore.store.artifacts import read_manifest
 
-    folder = find_dataset(store, dataset)
+    folder = find(store, dataset, "dataset", "folder")
     names = ("documents", "in documents", "between", "filtered", "skipped", "bytes", "stored", "undecodable")
     print(*(f"{name:>12}" for name in names), "file")
     rows = ledger_by_file(folder)
@@ -49,12 +49,14 @@ def verify(
     store: Store = STORE,
 ) -> None:
     """Read a dataset again, or a version and all that it was made from; exit status 1 if anything is wrong."""
-    from lmcore.dataset.audit import find_dataset, problems
+    from lmcore.dataset.audit import problems
+    from lmcore.registry.find import find
+    from lmcore.registry.versions import models
 
-    if not any((folder / "manifest.json").is_file() for folder in (store / "datasets" / name, Path(name))):
+    if name.partition("/")[0] in models(store):
         verify_version(store, name)
         return
-    dataset = find_dataset(store, name)
+    dataset = find(store, name, "dataset", "folder", "version")
     found = list(problems(dataset))
     for chunk, problem in found:
         print(f"{chunk or 'manifest'}: {problem}")
@@ -64,10 +66,10 @@ def verify(
 
 def repair(dataset: _Dataset, /, *, store: Store = STORE) -> None:
     """Encode the damaged chunks of a dataset again."""
-    from lmcore.dataset.audit import find_dataset
     from lmcore.dataset.audit import repair as encode_again
+    from lmcore.registry.find import find
 
-    folder = find_dataset(store, dataset)
+    folder = find(store, dataset, "dataset", "folder")
     print_json({"dataset_id": folder.name, "repaired": encode_again(folder)})
 
 

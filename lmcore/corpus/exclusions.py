@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.errors import ConfigError, StoreError
+from lmcore.errors import ConfigError
 from lmcore.settings.config import CorpusConfig
-from lmcore.store.strict_json import from_json
+from lmcore.store.json_lines import read_lines
 
 FORGOTTEN = "forgotten.jsonl"
 HASH = "[0-9a-fA-F]{16}"
@@ -51,14 +51,7 @@ def _hashes_of_file(entry: str, config: CorpusConfig) -> set[int]:
 
 def forgotten_events(store: Path) -> list[dict[str, Any]]:
     """The forget events of a store, oldest first: time, documents, chunks, datasets {old: new}, runs, versions."""
-    path = store / FORGOTTEN
-    if not path.exists():
-        return []
-    try:
-        *lines, _ = path.read_bytes().split(b"\n")  # after the last line end: nothing, or an incomplete line
-        return [from_json(line) for line in lines]
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged: {error}. It lists documents that must stay out: restore it") from None
+    return read_lines(store / FORGOTTEN)
 
 
 def forgotten_hashes(store: Path) -> npt.NDArray[np.uint64]:

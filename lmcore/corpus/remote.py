@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl, unquote
 
@@ -26,7 +25,7 @@ from pyarrow.fs import FileSelector, FileSystem
 from lmcore import clock
 from lmcore.errors import CorpusError, FileChangedError
 from lmcore.store.allowed_paths import check_allowed
-from lmcore.store.files import hash_file, hash_stream
+from lmcore.store.files import hash_stream
 
 SECONDS_OF_DOUBT = 2.0
 """A file written in the last seconds may change again without a new time stamp."""
@@ -95,11 +94,8 @@ def hash_stored(path: str) -> str:
 
 def hash_and_head(path: str) -> tuple[str, bytes]:
     """The hash of a file and, for a URL, its first megabyte."""
-    if not is_url(path):
-        check_allowed(path, "corpus")
-        return hash_file(Path(path)), b""
     with open_stored(path) as stream:
-        head = stream.read(_HEAD_BYTES)
+        head = stream.read(_HEAD_BYTES) if is_url(path) else b""
         return hash_stream(stream, head), head
 
 

@@ -12,24 +12,11 @@ from lmcore.dataset.manifest import dataset_id
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.dataset.tokenization import encode_again
 from lmcore.errors import LMError, StoreError
-from lmcore.store.allowed_paths import check_folder_allowed
 from lmcore.store.artifacts import read_manifest, verify_artifact
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 _ACCOUNT = ("documents", "document_bytes", "separator_bytes", "filtered_bytes")
 _SKIPS = ("skipped_pieces", "skipped_bytes", "stored_bytes", "undecodable_stored_bytes")
-
-
-def find_dataset(store: Path, name: str) -> Path:
-    """The folder of a dataset, by its id or its own path.
-
-    Raises StoreError when there is none, and ConfigError when it is outside LM_DATA_ROOTS.
-    """
-    for folder in (store / "datasets" / name, Path(name)):
-        if (folder / "manifest.json").is_file():
-            check_folder_allowed(folder, "dataset")
-            return folder.absolute()
-    raise StoreError(f"there is no dataset {name} in {store / 'datasets'}: give another id, or --store")
 
 
 def problems(dataset: Path, only: set[str] | None = None) -> Iterator[tuple[str, str]]:

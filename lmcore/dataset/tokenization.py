@@ -30,7 +30,7 @@ from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import result_fields
 from lmcore.store.artifacts import MANIFEST, find_artifact, read_manifest
 from lmcore.store.files import hash_file
-from lmcore.store.locks import in_use
+from lmcore.store.locks import store_locked
 from lmcore.store.temporary import remove, remove_stale_temp
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
@@ -71,7 +71,7 @@ def tokenize(
         done += stored_bytes
         progress(min(done, corpus.stored_bytes), corpus.stored_bytes)
 
-    with in_use(store):
+    with store_locked(store, shared=True):
         with HashIndex(store) as index:
             found = corpus_files(corpus, config, store, index)
             with EncodingPool(config.workers, executor, advance) as pool:
@@ -193,7 +193,7 @@ def encode_again(dataset: Path, keys: set[str]) -> None:
     for entry in manifest["chunks"]:
         paths.setdefault(entry["key"], set()).update(span["path"] for span in entry["spans"])
     known, wanted = set().union(*paths.values()), set().union(*(paths[key] for key in keys))
-    with in_use(store), HashIndex(store) as index:
+    with store_locked(store, shared=True), HashIndex(store) as index:
         found = scan(config, index)
         # Files that were added later would change the groups.
         files, validation_files = (

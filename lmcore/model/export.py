@@ -1,5 +1,6 @@
 """A trained model as a folder that transformers opens: weights, settings, tokenizer and model card. And back."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lmcore.runs.initial_model import control_ids
 from lmcore.runs.model_card import CARD, model_card, training_facts
 from lmcore.runs.run import Export, Run, TrainingResult, newest_checkpoint
 from lmcore.runs.scores import Evaluation
+from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.store.allowed_paths import check_folder_allowed
 from lmcore.store.artifacts import MANIFEST, find_artifact, verify_artifact, write_artifact
 from lmcore.store.temporary import remove
@@ -35,7 +37,7 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
         "weights": training.weights,
         "identity": run.identity,
     }
-    about |= {"datasets": run.datasets, "card": run.config.card.model_dump(), "layout": _LAYOUT}
+    about |= {"card": run.config.card.model_dump(), "layout": _LAYOUT}
     found = find_artifact(folder)
     if found and found.items() >= about.items():
         return Export(model_dir=folder)
@@ -48,6 +50,8 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
         write_config(temporary / "config.json")
         settings = run.config
         write_tokenizer(run.tokenizer_folder, temporary, settings.dataset.block_size, settings.corpus.normalize)
+        if (run.folder / SEEN_DOCUMENTS).exists():
+            shutil.copy(run.folder / SEEN_DOCUMENTS, temporary)
         (temporary / CARD).write_text(_card(run, model, training, evaluation), encoding="utf-8")
     return Export(model_dir=folder)
 

@@ -24,8 +24,7 @@ from lmcore.runs.run import Run
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.files import write_file
-from lmcore.store.json_lines import json_line
+from lmcore.store.json_lines import write_lines
 from lmcore.tokenizer.tokenizer import Tokenizer
 
 _PROMPTS_AT_ONCE = 32
@@ -64,7 +63,7 @@ def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsW
     rows = [row for row in read_metrics(run.samples) if row["step"] < step]
     pairs = zip(settings.prompts, texts, strict=True)
     rows += [{"step": step, "prompt": prompt, "text": text} for prompt, text in pairs]
-    write_file(run.samples, b"".join(json_line(row) for row in rows))
+    write_lines(run.samples, rows)
     for number, text in enumerate(texts, 1):
         metrics.write_text(f"samples/{number}", text, step)
 

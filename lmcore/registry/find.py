@@ -1,21 +1,31 @@
-"""Where a thing is that people name: a folder, a run, or a version of a model."""
+"""Folders by the names that people give them: a path, a run, a dataset or a version of a model.
+
+What a setting names, a file or a name on the Hugging Face hub, is resolved in ``store/hub.py``.
+"""
 
 from pathlib import Path
+from typing import Literal
 
 from lmcore.errors import StoreError
-from lmcore.registry.registry import find_version, models
+from lmcore.registry.versions import find_version, models
 from lmcore.store.allowed_paths import check_folder_allowed
 
+Kind = Literal["folder", "run", "dataset", "version"]
 
-def find_folder(store: Path, name: str) -> Path:
-    """A folder given by its path, a run's by its name, or a version's by NAME/v0001 (NAME alone: the champion's).
 
-    Raises StoreError when there is none of these, and ConfigError when it is outside LM_DATA_ROOTS.
+def find(store: Path, name: str, *kinds: Kind) -> Path:
+    """The folder that has this name, the first of ``kinds`` that fits.
+
+    A folder is given by its path, a run by its name, a dataset by its id, a version by NAME/v0001 or NAME for the
+    champion. Raises StoreError when nothing has the name, RegistryError when the model has no such version, and
+    ConfigError when the folder is outside LM_DATA_ROOTS.
     """
-    for folder in (Path(name).expanduser(), store / "runs" / name):
-        if folder.is_dir():
-            check_folder_allowed(folder, "model or run")
-            return folder
-    if name.partition("/")[0] in models(store):
-        return find_version(store, name).folder
-    raise StoreError(f"there is neither a folder {name} nor a run or model of that name in {store}")
+    places = {"folder": Path(name).expanduser(), "run": store / "runs" / name, "dataset": store / "datasets" / name}
+    for kind in kinds:
+        if kind == "version":
+            if name.partition("/")[0] in models(store):
+                return find_version(store, name).folder
+        elif places[kind].is_dir():
+            check_folder_allowed(places[kind], kind)
+            return places[kind].absolute()
+    raise StoreError(f"there is no {' or '.join(kinds)} named {name} in {store} or {Path.cwd()}")

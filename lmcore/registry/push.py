@@ -11,7 +11,8 @@ import os
 from fnmatch import fnmatch
 
 from lmcore.errors import ConfigError
-from lmcore.registry.registry import Version, history, record_push
+from lmcore.registry.registry import record_push
+from lmcore.registry.versions import Version, history
 from lmcore.runs.initial_model import MODEL_FILES
 from lmcore.runs.model_card import CARD
 from lmcore.store.artifacts import verify_artifact

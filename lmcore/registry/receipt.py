@@ -26,7 +26,7 @@ from lmcore.dataset.audit import problems
 from lmcore.dataset.filters import hashes
 from lmcore.dataset.shards import SPLITS
 from lmcore.errors import LMError, StoreError
-from lmcore.registry.registry import Version
+from lmcore.registry.versions import Version
 from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run
 from lmcore.settings.section import differences
@@ -52,7 +52,7 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
         "format_version": FORMAT_VERSION,
         "model": target.model,
         "version": target.id,
-        "created": clock.stamp(),
+        "created": clock.iso_timestamp(),
         "champion_before": champion_before,
         "decision": decision,
         "run": run.folder.name,

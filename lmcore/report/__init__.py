@@ -1,4 +1,4 @@
-"""Pages and pictures of what was done.
+"""Pages and pictures of runs, datasets and decisions.
 
 Promises: a page is Markdown in which no value from a text can become markup; figures come from the run's own files.
 Imports: every wing above.

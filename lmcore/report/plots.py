@@ -1,4 +1,4 @@
-"""Pictures: losses of one run for its report, of several runs on each other, and what a gate compared."""
+"""Pictures: the losses of one run, the losses of several runs in one picture, and the comparisons of a gate."""
 
 import logging
 from collections.abc import Iterator
@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from lmcore.errors import ConfigError, StoreError
 from lmcore.retraining.gate import Comparison
-from lmcore.runs.metrics import Row, by_step, read_metrics
+from lmcore.runs.metrics import by_step, read_metrics
 from lmcore.store.files import write_file
+from lmcore.store.json_lines import Row
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache otherwise
 
@@ -22,7 +23,7 @@ _COLORS = {"train": "#7da7d9", "validation": "#c0392b"}
 _VERDICTS = {True: "#2e8b57", False: "#c0392b", None: "#8a8a8a"}
 _LIMIT = "#444444"
 _MOST_POINTS = 1000
-"""Of a curve. A longer one is drawn as means of neighbouring points: no more would be seen."""
+"""Most points of a curve. A longer curve is drawn as means of neighbouring points."""
 _JAPANESE_FONTS = ("Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "Hiragino Sans", "Yu Gothic", "MS Gothic")
 
 
@@ -36,10 +37,10 @@ def loss_picture(rows: list[Row], title: str) -> bytes:
 
 
 def compare_losses(runs: dict[str, list[Row]]) -> bytes:
-    """The losses of several runs, each in a colour of its own, as PNG: training a thin line, validation with dots."""
+    """The losses of several runs as PNG, one colour a run: training as a thin line, validation with dots."""
     with _loss_axes() as axes:
         for number, (name, rows) in enumerate(zip(_labels(list(runs)), runs.values(), strict=True)):
-            # The earlier the wider, so that runs that lie on each other are all seen.
+            # Earlier runs have wider lines, so that equal curves stay visible.
             style = {"color": f"C{number % 10}", "linewidth": 1.2 + 1.6 * min(len(runs) - 1 - number, 2)}
             _curve(axes, rows, "train", alpha=0.45, **style)
             _curve(axes, rows, "validation", **style)
@@ -49,7 +50,7 @@ def compare_losses(runs: dict[str, list[Row]]) -> bytes:
 
 
 def comparison_picture(comparisons: list[Comparison], title: str) -> bytes:
-    """Differences in bits per byte with their confidence intervals, and what they may not pass, as PNG."""
+    """Differences in bits per byte with their confidence intervals and limits, as PNG."""
     with _axes(height=1.6 + 0.4 * len(comparisons)) as axes:
         axes.axvline(0, color="black", linewidth=0.8)
         for place, each in enumerate(comparisons):
@@ -98,7 +99,7 @@ def _loss_axes() -> Iterator[Any]:
 
 @contextmanager
 def _axes(height: float) -> Iterator[Any]:
-    """Empty axes, some inches high; texts may be Japanese while the body runs."""
+    """Empty axes, ``height`` inches high. Text may be Japanese while the body runs."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -117,7 +118,7 @@ def _curve(axes: Any, rows: list[Row], kind: str, **style: Any) -> None:
 
 
 def _thinned(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """At most _MOST_POINTS points (n, 2), means of neighbours where there are more."""
+    """``points`` (n, 2), or _MOST_POINTS means of neighbours if there are more."""
     if len(points) <= _MOST_POINTS:
         return points
     return np.array([part.mean(axis=0) for part in np.array_split(points, _MOST_POINTS)])
@@ -141,7 +142,7 @@ def _fonts() -> list[str]:
 
 @cache
 def _characters() -> frozenset[str]:
-    """What these fonts can write."""
+    """The characters that these fonts contain."""
     from matplotlib.font_manager import findfont
     from matplotlib.ft2font import FT2Font
 
@@ -149,7 +150,7 @@ def _characters() -> frozenset[str]:
 
 
 def _labels(names: list[str]) -> list[str]:
-    """Names as the fonts can write them; different ones stay different, and a $ begins no formula."""
+    """Names that the fonts can draw. Different names stay different, and $ does not start a formula."""
     writable = ["".join(c if c in _characters() else "?" for c in name) for name in names]
     numbered = [f"{n} ({i})" if writable.count(n) > 1 else n for i, n in enumerate(writable, 1)]
     # matplotlib leaves labels that begin with _ out of a legend.

@@ -21,7 +21,7 @@ from lmcore.report.tokenizer_report import dataset_report
 from lmcore.runs.baselines import Baselines, baselines, compared
 from lmcore.runs.history import events, figures, loss_table, source_table, warnings
 from lmcore.runs.initial_model import describe_shape
-from lmcore.runs.metrics import Row, read_metrics
+from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation, Score, score_rows
@@ -30,6 +30,7 @@ from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_file, write_file
+from lmcore.store.json_lines import Row
 from lmcore.store.outputs import Record
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
@@ -46,7 +47,7 @@ class Report(Record):
     """Fingerprint of the training, the evaluation and the samples' settings."""
     samples: list[str]
     warnings: list[str]
-    """For whoever started the run: what the losses say, in words."""
+    """What the losses say, in sentences for the person who started the run."""
     hashes: dict[str, str]
     """Of report.md and report.png."""
 
@@ -64,7 +65,7 @@ class Report(Record):
             raise StoreError(f"{self.path} or {self.picture.name} is missing or was changed")
 
     def markdown(self, inline_picture: bool = False) -> str:
-        """The page; with its picture inside it, for places that cannot reach the file."""
+        """The page. ``inline_picture`` embeds the picture, for readers that cannot open the file."""
         text = self.path.read_text(encoding="utf-8")
         if inline_picture:
             data = base64.b64encode(self.picture.read_bytes()).decode()
@@ -77,8 +78,8 @@ def report(
 ) -> Report:
     """Write the loss picture and the page, or return what is there for this step.
 
-    ``write`` makes the samples (``lmcore.model.generate.write_texts``). It is called only where they are missing, since
-    it needs torch and the weights.
+    ``write`` makes the samples (``lmcore.model.generate.write_texts``). It needs torch and the weights, so it is called
+    only if samples are missing.
     """
     run = Run.open(training.folder)
     found, about = Report.load(run.folder), report_key(training, evaluation, blocks, settings)
@@ -100,7 +101,7 @@ def report(
 
 
 def report_key(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, settings: SampleConfig) -> str:
-    """Names everything that a report says, the dataset's ledger included."""
+    """The fingerprint of everything that a report says, including the dataset's ledger."""
     ledger = read_manifest(Run.open(training.folder).dataset_folder)["ledger"]
     return fingerprint(ledger, *(part.model_dump(mode="json") for part in (training, evaluation, blocks, settings)))
 
@@ -150,7 +151,7 @@ def _page(
 
 
 def _goodness(evaluation: Evaluation, found: Baselines | None) -> list[str]:
-    """How good the model is, beside simple methods."""
+    """A section that compares the model with simple methods."""
     if found is None:
         return []
     rows = [
@@ -167,14 +168,14 @@ def _goodness(evaluation: Evaluation, found: Baselines | None) -> list[str]:
 
 
 def _two_losses(run: Run, training: TrainingResult, evaluation: Evaluation) -> str:
-    """Why the loss of the evaluation is not the last one of the training."""
+    """A paragraph on why the loss of the evaluation differs from the last one of the training."""
     return (
-        f"Two validation losses: while it was trained, the model was scored on whole validation documents up to "
-        f"{run.config.train.validation_tokens:,} tokens (train.validation_tokens), always the same ones; that loss was "
-        f"{number(training.validation_loss, '.4f')} nats per token at step {training.step:,}, and is the one in the "
-        f"picture. After the training every validation document was scored ({evaluation.documents:,} documents, "
-        f"{evaluation.tokens:,} tokens): {number(evaluation.nats_per_token, '.4f')}. Both score each document alone, "
-        f"without the text before it. The training loss is of packed blocks, in which a document may follow another."
+        f"There are two validation losses. During training the model is scored on the same validation documents, up to "
+        f"{run.config.train.validation_tokens:,} tokens (train.validation_tokens). At step {training.step:,} that loss "
+        f"is {number(training.validation_loss, '.4f')} nats per token; the picture shows it. After training every "
+        f"validation document is scored ({evaluation.documents:,} documents, {evaluation.tokens:,} tokens): "
+        f"{number(evaluation.nats_per_token, '.4f')}. Both score each document alone, without the text before it. The "
+        f"training loss is that of packed blocks, in which one document may follow another."
     )
 
 
@@ -203,7 +204,7 @@ def _summary(
 
 
 def _times(training: TrainingResult) -> dict[str, str]:
-    """Unknown for a training of an earlier version of this program."""
+    """Rows on the time of the training; none if an earlier version of this program trained it."""
     if not training.ended:
         return {}
     return {
@@ -224,7 +225,7 @@ def _earlier_samples(rows: list[Row]) -> list[str]:
     """What the model wrote to its first prompt at the last few steps of sampling, the oldest first."""
     firsts = [row for row in rows if row["prompt"] == rows[0]["prompt"]][-_EARLIER_SAMPLES:]
     parts = [part for row in firsts for part in (f"Step {row['step']:,}:", fenced(row["text"]))]
-    return ["### While it was trained", *parts] if parts else []
+    return ["### During training", *parts] if parts else []
 
 
 def _sources_over_time(table: list[dict[str, Any]]) -> list[str]:
@@ -259,7 +260,7 @@ def data_page(dataset: Dataset) -> str:
         *(f"**Warning:** {escape(warning)}." for warning in dataset.warnings),
         *data_sections(manifest),
         f"{dataset.chunks_made} of {dataset.chunks} chunks were new; "
-        f"{dataset.duplicate_documents:,} documents stand in it more than once; tokenizer {dataset.tokenizer_id}.",
+        f"{dataset.duplicate_documents:,} documents occur more than once; tokenizer {dataset.tokenizer_id}.",
         "## Sources",
         markdown.table(("source", "files", "documents", "tokens", "bytes of text"), _source_rows(manifest["chunks"])),
     ]
@@ -302,11 +303,11 @@ def run_page(training: TrainingResult) -> str:
     losses = (map(_figure, row.values()) for row in loss_table(read_metrics(run.metrics)))
     parts = [
         f"# {escape(training.run)}",
-        f"Trained to step {training.step:,} on {training.device}. Everything of the run is in this folder:",
+        f"Trained to step {training.step:,} on {training.device}. All files of the run are in this folder:",
         fenced(str(run.folder)),
-        "TensorBoard shows this run beside all others that were made with `train.tensorboard`:",
+        "TensorBoard shows this run beside others trained with `train.tensorboard`:",
         fenced(f"tensorboard --logdir {shlex.quote(str(run.folder.parent))}"),
-        "The losses of some runs as a picture, and a text written by the model:",
+        "These commands draw the losses of runs and generate text:",
         fenced(f"python -m lmcore plot {(folder := shlex.quote(str(run.folder)))}\npython -m lmcore generate {folder}"),
         "## Losses",
         markdown.table(("step", "tokens", "train", "validation"), losses),
@@ -344,10 +345,13 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
     ]
     if beside := ledger.get("beside"):
         rows = ((f".{suffix}", f"{row[0]:,}", f"{row[1]:,}") for suffix, row in sorted(beside.items()))
-        sections += ["Files that corpus.include does not name:", markdown.table(("suffix", "files", "bytes"), rows)]
+        sections += [
+            "Files that match no pattern of corpus.include:",
+            markdown.table(("suffix", "files", "bytes"), rows),
+        ]
     if units := ledger.get("documents_by_unit"):
         words = ", ".join(f"{unit} {count:,}" for unit, count in sorted(units.items()))
-        sections.append(f"What a document is in its file: {words}.")
+        sections.append(f"Documents by unit: {words}.")
     for reason, row in ledger["dropped"].items():
         sections.append(f"{row['documents']:,} documents ({row['bytes']:,} bytes) were left out: {escape(reason)}.")
     if ledger["normalized_documents"]:
@@ -359,7 +363,7 @@ def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> lis
         rest = (
             f"{blocks.padding:.2%} are padding."
             if blocks.padding
-            else f"{blocks.tail_tokens} tokens at the end fill none."
+            else f"{blocks.tail_tokens} tokens at the end do not fill a block."
         )
         sections.append(f"{blocks.train_blocks:,} training blocks of {blocks.block_size} tokens; {rest}")
         if len(blocks.sources) > 1:

@@ -1,4 +1,4 @@
-"""What a retraining looked at and what it decided, as a page for people."""
+"""The page of a retraining: what it compared and what it decided."""
 
 import base64
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from lmcore.report.plots import comparison_picture
 from lmcore.retraining.challenge import Champion
 from lmcore.retraining.gate import Decision
 from lmcore.retraining.new_documents import NewDocuments
-from lmcore.retraining.retraining import RetrainConfig
+from lmcore.settings.retraining import RetrainConfig
 
 
 def retraining_page(
@@ -22,7 +22,7 @@ def retraining_page(
     decision: Decision | None = None,
     run_folder: Path | None = None,
 ) -> str:
-    """Markdown, with the picture of the comparison inside it. ``champion`` is the one that was there before."""
+    """The page as Markdown, with an embedded picture of the comparison. ``champion`` is the one before the decision."""
     decided, _, reasons = verdict.partition(": ")
     parts = [f"# {config.retraining.model_name}: {decided}", reasons]
     looked_at = [("corpus", dataset.ledger_summary()), ("dataset", dataset.id), ("champion", _name(champion))]
@@ -42,8 +42,8 @@ def _news(config: RetrainConfig, news: NewDocuments | None) -> Iterator[tuple[st
     if news is None:
         return
     yield "new training text", f"{news.new_bytes:,} bytes in {news.new_documents:,} documents"
-    yield "needed at least", f"{config.retraining.min_new_bytes:,} bytes"
-    yield "new text to validate on", f"{news.new_validation_documents:,} documents"
+    yield "minimum", f"{config.retraining.min_new_bytes:,} bytes"
+    yield "new validation text", f"{news.new_validation_documents:,} documents"
     yield "old training text", f"{news.old_documents:,} documents, {news.gone_documents:,} more are no longer there"
 
 
@@ -52,7 +52,7 @@ def _decided(decision: Decision) -> Iterator[str]:
     yield markdown.table(tuple(rules[0]), [row.values() for row in rules])
     if decision.comparisons:
         rows = decision.comparison_rows()
-        yield "Bits per byte; below 0 the challenger is better.\n\n" + markdown.table(
+        yield "Bits per byte. Below 0 the challenger is better.\n\n" + markdown.table(
             tuple(rows[0]), [row.values() for row in rows]
         )
         picture = comparison_picture(decision.comparisons, decision.verdict.partition(":")[0])

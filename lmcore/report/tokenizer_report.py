@@ -1,7 +1,7 @@
-"""How well a tokenizer fits a dataset, counted from shards that are there already.
+"""How well a tokenizer fits a dataset, counted from its shards.
 
-Every id has a script, that of its letters; a document has that of most of its ids. Costs a second or so and a few
-hundred MB at most, whatever the dataset: only the first ``MOST_TOKENS`` ids are counted, and the report says so.
+Every id has the script of its letters; a document has the script of most of its ids. Only the first ``MOST_TOKENS`` ids
+are counted, and the report says so. Therefore it takes about a second and a few hundred MB for any dataset.
 """
 
 import unicodedata
@@ -21,7 +21,7 @@ from lmcore.tokenizer.tokenizer import Tokenizer
 MOST_TOKENS = 20_000_000
 _KANA, _KANJI, _NO_LETTERS = "kana", "kanji", "digits and symbols"
 _SHARE_OF_KANA = 0.05
-"""Of the ids in kana and kanji; a document with fewer is Chinese. Japanese prose has about a half."""
+"""Least share of kana among kana and kanji in a Japanese document. Japanese prose has about a half."""
 
 _NAMES = {"HIRAGANA": _KANA, "KATAKANA": _KANA, "KATAKANA-HIRAGANA": _KANA, "CJK": _KANJI, "IDEOGRAPHIC": _KANJI}
 
@@ -38,7 +38,7 @@ class TokenizerReport:
     languages: dict[str, tuple[int, int, int]]
     """Documents, tokens and bytes of text of each, most bytes first."""
     partial_tokens: int
-    """Ids that hold only a part of a character, which no whole piece could spell."""
+    """Ids that hold only part of a character, because no piece spells the whole one."""
     unknown_tokens: int
     pieces: int
     used_pieces: int
@@ -70,7 +70,7 @@ class TokenizerReport:
             "",
             *(f"- {name}: {share:.3%}" for name, share in shares.items()),
             "",
-            "The longest pieces in use, and how often:",
+            "The longest pieces in use, with their counts:",
             "",
             # Indented, so that no piece can leave the block; repr, so that none breaks its line.
             *(f"    {count:>9,}  {piece!r}" for piece, count in self.longest),

@@ -13,17 +13,18 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.dataset.manifest import Dataset
 from lmcore.errors import StoreError
-from lmcore.registry.registry import Version, champion, history, promote, record_refusal, versions
-from lmcore.registry.version import add_version
+from lmcore.registry.add_version import add_version
+from lmcore.registry.registry import promote, record_refusal
+from lmcore.registry.versions import Version, champion, history, versions
 from lmcore.retraining.evaluation_texts import dataset_texts
-from lmcore.retraining.gate import Decision, GateConfig, decide, decide_first
-from lmcore.retraining.new_documents import document_hashes
+from lmcore.retraining.gate import Decision, decide, decide_first
 from lmcore.runs.run import Run, TrainingResult, run_key
 from lmcore.runs.scores import DocumentScores, scores_path
+from lmcore.runs.seen_documents import seen_documents
 from lmcore.settings.config import RunConfig
+from lmcore.settings.retraining import GateConfig
 from lmcore.store.artifacts import find_artifact, read_manifest
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
@@ -107,11 +108,11 @@ def compare(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
     ``evaluate`` wrote the challenger's, ``score_champion`` the champion's. Raises StoreError when they are missing.
     """
     run = Run.open(folder)
-    trained = _trained_on(run.store, run.datasets)
+    trained = _trained_on(run.folder, run.store)
     challenger = DocumentScores.load(scores_path(folder, _weights(folder)))
     if best is None:
         return decide_first(challenger, gate, {"challenger": trained}, run.folder).save()
-    before = _trained_on(run.store, best.receipt["record"]["datasets"])
+    before = _trained_on(best.version.folder, run.store)
     scores = DocumentScores.load(scores_path(folder, best.weights))
     return decide(scores, challenger, gate, {"champion": before, "challenger": trained}, run.folder).save()
 
@@ -137,15 +138,12 @@ def record_decision(
     return version
 
 
-def _trained_on(store: Path, datasets: list[str]) -> npt.NDArray[np.uint64] | str:
-    """Hashes of the training documents of all of a model's datasets, as ``gate.TrainedOn`` has them."""
-    found = [np.empty(0, np.uint64)]
-    for name in datasets:
-        try:
-            found.append(document_hashes(store / "datasets" / current_dataset_id(store, name), "train"))
-        except StoreError:
-            return f"unknown, for dataset {name}, which its weights were trained on, is not whole in this store"
-    return np.unique(np.concatenate(found))
+def _trained_on(folder: Path, store: Path) -> npt.NDArray[np.uint64] | str:
+    """Hashes of the documents that weights were trained on, as ``gate.TrainedOn`` has them."""
+    try:
+        return seen_documents(folder, store).train
+    except StoreError as error:
+        return f"unknown: {error}"
 
 
 def _weights(run_folder: Path) -> str:

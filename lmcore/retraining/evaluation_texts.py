@@ -8,11 +8,11 @@ from typing import NamedTuple
 from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.scan import scan
-from lmcore.dataset.audit import find_dataset
 from lmcore.dataset.source_age import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, StoreError
-from lmcore.registry.registry import champion, models
+from lmcore.registry.find import find
+from lmcore.registry.versions import champion, models
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_text
@@ -66,7 +66,7 @@ def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: s
     """The validation documents of a dataset, by its id, as old text, and those of a corpus as new; a path is a source.
 
     Where neither is named, what is held out of the dataset of the champion of ``model``. Raises ConfigError when there
-    is none, and as ``find_dataset``, ``dataset_texts`` and ``corpus_texts`` do.
+    is none, and as ``find``, ``dataset_texts`` and ``corpus_texts`` do.
     """
     if not corpus and not dataset:
         best = champion(store, model) if model in models(store) else None
@@ -76,7 +76,7 @@ def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: s
                 "Give --corpus PATH, --dataset ID or --champion NAME"
             )
         return held_out(best.dataset)
-    old = dataset_texts(find_dataset(store, dataset)) if dataset else ()
+    old = dataset_texts(find(store, dataset, "dataset", "folder")) if dataset else ()
     new = corpus_texts(CorpusConfig(sources={path: [path] for path in corpus})) if corpus else ()
     return chain(
         (LabelledText(text, source, "old", text_bytes) for text, source, text_bytes in old),

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from lmcore.runs.scores import DocumentScores
-from lmcore.settings.section import Section
+from lmcore.settings.retraining import GateConfig
 from lmcore.store.outputs import Record
 
 Side = Literal["champion", "challenger"]
@@ -29,28 +29,6 @@ _GROUPS = ("new", "old")
 _BITS_PER_NAT = 1 / np.log(2)
 _SHOWN_DIGITS = 12
 """Of a fingerprint, in a table."""
-
-
-class GateConfig(Section):
-    """When a challenger takes the champion's place."""
-
-    model_config = ConfigDict(title="Gate")
-
-    old_margin_bits_per_byte: float = Field(0.005, ge=0, le=1)
-    """Bits per byte of old text by which a challenger may be worse, at the upper end of the confidence interval."""
-    must_improve_new: bool = True
-    """The challenger must be better on new text, the confidence interval clear of zero. Without it, the margin of old
-    text is all that is asked for, and no new text is needed."""
-    every_source: bool = False
-    """The margin also holds on every source by itself, of old text and of new, where there are several."""
-    minimum_documents: int = Field(200, ge=2, le=1_000_000_000)
-    """Different documents of each text that is judged, below which the champion stays."""
-    confidence: float = Field(0.95, ge=0.5, lt=1)
-    """Probability with which the two-sided intervals are to hold what is true."""
-    resamples: int = Field(2000, ge=200, le=1_000_000)
-    """Draws of the bootstrap: more make the ends of the intervals steadier."""
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    """A number that chooses the draws: the same seed, the same intervals."""
 
 
 class Rule(BaseModel):

@@ -10,58 +10,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
-
 from lmcore.dataset.source_age import AGES, age_of, base_source
 from lmcore.errors import ConfigError
-from lmcore.retraining.gate import GateConfig
 from lmcore.retraining.new_documents import NewDocuments, tokens_by_source
 from lmcore.settings.config import DatasetConfig, RunConfig
-from lmcore.settings.section import NAME, Section, differences
-
-Start = Literal["trunk", "export", "scratch"]
-
-
-class RetrainingConfig(Section):
-    """When a model is trained again, and how."""
-
-    model_config = ConfigDict(title="Retraining", protected_namespaces=())
-
-    model_name: str = Field("lm", pattern=f"^{NAME}$")
-    """Name of the model whose versions are kept: models/NAME in the store."""
-    min_new_bytes: int = Field(100_000, ge=1, le=10**15)
-    """Bytes of new training text below which nothing is trained."""
-    start: Start = "export"
-    """What a challenger begins with. export: the champion's weights, warmed up again. trunk: its checkpoint before the
-    decay of a wsd schedule, with the optimizer's state, or if there is none its export. scratch: nothing; it is trained
-    on all of the text, as the first model is."""
-    replay: float = Field(0.85, ge=0, lt=1)
-    """Share of old text in what a challenger is trained on (arXiv 2403.08763)."""
-    budget: float = Field(10.0, gt=0, le=1e6)
-    """Tokens a challenger is trained on, replay included, as a multiple of the new text's tokens."""
-    budget_minutes: float = Field(0.0, ge=0, le=1e6)
-    """Minutes of training at the champion's speed, which the budget may not pass. 0: no such limit."""
-    hub_repository: str = Field("", pattern=f"^({NAME}/{NAME})?$")
-    """Repository on the Hugging Face hub, such as user/name, that holds the champion: each retraining puts it there
-    unless it did so last. One that does not exist is made, private. The token is that of the environment variable
-    HF_TOKEN. Empty: none."""
-
-
-class RetrainConfig(RunConfig):
-    """Everything that a retraining needs to know; the other sections say how a model is trained from scratch."""
-
-    model_config = ConfigDict(title="Retrain", protected_namespaces=())
-
-    retraining: RetrainingConfig = Field(RetrainingConfig(), title="Retraining")
-    """When a model is trained again, and how."""
-    gate: GateConfig = Field(GateConfig(), title="Gate")
-    """When a challenger takes the champion's place."""
-    fresh_tokenizer: bool = False
-    """Train another tokenizer, on all of the text, instead of the champion's. The challenger begins from scratch."""
-
-    def run_config(self) -> RunConfig:
-        """The settings of a run from scratch."""
-        return RunConfig.model_validate(self.model_dump(include=set(RunConfig.model_fields)))
+from lmcore.settings.retraining import RetrainConfig
+from lmcore.settings.section import differences
 
 
 def skip_reason(config: RetrainConfig, news: NewDocuments) -> str:

@@ -1,9 +1,9 @@
-"""What simple methods make of the text that a model was validated on, in the same bits per byte.
+"""Scores of simple methods on a model's validation text, in the same bits per byte.
 
-zlib (level 9) packs the validation text. A 5-gram model counts which byte followed which four in the training text, and
-mixes the counts of shorter contexts in (Witten and Bell 1991: a context that was followed by T different bytes in C
-places gives the shorter one the weight T / (C + T)). As the model does, it begins each document without a context and
-predicts its end.
+zlib (level 9) compresses the validation text. A 5-gram model counts the bytes that follow four others in the training
+text and mixes in the counts of shorter contexts (Witten and Bell 1991: a context that is followed by T different bytes
+in C places gives the shorter context the weight T / (C + T)). Like the model, it begins each document without context
+and predicts its end.
 """
 
 import math
@@ -24,19 +24,19 @@ END = 256
 _SYMBOLS = 257
 _ORDER = 5
 _TRAIN_BYTES, _VALIDATION_BYTES = 8_000_000, 1_000_000
-"""About as much of each text is used at most: seconds of work and some hundred MB of memory."""
+"""Bytes of each text that are used at most. They take seconds and some hundred MB of memory."""
 _WINDOWS = 64
-"""Of a larger training text, so many parts at equal distances are used."""
+"""Parts of a larger training text that are used, at equal distances."""
 
 _AS_GOOD = 0.01
-"""Bits per byte that make no difference."""
+"""Bits per byte. A smaller difference counts as equal."""
 
 Symbols = npt.NDArray[np.int64]
 """Bytes of documents, END after each."""
 
 
 class Baselines(Record):
-    """Scores to compare a run's with; they depend on its dataset alone."""
+    """Scores of simple methods on the text of one dataset."""
 
     file_name = "baselines.json"
     dataset_id: str
@@ -49,7 +49,7 @@ class Baselines(Record):
 
 
 def baselines(run: Run) -> Baselines | None:
-    """The scores of a run's dataset, found in its folder or made; None where the tokenizer does not give the bytes."""
+    """The scores for a run's dataset, from its folder or computed. None if the tokenizer cannot give the bytes."""
     found, dataset = Baselines.load(run.folder), run.dataset_folder
     if found is not None and found.dataset_id == dataset.name:
         return found
@@ -69,7 +69,7 @@ def baselines(run: Run) -> Baselines | None:
 
 
 def compared(bits_per_byte: float, found: Baselines) -> str:
-    """Sentences that say whether simple methods predict the text as well."""
+    """Sentences that compare a model with the simple methods."""
     zlib, ngram = found.zlib_bits_per_byte, found.ngram_bits_per_byte
     beside = (
         f"On the same text zlib (level 9) needs {zlib:.3f} bits per byte and a 5-gram model of the training text "
@@ -91,12 +91,12 @@ def compared(bits_per_byte: float, found: Baselines) -> str:
 
 
 def zlib_bits(symbols: Symbols) -> int:
-    """Of the texts one after the other, packed at level 9."""
+    """Bits of all texts, joined and compressed at level 9."""
     return 8 * len(zlib.compress(symbols[symbols != END].astype(np.uint8).tobytes(), 9))
 
 
 def ngram_bits(train: Symbols, validation: Symbols, order: int = _ORDER) -> float:
-    """What a model of ``order`` symbols that counted ``train`` pays for ``validation``, the ends included."""
+    """Bits that a model of ``order`` symbols, counted on ``train``, needs for ``validation`` and its document ends."""
     seen, asked = _contexts(train, order), _contexts(validation, order)
     chances = np.full(len(validation), 1 / _SYMBOLS)
     for size in range(1, order + 1):

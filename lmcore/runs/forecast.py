@@ -1,4 +1,4 @@
-"""What a training will take on this machine, said after its first seconds, and which preset would fit better."""
+"""How long a training will take on this machine, after its first seconds, and which preset is faster."""
 
 import logging
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from lmcore.settings.presets import preset_names, read_preset
 from lmcore.store.artifacts import read_manifest
 
 _LONG = 3600.0
-"""Seconds from which on a training is worth a warning."""
+"""Seconds. A longer training is logged as a warning."""
 
 
 def training_poll(run: Run, logger: logging.Logger) -> Callable[[], Standing]:
-    """A function that says how far the training of a run is; it logs the forecast once, as soon as there is one.
+    """A function that returns the progress of a run's training. It logs the forecast once, when it is known.
 
-    What an earlier start left is removed: the time that it states is over.
+    The progress file of an earlier start is removed.
     """
     run.progress.unlink(missing_ok=True)
     last: TrainingProgress | None = None
@@ -40,9 +40,9 @@ def training_poll(run: Run, logger: logging.Logger) -> Callable[[], Standing]:
 
 
 def forecast(progress: TrainingProgress, config: RunConfig, train_tokens: int) -> tuple[int, str]:
-    """A log level and a sentence: how long the training takes, and from an hour on what would take less.
+    """A log level and a sentence on how long the training takes. From an hour on it names what takes less.
 
-    ``train_tokens`` are those of the dataset, which presets that train by epochs would train on.
+    ``train_tokens`` are the tokens of the dataset, for presets that train by epochs.
     """
     seconds, left = progress.seconds_left or 0.0, progress.total_steps - progress.step
     device = {"cpu": "this CPU", "cuda": "this GPU"}.get(progress.device, "this machine")
@@ -54,8 +54,8 @@ def forecast(progress: TrainingProgress, config: RunConfig, train_tokens: int) -
     cures = [
         f"the preset {name} would take about {duration(cost)}" for name, cost in _fitting(rate, config, train_tokens)
     ]
-    cures.append("train.max_minutes saves and stops in time, and the same command continues")
-    return logging.WARNING, f"{text}. To need less: {'; '.join(cures)}"
+    cures.append("with train.max_minutes it saves and stops, and the same command continues")
+    return logging.WARNING, f"{text}. To take less time: {'; '.join(cures)}"
 
 
 def preset_seconds(config: RunConfig, seconds_per_flop: float, train_tokens: int) -> float:

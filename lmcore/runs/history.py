@@ -1,14 +1,15 @@
-"""What the rows of metrics.jsonl tell about a run: tables, figures and warnings in words."""
+"""Tables, figures and warnings from the rows of metrics.jsonl."""
 
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from lmcore.runs.metrics import Row, by_step
+from lmcore.runs.metrics import by_step
+from lmcore.store.json_lines import Row
 
 _LEAST_VALIDATIONS = 3
-"""Fewer than these in the last third are no trend."""
+"""Fewer validations in the last third do not make a trend."""
 _NOISE = 0.02
 """Nats per token. A validation loss that rises less is not called rising."""
 
@@ -41,7 +42,7 @@ def source_table(rows: list[Row], most: int = 12) -> list[dict[str, Any]]:
 
 
 def figures(rows: list[Row]) -> dict[str, str]:
-    """How the training went, by what its rows say: MFU, memory, waiting for data, skipped steps."""
+    """Figures of a training by name: MFU, memory, waiting for data, skipped steps."""
 
     def values(name: str) -> list[float]:
         return [row[name] for row in rows if row["kind"] == "train" and row.get(name) is not None]
@@ -64,12 +65,14 @@ def events(rows: list[Row], most: int = 20) -> list[tuple[int, str]]:
 
 
 def warnings(rows: list[Row]) -> list[str]:
-    """What somebody should know about the losses of a run that has ended, in words."""
+    """Sentences that warn about the losses of a finished run."""
     trained, validated = (
         [(step, row["loss"]) for step, row in by_step(rows, kind).items()] for kind in ("train", "validation")
     )
     if trained and not validated:
-        return ["nothing was validated, so nobody knows how good the model is: train.validate_every is never reached"]
+        return [
+            "nothing was validated, so the quality of the model is unknown: the run never reaches train.validate_every"
+        ]
     return _overfit(trained, validated)
 
 
@@ -91,7 +94,7 @@ def _overfit(trained: list[tuple[int, float]], validated: list[tuple[int, float]
 
 
 def _rise(points: list[tuple[int, float]]) -> float:
-    """Of the straight line through (step, loss), from its first step to its last; 0 for fewer than two points."""
+    """The rise of the line fitted to (step, loss), from its first step to its last; 0 for fewer than two points."""
     if len(points) < 2:
         return 0.0
     steps, losses = np.array(points, dtype=float).T
@@ -100,7 +103,7 @@ def _rise(points: list[tuple[int, float]]) -> float:
 
 
 def _spread(items: list[Any], most: int) -> list[Any]:
-    """At most ``most`` of them at equal distances, the last among them."""
+    """At most ``most`` items at equal distances, including the last."""
     stride = -(-len(items) // most) or 1
     return items[::-1][::stride][::-1]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lmcore.errors import ConfigError, TokenizerError
+from lmcore.runs.run_record import read_record
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import MANIFEST, read_manifest, verify_artifact
@@ -105,8 +106,6 @@ class InitialModel:
     tokenizer_folder: Path
     tokenizer_id: str
     """In the store; empty for a tokenizer that is not ours."""
-    datasets: list[str]
-    """Ids of all that its weights were trained on, the last one first; of a model that is not ours nobody knows."""
 
     @classmethod
     def find(cls, name: str) -> Self:
@@ -118,10 +117,10 @@ class InitialModel:
         folder = resolve(name, "train.init_from", "model", (*MODEL_FILES, *TOKENIZER_FILES), ConfigError)
         manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
         if manifest.get("kind") == "checkpoint":
-            from lmcore.runs.run import Run  # which asks this module what its own run begins with
-
-            run = Run.open(folder.absolute().parent.parent)
-            return cls(name, folder, run.shape, run.tokenizer_folder, run.tokenizer_info.id, run.datasets)
+            run = folder.absolute().parents[1]
+            record = read_record(run)
+            tokenizer_id = str(record["identity"]["tokenizer_id"])
+            return cls(name, folder, record["shape"], run.parents[1] / "tokenizers" / tokenizer_id, tokenizer_id)
         shape = _read_shape(folder)
         if not list(folder.glob("model*.safetensors")):
             raise ConfigError(
@@ -129,7 +128,7 @@ class InitialModel:
                 "transformers save them as safetensors"
             )
         tokenizer_id = manifest.get("identity", {}).get("tokenizer_id", "")
-        return cls(name, folder, shape, folder, tokenizer_id, manifest.get("datasets", []))
+        return cls(name, folder, shape, folder, tokenizer_id)
 
     @property
     def is_checkpoint(self) -> bool:

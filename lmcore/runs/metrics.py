@@ -7,38 +7,21 @@ Rows have a ``kind``:
 Losses are in nats per token. Where it is asked for, TensorBoard's event files get the same figures.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 from lmcore.errors import ConfigError, no_space_named
-from lmcore.store.files import write_file
-from lmcore.store.json_lines import json_line
-from lmcore.store.strict_json import from_json
-
-Row = dict[str, Any]
+from lmcore.store.json_lines import Row, append_line, read_lines, write_lines
 
 _TAIL_BYTES = 65_536
 _EVERY_ROW = ("kind", "step", "total_steps")
 
 
-def read_metrics(path: Path) -> list[Row]:
-    """All whole rows; a last line that a crash cut off is left out."""
-    return list(_rows(path.read_bytes())) if path.exists() else []
-
-
-def read_last_metrics(path: Path) -> list[Row]:
-    """The last whole rows, some hundred of them: what a look at a file of months may cost."""
-    if not path.exists():
-        return []
-    with open(path, "rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES)
-        file.seek(start)
-        if start:
-            file.readline()
-        return list(_rows(file.read()))
+def read_metrics(path: Path, last_bytes: int = 0) -> list[Row]:
+    """All rows, or those in the last bytes of the file. A damaged row costs itself."""
+    return read_lines(path, last_bytes, skip_damaged=True)
 
 
 def by_step(rows: list[Row], kind: str) -> dict[int, Row]:
@@ -49,7 +32,7 @@ def by_step(rows: list[Row], kind: str) -> dict[int, Row]:
 
 def training_note(path: Path) -> str:
     """Loss and speed by the last rows; empty before the first."""
-    rows = [row for row in read_last_metrics(path) if row["kind"] != "event"]
+    rows = [row for row in read_metrics(path, _TAIL_BYTES) if row["kind"] != "event"]
     if not rows:
         return ""
     trained = next((row for row in reversed(rows) if row["kind"] == "train"), None)
@@ -78,13 +61,12 @@ class MetricsWriter:
             self._events = _event_writer(tensorboard, step + 1)
             for row in kept if is_new else []:
                 self._add_to_events(row)
-        write_file(path, b"".join(json_line(row) for row in kept))
+        write_lines(path, kept)
 
     def write(self, row: Row) -> None:
         """Append one row; it is there for readers at once."""
+        append_line(self._path, row, synced=False)
         with no_space_named(self._path.parent):
-            with open(self._path, "ab") as file:
-                file.write(json_line(row))
             self._add_to_events(row)
             self._flush()
 
@@ -128,11 +110,3 @@ def _figures(row: Row) -> Iterator[tuple[str, float]]:
             yield from ((f"{name}/{part}", figure) for part, figure in value.items())
         elif name not in _EVERY_ROW and isinstance(value, int | float):
             yield name, value
-
-
-def _rows(content: bytes) -> Iterator[Row]:
-    for line in content.splitlines():
-        try:
-            yield from_json(line)
-        except ValueError:
-            continue

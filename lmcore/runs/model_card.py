@@ -1,4 +1,4 @@
-"""The model card, README.md of an export and of a version: what the settings say of licence and language, and facts.
+"""The model card: README.md of an export and of a version, with licence, languages and facts.
 
 The Hugging Face hub reads the header. Where no licence is set, the card says so.
 """
@@ -24,7 +24,7 @@ print(write("")[0]["generated_text"])
 
 
 def model_card(title: str, config: RunConfig, about: str, facts: Facts, sections: Iterable[str] = ()) -> str:
-    """The whole card. ``about`` is a sentence on what the model is; ``sections`` follow the table of facts."""
+    """The card as Markdown. ``about`` is a sentence on what the model is; ``sections`` follow the table of facts."""
     card = config.card
     header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "model_name": title}
     header |= {"license": card.licence} if card.licence else {}
@@ -36,7 +36,7 @@ def model_card(title: str, config: RunConfig, about: str, facts: Facts, sections
 
 
 def training_facts(training: Mapping[str, Any], evaluation: Mapping[str, Any], config: RunConfig) -> Facts:
-    """What came of the training and its evaluation, from their records."""
+    """Names and values of a training and its evaluation, from their records."""
     yield "parameters", f"{training['parameters']:,}"
     yield "trained on", f"{training['tokens']:,} tokens in {training['last_step']:,} steps"
     yield "training loss", f"{training['train_loss']:.4f} nats per token"
@@ -48,7 +48,7 @@ def training_facts(training: Mapping[str, Any], evaluation: Mapping[str, Any], c
 
 
 def public_name(path: str) -> str:
-    """A place in the store or on a hub; of a folder elsewhere its name, since the card may be published."""
+    """A place in the store or on a hub. A folder elsewhere is its name only, because the card may be published."""
     return Path(path).name if Path(path).is_absolute() else path
 
 
@@ -59,7 +59,7 @@ def _stated(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _preparation(config: RunConfig) -> Iterator[str]:
-    """How text must be prepared, where the tokenizer alone does not do it everywhere."""
+    """A paragraph on how to prepare text, if the tokenizer does not do it in every program."""
     if form := config.corpus.normalize:
         yield (
             f"Trained on text in Unicode normalization {form}. The tokenizer here normalizes by itself in transformers "

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from lmcore.dataset.manifest import Dataset
-from lmcore.errors import ConfigError, RunError, StoreError, owner_named
+from lmcore.errors import ConfigError, RunError, StoreError
 from lmcore.runs.initial_model import InitialModel, Shape, init_fingerprint, shape_of_settings
+from lmcore.runs.run_record import damaged_record, read_record
+from lmcore.runs.seen_documents import SEEN_DOCUMENTS, SeenDocuments, seen_documents
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import differences, fingerprint, result_fields
-from lmcore.store.artifacts import FORMAT_VERSION, check_version, find_artifact, read_manifest, verify_artifact
+from lmcore.store.artifacts import FORMAT_VERSION, find_artifact, read_manifest, verify_artifact
 from lmcore.store.files import json_bytes, write_file
 from lmcore.store.locks import locked
 from lmcore.store.outputs import Output, Record
-from lmcore.store.strict_json import from_json
 from lmcore.store.temporary import remove, remove_stale_temp
 from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo
 
@@ -70,32 +71,21 @@ class Run:
     tokenizer_info: TokenizerInfo
     shape: Shape
     """Of the model, as transformers writes it."""
-    datasets: list[str]
-    """Ids of all that its weights are trained on: its own first, then those of what it began with."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Read the run's config.json. Raises StoreError when it is missing or of a newer format."""
-        path = folder.absolute() / "config.json"
+        record = read_record(folder)
         try:
-            with owner_named(path):
-                record = from_json(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(f"{folder} is no run: it has no config.json") from None
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged: {error}. Begin the run again with --fresh") from error
-        try:
-            check_version(record["identity"], path)
             return cls(
-                folder=path.parent,
+                folder=folder.absolute(),
                 config=RunConfig.model_validate(record["config"]),
                 identity=record["identity"],
                 tokenizer_info=TokenizerInfo.model_validate(record["tokenizer"]),
                 shape=dict(record["shape"]),
-                datasets=list(record["datasets"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{path} is damaged: {error!r}. Begin the run again with --fresh") from error
+            raise damaged_record(folder, error) from error
 
     @property
     def store(self) -> Path:
@@ -150,7 +140,9 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
     would delete what train.init_from leads to. What train.init_from leads to
     is looked at first, and what is raised about it is in initial_model.py.
     """
-    shape, before = _beginning(config, tokenizer)
+    initial = InitialModel.find(config.train.init_from) if config.train.init_from else None
+    if initial is not None:
+        initial.check(config, tokenizer)
     folder = store / "runs" / run_name(config, dataset)
     identity = run_identity(config, dataset)
     with locked(folder / "lock", config.when_locked):
@@ -165,20 +157,26 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
             "identity": identity,
             "config": _with_absolute_paths(config).model_dump(mode="json"),
             "tokenizer": tokenizer.model_dump(mode="json"),
-            "shape": shape,
-            "datasets": [dataset.id, *before],
+            "shape": initial.shape if initial else shape_of_settings(config, tokenizer),
         }
+        _list_seen_documents(folder, dataset, initial)
         write_file(folder / "config.json", json_bytes(record))
     return Run.open(folder)
 
 
-def _beginning(config: RunConfig, tokenizer: TokenizerInfo) -> tuple[Shape, list[str]]:
-    """The shape of the run's model, which fits its tokenizer and block size, and what it was trained on before."""
-    if not config.train.init_from:
-        return shape_of_settings(config, tokenizer), []
-    initial = InitialModel.find(config.train.init_from)
-    initial.check(config, tokenizer)
-    return initial.shape, initial.datasets
+def _list_seen_documents(folder: Path, dataset: Dataset, initial: InitialModel | None) -> None:
+    """Write the list unless it is there. Where nobody knows what the initial model saw, there is none."""
+    if (folder / SEEN_DOCUMENTS).exists():
+        return
+    seen = SeenDocuments.from_dataset(dataset.folder)
+    try:
+        before = [seen_documents(initial.folder, dataset.store)] if initial else []
+    except StoreError as error:
+        _log.warning("the gate will not promote this run, since what it begins with is not known: %s", error)
+        return
+    for each in before:
+        seen = seen.joined(each)
+    seen.save(folder)
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The end of a run in plain words: how good the model is, what to do next, and where everything is."""
+"""The last lines of a run for people: how good the model is, where its files are, and what to do next."""
 
 import shlex
 import shutil
@@ -17,7 +17,7 @@ from lmcore.settings.form import settings_text
 from lmcore.store.files import write_file
 
 _LONGER = 4
-"""Times as many steps, when somebody wants to train longer."""
+"""Factor on the steps in the suggested command for a longer training."""
 
 
 def summary(folder: Path, samples: list[str], account: str, warnings: list[str], page: str = "") -> str:
@@ -33,21 +33,21 @@ def summary(folder: Path, samples: list[str], account: str, warnings: list[str],
         f"sample {place}\n\n{indent(text, '    ', lambda line: True)}" for place, text in enumerate(samples, 1)
     )
     lines = [
-        ("how good", _goodness(evaluation, Baselines.load(folder))),
+        ("quality", _goodness(evaluation, Baselines.load(folder))),
         ("trained", _trained(training)),
         ("text", account),
         *(("warning", warning) for warning in warnings),
         ("report", str(folder / "report.md")),
         ("picture", str(folder / "report.png")),
         ("model", str(folder / "model")),
-        ("page", page or "none is kept: lm serve (in a checkout make serve) shows runs in a browser"),
+        ("page", page or "not kept: lm serve (in a checkout make serve) shows runs in a browser"),
     ]
     figures = "\n".join(f"{name:<12}{indent(about, ' ' * 12).lstrip()}" for name, about in lines)
     return f"{texts}\n\n{figures}\n\n{_next(run, training)}"
 
 
 def write_settings(run: Run) -> None:
-    """Keep the run's settings as TOML in its folder, so that a command can begin another run with them."""
+    """Write the run's settings as TOML into its folder, so that a command can start another run with them."""
     config = run.config.model_copy(update={"store": run.store, "run": "", "fresh": False})
     write_file(_settings_file(run), settings_text(config).encode() + b"\n")
 
@@ -55,7 +55,7 @@ def write_settings(run: Run) -> None:
 def _goodness(evaluation: Evaluation, found: Baselines | None) -> str:
     loss = (
         f"{number(evaluation.bits_per_byte, '.3f')} bits per byte of {evaluation.text_bytes:,} bytes of text that it "
-        f"was not trained on (less is better)\n{number(evaluation.nats_per_token, '.4f')} nats per token, perplexity "
+        f"was not trained on (lower is better)\n{number(evaluation.nats_per_token, '.4f')} nats per token, perplexity "
         f"{number(evaluation.perplexity, ',.2f')}"
     )
     return loss if found is None else f"{loss}\n{_sentences(compared(evaluation.bits_per_byte, found))}"
@@ -74,7 +74,7 @@ def _next(run: Run, training: TrainingResult) -> str:
     prompt = next(filter(None, with_prompts(run.config.sample, run).prompts), "")
     again = ("pretrain", "--config", str(_settings_file(run)))
     commands = {
-        "let it write": ("generate", str(run.folder / "model"), "--prompt", prompt),
+        "generate text": ("generate", str(run.folder / "model"), "--prompt", prompt),
         "train longer": (*again, "--train.max-steps", str(_LONGER * training.last_step)),
         "your own text": (*again, "--corpus.paths", "path/to/text"),
     }
@@ -87,7 +87,7 @@ def _settings_file(run: Run) -> Path:
 
 
 def _program() -> list[str]:
-    """How somebody calls this program from any folder: ``lm`` where it is installed, else the module."""
+    """The words that call this program from any folder: ``lm`` if it is installed, else the module."""
     started, python = Path(sys.argv[0]).absolute(), Path(sys.executable)
     lm = started if started.name == "lm" else python.with_name("lm")
     if lm.is_file():

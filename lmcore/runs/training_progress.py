@@ -1,7 +1,7 @@
-"""progress.json of a run: how far the training is, written by the child that trains and read by whoever shows it.
+"""progress.json of a run: how far the training is. The training process writes it; displays read it.
 
-The time that is left is measured by the child, from the end of its first step on: importing torch, compiling and the
-slow first step are over by then. Steps that take long are estimated before the first one, from a single block.
+The time left is measured from the end of the first step on, without importing, compiling and the slow first step. Long
+steps are estimated from part of a block before the first one.
 """
 
 import time
@@ -15,12 +15,12 @@ from lmcore.store.strict_json import from_json, to_json
 
 _SECONDS_BETWEEN_WRITES = 0.5
 _SECONDS_TO_MEASURE = 3.0
-"""Of steps, before the time that is left is stated."""
+"""Seconds of steps that are measured before the time left is reported."""
 _OLD_SECONDS = 120.0
-"""Of steps, after which older ones count less: a machine may have become slower or faster."""
+"""Seconds of steps after which older ones count less, because the speed of a machine may change."""
 
 STEPS = "steps"
-"""The phase in which steps are made; others are validation, checkpoint and samples."""
+"""The phase of training steps. Other phases are validation, checkpoint and samples."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class TrainingProgress:
     seconds_per_step: float | None
     """None until it is known."""
     seconds_left: float | None
-    """Validations and checkpoints included."""
+    """Including validations and checkpoints."""
     flops_per_step: float
     device: str
 
     @classmethod
     def read(cls, path: Path) -> "TrainingProgress | None":
-        """None when there is no file, or one that is just being written."""
+        """The progress in a file; None if it is missing or is just being written."""
         try:
             return cls(**from_json(path.read_bytes()))
         except (OSError, ValueError, TypeError):
@@ -47,7 +47,7 @@ class TrainingProgress:
 
 
 class Pace:
-    """How long a step takes, from the end of the first step on; what happens between steps is left out."""
+    """Seconds per step, from the end of the first step on, without the work between steps."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -55,7 +55,7 @@ class Pace:
         self._steps = self._seconds = 0.0
 
     def reached(self, step: int) -> None:
-        """Called when a step has ended, not necessarily each one."""
+        """Record that a step has ended. It need not be called at every step."""
         now = self._clock()
         if self._last is not None:
             if self._seconds > _OLD_SECONDS:
@@ -65,7 +65,7 @@ class Pace:
         self._last = step, now
 
     def resume(self) -> None:
-        """Called when work between steps has ended: its time does not count."""
+        """Record that work between steps has ended; its time does not count."""
         if self._last is not None:
             self._last = self._last[0], self._clock()
 
@@ -76,12 +76,12 @@ class Pace:
 
 @dataclass(frozen=True)
 class RecurringWork:
-    """Validation, checkpoints or samples: what happens between steps at regular intervals."""
+    """Work between steps at regular intervals: validation, checkpoints or samples."""
 
     every: int
-    """Steps from one to the next. 0: never."""
+    """Steps between two of them. 0: never."""
     steps: float = 0.0
-    """How long it takes, in steps, as far as that is known before it was measured."""
+    """Estimated duration in steps, until it has been measured."""
 
 
 class ProgressWriter:
@@ -105,20 +105,20 @@ class ProgressWriter:
         self._written = 0.0
 
     def begin(self, step: int, seconds_per_step: float | None) -> None:
-        """Called before the first step. A guess is used for long steps only: short ones are measured in a moment."""
+        """Write the first record. The estimate is used for long steps only; short ones are soon measured."""
         if seconds_per_step is not None and seconds_per_step > _SECONDS_TO_MEASURE:
             self._guess = seconds_per_step
         self._write(step, STEPS)
 
     def reached(self, step: int) -> None:
-        """Called when a step has ended."""
+        """Record that a step has ended."""
         self._pace.reached(step)
         if step == self._total or self._clock() - self._written >= _SECONDS_BETWEEN_WRITES:
             self._write(step, STEPS)
 
     @contextmanager
     def phase(self, name: str, step: int) -> Iterator[None]:
-        """While the body runs, no steps are made: its time is measured apart."""
+        """Time work between steps: while the body runs, no step is made."""
         started = self._clock()
         self._write(step, name)
         yield

@@ -43,7 +43,8 @@ def write_artifact(path: Path, about: Callable[[], dict[str, Any]], replaces: bo
     temporary = path.parent / temporary_name(uuid4().hex)
     with no_space_named(path.parent):
         try:
-            temporary.mkdir()  # inside the try: a signal may raise right after it
+            with owner_named(path.parent):
+                temporary.mkdir()  # inside the try: a signal may raise right after it
             yield temporary
             _complete(temporary, about())
             while not (replaces and _exchanged(temporary, path)) and not _moved(temporary, path):

@@ -1,4 +1,8 @@
-"""Locks are flock(2) locks on files: the kernel frees one when the process that holds it ends, however it ends."""
+"""Locks on files (flock): the kernel frees one when the process that holds it ends, however it ends.
+
+Any number of processes hold a shared lock at a time, and one an exclusive lock. The file says who holds an exclusive
+one: host, process and boot.
+"""
 
 import fcntl
 import logging
@@ -6,11 +10,11 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Literal
 
-from lmcore.errors import RunError, StoppedError
+from lmcore.errors import RunError, StoppedError, owner_named
 from lmcore.store.strict_json import to_json
 from lmcore.store.temporary import boot_id
 
@@ -25,61 +29,70 @@ def locked(
     should_stop: Callable[[], bool] = lambda: False,
     what: str = "",
     tell: Callable[[str], object] = _log.info,
+    shared: bool = False,
 ) -> Iterator[None]:
-    """Hold the lock file ``path``; it says who holds it. ``should_stop`` is asked while waiting.
+    """Hold the lock file ``path``. ``should_stop`` is asked while waiting.
 
-    ``what`` is what it stands for, if not the folder it is in. ``tell`` hears for whom it waits.
-
-    Raises RunError when another process holds it and ``when_locked`` is "refuse", StoppedError when
-    ``should_stop`` said so.
+    ``what`` names what is locked in messages, by default the folder of the lock file. ``tell`` gets a line when the
+    lock must be waited for. Raises RunError when another process holds it and ``when_locked`` is "refuse", StoppedError
+    when ``should_stop`` returns True.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     what = what or str(path.parent)
-    with open(path, "a+") as file:
-        if not _lock(file):
+    with _opened(path) as file:
+        if not _try(file, shared):
             file.seek(0)
-            owner = file.read().strip() or "another process"
+            holder = f"{what} is in use by {file.read().strip() or 'another process'}"
             if when_locked == "refuse":
-                raise RunError(f"{what} is in use by {owner}: wait for it to end, or start with --when_locked wait")
-            tell(f"waiting: {what} is in use by {owner}")
-            # A blocking flock would begin again after every signal whose handler only takes a note.
-            while not _lock(file):
+                raise RunError(f"{holder}: try again when it ends, or set when_locked to wait where a command has it")
+            tell(f"waiting: {holder}")
+            # A blocking flock would start again after each signal whose handler only takes a note.
+            while not _try(file, shared):
                 if should_stop():
-                    raise StoppedError(f"stopped on request while {what} was in use by {owner}")
+                    raise StoppedError(f"stopped on request while {holder}")
                 time.sleep(_SECONDS_BETWEEN_TRIES)
-        file.seek(0)
-        file.truncate()
-        owner_now = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}
-        file.write(to_json(owner_now))
-        file.flush()
+        if file.writable():
+            file.truncate(0)
+            if not shared:
+                file.write(to_json({"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}))
+                file.flush()
         yield
 
 
-@contextmanager
-def in_use(store: Path) -> Iterator[None]:
-    """Make new things in a store from old ones, as many at a time as like to; nothing is taken away meanwhile."""
-    with open(_use(store), "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        yield
+def store_locked(store: Path, shared: bool) -> AbstractContextManager[None]:
+    """Hold the lock of a store: shared to add to it, which waits, exclusive to remove from it, which does not.
+
+    Raises as ``locked`` does.
+    """
+    return locked(store / "in_use", "wait" if shared else "refuse", what=f"store {store}", shared=shared)
 
 
-@contextmanager
-def out_of_use(store: Path) -> Iterator[None]:
-    """Take things away from a store. Raises RunError while somebody makes new ones."""
-    with open(_use(store), "a+") as file:
-        if not _lock(file):
-            raise RunError(f"store {store} is in use: text is being tokenized, or things are being removed. Try later")
-        yield
-
-
-def _use(store: Path) -> Path:
-    store.mkdir(parents=True, exist_ok=True)
-    return store / "in_use"
-
-
-def _lock(file: IO[str]) -> bool:
+def is_locked(path: Path) -> bool:
+    """True if a process holds an exclusive lock on the file; False for a file of another user, which is unknown."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(path) as file:
+            return not _try(file, shared=True)
+    except (FileNotFoundError, PermissionError):
+        return False
+
+
+def _opened(path: Path) -> IO[str]:
+    """The open lock file; another user's is opened for reading, which is enough to lock it, where all may write.
+
+    /tmp is such a folder, and holds the locks of GPUs. Raises PermissionError where the folder may not be written.
+    """
+    try:
+        with owner_named(path):
+            return open(path, "a+")
+    except PermissionError:
+        if path.exists() and os.access(path.parent, os.W_OK):
+            return open(path)
+        raise
+
+
+def _try(file: IO[str], shared: bool) -> bool:
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

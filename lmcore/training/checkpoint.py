@@ -48,15 +48,18 @@ class CheckpointWriter:
             yield
             self.wait()
 
-    def save(self, step: int, model: torch.nn.Module, optimizers: Optimizers, state: State) -> None:
+    def save(
+        self, step: int, model: torch.nn.Module, optimizers: Optimizers, state: State, random: Tensors | None = None
+    ) -> None:
         """Copy all that makes up the checkpoint of ``step``, and begin to write it.
 
-        Raises what the writing of the one before raised.
+        ``random`` is the random state after that step, if it is no longer the present one. Raises what the writing of
+        the checkpoint before raised.
         """
         parts = {
             "model": _copied(model_tensors(model)),
             "optimizer": _copied(optimizers.tensors(model)),
-            "random": _random_state(self._ranks),
+            "random": random or random_state(self._ranks),
         }
         self.wait()
         if self._ranks.is_first and self._thread is not None:
@@ -99,7 +102,8 @@ def _copied(tensors: Tensors) -> Tensors:
     return {name: full_tensor(tensor).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def _random_state(ranks: Ranks) -> Tensors:
+def random_state(ranks: Ranks) -> Tensors:
+    """That of all ranks, on the CPU and its GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()

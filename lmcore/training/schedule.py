@@ -102,7 +102,7 @@ class Schedule:
         if config.schedule == "wsd":
             decay = steps(config.decay)
         else:
-            decay = max(1, total_steps - warmup) if config.schedule in ("cosine", "linear") else 0
+            decay = max(1, total_steps - warmup) if config.schedule in _LEFT else 0
         if (
             config.schedule == "wsd"
             and warmup + decay == total_steps + 1

@@ -12,7 +12,7 @@ Shapes: B blocks in a batch, T tokens in a block.
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmcore.clock import Clock, stamp
+from lmcore.clock import Clock, iso_timestamp
 from lmcore.dataset.loader import Batch, loader, prefetch, to_device
 from lmcore.dataset.manifest import verify_chunks
 from lmcore.dataset.mixture import open_blocks
@@ -44,9 +44,10 @@ from lmcore.runs.run import (
 )
 from lmcore.runs.scores import Score
 from lmcore.runs.training_progress import ProgressWriter, RecurringWork
+from lmcore.signals import StopRequest, say_when_stopped
 from lmcore.store.artifacts import find_artifact
 from lmcore.store.locks import locked
-from lmcore.training.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers
+from lmcore.training.checkpoint import CheckpointWriter, Tensors, load_checkpoint, load_optimizers, random_state
 from lmcore.training.guard import EarlyStopping
 from lmcore.training.schedule import Schedule, planned_steps
 from lmcore.training.train_step import TrainStep
@@ -191,7 +192,9 @@ class _Training:
         self.clock.lap()
         for batch in self.clock.waiting_for(self._batches()):
             rate = self.schedule.rate(state.step)
-            norm = train_step.run(state.step + 1, batch, rate)
+            with self._stoppable(should_stop):
+                loss, tokens = train_step.backward(batch)
+            norm = train_step.update(state.step + 1, loss, tokens, rate)
             state.step += 1
 
             is_last = state.step == self.total_steps
@@ -218,6 +221,24 @@ class _Training:
                 self._stop()
             if is_last:
                 return
+
+    @contextmanager
+    def _stoppable(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """A step of a large model on a CPU takes minutes: a signal meanwhile saves what the steps before it made."""
+        if not isinstance(should_stop, StopRequest):
+            yield
+            return
+        can_save = self.train_step.device.type == "cpu" and self.ranks.world == 1
+        random = random_state(self.ranks) if can_save else None
+
+        def save() -> None:
+            self._pause()
+            self._begin_save(random)
+            self.checkpoints.wait()
+            say_when_stopped(self._why_stopped())
+
+        with should_stop.unchanged(save, can_save):
+            yield
 
     def _batches(self) -> Iterator[Batch]:
         """Batches on the device, from the next step on.
@@ -349,10 +370,13 @@ class _Training:
     def _save(self) -> None:
         self._check_guard()  # nothing after one bad step too many is worth going back to
         self._pause()
-        state = {**asdict(self.state), "learner": self.train_step.state()}
         with self.progress.phase("checkpoint", self.state.step):
-            self.checkpoints.save(self.state.step, self.train_step.model, self.train_step.optimizers, state)
+            self._begin_save()
         self.clock.lap()
+
+    def _begin_save(self, random: Tensors | None = None) -> None:
+        state = {**asdict(self.state), "learner": self.train_step.state()}
+        self.checkpoints.save(self.state.step, self.train_step.model, self.train_step.optimizers, state, random)
 
     def _pause(self) -> None:
         """Count the time until now as training; what follows is something else, up to the next lap."""
@@ -374,10 +398,13 @@ class _Training:
     def _stop(self) -> None:
         self.checkpoints.wait()
         self.ranks.any(False)  # until the first one has written it
+        raise StoppedError(self._why_stopped())
+
+    def _why_stopped(self) -> str:
         why = f"after {self.config.max_minutes:g} minutes" if self._is_time_up() else "on request"
-        raise StoppedError(
-            f"training stopped {why} after step {self.state.step} of {self.total_steps}, checkpoint "
-            "saved: the same command continues"
+        return (
+            f"training stopped {why} after step {self.state.step} of {self.total_steps}, checkpoint saved: "
+            "the same command continues"
         )
 
     def _write(self, kind: str, **figures: Any) -> None:
@@ -424,7 +451,7 @@ class _Training:
             device=str(self.train_step.device),
             precision=self.train_step.precision,
             seconds=state.seconds,
-            ended=stamp(),
+            ended=iso_timestamp(),
             trunk=trunk if trunk is not None and find_artifact(trunk, keep_damaged=True) else None,
         ).save()
 

@@ -93,15 +93,33 @@ class TrainStep:
         self._totals.zero_()
         return StepTotals(loss_sum, int(good_steps), int(tokens))
 
-    def run(self, step: int, batch: Batch, rate: float) -> torch.Tensor:
-        """Make optimizer step number ``step`` with learning rate ``rate``, and return the norm of its gradient.
+    def backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the gradient; the mean loss in nats per token and the number of tokens, over all ranks.
 
         ``batch`` holds this rank's rows, on the device, and as ``tokens`` the number of their labels. The loss is the
-        mean over the tokens of all ranks, however they fall to micro-batches.
+        mean over the tokens of all ranks, however they fall to micro-batches. Of what a checkpoint holds, only the
+        random state changes.
+        """
+        self._loss.train()
+        tokens = self._ranks.sum(batch["tokens"].to(self._totals.dtype))
+        # The backward pass averages gradients over ranks; wanted is the sum.
+        weight = self._ranks.world / tokens.clamp(min=1).float()
+        nats = torch.zeros((), device=self.device)
+        parts = list(self._micro_batches(batch))
+        for number, part in enumerate(parts, start=1):
+            with no_sync(self._loss, is_last=number == len(parts)):
+                with autocast(self.precision, self.device):
+                    part_nats = self._loss(**part)
+                self._scaler.scale(part_nats * weight).backward()
+            nats += part_nats.detach()
+        return self._ranks.sum(nats) / tokens.clamp(min=1), tokens
+
+    def update(self, step: int, loss: torch.Tensor, tokens: torch.Tensor, rate: float) -> torch.Tensor:
+        """Make optimizer step number ``step`` with learning rate ``rate`` by the gradient; return the gradient's norm.
+
+        ``loss`` and ``tokens`` are what ``backward`` returned.
         """
         self.optimizers.set_learning_rate(rate)
-        self._loss.train()
-        loss, tokens = self._backward(batch)
         norm = self._clip_gradients()
         # A few overflows in fp16 are the scaler's to deal with, and nothing bad.
         overflows = self._scaler.is_enabled() & ~torch.isfinite(norm)
@@ -137,21 +155,6 @@ class TrainStep:
     def whole_model(self) -> AbstractContextManager[None]:
         """While the body runs, the model may be called as it is, by all ranks alike."""
         return unsharded(self._loss)
-
-    def _backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean loss in nats per token and number of tokens, over all ranks; gradients are in place."""
-        tokens = self._ranks.sum(batch["tokens"].to(self._totals.dtype))
-        # The backward pass averages gradients over ranks; wanted is the sum.
-        weight = self._ranks.world / tokens.clamp(min=1).float()
-        nats = torch.zeros((), device=self.device)
-        parts = list(self._micro_batches(batch))
-        for number, part in enumerate(parts, start=1):
-            with no_sync(self._loss, is_last=number == len(parts)):
-                with autocast(self.precision, self.device):
-                    part_nats = self._loss(**part)
-                self._scaler.scale(part_nats * weight).backward()
-            nats += part_nats.detach()
-        return self._ranks.sum(nats) / tokens.clamp(min=1), tokens
 
     def _micro_batches(self, batch: Batch) -> Iterator[dict[str, torch.Tensor]]:
         size = self._micro_batch_size

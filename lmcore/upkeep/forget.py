@@ -27,10 +27,9 @@ from lmcore.dataset.manifest import dataset_id, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard, blanked, shard_path, write_shard
 from lmcore.runs.run import Run, run_folders
 from lmcore.store.artifacts import MANIFEST, content_of, read_manifest, verify_artifact, write_artifact
-from lmcore.store.files import write_file
-from lmcore.store.json_lines import json_line
+from lmcore.store.json_lines import append_line
 from lmcore.store.layout import prepare_store
-from lmcore.store.locks import locked, out_of_use
+from lmcore.store.locks import locked, store_locked
 from lmcore.store.outputs import Output
 from lmcore.store.temporary import remove
 from lmcore.upkeep.seen_by import best_match, dataset_folders, purged, seen_by
@@ -95,7 +94,7 @@ def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
     """
     query = DocumentQuery.parse(document)
     store = prepare_store(store, creates=False)  # what a killed one set aside may hold the text
-    with out_of_use(store), ExitStack() as running:
+    with store_locked(store, shared=False), ExitStack() as running:
         datasets = {folder: read_manifest(folder) for folder in dataset_folders(store)}
         found = _hashes(query, datasets.values())
         chunks = {
@@ -250,13 +249,10 @@ def _remember(store: Path, plan: Forgotten) -> None:
     if set(plan.documents) <= known and not (plan.datasets or plan.chunks):
         return
     event = {
-        "time": clock.stamp(),
+        "time": clock.iso_timestamp(),
         **plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"}),
     }
-    path = store / FORGOTTEN
-    content = path.read_bytes() if path.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    write_file(path, whole + json_line(event))
+    append_line(store / FORGOTTEN, event)
 
 
 def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:

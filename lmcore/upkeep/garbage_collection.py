@@ -17,11 +17,13 @@ from typing import Any
 from lmcore import clock
 from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.errors import LMError, RunError
-from lmcore.registry.registry import models, versions
+from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run
+from lmcore.runs.run_record import read_record
+from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.layout import path_in_store, prepare_store
-from lmcore.store.locks import locked, out_of_use
+from lmcore.store.locks import locked, store_locked
 from lmcore.store.outputs import Output
 from lmcore.store.temporary import remove, remove_stale_temp
 
@@ -57,7 +59,7 @@ class _Reached:
     def version(self, receipt: dict[str, Any]) -> None:
         self.paths.add(f"runs/{receipt['run']}")
         self.paths |= {f"shards/{key}" for key in receipt["dataset"]["chunks"]}
-        self._trained_on(receipt["record"]["datasets"])
+        self._trained_on(receipt["record"].get("datasets", [receipt["dataset"]["id"]]))
         self.paths.add(f"tokenizers/{receipt['tokenizer']['id']}")
         self._origin((receipt["origin"] or {}).get("path", ""))
 
@@ -65,7 +67,7 @@ class _Reached:
         self.paths.add(f"runs/{folder.name}")
         if (folder / _CONFIG).exists():
             run = Run.open(folder)
-            self._trained_on(run.datasets)
+            self._trained_on(read_record(folder).get("datasets", [run.identity["dataset_id"]]))
             self.paths.add(f"tokenizers/{run.identity['tokenizer_id']}")
             self._origin(path_in_store(self.store, Path(run.config.train.init_from)))
 
@@ -77,7 +79,7 @@ class _Reached:
             self.paths.add(f"tokenizers/{manifest['tokenizer_id']}")
 
     def _trained_on(self, datasets: list[str]) -> None:
-        """All datasets that the weights of a run were trained on: without them nobody can tell what it has not seen."""
+        """The dataset of a run; of an older version of this program, whose runs list no documents, the lineage."""
         for name in datasets:
             self.dataset(name)
             self.dataset(current_dataset_id(self.store, name))
@@ -98,7 +100,7 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
     run that stays cannot say what it needs.
     """
     store = prepare_store(store, creates=False)
-    with out_of_use(store), ExitStack() as held:
+    with store_locked(store, shared=False), ExitStack() as held:
         for run in _folders(store, "runs"):
             remove_stale_temp(run)
             remove_stale_temp(run / "checkpoints")
@@ -113,7 +115,7 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
 def _mark(store: Path, keep_runs: int, oldest: float, held: ExitStack) -> _Reached:
     """All that stays. The locks of all other runs are held from then on, so that none of them starts."""
     reached = _Reached(store)
-    for version in (version for model in models(store) for version in versions(store, model)):
+    for version in all_versions(store):
         reached.version(version.receipt())
     runs = sorted(_folders(store, "runs"), key=_last_use, reverse=True)
     for number, run in enumerate(runs):
@@ -167,7 +169,7 @@ def _unpinned(run: Path, pinned: set[str]) -> Iterator[Path]:
     for path in sorted(run.iterdir()):
         if path.name == "checkpoints":
             yield from (each for each in sorted(path.iterdir()) if f"checkpoints/{each.name}" not in pinned)
-        elif path.name not in (_CONFIG, _LOCK) and path.name not in pinned:
+        elif path.name not in (_CONFIG, _LOCK, SEEN_DOCUMENTS) and path.name not in pinned:
             yield path
 
 

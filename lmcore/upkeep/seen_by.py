@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, isin
 from lmcore.corpus.exclusions import forgotten_events
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.errors import RegistryError, StoreError
-from lmcore.registry.registry import models, versions
+from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run, run_folders
+from lmcore.runs.run_record import read_record
+from lmcore.runs.seen_documents import SeenDocuments
+from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.layout import path_in_store
 
@@ -44,9 +47,11 @@ class Sightings:
 def seen_by(store: Path, query: DocumentQuery) -> Sightings:
     """What holds the documents, and what saw them.
 
-    A run has seen a document when its dataset holds it, did so until it was forgotten, or when what the run began with
-    has seen it. A dataset or run that cannot be read may hold it too, so it is named.
+    A run has seen a document when its dataset holds it or held it until it was forgotten, or when the list of documents
+    beside its weights has it. A dataset or run that cannot be read may hold it too, so it is named. Raises ConfigError
+    when the store is outside LM_DATA_ROOTS.
     """
+    check_allowed(store, "store")
     holders: dict[str, str] = {}
     unreadable: list[Sighting] = []
     present: dict[Cut, Hashes] = {}
@@ -101,8 +106,31 @@ def _held(store: Path, manifest: dict[str, Any], wanted: Hashes) -> dict[str, Ha
     return {split: np.unique(np.concatenate(parts)) for split, parts in found.items()}
 
 
+class _Training(NamedTuple):
+    """A run or a version, and what it was trained on."""
+
+    path: str
+    """In the store."""
+    folder: Path
+    datasets: list[str]
+    """Its own first; of an older version of this program then those of the lineage."""
+    origin: str
+    """Path in the store of what it began with."""
+
+    def why(self, holders: dict[str, str], wanted: Hashes) -> str:
+        """How it saw one of the documents; empty if it did not. ``holders`` are datasets that hold one."""
+        own, *before = self.datasets
+        if own in holders:
+            return holders[own]
+        seen = SeenDocuments.load(self.folder)
+        if seen is None:
+            return f"began with {self.origin}" if any(name in holders for name in before) else ""
+        splits = [split for split, hashes in seen._asdict().items() if isin_sorted(wanted, hashes).any()]
+        return (f"began with {self.origin}" if self.origin else " and ".join(splits)) if splits else ""
+
+
 def _trained_on(store: Path, holders: dict[str, str], wanted: Hashes) -> Iterator[Sighting]:
-    """Runs and versions that saw one of the documents, by what their datasets hold."""
+    """Runs and versions that saw one of the documents."""
     seen = _had_seen(store, set(wanted.tolist()))
     trainings = list(_versions(store))
     for folder in run_folders(store):
@@ -110,32 +138,30 @@ def _trained_on(store: Path, holders: dict[str, str], wanted: Hashes) -> Iterato
             trainings.append(_training(Run.open(folder)))
         except (StoreError, OSError) as error:
             yield Sighting("unreadable", folder.name, str(error))
-    for _ in trainings:  # as long as a chain of beginnings can be
-        known = len(seen)
-        for path, dataset, origin in trainings:
-            if dataset in holders:
-                seen.setdefault(path, holders[dataset])
-            elif any(f"{origin}/".startswith(f"{other}/") for other in seen):
-                seen.setdefault(path, f"began with {origin}")
-        if len(seen) == known:
-            break
+    for training in trainings:
+        try:
+            if why := training.why(holders, wanted):
+                seen.setdefault(training.path, why)
+        except StoreError as error:
+            yield Sighting("unreadable", training.path, str(error))
     for path, why in seen.items():
         kind, _, name = path.partition("/")
         yield Sighting("run" if kind == "runs" else "version", name, why)
 
 
-def _training(run: Run) -> tuple[str, str, str]:
-    """(path in the store, id of the dataset, path of what it began with)."""
+def _training(run: Run) -> _Training:
     origin = path_in_store(run.store, Path(run.config.train.init_from))
-    return f"runs/{run.folder.name}", str(run.identity["dataset_id"]), origin
+    datasets = read_record(run.folder).get("datasets", [run.identity["dataset_id"]])
+    return _Training(f"runs/{run.folder.name}", run.folder, datasets, origin)
 
 
-def _versions(store: Path) -> Iterator[tuple[str, str, str]]:
-    """Likewise of every version of every model."""
-    for version in (version for model in models(store) for version in versions(store, model)):
+def _versions(store: Path) -> Iterator[_Training]:
+    """Every version of every model."""
+    for version in all_versions(store):
         with suppress(RegistryError, LookupError):
             receipt = version.receipt()
-            yield f"models/{version}", receipt["dataset"]["id"], (receipt["origin"] or {}).get("path", "")
+            datasets = receipt["record"].get("datasets", [receipt["dataset"]["id"]])
+            yield _Training(f"models/{version}", version.folder, datasets, (receipt["origin"] or {}).get("path", ""))
 
 
 def _had_seen(store: Path, documents: set[int]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/gate.py [CORPUS]
 
-Each comparison draws documents and two models' losses on them. The losses are made up (lengths with a heavy tail, two
+Each comparison draws documents and two models' losses on them. The losses are synthetic (lengths with a heavy tail, two
 models that find the same documents hard); with CORPUS, a file of text, they are also those of trainings that differ by
 their seed alone, and each document's are given to champion and challenger by the toss of a coin, so that neither is
 better. A regression multiplies the challenger's. Takes a minute, and with a corpus some more for four trainings.
@@ -20,9 +20,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lmcore.retraining.gate import GateConfig, decide
+from lmcore.retraining.gate import decide
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.config import RunConfig
+from lmcore.settings.retraining import GateConfig
 from tests.benchmarks.bench import table
 
 COMPARISONS = 200
@@ -134,7 +135,7 @@ def _as_they_are(scores: list[DocumentScores]) -> list[str]:
 
 
 def main() -> None:
-    rows = _rows("made up", lambda documents: Simulation.from_shapes(np.random.default_rng(1), documents))
+    rows = _rows("synthetic", lambda documents: Simulation.from_shapes(np.random.default_rng(1), documents))
     if len(sys.argv) > 1:
         scores = trained_scores(Path(sys.argv[1]))
         nats = np.stack([scores[0].nats, scores[1].nats])

@@ -221,7 +221,7 @@ def overhead(count: int) -> None:
             [
                 ["served, with data and tokenizer", f"{served:.1f}", f"{with_prefect:,.0f}"],
                 ["python -m lmcore train alone", f"{alone:.1f}", f"{without:,.0f}"],
-                ["more, once", f"{fixed:.1f}", f"{100 * slower:+.1f} % a step"],
+                ["difference", f"{fixed:.1f}", f"{100 * slower:+.1f} % a step"],
                 ["share of ten minutes", f"{100 * share:.1f} %", ""],
             ],
         )
@@ -284,7 +284,7 @@ def faults(count: int) -> None:
                 [name, f"{seconds:.0f}", state, "yes" if kept else "NO", str(flows + trainings - 2), end, f"{idle:.1f}"]
             )
             print(rows[-1], flush=True)
-        head = "fault|seconds until it trains again|state then|goes on from its checkpoint|processes too many"
+        head = "fault|seconds until it trains again|state then|continues from its checkpoint|extra processes"
         table("Faults", f"{head}|cancelled then|seconds to no process", rows)
 
 

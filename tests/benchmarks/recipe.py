@@ -157,10 +157,10 @@ def stepper(run: Run) -> Callable[[], float]:
     batch = {**batch, "tokens": (batch["labels"] != IGNORED_LABEL).sum()}
 
     def steps() -> float:
-        train_step.run(1, batch, 1e-4)
+        train_step.update(1, *train_step.backward(batch), 1e-4)
         start = time.process_time()
         for _ in range(STEPS_A_ROUND):
-            train_step.run(1, batch, 1e-4)
+            train_step.update(1, *train_step.backward(batch), 1e-4)
         return time.process_time() - start
 
     return steps

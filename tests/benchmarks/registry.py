@@ -21,8 +21,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from lmcore.model.evaluate import evaluate  # noqa: E402
 from lmcore.model.export import export  # noqa: E402
+from lmcore.registry.add_version import add_version  # noqa: E402
 from lmcore.registry.registry import promote  # noqa: E402
-from lmcore.registry.version import add_version  # noqa: E402
 from lmcore.training.train import train  # noqa: E402
 from tests.conftest import prepare, tiny_config, write_corpus  # noqa: E402
 

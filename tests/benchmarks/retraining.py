@@ -25,9 +25,10 @@ from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.retraining.new_documents import split_by_age
-from lmcore.retraining.retraining import RetrainConfig, RetrainingConfig, warm_start
+from lmcore.retraining.retraining import warm_start
 from lmcore.runs.run import Run, TrainingResult, prepare_run
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from lmcore.settings.retraining import RetrainConfig, RetrainingConfig
 from lmcore.tokenizer.make import make_tokenizer
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.train import train

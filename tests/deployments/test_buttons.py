@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lmcore.registry.registry import champion, model_folder
-from lmcore.retraining.retraining import RetrainConfig, RetrainingConfig
+from lmcore.registry.versions import champion, model_folder
+from lmcore.settings.retraining import RetrainConfig, RetrainingConfig
 from lmcore.store.locks import locked
 from tests.conftest import tiny_config
 from tests.deployments.conftest import Api

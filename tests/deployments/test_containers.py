@@ -22,7 +22,7 @@ def test_the_image_holds_every_package_and_what_it_is_installed_from() -> None:
     copied = {name for line in lines for name in line.split()}
     assert all((REPOSITORY / name).exists() for name in copied)
     packages = {path.parent.name for path in REPOSITORY.glob("*/__init__.py")} - {"tests"}
-    assert copied == packages | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert copied == packages | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "NOTICE"}
 
 
 def test_every_pin_is_one_that_an_index_without_builds_for_the_cpu_has() -> None:

@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from deployments.declaration import declared
 from deployments.doctor import server
 from deployments.doctor.finding import Finding
-from lmcore.registry.registry import history, model_folder
+from lmcore.registry.versions import history, model_folder
 from lmcore.store.locks import locked
 from tests.conftest import REPOSITORY, tiny_config, tiny_retraining, write_corpus
 from tests.deployments.conftest import PASSWORD, Api

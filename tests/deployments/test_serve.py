@@ -11,7 +11,7 @@ import pytest
 from deployments import serve
 from deployments.declaration import presets
 from lmcore.errors import ConfigError
-from lmcore.registry.registry import model_folder, versions
+from lmcore.registry.versions import model_folder, versions
 from lmcore.store.locks import locked
 from tests.conftest import tiny_config, tiny_retraining
 from tests.deployments.conftest import PASSWORD, Api, Completed

@@ -14,9 +14,9 @@ from flows import form, models, store
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
 from flows.retrain import retrain
-from lmcore.retraining.retraining import RetrainConfig
 from lmcore.settings.form import CUSTOM, settings_of
 from lmcore.settings.presets import preset_names
+from lmcore.settings.retraining import RetrainConfig
 
 FLOWS = [pretrain, prepare_data, retrain]
 BUTTONS = [*models.BUTTONS, *store.BUTTONS]

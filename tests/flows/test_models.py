@@ -12,7 +12,8 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 from flows import models, store
 from lmcore.errors import ConfigError, RegistryError
 from lmcore.registry.receipt import check_receipt, difference_rows
-from lmcore.registry.registry import champion, find_version, history_rows, promote, versions
+from lmcore.registry.registry import promote
+from lmcore.registry.versions import champion, find_version, history_rows, versions
 from lmcore.store.allowed_paths import VARIABLE
 from lmcore.store.files import hash_text
 from tests.conftest import two_versions, write_corpus

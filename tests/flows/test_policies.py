@@ -10,7 +10,7 @@ from prefect.artifacts import Artifact
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows.prepare_data import prepare_data
-from lmcore.corpus.scan import spans
+from lmcore.corpus import spans
 from lmcore.errors import CorpusError, NoSpaceError, TrainingKilledError
 from lmcore.store.artifacts import StoreError
 from lmcore.store.outputs import Output

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from flows.models import push_version, rollback_champion
 from flows.retrain import retrain
 from lmcore.errors import RunError
-from lmcore.registry.registry import history, model_folder
+from lmcore.registry.versions import history, model_folder
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.locks import locked
 from tests.hub import LFS_WARNING, Hub, running_hub

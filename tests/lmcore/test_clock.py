@@ -16,8 +16,9 @@ from lmcore.corpus.scan import is_unsettled
 from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.registry import champion, history, promote, rollback, versions
-from lmcore.registry.version import add_version
+from lmcore.registry.add_version import add_version
+from lmcore.registry.registry import promote, rollback
+from lmcore.registry.versions import champion, history, versions
 from lmcore.runs.run import prepare_run
 from lmcore.store.remembered_inputs import remember, what_changed
 from lmcore.tokenizer.make import make_tokenizer
@@ -105,7 +106,7 @@ def test_the_hour_that_comes_twice_is_two_hours(zone: str, tmp_path: Path, monke
         at = datetime(2026, 11, 1, hour, 30, tzinfo=UTC)
         assert at.astimezone().strftime("%H:%M") == "01:30"
         monkeypatch.setattr(clock, "now", at.timestamp)
-        stamps.append(clock.stamp())
+        stamps.append(clock.iso_timestamp())
         remember("x", {"store": str(tmp_path), "hour": hour})
         minutes.append(what_changed("x", {"store": str(tmp_path), "hour": hour}))
     assert stamps == ["2026-11-01T05:30:00.000000+00:00", "2026-11-01T06:30:00.000000+00:00"]

@@ -19,8 +19,8 @@ from lmcore.cli.command import print_json
 from lmcore.cli.flags import COMMON
 from lmcore.cli.settings import read as read_settings
 from lmcore.errors import ConfigError, LMError
-from lmcore.retraining.retraining import RetrainConfig
 from lmcore.settings.config import TEXT_PATTERNS, CorpusConfig, RunConfig
+from lmcore.settings.retraining import RetrainConfig
 from tests.conftest import start
 from tests.flags import parse
 

@@ -295,7 +295,7 @@ def test_evaluate_scores_a_model_on_old_and_new_text(trained: Trained, tmp_path:
 
 
 def test_evaluating_on_a_dataset_that_is_not_there_is_one_line(trained: Trained) -> None:
-    assert_fails(1, "there is no dataset none", "evaluate", trained.run.folder, "--dataset", "none")
+    assert_fails(1, "there is no dataset or folder named none", "evaluate", trained.run.folder, "--dataset", "none")
     assert_fails(1, "no text to score: '' is no model with a champion", "evaluate", trained.run.folder)
 
 

@@ -15,7 +15,6 @@ from lmcore.corpus.document_query import DocumentQuery
 from lmcore.corpus.listing import Corpus
 from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import (
-    find_dataset,
     ledger_by_file,
     problems,
     repair,
@@ -271,14 +270,6 @@ def test_a_deleted_document_makes_another_dataset_and_stays_seen_by_the_old(buil
     assert after.id != before.id
     found = seen_by(tmp_path / "store", DocumentQuery.parse(str(tmp_path / "document"))).rows
     assert [row.name for row in found] == [before.id]
-
-
-def test_a_dataset_is_found_by_id_or_folder(build: Build, tmp_path: Path) -> None:
-    dataset = build()
-    assert find_dataset(tmp_path / "store", dataset.id) == dataset.folder
-    assert find_dataset(tmp_path, str(dataset.folder)) == dataset.folder
-    with pytest.raises(StoreError, match="there is no dataset nothing"):
-        find_dataset(tmp_path / "store", "nothing")
 
 
 # --- what checksums do not tell: wrong from the beginning, and sealed all the same ---

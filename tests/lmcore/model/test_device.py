@@ -30,7 +30,7 @@ def test_a_second_training_of_a_gpu_is_refused_or_waits() -> None:
         ):
             pass
         with (
-            pytest.raises(StoppedError, match="while GPU GPU-7 was in use"),
+            pytest.raises(StoppedError, match="while GPU GPU-7 is in use"),
             device_locked(GPU, "wait", lambda: True),
         ):
             pass

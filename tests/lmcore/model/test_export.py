@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.model.export import export, open_model
 from lmcore.model.weights import trained_model
-from lmcore.registry.find import find_folder
 from lmcore.runs.run import Export, Run
 from lmcore.settings.config import CardConfig
 from lmcore.store.artifacts import read_manifest
@@ -248,10 +247,3 @@ def test_its_control_ids_are_those_of_the_tokenizer(trained: Trained, prepared: 
         config = transformers.AutoConfig.from_pretrained(made)
         ids = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
         assert ids == (tokenizer.eos_id, tokenizer.eos_id, tokenizer.pad_id)
-
-
-def test_a_run_is_found_by_its_name_and_by_its_folder(trained: Trained, tmp_path: Path) -> None:
-    run = trained.run
-    assert find_folder(run.store, run.folder.name) == find_folder(tmp_path, str(run.folder)) == run.folder
-    with pytest.raises(StoreError, match=f"neither a folder nowhere nor a run or model of that name in {tmp_path}"):
-        find_folder(tmp_path, "nowhere")

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.errors import RegistryError, StoreError
 from lmcore.model.export import open_model
+from lmcore.registry.add_version import add_version
 from lmcore.registry.receipt import check_receipt, diff, program_differences
-from lmcore.registry.registry import Version, history, promote, versions
-from lmcore.registry.version import add_version
+from lmcore.registry.registry import promote
+from lmcore.registry.versions import Version, history, versions
 from lmcore.settings.config import CardConfig
 from tests.conftest import finished, prepare, tiny_config, write_corpus
 

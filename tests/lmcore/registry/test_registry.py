@@ -12,19 +12,8 @@ from typing import Any
 import pytest
 
 from lmcore.errors import RegistryError, StoreError
-from lmcore.registry.registry import (
-    Version,
-    adding,
-    champion,
-    find_version,
-    history,
-    models,
-    promote,
-    prune,
-    record_refusal,
-    rollback,
-    versions,
-)
+from lmcore.registry.registry import adding, promote, prune, record_refusal, rollback
+from lmcore.registry.versions import Version, champion, find_version, history, models, versions
 from lmcore.store.artifacts import write_artifact
 from tests.conftest import REPOSITORY
 from tests.dying import ends
@@ -156,30 +145,37 @@ def test_what_is_not_there_is_an_error_that_says_what_is(tmp_path: Path) -> None
         find_version(tmp_path, "ja")
 
 
-def test_a_damaged_champion_or_history_is_named(tmp_path: Path) -> None:
+def test_a_damaged_history_is_named(tmp_path: Path) -> None:
     add(tmp_path)
-    promote(tmp_path, "ja", "v0001", expected=None, reason="")
-    (tmp_path / "models/ja/champion.json").write_text("[]")
-    with pytest.raises(RegistryError, match=r"champion.json is missing or damaged"):
-        champion(tmp_path, "ja")
-    (tmp_path / "models/ja/champion.json").unlink()
     (tmp_path / "models/ja/history.jsonl").write_text("{\n{}\n")
-    with pytest.raises(RegistryError, match=r"history.jsonl is damaged"):
+    with pytest.raises(StoreError, match=r"history.jsonl is damaged in line 1"):
         history(tmp_path, "ja")
+    with pytest.raises(StoreError, match=r"history.jsonl is damaged in line 1"):
+        promote(tmp_path, "ja", "v0001", expected=None, reason="as if it were the first", force=True)
 
 
-def test_a_lost_champion_is_no_first_model_and_comes_back_as_the_error_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, "[]", "{", "an older line"])
+def test_the_history_names_the_champion_whatever_its_copy_says(tmp_path: Path, content: str | None) -> None:
     for number in (1, 2):
         add(tmp_path)
         promote(tmp_path, "ja", f"v000{number}", expected=champion_id(tmp_path), reason="")
-    path = tmp_path / "models/ja/champion.json"
+    path, lines = tmp_path / "models/ja/champion.json", (tmp_path / "models/ja/history.jsonl").read_text().splitlines()
     path.unlink()
-    with pytest.raises(RegistryError, match=r"champion.json is missing .*copy the last promoted or rolled back line"):
-        champion(tmp_path, "ja")
-    with pytest.raises(RegistryError, match=r"champion.json is missing"):
-        promote(tmp_path, "ja", "v0001", expected=None, reason="as if it were the first", force=True)
-    path.write_bytes((tmp_path / "models/ja/history.jsonl").read_bytes().splitlines()[-1])
+    if content is not None:
+        path.write_text(content.replace("an older line", lines[1]))
     assert champion_id(tmp_path) == "v0002"
+    with pytest.raises(RegistryError, match="expected was none, found is v0002"):
+        promote(tmp_path, "ja", "v0001", expected=None, reason="as if it were the first", force=True)
+    assert json.loads(path.read_bytes()) == json.loads(lines[-1])
+
+
+def test_a_store_whose_history_is_lost_still_has_its_champion(tmp_path: Path) -> None:
+    add(tmp_path)
+    promote(tmp_path, "ja", "v0001", expected=None, reason="first")
+    (tmp_path / "models/ja/history.jsonl").unlink()
+    assert champion_id(tmp_path) == "v0001"
+    record_refusal(tmp_path, "ja", "worse", WORSE)
+    assert [event for event, _ in events(tmp_path)] == ["promoted", "added", "refused"]
 
 
 def test_of_promotions_at_once_exactly_one_wins_and_readers_see_a_champion(tmp_path: Path) -> None:
@@ -191,7 +187,8 @@ def test_of_promotions_at_once_exactly_one_wins_and_readers_see_a_champion(tmp_p
 import sys, time
 from pathlib import Path
 from lmcore.errors import RegistryError
-from lmcore.registry.registry import champion, promote
+from lmcore.registry.registry import promote
+from lmcore.registry.versions import champion
 store, version = Path(sys.argv[1]), sys.argv[2]
 print("ready", flush=True)
 sys.stdin.readline()
@@ -274,7 +271,8 @@ def test_a_torn_last_line_is_mended_at_the_next_write(tmp_path: Path) -> None:
     path = tmp_path / "models/ja/history.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    assert events(tmp_path) == [("added", "v0001"), ("promoted", "v0001")]  # by champion.json
+    # An earlier version writes champion.json before the line.
+    assert events(tmp_path) == [("added", "v0001"), ("promoted", "v0001")]
     add(tmp_path)
     assert path.read_bytes().startswith(whole)
     assert events(tmp_path)[2:] == [("added", "v0002")]

@@ -8,16 +8,17 @@ import pytest
 from lmcore.errors import StoreError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
+from lmcore.registry.add_version import add_version
 from lmcore.registry.registry import promote, prune, rollback
-from lmcore.registry.version import add_version
 from lmcore.retraining.challenge import Champion, compare, earlier_refusal, record_decision, require_comparable
 from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
-from lmcore.retraining.gate import Decision, GateConfig
+from lmcore.retraining.gate import Decision
 from lmcore.retraining.scoring import score_champion, score_texts, score_validation
 from lmcore.runs.run import Run, prepare_run, run_key
+from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.settings.config import RunConfig
+from lmcore.settings.retraining import GateConfig
 from lmcore.store.artifacts import read_manifest
-from lmcore.store.temporary import remove
 from lmcore.training.train import train
 from lmcore.upkeep.garbage_collection import collect
 from tests.conftest import prepare, tiny_config, write_corpus
@@ -116,24 +117,22 @@ def test_a_model_that_begins_anew_has_no_past(line: Line) -> None:
     assert training_text(decision) == {"challenger": "0 of these documents"}
 
 
-def test_what_an_ancestor_was_trained_on_stays_or_nobody_is_promoted(line: Line) -> None:
+def test_what_an_ancestor_was_trained_on_is_known_after_its_dataset_is_gone(line: Line) -> None:
     first = line.model(line.config(0))
     line.champion(first)
     line.champion(line.model(line.config(1, init_from=str(first.folder / "model"))))
-    last = line.champion(
-        line.model(line.config(2, init_from=str(Champion.from_store(line.store, "lm").version.folder)))
-    )
+    exported = Champion.from_store(line.store, "lm").version.folder
+    last = line.champion(line.model(line.config(2, init_from=str(exported))))
     challenger = line.model(line.config(3, init_from=str(last.version.folder)))
     assert prune(line.store, "lm", keep=1) == ["v0001"]
     collect(line.store, keep_runs=1, grace_seconds=0)
-    assert not (first.checkpoints / "step-00000002").exists()
+    assert not first.dataset_folder.exists()
     found = training_text(compared(last, challenger.folder))
     assert found == dict.fromkeys(("challenger", "champion"), "0 of these documents")
-    remove(first.dataset_folder)
+    (challenger.folder / SEEN_DOCUMENTS).unlink()
     decision = compared(last, challenger.folder)
     assert not decision.promoted
-    for found in training_text(decision).values():
-        assert found.startswith(f"unknown, for dataset {first.dataset_folder.name}, which its weights were trained on")
+    assert training_text(decision)["challenger"].startswith(f"unknown: {challenger.folder} has no {SEEN_DOCUMENTS}")
 
 
 def test_a_tokenizer_that_is_not_exact_is_judged_by_its_ids(

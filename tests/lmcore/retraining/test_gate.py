@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from lmcore.errors import StoreError
 from lmcore.report.plots import comparison_picture
-from lmcore.retraining.gate import Comparison, Decision, GateConfig, decide, decide_first
+from lmcore.retraining.gate import Comparison, Decision, decide, decide_first
 from lmcore.runs.scores import DocumentScores
+from lmcore.settings.retraining import GateConfig
 from tests.benchmarks.gate import Simulation, rates
 
 QUICK = GateConfig(resamples=200)

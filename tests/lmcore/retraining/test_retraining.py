@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from lmcore.errors import ConfigError
-from lmcore.retraining.retraining import RetrainConfig, from_scratch, replay_weights, unused
+from lmcore.retraining.retraining import from_scratch, replay_weights, unused
 from lmcore.settings.config import CorpusConfig, DatasetConfig
+from lmcore.settings.retraining import RetrainConfig
 
 TOKENS = {"web (old)": 600, "web (new)": 200, "wiki (old)": 100}
 

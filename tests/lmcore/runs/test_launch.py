@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from lmcore.errors import STOPPED_STATUS, RunError, StoppedError, TrainingError, TrainingKilledError, is_transient
+from lmcore.errors import (
+    INTERRUPTED_STATUS,
+    STOPPED_STATUS,
+    RunError,
+    StoppedError,
+    TrainingError,
+    TrainingKilledError,
+    is_transient,
+)
 from lmcore.runs import launch
 from lmcore.runs.launch import end_group, train_in_child
 from lmcore.runs.metrics import read_metrics
@@ -158,8 +166,49 @@ def test_a_child_whose_parent_is_long_dead_ends_before_it_trains(prepared: Prepa
     assert not run.metrics.exists()
 
 
+# The third backward pass never returns, and the main thread is deaf in it as in any compiled code.
+_STUCK = """
+import ctypes
+from lmcore.__main__ import main
+from lmcore.training.train_step import TrainStep as Learner
+
+quick, steps = Learner.backward, iter([1, 2])
+
+def backward(learner, batch):
+    found = quick(learner, batch)
+    if next(steps, None) is None:
+        print("stuck", flush=True)
+        mutex = ctypes.create_string_buffer(64)
+        while True:
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    return found
+
+Learner.backward = backward
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, STOPPED_STATUS), (signal.SIGINT, INTERRUPTED_STATUS)])
+def test_a_stop_amid_a_long_step_saves_the_steps_before_it(
+    prepared: Prepared, number: signal.Signals, status: int
+) -> None:
+    run, undisturbed = prepared.run(log_every=1), prepared.run(log_every=1)
+    with start("-c", _STUCK, "train", run.folder) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "stuck\n"
+        child.send_signal(number)
+        child.send_signal(number)
+        _, errors = child.communicate()
+    assert child.returncode == status, errors
+    said = "training stopped on request after step 2 of 6, checkpoint saved: the same command continues"
+    assert errors.splitlines()[-1] == said
+    assert read_metrics(run.metrics)[-1]["step"] == 2
+    resumed, whole = train(run), train(undisturbed)
+    assert (resumed.weights, resumed.tokens) == (whole.weights, whole.tokens)
+
+
 # The leader ends on SIGTERM; the process it started does not want to.
-_STUBBORN = "(trap '' TERM; echo ready; while :; do sleep 100; done) & trap 'exit 0' TERM; wait"
+_STUBBORN = "trap 'exit 0' TERM; (trap '' TERM; echo ready; while :; do sleep 100; done) & wait"
 
 
 def test_the_whole_group_ends_even_where_sigterm_is_ignored() -> None:

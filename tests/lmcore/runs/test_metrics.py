@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmcore import errors
 from lmcore.runs import metrics
-from lmcore.runs.metrics import MetricsWriter, by_step, read_last_metrics, read_metrics, training_note
+from lmcore.runs.metrics import MetricsWriter, by_step, read_metrics, training_note
 
 
 def row(step: int, kind: str = "train", **figures: float) -> dict[str, object]:
@@ -96,17 +96,15 @@ def test_the_last_rows_are_those_at_the_end(tmp_path_factory: Any, count: int, n
     path = tmp_path_factory.mktemp("tail") / "metrics.jsonl"
     rows = [{"kind": "event", "step": step, "text": note} for step in range(count)]
     path.write_bytes(b"".join(json.dumps(each).encode() + b"\n" for each in rows))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_TAIL_BYTES", tail)
-        last = read_last_metrics(path)
+    last = read_metrics(path, tail)
     assert last == rows[len(rows) - len(last) :]
     assert len(last) == count or len(last) >= tail // len(json.dumps(rows[-1]) + "\n") - 1
 
 
 def test_a_look_at_a_long_file_reads_its_end_only(path: Path) -> None:
     path.write_bytes(b"".join(json.dumps(row(step)).encode() + b"\n" for step in range(20_000)))
-    assert 100 < len(read_last_metrics(path)) < 2_000
-    assert read_last_metrics(path)[-1] == row(19_999)
+    assert 100 < len(read_metrics(path, 65_536)) < 2_000
+    assert read_metrics(path, 65_536)[-1] == row(19_999)
 
 
 # --- TensorBoard ---

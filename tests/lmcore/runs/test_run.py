@@ -9,6 +9,7 @@ import pytest
 
 from lmcore.errors import ConfigError, RunError, StoreError
 from lmcore.runs.run import Run, prepare_run, run_key, run_name
+from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.settings.config import RunConfig
 from lmcore.store.locks import locked
 from lmcore.training.train import train
@@ -109,7 +110,7 @@ def test_fresh_empties_the_folder_but_keeps_the_lock_file(start_named: Any) -> N
     (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("{}\n")
     run = start_named(fresh=True, seed=3)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "lock"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "lock", SEEN_DOCUMENTS]
     assert (folder / "lock").stat().st_ino == inode
     assert run.config.train.seed == 3
 

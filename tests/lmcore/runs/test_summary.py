@@ -57,7 +57,7 @@ def end(trained: Trained) -> str:
 def test_everything_is_there(trained: Trained, end: str) -> None:
     folder = trained.run.folder
     for line in (
-        f"how good    {trained.evaluation.bits_per_byte:.3f} bits per byte of ",
+        f"quality     {trained.evaluation.bits_per_byte:.3f} bits per byte of ",
         f"report      {folder}/report.md\n",
         f"model       {folder}/model\n",
         "text        1,000 bytes read\n",
@@ -75,10 +75,10 @@ def commands(end: str) -> dict[str, list[str]]:
 
 def test_the_commands_are_those_that_a_person_may_want(trained: Trained, end: str) -> None:
     found = commands(end)
-    assert list(found) == ["let it write", "train longer", "your own text"]
+    assert list(found) == ["generate text", "train longer", "your own text"]
     *_, flag, steps = found["train longer"]
     assert (flag, steps) == ("--train.max-steps", str(4 * trained.training.last_step))
-    *_, flag, prompt = found["let it write"]
+    *_, flag, prompt = found["generate text"]
     assert flag == "--prompt"
     assert prompt == with_prompts(SampleConfig(), trained.run).prompts[0]
 
@@ -112,11 +112,11 @@ def test_the_commands_call_this_program_as_the_shell_finds_it(
     monkeypatch.setenv("PATH", str(tmp_path / path))
     found = commands(summary(trained.run.folder, [], "", []))
     words = [word.format(tmp_path) for word in expected]
-    assert found["let it write"][: len(words) + 1] == [*words, "generate"]
+    assert found["generate text"][: len(words) + 1] == [*words, "generate"]
     assert found["train longer"][: len(words) + 1] == [*words, "pretrain"]
 
 
-@pytest.mark.parametrize("name", ["let it write", "train longer", "your own text"])
+@pytest.mark.parametrize("name", ["generate text", "train longer", "your own text"])
 def test_the_commands_run(trained: Trained, end: str, corpus: Path, name: str) -> None:
     """As printed, but for the place of the text and, to be quick, the number of steps."""
     places = {"path/to/text": str(corpus), "80": "21"}
@@ -124,7 +124,7 @@ def test_the_commands_run(trained: Trained, end: str, corpus: Path, name: str) -
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    if name == "let it write":
+    if name == "generate text":
         assert result["samples"]
     else:
         assert result["step"] == (21 if name == "train longer" else trained.training.step)
@@ -140,7 +140,7 @@ def test_the_settings_in_the_command_are_those_of_the_run(trained: Trained, end:
 
 
 def test_a_page_in_a_browser_is_named_where_there_is_one(trained: Trained, end: str) -> None:
-    assert "page        none is kept: lm serve (in a checkout make serve) shows runs in a browser" in end
+    assert "page        not kept: lm serve (in a checkout make serve) shows runs in a browser" in end
     assert "page        http://127.0.0.1:4200/runs/1" in summary(
         trained.run.folder, ["a"], "", [], "http://127.0.0.1:4200/runs/1"
     )

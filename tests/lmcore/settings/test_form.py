@@ -9,10 +9,10 @@ from hypothesis import given as draw
 from hypothesis import strategies as st
 
 from lmcore.errors import ConfigError
-from lmcore.retraining.retraining import RetrainConfig
 from lmcore.settings.config import CorpusConfig, RunConfig
 from lmcore.settings.form import CUSTOM, given, settings_of, settings_text, without_effect
 from lmcore.settings.presets import preset_names, read_settings
+from lmcore.settings.retraining import RetrainConfig
 from lmcore.settings.toml_writer import toml_text
 from lmcore.settings.training import TrainConfig
 from lmcore.training.schedule import length_settings

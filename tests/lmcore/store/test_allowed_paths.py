@@ -8,16 +8,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lmcore.corpus.document_query import DocumentQuery
 from lmcore.corpus.listing import open_corpus
 from lmcore.corpus.remote import hash_stored, open_stored
 from lmcore.corpus.scan import scan
 from lmcore.dataset.blocks import BlockDataset
 from lmcore.errors import ConfigError
+from lmcore.registry.find import find
+from lmcore.registry.versions import champion
 from lmcore.runs.initial_model import InitialModel
 from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.store.allowed_paths import VARIABLE, check_allowed
 from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.make import identify
+from lmcore.upkeep.seen_by import seen_by
 from tests.conftest import start
 
 REFUSED = f"outside the places that this machine allows .{VARIABLE}="
@@ -151,7 +155,7 @@ def library(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_standard_library_is_read_as_text_and_never_written(library: Path) -> None:
     config = CorpusConfig(paths=["stdlib:"], include=["*.py"], exclude=["site-packages"])
-    files = scan(config).files
+    files = scan(config, hash_of=hash_stored).files
     assert [Path(file.path).name for file in files] == ["decoder.py", "this.py"]
     with pytest.raises(ConfigError, match=REFUSED):
         prepare_store(library / "store")
@@ -218,3 +222,15 @@ def test_the_command_line_keeps_to_the_roots(tree: Path) -> None:
     assert errors.startswith("error: corpus.paths: ")
     assert f"({VARIABLE}={tree / 'data'})" in errors
     assert not (tree / "data/store").exists()
+
+
+def test_nobody_asks_about_a_store_elsewhere(tree: Path) -> None:
+    for ask in (
+        lambda store: seen_by(store, DocumentQuery.parse("0123456789abcdef")),
+        lambda store: champion(store, "lm"),
+        lambda store: find(store, "deep", "run"),
+        lambda store: prepare_store(store, creates=False),
+    ):
+        (tree / "other/runs/deep").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(ConfigError, match=REFUSED):
+            ask(tree / "other")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -12,22 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmcore.errors import FormatError, NoSpaceError, RunError, StoreError
+from lmcore.errors import FormatError, NoSpaceError, StoreError
 from lmcore.store.artifacts import find_artifact, read_manifest, verify_artifact, write_artifact
 from lmcore.store.files import write_file
 from lmcore.store.layout import prepare_store
-from lmcore.store.locks import locked
 from lmcore.store.temporary import remove_stale_temp
 from tests.conftest import start
-
-HOLD_LOCK = """
-import sys
-from pathlib import Path
-from lmcore.store.locks import locked
-with locked(Path(sys.argv[1]), "wait"):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
 
 DIE_WHILE_WRITING = """
 import os, sys
@@ -200,23 +189,6 @@ def test_what_a_process_left_beside_a_manifest_is_swept_with_the_store(tmp_path:
     assert list(dataset.iterdir()) != []
     prepare_store(tmp_path)
     assert list(dataset.iterdir()) == []
-
-
-def test_a_lock_waits_refuses_and_dies_with_its_owner(tmp_path: Path) -> None:
-    lock = tmp_path / "run" / "lock"
-    holder = start("-c", HOLD_LOCK, lock, stdin=subprocess.PIPE)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(RunError, match=rf'in use by .*"pid": {holder.pid}'), locked(lock, "refuse"):
-        pass
-    waiting = start("-c", HOLD_LOCK, lock, stdin=subprocess.PIPE)
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.communicate()
-    assert waiting.stdout is not None
-    assert waiting.stdout.readline() == "held\n"
-    waiting.communicate()
-    with locked(lock, "refuse"):
-        assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
 @pytest.fixture

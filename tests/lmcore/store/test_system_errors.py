@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -19,11 +20,12 @@ from lmcore.corpus.hash_index import HashIndex
 from lmcore.dataset.audit import problems
 from lmcore.dataset.shards import SPLITS, Shard, shard_path, write_shard
 from lmcore.errors import is_transient
-from lmcore.registry.registry import champion, find_version
+from lmcore.registry.versions import champion, find_version
 from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run, TrainingResult, finished_training, newest_checkpoint
 from lmcore.runs.scores import DocumentScores
 from lmcore.store.artifacts import find_artifact, verify_artifact
+from lmcore.store.locks import locked
 from tests.conftest import two_versions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -149,9 +151,7 @@ def test_another_user_s_file_is_named_with_its_owner(tmp_path: Path, store: Path
         path.chmod(0o755 if path.is_dir() else 0o600)
 
     def read() -> None:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
+        _become_nobody()
         ACTIONS[name](copy)
 
     with unchanged(copy):
@@ -159,6 +159,33 @@ def test_another_user_s_file_is_named_with_its_owner(tmp_path: Path, store: Path
     assert said.startswith("PermissionError: [Errno 13] Permission denied"), said
     assert "for nobody: it belongs to root, mode 600" in said
     assert str(copy) in said
+
+
+def _become_nobody() -> None:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_users_wait_for_each_other_s_locks_where_all_may_write() -> None:
+    """The lock of a GPU lies in such a folder; in any other the owner is named."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "lock"
+        Path(folder).chmod(0o1777)
+
+        def lock() -> None:
+            _become_nobody()
+            with locked(path, "refuse"):
+                pass
+
+        with locked(path, "wait"):
+            assert in_child(lock).startswith(f"lmcore.errors.RunError: {folder} is in use by {{")
+        assert in_child(lock) == ""
+        Path(folder).chmod(0o755)
+        said = in_child(lock)
+        assert said.startswith("PermissionError: [Errno 13] Permission denied for nobody: it belongs to root, mode 644")
+        assert "users who share a store need a common group and umask 002" in said
 
 
 def test_no_memory_to_map_a_shard(tmp_path: Path) -> None:

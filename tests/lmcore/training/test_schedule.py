@@ -2,7 +2,7 @@
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,10 @@ from lmcore.settings.config import TrainConfig
 from lmcore.training.schedule import Schedule, planned_steps, steps_in
 
 BY_HAND: dict[str, Any] = {"learning_rate": 1.0, "min_learning_rate": 0.1, "warmup": "4 steps", "decay": "4 steps"}
-KINDS = ["cosine", "linear", "constant", "wsd", "inverse_sqrt"]
+KINDS = list(get_args(TrainConfig.model_fields["schedule"].annotation))
+ENDLESS = ["constant", "inverse_sqrt"]
+WHOLE = [kind for kind in KINDS if kind not in (*ENDLESS, "wsd")]
+"""That decay over all of the run after the warm-up."""
 
 
 def schedule(total_steps: int, *, blocks: int = 1000, block_size: int = 8, **settings: Any) -> Schedule:
@@ -115,9 +118,9 @@ def test_continued_training_warms_up_from_where_the_last_one_ended() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_one_step(kind: str) -> None:
-    ends_low = kind in ("cosine", "linear", "wsd")
+    ends_low = kind not in ENDLESS
     assert rates(1, schedule=kind, warmup="0 steps", decay="1 steps") == [0.1 if ends_low else 1.0]
-    assert rates(1, schedule=kind, warmup="5 %", decay="20 %") == [0.1 if kind in ("cosine", "linear") else 1.0]
+    assert rates(1, schedule=kind, warmup="5 %", decay="20 %") == [0.1 if kind in WHOLE else 1.0]
 
 
 def test_wsd_without_a_decay_is_constant() -> None:
@@ -164,7 +167,7 @@ def schedules(draw: st.DrawFn, kinds: list[str] = KINDS) -> Schedule:
     total, peak = draw(st.integers(1, 400)), draw(st.floats(1e-5, 10))
     kind = draw(st.sampled_from(kinds))
     decay = draw(st.integers(1, total)) if kind == "wsd" else 0
-    warmup = draw(st.integers(0, total - max(decay, kind in ("cosine", "linear"))))
+    warmup = draw(st.integers(0, total - max(decay, kind in WHOLE)))
     return schedule(
         total,
         schedule=kind,
@@ -191,7 +194,7 @@ def test_rates_stay_between_their_ends_and_rise_only_to_warm_up(each: Schedule) 
         assert found[warmup - 1] == config.learning_rate
 
 
-@given(schedules(["cosine", "linear", "wsd"]))
+@given(schedules([*WHOLE, "wsd"]))
 def test_the_last_step_has_exactly_the_minimum(each: Schedule) -> None:
     assert each.rate(each.total_steps - 1) == each.config.min_learning_rate
 

@@ -25,15 +25,16 @@ from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import CorpusError, RunError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
+from lmcore.registry.add_version import add_version
 from lmcore.registry.receipt import check_receipt
-from lmcore.registry.registry import promote, versions
-from lmcore.registry.version import add_version
+from lmcore.registry.registry import promote
+from lmcore.registry.versions import versions
 from lmcore.retraining.challenge import Champion
 from lmcore.runs.run import Run
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import verify_artifact
 from lmcore.store.files import hash_text
-from lmcore.store.locks import in_use, locked
+from lmcore.store.locks import locked, store_locked
 from lmcore.tokenizer.tokenizer import Tokenizer
 from lmcore.training.train import train
 from lmcore.upkeep.forget import Forgotten, forget
@@ -245,7 +246,7 @@ def test_nothing_is_taken_from_a_run_that_is_running_or_while_text_is_tokenized(
     before = shard_texts(store)
     with locked(Run.open(store / "runs" / run).lock, "refuse"), pytest.raises(RunError, match=f"{run} is in use by"):
         forget(store, document)
-    with in_use(store), pytest.raises(RunError, match="is in use: text is being tokenized"):
+    with store_locked(store, shared=True), pytest.raises(RunError, match=r"^store .* is in use by another process"):
         forget(store, document)
     assert shard_texts(store) == before
     assert forgotten_events(store) == []

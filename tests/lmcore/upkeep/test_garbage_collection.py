@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from lmcore import clock
 from lmcore.dataset.audit import problems
 from lmcore.errors import RunError, StoreError
+from lmcore.registry.add_version import add_version
 from lmcore.registry.receipt import check_receipt
-from lmcore.registry.registry import promote, versions
-from lmcore.registry.version import add_version
+from lmcore.registry.registry import promote
+from lmcore.registry.versions import versions
 from lmcore.runs.run import Run
 from lmcore.store.artifacts import verify_artifact
-from lmcore.store.locks import in_use, locked
+from lmcore.store.locks import locked, store_locked
 from lmcore.store.temporary import remove
 from lmcore.upkeep.garbage_collection import collect
 from tests.conftest import finished, prepare, tiny_config, write_corpus
@@ -113,7 +114,12 @@ def test_of_a_run_that_others_began_with_the_checkpoint_stays(store: Path) -> No
     collect(store, keep_runs=0, grace_seconds=0)
     pinned = store / Path(*Path(origin).parts[:2])
     assert names(store, "runs") == sorted([pinned.name, third.receipt()["run"]])
-    assert sorted(path.name for path in pinned.iterdir()) == ["checkpoints", "config.json", "lock"]
+    assert sorted(path.name for path in pinned.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "lock",
+        "seen_documents.safetensors",
+    ]
     assert [path.name for path in (pinned / "checkpoints").iterdir()] == [Path(origin).name]
     check_whole(store)
     assert collect(store, keep_runs=0, grace_seconds=0).removed == {}
@@ -168,7 +174,7 @@ def test_a_run_that_cannot_say_what_it_needs_stops_gc_only_if_it_stays(store: Pa
 def test_while_text_is_tokenized_nothing_is_removed(store: Path) -> None:
     shutil.rmtree(store / "models")
     before = {kind: names(store, kind) for kind in KINDS}
-    with in_use(store), pytest.raises(RunError, match="is in use: text is being tokenized"):
+    with store_locked(store, shared=True), pytest.raises(RunError, match=r"^store .* is in use by another process"):
         collect(store, keep_runs=0, grace_seconds=0)
     assert {kind: names(store, kind) for kind in KINDS} == before
 

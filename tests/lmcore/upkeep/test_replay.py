@@ -7,8 +7,8 @@ import pytest
 
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.registry import Version
-from lmcore.registry.version import add_version
+from lmcore.registry.add_version import add_version
+from lmcore.registry.versions import Version
 from lmcore.store.files import json_bytes
 from lmcore.training.train import train
 from lmcore.upkeep.replay import replay

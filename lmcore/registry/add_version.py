@@ -12,7 +12,8 @@ from typing import Any
 
 from lmcore import markdown
 from lmcore.registry.receipt import Receipt, make_receipt
-from lmcore.registry.registry import RECEIPT, Version, adding, champion
+from lmcore.registry.registry import adding
+from lmcore.registry.versions import RECEIPT, Version, champion
 from lmcore.runs.model_card import CARD, model_card, public_name, training_facts
 from lmcore.runs.run import Run
 from lmcore.store.artifacts import MANIFEST, content_of, verify_artifact, write_artifact
