@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from lmcore import clock
-from lmcore.corpus.remote import SECONDS_OF_DOUBT, hash_and_head, is_url, open_stored, version
+from lmcore.corpus.remote import SECONDS_OF_DOUBT, is_url, open_stored, read_stored, size_and_version, version
 from lmcore.settings.section import fingerprint
 from lmcore.store.strict_json import from_json, to_json
 
@@ -37,7 +37,7 @@ class HashIndex:
         self._new: dict[str, Any] = {}
         self._database: sqlite3.Connection | None = None
         self._head: tuple[str, bytes] = ("", b"")
-        """The URL that was hashed last, and its first bytes: a server is asked for each file once."""
+        """The file that was read last, and its first megabyte: each file is read once."""
         if self._path is not None and self._path.exists():
             self._open(self._path)
 
@@ -49,24 +49,26 @@ class HashIndex:
         if self._database is not None:
             self._database.close()
 
-    def hash_of(self, path: str | Path, rehash: bool = False) -> str:
+    def hash_of(self, path: str | Path) -> str:
         """The hash of a file; remembered if this version of the file was hashed before. Raises OSError."""
-        path = str(path)
-        before = version(path)
+        return self.size_and_hash(str(path))[1]
+
+    def size_and_hash(self, path: str, rehash: bool = False) -> tuple[int, str]:
+        """Bytes and hash of a file. ``rehash`` ignores a remembered hash. Raises OSError."""
+        size, before = size_and_version(path)
         found = None if rehash or self._rehash else self._get(f"hash {path}")
-        if found is not None and found[0] == before:
-            return str(found[1])
-        digest, head = hash_and_head(path)
+        if found is not None and found[0] == before and size is not None:
+            return size, str(found[1])
+        digest, size, head = read_stored(path)
         self._head = (path, head)
         is_settled = is_url(path) or os.stat(path).st_mtime < clock.now() - SECONDS_OF_DOUBT
         if before and is_settled and version(path) == before:
             self._new[f"hash {path}"] = [before, digest]
-        return digest
+        return size, digest
 
     def open_head(self, path: str) -> IO[bytes]:
         """A stream of at least the first megabyte of a file."""
-        is_kept = is_url(path) and self._head[0] == path
-        return io.BytesIO(self._head[1]) if is_kept else open_stored(path)
+        return io.BytesIO(self._head[1]) if self._head[0] == path else open_stored(path)
 
     def known(self, key: str, make: Callable[[], Any]) -> Any:
         """The value made for this key earlier, or made now. ``key`` must name all that ``make`` depends on."""

@@ -28,7 +28,7 @@ def _decided(content: bytearray) -> int:
     return len(content) - (2 if content.endswith(b"\r\r") else 1 if content.endswith(b"\r") else 0)
 
 
-def _line_ends(content: bytearray, searched: int, stop: int, is_line: bool = True) -> Ends:
+def _line_ends(content: bytearray, searched: int, stop: int, is_line: bool) -> Ends:
     """Ends of lines from ``searched`` to ``stop``: after an LF, and after a CR without LF or CR LF behind it."""
     codes = np.frombuffer(content, np.uint8)
     ends: Ends = np.flatnonzero(codes[searched:stop] == 10) + (searched + 1)
@@ -40,12 +40,12 @@ def _line_ends(content: bytearray, searched: int, stop: int, is_line: bool = Tru
     return ends
 
 
-def _paragraph_ends(content: bytearray, searched: int, stop: int, is_line: bool = True) -> Ends:
+def _paragraph_ends(content: bytearray, searched: int, stop: int, is_line: bool) -> Ends:
     """Ends of blank lines. ``is_line``: the content begins at the start of a line, but not of the file."""
     low = max(0, searched - _LONGEST_BLANK_LINE)
     # The line that the last block ended in is searched again.
     begin = max(content.rfind(b"\n", low, searched), content.rfind(b"\r", low, searched))
-    lines = _line_ends(content, max(begin, low), stop)
+    lines = _line_ends(content, max(begin, low), stop, is_line)
     if begin < 0 and low == 0 and is_line:
         lines = np.concatenate([[0], lines])
     starts, ends = lines[:-1], lines[1:]
@@ -57,7 +57,7 @@ def _paragraph_ends(content: bytearray, searched: int, stop: int, is_line: bool 
     return found
 
 
-def _no_ends(content: bytearray, searched: int, stop: int, is_line: bool = True) -> Ends:
+def _no_ends(content: bytearray, searched: int, stop: int, is_line: bool) -> Ends:
     return np.empty(0, np.int64)
 
 

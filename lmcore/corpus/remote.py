@@ -18,6 +18,7 @@ from typing import IO, Any
 from urllib.parse import parse_qsl, unquote
 
 import fsspec
+from blake3 import blake3
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.utils import glob_translate
 from pyarrow.fs import FileSelector, FileSystem
@@ -25,7 +26,7 @@ from pyarrow.fs import FileSelector, FileSystem
 from lmcore import clock
 from lmcore.errors import CorpusError, FileChangedError
 from lmcore.store.allowed_paths import check_allowed
-from lmcore.store.files import hash_stream
+from lmcore.store.files import DIGEST_BYTES
 
 SECONDS_OF_DOUBT = 2.0
 """A file written in the last seconds may change again without a new time stamp."""
@@ -35,7 +36,7 @@ _WEB_SCHEMES = ("http", "https")
 _READ_BYTES = 2**23
 """A request to S3 takes as long as the transfer of a few MiB."""
 _SECONDS_WITHOUT_A_BYTE = 60
-_HEAD_BYTES = 2**20
+_BLOCK_BYTES = 2**20
 _ARROW_OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")  # other question marks belong to a name, or match a character
 _SECRET = re.compile(r"secret|token|passw|signature|credential|access_?key|api_?key|^sig$|^key$", re.IGNORECASE)
 
@@ -65,38 +66,36 @@ def open_stored(path: str) -> IO[bytes]:
     return io.BufferedReader(_RemoteFile(path), _READ_BYTES)
 
 
-def stored_size(path: str) -> int:
-    """Bytes of a file. The file is read if its server does not report the size."""
-    if not is_url(path):
-        return os.path.getsize(path)
-    size = _size_and_version(path)[0]
-    if size is None:
-        with open_stored(path) as stream:
-            size = sum(map(len, iter(lambda: stream.read(2**20), b"")))
-    return size
+def size_and_version(path: str) -> tuple[int | None, str]:
+    """Bytes of a file (None if its server does not report them) and its version.
+
+    The version is size, time and inode of a local file, size and ETag or time of a remote one. It is empty if the
+    server reports neither ETag nor time.
+    """
+    if is_url(path):
+        return _ask_server(path)
+    found = os.stat(path)
+    return found.st_size, f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
 
 
 def version(path: str) -> str:
-    """The version of a file: size, time and inode of a local file, size and ETag or time of a remote one.
-
-    Empty if the server reports neither ETag nor time.
-    """
-    if not is_url(path):
-        found = os.stat(path)
-        return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
-    return _size_and_version(path)[1]
+    """The version of a file, as in ``size_and_version``."""
+    return size_and_version(path)[1]
 
 
 def hash_stored(path: str) -> str:
     """``hash_file`` for paths and URLs."""
-    return hash_and_head(path)[0]
+    return read_stored(path)[0]
 
 
-def hash_and_head(path: str) -> tuple[str, bytes]:
-    """The hash of a file and, for a URL, its first megabyte."""
+def read_stored(path: str) -> tuple[str, int, bytes]:
+    """The hash of a file, its bytes, and its first megabyte, by one read."""
+    digest, size, head = blake3(), 0, b""
     with open_stored(path) as stream:
-        head = stream.read(_HEAD_BYTES) if is_url(path) else b""
-        return hash_stream(stream, head), head
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            head, size = head or block, size + len(block)
+    return digest.hexdigest(DIGEST_BYTES), size, head
 
 
 # --- listing ---
@@ -212,7 +211,7 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
-def _size_and_version(url: str) -> tuple[int | None, str]:
+def _ask_server(url: str) -> tuple[int | None, str]:
     """Size and version, by one request to the server."""
     scheme, _, _ = _split(url)
     with _failures_named(url):

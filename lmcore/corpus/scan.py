@@ -12,7 +12,7 @@ from lmcore.corpus.file_finder import FileFinder, UnreadFiles
 from lmcore.corpus.formats import RULES_VERSION, FileFormat, advice, detect_format, kind_of_name, read_head
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Skip
-from lmcore.corpus.remote import file_name, is_url, stored_size
+from lmcore.corpus.remote import file_name, is_url
 from lmcore.errors import CorpusError
 from lmcore.settings.config import DEFAULT_SOURCE, CorpusConfig
 
@@ -136,7 +136,7 @@ def examine(path: str, source: str, config: CorpusConfig, index: HashIndex, reha
         if is_unsettled(path, config.settle_seconds):
             _log.info("%s was changed in the last %g s: it is left for the next start", path, config.settle_seconds)
             return Skip(path, 0, 0, "unsettled")
-        file = SourceFile(path, stored_size(path), index.hash_of(path, rehash), source)
+        file = SourceFile(path, *index.size_and_hash(path, rehash), source)
         detected = _detect(file, index)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         _log.warning("%s cannot be read: %s", path, error.strerror)

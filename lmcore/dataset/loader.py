@@ -22,6 +22,7 @@ from lmcore.dataset.stream import IGNORED_LABEL, Ids
 Batch = dict[str, torch.Tensor]
 Item = TypeVar("Item")
 
+_PREFETCHED = 2
 _ORDER_WINDOW = 16_384
 """Positions that are shuffled at once, to spread the cost of numpy calls."""
 
@@ -98,14 +99,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
-    """The same items in the same order, made in another thread, at most ``depth`` ahead.
+def prefetch(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items in the same order, made in another thread, at most two ahead.
 
     Errors of ``items`` are raised here. The thread ends with this generator.
     """
     end, source = object(), iter(items)
     with ThreadPoolExecutor(1, "prefetch") as thread:
-        waiting = deque(thread.submit(next, source, end) for _ in range(depth))
+        waiting = deque(thread.submit(next, source, end) for _ in range(_PREFETCHED))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(thread.submit(next, source, end))
             yield item  # type: ignore[misc]

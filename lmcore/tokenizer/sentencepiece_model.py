@@ -255,17 +255,17 @@ def character_pairs(proto: Any) -> frozenset[str]:
     return frozenset(piece[at : at + 2] for piece in pieces for at in range(len(piece) - 1))
 
 
-def split_exactly(text: bytes, pairs: frozenset[str], size: int = _PART_CHARACTERS) -> list[bytes]:
-    """Parts of a text (UTF-8) of about ``size`` characters. Their ids joined are those of the whole text.
+def split_exactly(text: bytes, pairs: frozenset[str]) -> list[bytes]:
+    """Parts of a text (UTF-8) of about _PART_CHARACTERS characters. Their ids joined are those of the whole text.
 
     SentencePiece takes four times as long for one text of 6 MB as for its parts.
     """
-    if not pairs or len(text) <= size:
+    if not pairs or len(text) <= _PART_CHARACTERS:
         return [text]
     characters = text.decode()
     ends = [0]
-    while len(characters) - ends[-1] > size:
-        end = ends[-1] + size
+    while len(characters) - ends[-1] > _PART_CHARACTERS:
+        end = ends[-1] + _PART_CHARACTERS
         while end < len(characters) and characters[end - 1 : end + 1] in pairs:
             end += 1
         ends.append(end)

@@ -93,5 +93,5 @@ def _documents(files: list[SourceFile], config: CorpusConfig, index: HashIndex, 
             yield from read_documents(file, config, ledger)
         except FileChangedError:
             with suppress(OSError, FileChangedError):
-                index.hash_of(file.path, rehash=True)  # the next start uses the new hash
+                index.size_and_hash(file.path, rehash=True)  # the next start uses the new hash
             raise

@@ -9,7 +9,7 @@ import pytest
 
 from lmcore import clock
 from lmcore.corpus.hash_index import HashIndex
-from lmcore.corpus.remote import hash_and_head, hash_stored
+from lmcore.corpus.remote import hash_stored, read_stored
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def hashed(store: Path, path: Path, monkeypatch: pytest.MonkeyPatch, rehash: boo
     """The hash, and how many files were read for it."""
     calls = []
     with monkeypatch.context() as patch, HashIndex(store, rehash) as index:
-        patch.setattr("lmcore.corpus.hash_index.hash_and_head", lambda name: calls.append(name) or hash_and_head(name))
+        patch.setattr("lmcore.corpus.hash_index.read_stored", lambda name: calls.append(name) or read_stored(name))
         return index.hash_of(path), len(calls)
 
 

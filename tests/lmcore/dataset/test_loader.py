@@ -215,7 +215,7 @@ def test_items_made_in_a_thread_come_in_order_and_a_few_ahead() -> None:
             made.append(number)
             yield number
 
-    ahead = [len(made) - number for number in prefetch(items(), depth=3)]
+    ahead = [len(made) - number for number in prefetch(items())]
     assert made == list(range(100))
     assert max(ahead) <= 4
     assert list(prefetch([])) == []

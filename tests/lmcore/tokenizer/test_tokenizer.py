@@ -28,6 +28,7 @@ from lmcore.errors import CorpusError, FileChangedError, TokenizerError, is_tran
 from lmcore.settings.config import SPECIAL_PIECES, CorpusConfig, RunConfig, TokenizerConfig
 from lmcore.store.artifacts import verify_artifact
 from lmcore.store.layout import prepare_store
+from lmcore.tokenizer import sentencepiece_model
 from lmcore.tokenizer.byte_bpe import train_byte_bpe
 from lmcore.tokenizer.make import identify, make_tokenizer
 from lmcore.tokenizer.sentencepiece_model import (
@@ -184,7 +185,9 @@ words = st.sampled_from(["学習", "モデル", "です。", " ", "\n", "model",
 def test_a_long_text_is_cut_where_its_ids_do_not_change(make: Make, text: str, size: int) -> None:
     path = make().folder / MODEL_FILE
     whole = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    parts = split_exactly(text.encode(), character_pairs(read_model(path)), size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentencepiece_model, "_PART_CHARACTERS", size)
+        parts = split_exactly(text.encode(), character_pairs(read_model(path)))
     assert b"".join(parts).decode() == text
     assert len(parts) > 1 or len(text) < 200
     assert [token for part in parts for token in whole.encode(part.decode())] == whole.encode(text)
