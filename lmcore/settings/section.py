@@ -1,9 +1,9 @@
-"""The base class of all settings: frozen, no unknown keys, and a role for each field.
+"""What all settings have in common: frozen, no unknown keys, and fields that say what they may change.
 
-A role says what a field may change:
+Every field has a role, by what it may change:
     result   what is trained; these fields (with the dataset id) name a run
     speed    how fast, and rounding in the last bits; may differ between two starts of one run
-    view     what is shown and where it is kept; may differ too
+    view     what is shown and where it is kept; likewise
 """
 
 import json
@@ -17,13 +17,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import ComputedFieldInfo, FieldInfo
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""A pattern of names of runs and models, which are names of folders."""
+"""A pattern of names, of runs and of models, that can be those of folders."""
 
 _SURROGATE = r"[\ud800-\udfff]"
 
 
 def _is_unicode(value: Any) -> Any:
-    """``value`` if its text is valid UTF-8; else raises ValueError."""
+    """``value``, if its text can be written as UTF-8; else raises ValueError."""
     if found := re.search(_SURROGATE, str(value)):
         raise ValueError(
             f"character {found.start() + 1} is U+{ord(found[0]):04X}, half of a character: an emoji was cut in two, "
@@ -33,44 +33,44 @@ def _is_unicode(value: Any) -> Any:
 
 
 def _has_names(value: dict[str, Any]) -> dict[str, Any]:
-    """``value`` if its keys are Text and not empty; else raises ValueError."""
+    """``value``, if its keys are Text and none is empty; else raises ValueError."""
     if "" in value:
         raise ValueError("a name is empty")
     return {_is_unicode(name): content for name, content in value.items()}
 
 
-# The pattern is for Prefect's server, which validates parameters by the schema alone.
+# The pattern is for Prefect's server, which checks parameters by the schema and never loads the model.
 _UNICODE = (AfterValidator(_is_unicode), Field(json_schema_extra={"pattern": r"^[^\ud800-\udfff]*$"}))
 Text = Annotated[str, *_UNICODE]
-"""Free text. A lone surrogate is refused: SQLite would store it and every later listing would fail."""
+"""Free text. A lone surrogate is refused: a database on SQLite would store it and could never show it again."""
 TextPath = Annotated[Path, *_UNICODE]
-"""A path without lone surrogates."""
+"""A path, likewise."""
 _Value = TypeVar("_Value")
 ByName = Annotated[
     dict[str, _Value],
     AfterValidator(_has_names),
     Field(json_schema_extra={"propertyNames": {"pattern": r"^[^\ud800-\udfff]+$"}}),
 ]
-"""Values by name; names are Text and not empty."""
+"""Values by a name, which is Text and not empty."""
 
 
 def speed(default: Any, **constraints: Any) -> Any:
-    """A field that changes the speed of a run, not its results."""
+    """A field that changes how fast a run is, never what it computes."""
     return Field(default, json_schema_extra={"role": "speed"}, **constraints)
 
 
 def view(default: Any, **constraints: Any) -> Any:
-    """A field that changes what is shown or where outputs are."""
+    """A field that changes what is shown or where it is kept."""
     return Field(default, json_schema_extra={"role": "view"}, **constraints)
 
 
 def _title(name: str, info: FieldInfo | ComputedFieldInfo) -> str:
-    """The title of a field in forms: "Learning rate" for learning_rate, unless the field sets its own title."""
+    """learning_rate reads "Learning rate" in forms; a field whose name does not read well has a title of its own."""
     return name.replace("_", " ").capitalize()
 
 
 class Section(BaseModel):
-    """Base class of all settings: frozen, no unknown keys, docstrings are descriptions."""
+    """Base of all settings: frozen, no unknown keys, docstrings as descriptions."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -82,7 +82,7 @@ class Section(BaseModel):
 
 
 def result_fields(section: BaseModel) -> dict[str, Any]:
-    """The fields of role result (nested, JSON values): they decide what is computed."""
+    """The fields (nested, JSON values) that decide what is computed: role result."""
     fields: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
         extra = info.json_schema_extra
@@ -98,13 +98,13 @@ def _json(section: BaseModel, name: str) -> Any:
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits that name JSON values. Equal values have equal names, whatever the order of keys."""
+    """16 hexadecimal digits that name JSON values; equal values, equal name, whatever the key order."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return blake3(text.encode()).hexdigest(8)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old value, new value) of each field that differs; None for a missing value."""
+    """(dotted name, old value, new value) of every field that differs; None where one side lacks it."""
     old_fields, new_fields = _flat(old), _flat(new)
     for name in sorted(old_fields.keys() | new_fields.keys()):
         if old_fields.get(name) != new_fields.get(name):

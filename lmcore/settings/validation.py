@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Error messages for wrong settings: each wrong value with the place where it was written."""
-=======
 """Sentences about wrong settings: each wrong value with the place where it was written."""
->>>>>>> main
 
 import re
 from collections.abc import Iterator
@@ -17,55 +13,32 @@ _LONGEST_VALUE = 80
 
 
 class SettingsText:
-<<<<<<< HEAD
-    """A named TOML text as the source of settings."""
-
-    all_settings = "lmcore/settings/config.py lists all"
-    """Where all settings are listed."""
-=======
     """A named TOML text in which settings were written."""
 
     all_settings = "lmcore/settings/config.py lists all"
     """A hint on where all settings are listed."""
->>>>>>> main
 
     def __init__(self, name: str, text: str) -> None:
         self._name = name
         self._lines = dict(_lines(text))
 
     def of(self, path: tuple[str, ...]) -> str:
-<<<<<<< HEAD
-        """The place of the setting, else of its table, else empty."""
-=======
         """The place of a setting, or of its table; empty if neither is in the text."""
->>>>>>> main
         sizes = range(len(path), 0, -1)
         return next((place for size in sizes if (place := self.exactly(path[:size]))), "")
 
     def exactly(self, path: tuple[str, ...]) -> str:
-<<<<<<< HEAD
-        """The place of this setting; empty if it is not set."""
-=======
         """The place of exactly this setting; empty if the text does not set it."""
->>>>>>> main
         return f"{self._name}, line {self._lines[path]}" if path in self._lines else ""
 
 
 def explain(error: ValidationError, kind: type[BaseModel], origin: SettingsText) -> str:
-<<<<<<< HEAD
-    """One sentence for each wrong value of settings of a kind."""
-=======
     """One sentence for each wrong value in settings of a kind."""
->>>>>>> main
     return "; ".join(_sentence(problem, kind, origin) for problem in error.errors())
 
 
 def _lines(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
-<<<<<<< HEAD
-    """(path of a key or table, line number) for keys and tables at the start of a line."""
-=======
     """(path, line) of each key and table that begins a line of a TOML text."""
->>>>>>> main
     table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
@@ -80,11 +53,7 @@ def _names(dotted: str) -> tuple[str, ...]:
 
 
 def _sentence(problem: ErrorDetails, kind: type[BaseModel], origin: SettingsText) -> str:
-<<<<<<< HEAD
-    """One wrong value: where it was set, the setting, the value, and what is allowed."""
-=======
     """One problem: where the setting was written, its name, its value, and what is allowed."""
->>>>>>> main
     path = tuple(str(part) for part in problem["loc"] if not isinstance(part, int))
     where, name = origin.of(path), ".".join(path)
     if problem["type"] == "value_error":
@@ -96,11 +65,7 @@ def _sentence(problem: ErrorDetails, kind: type[BaseModel], origin: SettingsText
 
 
 def _contradiction(problem: ErrorDetails, name: str, path: tuple[str, ...], origin: SettingsText) -> str:
-<<<<<<< HEAD
-    """Settings that contradict each other, and where each of them was set."""
-=======
     """A contradiction between settings, with the places of those that the message names."""
->>>>>>> main
     message = problem["msg"].removeprefix("Value error, ")
     words = dict.fromkeys(re.findall(r"[a-z][a-z0-9_]*", message))
     places = [place for word in words if (place := origin.exactly((*path, word)))]
@@ -123,11 +88,7 @@ _COMPLAINTS = {
     "model": "is not a table of settings",
     "path": "is not a path",
 }
-<<<<<<< HEAD
-"""Messages by the first word of pydantic's error type."""
-=======
 """Complaints by the first word of the type of pydantic's error."""
->>>>>>> main
 _BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 
 
@@ -158,11 +119,7 @@ def _did_you_mean(kind: type[BaseModel], path: tuple[str, ...], origin: Settings
 
 
 def _elsewhere(kind: type[BaseModel], name: str) -> str:
-<<<<<<< HEAD
-    """The dotted name of a setting of this name in another section."""
-=======
     """The full name of a setting with this name in some section; empty if there is none."""
->>>>>>> main
     sections = {above: _section(kind, (above, name)) for above in kind.model_fields}
     return next(
         (f"{above}.{name}" for above, section in sections.items() if section and name in section.model_fields), ""
