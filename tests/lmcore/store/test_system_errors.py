@@ -217,5 +217,5 @@ def test_a_limit_is_no_reason_to_forget_the_index(tmp_path: Path, caplog: pytest
         assert index.chunk_index("key") == [1]
         error = sqlite3.OperationalError("out of memory")
         error.sqlite_errorcode = sqlite3.SQLITE_NOMEM
-        assert not index._give_up(error)
+        assert not index._give_up(tmp_path / "index.sqlite", error)
     assert (tmp_path / "index.sqlite").exists()
