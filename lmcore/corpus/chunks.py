@@ -32,10 +32,11 @@ class Group:
     """"train" or "validation" for all documents, or "hash:FRACTION" for a split by document hash."""
     files: list[SourceFile]
 
-    def key(self, config: CorpusConfig) -> str:
-        """The name of the content and of the way it is read, without paths."""
+    def index_key(self, config: CorpusConfig) -> str:
+        """The key of the group's ``ChunkIndex``: the content and the way it is read, without paths."""
         files = [[file.kind, file.compression, file.digest] for file in self.files]
-        return fingerprint(FORMAT_VERSION, CUT_VERSION, reading_settings(config), config.chunk_bytes, files)
+        settings = (reading_settings(config), config.chunk_bytes)
+        return f"outline {fingerprint(FORMAT_VERSION, CUT_VERSION, *settings, files)}"
 
     @property
     def stored_bytes(self) -> int:

@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
@@ -26,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class HashIndex:
-    """Remembers file hashes by path and chunk indexes by key. Nothing is written before ``save``.
+    """Remembers file hashes by path, and other values by key. Nothing is written before ``save``.
 
     Without a store it remembers for as long as it lives.
     """
@@ -56,34 +55,37 @@ class HashIndex:
     def size_and_hash(self, path: str, rehash: bool = False) -> tuple[int, str]:
         """Bytes and hash of a file. ``rehash`` ignores a remembered hash. Raises OSError."""
         size, before = size_and_version(path)
-        found = None if rehash or self._rehash else self._get(f"hash {path}")
+        found = None if rehash or self._rehash else self.get(f"hash {path}")
         if found is not None and found[0] == before and size is not None:
             return size, str(found[1])
         digest, size, head = read_stored(path)
         self._head = (path, head)
         is_settled = is_url(path) or os.stat(path).st_mtime < clock.now() - SECONDS_OF_DOUBT
         if before and is_settled and version(path) == before:
-            self._new[f"hash {path}"] = [before, digest]
+            self.put(f"hash {path}", [before, digest])
         return size, digest
 
     def open_head(self, path: str) -> IO[bytes]:
         """A stream of at least the first megabyte of a file."""
         return io.BytesIO(self._head[1]) if self._head[0] == path else open_stored(path)
 
-    def known(self, key: str, make: Callable[[], Any]) -> Any:
-        """The value made for this key earlier, or made now. ``key`` must name all that ``make`` depends on."""
-        found = self._get(key)
-        if found is None:
-            self._new[key] = found = make()
-        return found
+    def get(self, key: str) -> Any:
+        """The value stored for a key, or None."""
+        if key in self._new:
+            return self._new[key]
+        if self._database is None or self._path is None:
+            return None
+        try:
+            row = self._database.execute("select value, checksum from hints where key = ?", (key,)).fetchone()
+        except _ERRORS as error:
+            self._give_up(self._path, error)
+            return None
+        is_whole = row is not None and row[1] == fingerprint(key, str(row[0]))
+        return from_json(row[0]) if is_whole else None
 
-    def chunk_index(self, key: str) -> Any:
-        """The value that ``remember_chunk_index`` stored for the key, or None."""
-        return self._get(f"outline {key}")
-
-    def remember_chunk_index(self, key: str, content: Any) -> None:
-        """Store a chunk index as JSON values."""
-        self._new[f"outline {key}"] = content
+    def put(self, key: str, value: Any) -> None:
+        """Store JSON values under a key that names all that they depend on."""
+        self._new[key] = value
 
     def save(self) -> None:
         """Write all new entries, if there is a store to write to."""
@@ -127,16 +129,3 @@ class HashIndex:
         if is_damaged:
             path.unlink(missing_ok=True)
         return is_damaged
-
-    def _get(self, key: str) -> Any:
-        if key in self._new:
-            return self._new[key]
-        if self._database is None or self._path is None:
-            return None
-        try:
-            row = self._database.execute("select value, checksum from hints where key = ?", (key,)).fetchone()
-        except _ERRORS as error:
-            self._give_up(self._path, error)
-            return None
-        is_whole = row is not None and row[1] == fingerprint(key, str(row[0]))
-        return from_json(row[0]) if is_whole else None

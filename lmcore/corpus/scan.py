@@ -155,14 +155,14 @@ def _detect(file: SourceFile, index: HashIndex) -> FileFormat:
     """The format of a file, remembered by its content and the suffixes of its name."""
     name = file_name(file.path)
     suffixes = "/".join(name.lower().split(".")[1:][-2:])
-
-    def detect() -> list[str]:
-        with index.open_head(file.path) as stream:
-            head, is_whole = read_head(stream, file.compression)
-        found = detect_format(head, is_whole, name)
-        return [found.kind, found.problem, found.detail]
-
-    return FileFormat(*index.known(f"look {RULES_VERSION} {file.digest} {suffixes}", detect))
+    key = f"look {RULES_VERSION} {file.digest} {suffixes}"
+    if (known := index.get(key)) is not None:
+        return FileFormat(*known)
+    with index.open_head(file.path) as stream:
+        head, is_whole = read_head(stream, file.compression)
+    found = detect_format(head, is_whole, name)
+    index.put(key, [found.kind, found.problem, found.detail])
+    return found
 
 
 def is_unsettled(path: str, settle_seconds: float) -> bool:

@@ -114,14 +114,14 @@ class _GroupEncoder:
 
     def plan(self, group: Group) -> list[_Plan]:
         """The group's chunks, encoded or submitted."""
-        known = self.index.chunk_index(group.key(self.config))
+        known = self.index.get(group.index_key(self.config))
         chunk_index = ChunkIndex.from_json(known) if known else None
         if chunk_index is not None and all(self._is_in_store(chunk, group) for chunk in chunk_index.chunks):
             self.pool.skip(group.stored_bytes)
         else:
             group, chunk_index = self._read(group)
             _require_accounted(chunk_index.unaccounted_bytes(), " and ".join(file.path for file in group.files[:2]))
-            self.index.remember_chunk_index(group.key(self.config), chunk_index.to_json())
+            self.index.put(group.index_key(self.config), chunk_index.to_json())
         for file, counts in zip(group.files, chunk_index.files, strict=True):
             counts.skipped = [replace(skip, path=file.path) for skip in counts.skipped]
             if self.config.on_bad_input == "fail":
@@ -225,20 +225,9 @@ def _write_dataset(plans: list[_Plan], encoder: _GroupEncoder, found: Scan) -> D
     if ledger.filtered_documents:
         dropped["filter"] = {"documents": ledger.filtered_documents, "bytes": ledger.filtered_bytes}
     _require_documents(entries, ledger, dropped, config)
-    name = dataset_id(entries, encoder.tokenizer.id)
+    manifest = _manifest(entries, dropped, encoder, found)
+    name, splits = manifest["id"], manifest["splits"]
     folder = store / "datasets" / name
-    splits = totals(entries)
-    manifest = {
-        "kind": "dataset",
-        "id": name,
-        "tokenizer_id": encoder.tokenizer.id,
-        "splits": splits,
-        "chunks": entries,
-        "ledger": ledger.to_json() | {"dropped": dropped, "beside": found.unread.by_suffix},
-        "inputs": sorted(encoder.inputs, key=lambda row: str(row["path"])),
-        "corpus": result_fields(with_absolute_paths(config)),
-        "files": {},
-    }
     write_dataset_manifest(folder, manifest)
     texts = hashes(entries, store, *SPLITS)
     read = {row["path"]: row["blake3"] for row in encoder.inputs}
@@ -247,7 +236,7 @@ def _write_dataset(plans: list[_Plan], encoder: _GroupEncoder, found: Scan) -> D
         folder=folder,
         tokenizer_id=encoder.tokenizer.id,
         **splits["train"],
-        **{f"validation_{name}": value for name, value in splits["validation"].items()},
+        **{f"validation_{key}": value for key, value in splits["validation"].items()},
         dropped_documents=sum(row["documents"] for row in dropped.values()),
         duplicate_documents=len(texts) - len(np.unique(texts)),
         longest_document_bytes=max(entry[split]["longest_bytes"] for entry in entries for split in SPLITS),
@@ -263,6 +252,22 @@ def _write_dataset(plans: list[_Plan], encoder: _GroupEncoder, found: Scan) -> D
         warnings=corpus_warnings(ledger, found.unread, config, name) + _short_lines(entries, found, config),
         corpus_changed=read != {file.path: file.digest for file in found.all_files},
     )
+
+
+def _manifest(
+    entries: list[dict[str, Any]], dropped: dict[str, dict[str, int]], encoder: _GroupEncoder, found: Scan
+) -> dict[str, Any]:
+    return {
+        "kind": "dataset",
+        "id": dataset_id(entries, encoder.tokenizer.id),
+        "tokenizer_id": encoder.tokenizer.id,
+        "splits": totals(entries),
+        "chunks": entries,
+        "ledger": encoder.ledger.to_json() | {"dropped": dropped, "beside": found.unread.by_suffix},
+        "inputs": sorted(encoder.inputs, key=lambda row: str(row["path"])),
+        "corpus": result_fields(with_absolute_paths(encoder.config)),
+        "files": {},
+    }
 
 
 def _entry(plan: _Plan, store: Path, config: CorpusConfig, ledger: Ledger) -> dict[str, Any]:

@@ -273,6 +273,11 @@ def test_any_settings_come_back_from_their_flags(content: dict[str, Any]) -> Non
     assert parse(*(word for name, value in leaves(content) for word in flags(name, value))) == config
 
 
+def test_help_shows_thirty_settings_at_most() -> None:
+    pretrain = [name for section, names in COMMON.items() if section not in ("retraining", "gate") for name in names]
+    assert len(["config", *pretrain]) <= 30
+
+
 @pytest.mark.parametrize("path", [f"{section}.{name}".lstrip(".") for section, each in COMMON.items() for name in each])
 def test_a_setting_that_help_shows_is_there(path: str) -> None:
     assert path in dict(leaves(RetrainConfig().model_dump(mode="json")))

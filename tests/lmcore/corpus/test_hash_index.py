@@ -115,9 +115,9 @@ def test_where_there_is_no_store_none_is_made(file: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_chunk_indexes_are_remembered(tmp_path: Path) -> None:
+def test_values_are_remembered(tmp_path: Path) -> None:
     with HashIndex(tmp_path) as index:
-        assert index.chunk_index("key") is None
-        index.remember_chunk_index("key", {"chunks": [1]})
+        assert index.get("key") is None
+        index.put("key", {"chunks": [1]})
     with HashIndex(tmp_path) as index:
-        assert index.chunk_index("key") == {"chunks": [1]}
+        assert index.get("key") == {"chunks": [1]}
