@@ -52,7 +52,7 @@ def short_line_warning(spans: Iterable[dict[str, Any]], paths: set[str], tokens_
     example = max(lines, key=lambda span: int(span["documents"]))["path"]
     return (
         f"documents that are lines average {tokens / documents:.0f} tokens, as in {printable(example)}: a model "
-        "forgets at the end of each. For text that goes on from line to line set corpus.document to paragraph or file"
+        "forgets at the end of each. For text that continues from line to line set corpus.document to paragraph or file"
     )
 
 

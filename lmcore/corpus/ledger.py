@@ -29,7 +29,7 @@ class Skip:
     """The bytes, if they were in memory."""
 
     def to_json(self) -> dict[str, Any]:
-        """The skip as it stands in a manifest."""
+        """The skip as written to a manifest."""
         place = {"path": self.path, "offset": self.offset, "length": self.length, "reason": self.reason}
         stored, detail = {"stored_bytes": self.stored}, {"detail": self.detail}
         return place | (stored if self.stored else {}) | (detail if self.detail else {})
@@ -101,7 +101,7 @@ class Ledger:
         return dict(sorted(reasons.items()))
 
     def to_json(self) -> dict[str, Any]:
-        """The ledger as it stands in a manifest."""
+        """The ledger as written to a manifest."""
         return {
             "documents": self.documents,
             "source_bytes": self.source_bytes,

@@ -2,7 +2,7 @@
 
 A range ends after a document whose hash meets a threshold, once the range is long enough. The documents alone decide,
 so an insertion or deletion changes the ranges that it touches and no others. A document longer than
-``max_document_bytes`` is read past and stands between ranges.
+``max_document_bytes`` is read past and is in no range.
 """
 
 from collections.abc import Callable, Iterator
@@ -213,7 +213,7 @@ def range_bytes(target: int) -> tuple[int, int, int]:
 
 
 def _ends_range(content: bytearray, starts: Ends, ends: Ends, between: int) -> npt.NDArray[np.bool_]:
-    """True for a document with probability length / between, the same wherever the document stands.
+    """True for a document with probability length / between, the same wherever the document is.
 
     The hash covers the length and eight bytes spread over the document, and its first 32 bytes if it has as many: there
     numbers and titles distinguish similar documents. This takes about 200 ns for a document of any size.

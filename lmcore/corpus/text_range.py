@@ -1,4 +1,4 @@
-"""A text range: documents that stand together in a file, not parsed yet."""
+"""A text range: consecutive documents of a file, not parsed yet."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Ends = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TextRange:
-    """Documents that stand together in a file. ``start`` and ``stop`` count unpacked bytes, or rows of a table."""
+    """Consecutive documents of a file. ``start`` and ``stop`` count unpacked bytes, or rows of a table."""
 
     path: str
     kind: str

@@ -122,6 +122,6 @@ def _require_special_tokens(config: TokenizerConfig, folder: Path) -> None:
         missing = set(config.special_tokens) - set(open_in_transformers(folder).all_special_tokens)
         if missing:
             raise TokenizerError(
-                f"tokenizer.special_tokens: {', '.join(sorted(missing))} is no control token of {config.source}, and "
-                "a loaded tokenizer gets no new ones. Train a tokenizer, or leave special_tokens empty"
+                f"tokenizer.special_tokens: {', '.join(sorted(missing))} is not a control token of {config.source}, "
+                "and a loaded tokenizer gets no new ones. Train a tokenizer, or leave special_tokens empty"
             )

@@ -147,14 +147,14 @@ def normalized_by(proto: Any, form: str) -> Any:
 
 
 def read_model(path: Path) -> Any:
-    """The SentencePiece model in a file. Raises TokenizerError when it cannot be read as one."""
+    """The SentencePiece model in a file. Raises TokenizerError if it is none."""
     proto = model_pb2.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
     except Exception as error:
-        raise TokenizerError(f"{path} is no SentencePiece model: {error}") from error
+        raise TokenizerError(f"{path} is not a SentencePiece model: {error}") from error
     if not proto.pieces:
-        raise TokenizerError(f"{path} is no SentencePiece model: it has no pieces")
+        raise TokenizerError(f"{path} is not a SentencePiece model: it has no pieces")
     eos = proto.trainer_spec.eos_id
     if not 0 <= eos < len(proto.pieces) or proto.pieces[eos].type != proto.pieces[eos].CONTROL:
         raise TokenizerError(

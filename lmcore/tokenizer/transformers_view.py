@@ -26,7 +26,7 @@ _PROBES = [
 
 
 def open_in_transformers(folder: Path) -> Any:
-    """The tokenizer that transformers opens in a folder. Raises TokenizerError when it opens none."""
+    """The tokenizer that transformers opens in a folder. Raises TokenizerError if it opens none."""
     from transformers import AutoTokenizer
 
     try:

@@ -161,7 +161,7 @@ def test_a_loaded_tokenizer_must_have_the_special_tokens(make: Make) -> None:
     trained = make(special_tokens=["<|user|>"])
     source = str(trained.folder)
     assert make(source=source, special_tokens=["<|user|>"]).vocab_size == trained.vocab_size
-    with pytest.raises(TokenizerError, match=r"<\|system\|> is no control token of"):
+    with pytest.raises(TokenizerError, match=r"<\|system\|> is not a control token of"):
         make(source=source, special_tokens=["<|system|>"])
 
 
@@ -328,7 +328,7 @@ def test_a_tokenizer_without_an_end_is_refused(make: Make, transformers_folder: 
         ("{tmp}", "holds no tokenizer"),
         ("{tmp}/nowhere", "does not exist"),
         ("nowhere.model", "does not exist"),
-        ("{tmp}/text.model", "is no SentencePiece model"),
+        ("{tmp}/text.model", "is not a SentencePiece model"),
         ("some-user/some-tokenizer", "no tokenizer of that name came from the hub"),
     ],
 )
