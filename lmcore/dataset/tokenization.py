@@ -19,6 +19,7 @@ from lmcore.corpus.corpus_warnings import corpus_warnings, short_line_warning, s
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.listing import Corpus, corpus_files, with_absolute_paths
+from lmcore.corpus.remote import is_url
 from lmcore.corpus.scan import Scan, SourceFile, examine, scan
 from lmcore.corpus.text_range import unit_of
 from lmcore.dataset.encoding import EncodingPool, Job
@@ -163,7 +164,8 @@ class _GroupEncoder:
         """The group with the file as it is now, or without it if it changed before, is gone, or is not settled."""
         [scanned] = (file for file in group.files if file.path == error.path)
         found: SourceFile | Skip = Skip(error.path, 0, 0, error.reason, stored=scanned.stored_bytes)
-        if error.reason == "changed_while_read" and error.path not in self.changed:
+        is_file = is_url(error.path) or os.path.isfile(error.path)
+        if error.reason == "changed_while_read" and is_file and error.path not in self.changed:
             self.changed.add(error.path)
             found = examine(scanned.path, scanned.source, self.config, self.index, rehash=True)
         if isinstance(found, SourceFile):
