@@ -1,7 +1,7 @@
-r"""Rows that a Prefect server on SQLite stores and can never show again: text that holds half of a character.
+r"""Rows of a Prefect server's SQLite database that contain half of a character, which the server cannot show.
 
-A browser that cuts an emoji in two sends a lone surrogate. Our settings refuse it; tags, states and the parameters of
-other flows do not. SQLite keeps it as ``\ud83d`` in JSON, and every page that holds the row answers 500 from then on.
+A browser that cuts an emoji in two sends a lone surrogate. The settings here refuse it, but tags, states and the
+parameters of other flows do not. SQLite stores it as ``\ud83d`` in JSON, and every page with the row answers 500.
 """
 
 import json
@@ -19,7 +19,7 @@ from tasks.database import database_file
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SECONDS_TO_WAIT = 60
-"""For a server that is writing."""
+"""Seconds to wait for a server that is writing."""
 _COLUMNS = """
     select t.name, c.name, max(k.name = 'id') from sqlite_master t
     join pragma_table_info(t.name) c join pragma_table_info(t.name) k
@@ -36,7 +36,7 @@ class BrokenValue:
     column: str
     row: int
     id: str
-    mended: str
+    fixed: str
     """The value with U+FFFD in place of each half."""
 
     def __str__(self) -> str:
@@ -44,26 +44,26 @@ class BrokenValue:
 
 
 def unreadable_rows() -> Finding:
-    """Whether the database of this machine holds such rows. With the server stopped or running."""
+    """Whether the database of this machine has such rows. The server may run."""
     if not (path := database_file()):
         return Finding("database", "there is no SQLite database of a Prefect server on this machine")
     try:
         found = _broken_values(path)
     except sqlite3.Error as error:
-        return Finding("database", f"{path} cannot be read: {error}", "put a copy of it in its place, or move it away")
+        return Finding("database", f"{path} cannot be read: {error}", "restore a copy of it, or move it away")
     if not found:
         return Finding("database", f"{path}: every row can be shown")
     words = "; ".join(map(str, found[:_SHOWN])) + (f" and {len(found) - _SHOWN} more" if found[_SHOWN:] else "")
     fact = f"{path}: half of a character, for which the server answers 500, in {words}"
-    return Finding("database", fact, "--mend puts � in its place", partial(_mend, path, found))
+    return Finding("database", fact, "--fix puts � in its place", partial(_fix, path, found))
 
 
-def mend_database() -> str:
-    """Mend such rows; a line that says which, else nothing."""
+def fix_database() -> str:
+    """Fix such rows. Returns a line that names them; empty if there are none."""
     finding = unreadable_rows()
-    if not finding.mend:
+    if not finding.fix:
         return ""
-    finding.mend()
+    finding.fix()
     return f"{finding.fact}: � stands in its place now"
 
 
@@ -77,22 +77,22 @@ def _broken_in(database: sqlite3.Connection, table: str, column: str, has_id: bo
     name = "id" if has_id else "rowid"
     query = f'select rowid, {name}, "{column}" from "{table}" where "{column}" like ?'
     for row, identifier, text in database.execute(query, [r"%\ud%"]):
-        if mended := _mended(text):
-            yield BrokenValue(table, column, row, str(identifier), mended)
+        if fixed := _fixed(text):
+            yield BrokenValue(table, column, row, str(identifier), fixed)
 
 
-def _mended(text: Any) -> str:
+def _fixed(text: Any) -> str:
     """The JSON text with U+FFFD for lone surrogates; empty if it has none."""
     try:
         plain = json.dumps(json.loads(text), ensure_ascii=False)
     except (ValueError, TypeError):
         return ""
-    mended = _SURROGATE.sub("\ufffd", plain)
-    return "" if mended == plain else json.dumps(json.loads(mended))
+    fixed = _SURROGATE.sub("\ufffd", plain)
+    return "" if fixed == plain else json.dumps(json.loads(fixed))
 
 
-def _mend(path: Path, values: list[BrokenValue]) -> None:
+def _fix(path: Path, values: list[BrokenValue]) -> None:
     with closing(sqlite3.connect(path, timeout=_SECONDS_TO_WAIT)) as database, database:
         for value in values:
             query = f'update "{value.table}" set "{value.column}" = ? where rowid = ?'
-            database.execute(query, [value.mended, value.row])
+            database.execute(query, [value.fixed, value.row])

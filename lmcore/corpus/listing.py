@@ -99,7 +99,7 @@ def corpus_files(corpus: Corpus, config: CorpusConfig, store: Path, index: HashI
         found = Scan.from_json(remembered_files(store, corpus.id) or {})
         if Corpus.from_scan(found, config).listing == corpus.listing:
             return found
-    except (ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         pass  # it is missing, damaged, or from an older version
     found = scan(config, index)
     now = Corpus.from_scan(found, config).listing

@@ -75,7 +75,7 @@ def _continued_model(run: Run) -> PreTrainedModel:
             f"{initial.name} (train.init_from) holds other weights than when the run was begun: start it again with "
             "the command that began it, under another --run NAME if it has one"
         )
-    initial.prove_whole()
+    initial.verify()
     if not initial.is_checkpoint:
         return _fitted(_opened(initial), run)
     model = blank_model(run)
