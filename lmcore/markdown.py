@@ -52,6 +52,11 @@ def byte_size(count: float) -> str:
     return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
 
 
+def figure(value: Any) -> str:
+    """A whole number with commas; anything else as it is."""
+    return f"{value:,}" if type(value) is int else str(value)
+
+
 def _longest_ticks(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
 
