@@ -1,6 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# Set-up takes minutes, and whoever ends it wants to know that nothing is broken.
+SET_UP = trap 'echo "interrupted: the same command continues" >&2; exit 130' INT;
+VENV = import signal, venv; signal.signal(signal.SIGINT, signal.SIG_DFL); venv.main([".venv"])
 CONFIG ?= deployments/configs/tiny.toml
 export CORPUS
 
@@ -14,13 +17,13 @@ help: ## list the targets
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "setting up .venv (once; this takes two to five minutes)"
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed, this is " + sys.version)'
-	@$(PYTHON) -m venv .venv
-	@$(INSTALL) --editable .
+	@$(SET_UP) $(PYTHON) -c '$(VENV)'
+	@$(SET_UP) $(INSTALL) --editable .
 	@touch $@
 
 .venv/.developing: .venv/.installed
 	@echo "adding the development tools to .venv"
-	@$(INSTALL) --editable '.[dev]'
+	@$(SET_UP) $(INSTALL) --editable '.[dev]'
 	@touch $@
 
 demo: .venv/.installed ## train a small model on Python's standard library, or on CORPUS=path/to/text

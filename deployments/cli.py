@@ -85,11 +85,11 @@ def setup() -> None:
 
 def doctor(
     *,
-    mend: Annotated[
-        bool, Parameter(help="Mend what can be mended without touching what is in use.", negative=())
+    fix: Annotated[
+        bool, Parameter(("--fix", "--mend"), help="Fix what can be fixed without touching what is in use.", negative=())
     ] = False,
 ) -> None:
-    """Look at everything that a run needs; exit status 1 if anything is wrong.
+    """Check everything that a run needs; exit status 1 if anything is wrong.
 
     The server is the one that PREFECT_API_URL names, the store that of LM_STORE, else ./store.
     """
@@ -97,7 +97,7 @@ def doctor(
     from deployments.doctor.examine import findings
 
     wrong = False
-    for finding in findings(default_store().absolute(), mend):
+    for finding in findings(default_store().absolute(), fix):
         print(finding.line(), flush=True)
         wrong = wrong or bool(finding.remedy)
     sys.exit(1 if wrong else 0)

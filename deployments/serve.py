@@ -58,11 +58,11 @@ def main() -> None:
 
 
 def _prepare_database() -> None:
-    """Before a server opens it: a copy where this start migrates it, and rows mended that no server could show."""
-    from deployments.doctor.database_rows import mend_database
+    """Before a server opens it: a copy where this start migrates it, and rows fixed that no server could show."""
+    from deployments.doctor.database_rows import fix_database
     from tasks.database import copy_before_upgrade
 
-    for line in (copy_before_upgrade(), mend_database()):
+    for line in (copy_before_upgrade(), fix_database()):
         if line:
             print(line, flush=True)
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from lmcore.settings.config import RunConfig, default_store
 from lmcore.settings.form import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
 from lmcore.settings.section import NAME, Text
-from tasks.policies import start_again
+from tasks.policies import restart_after_crash
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +37,7 @@ Repository = Annotated[str, Field(pattern=f"^({NAME}/{NAME})?$")]
 
 BUTTON: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
 """Options of a flow that does one thing and whose page says what came of it."""
-PIPELINE: dict[str, Any] = BUTTON | {"on_crashed": [start_again]}
+PIPELINE: dict[str, Any] = BUTTON | {"on_crashed": [restart_after_crash]}
 """Options of a flow of stages, which a run that is started again continues."""
 
 

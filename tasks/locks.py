@@ -1,4 +1,4 @@
-"""One maker of a result at a time: the locks behind Prefect's cache keys, and the slots of a GPU."""
+"""The locks of Prefect's cache keys, so that equal work is done once, and the slots of a GPU."""
 
 import threading
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from lmcore.settings.config import RunConfig
 from lmcore.store.locks import is_locked, locked
 
 GPU_LIMIT = "gpu"
-"""Name of the global concurrency limit that says how many trainings of deployments run at once."""
+"""The global concurrency limit for the number of trainings of deployments at a time."""
 
 _SECONDS_OF_LEASE = 60
-"""Prefect's shortest: for so long the slot of a killed training stays taken."""
+"""Prefect's shortest lease: the slot of a killed training stays taken for so long."""
 
 
 class FileLocks(LockManager):
-    """Prefect's locks as files in its home. The kernel frees one when its process dies, however it dies.
+    """Prefect's locks as files in its home. The kernel frees one when its process ends, however it ends.
 
-    The holder is the thread, whatever name Prefect gives it: so a cache policy can take the lock before it looks at
-    the record, and Prefect's transaction finds that it has it.
+    The holder is the thread, whatever name Prefect gives it. So a cache policy takes the lock before it looks at the
+    record, and Prefect's transaction, in the same thread, holds it already.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class FileLocks(LockManager):
     def acquire_lock(
         self, key: str, holder: str = "", acquire_timeout: float | None = None, hold_timeout: float | None = None
     ) -> bool:
-        """Wait for it, for however long; at once for the holder itself."""
+        """Wait without limit; return at once for the holder itself."""
         if not self.is_lock_holder(key):
             lock = ExitStack()
             lock.enter_context(locked(_path(key), "wait", what=key))
@@ -75,11 +75,11 @@ def _path(key: str) -> Path:
 
 @contextmanager
 def gpu_slot(config: RunConfig) -> Iterator[None]:
-    """One of the slots of the limit "gpu": for a training of a deployment, unless it is told to train on the CPU.
+    """Hold a slot of the limit "gpu", for a training of a deployment that does not use the CPU.
 
-    A server that is away for a while costs the slot, not the training: the lock a GPU in lmcore still stands.
-    Raises RunError when all are taken and config.when_locked is "refuse", or the limit does not exist; ConnectionError
-    when the server does not answer.
+    A server that is away for a while costs the slot, not the training: lmcore's lock of the GPU remains. Raises
+    RunError when all slots are taken and config.when_locked is "refuse", or when the limit does not exist, and
+    ConnectionError when the server does not answer.
     """
     if not deployment.id or config.train.device == "cpu":
         yield

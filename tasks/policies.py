@@ -1,8 +1,8 @@
-"""Every decision about caching and retries, in one place.
+"""The rules for caching and retries.
 
-The store on disk is the truth and lmcore finds finished work by itself; Prefect's cache is the window through
-which people see that. ``OnDisk`` names a task's work by content and never lets Prefect say "cached" unless the
-output on disk proves whole, so deleting, truncating or damaging an output makes it again.
+lmcore finds finished work in the store by itself. Prefect's cache shows that to people: ``OnDisk`` names the work of a
+task by its content, and reports "Cached" only when the output on disk verifies. An output that was deleted or damaged
+is made again.
 """
 
 from collections.abc import Callable
@@ -29,18 +29,17 @@ from tasks.locks import FileLocks
 from tasks.pages import Page, shown
 
 STARTS = 4
-"""How often a deployment's run is started at most: the first time, and after each of three crashes."""
+"""Most starts of a deployment's run: the first, and one after each of three crashes."""
 
 _LOCKS = FileLocks()
 
 
 @dataclass
 class OnDisk(CachePolicy):
-    """Cache by content, as long as the output on disk verifies; of equal tasks at a time, one works and the rest wait.
+    """Cache by content, while the output on disk verifies. Of equal tasks at a time one works and the others wait.
 
-    ``content`` gives, from the task's arguments, everything the output depends on, by name, the store's folder
-    (``store``) included; the format version is added here. A task whose ``config`` argument says ``fresh`` is
-    not looked up when ``respect_fresh`` is set.
+    ``content`` returns, from the task's arguments, everything that the output depends on, and the store's folder
+    (``store``). With ``respect_fresh``, a task whose ``config`` argument sets ``fresh`` is always run.
     """
 
     content: Callable[..., Inputs] = dict
@@ -57,50 +56,53 @@ class OnDisk(CachePolicy):
         try:
             content = {"format": FORMAT_VERSION, **self.content(**inputs)}
         except LMError:
-            return None  # the task is about to raise the same, as its own failure
+            return None  # the task is about to raise the same error, as its own failure
         key = f"{name}-{fingerprint(content)}"
-        logger, records = get_run_logger(), get_result_store()
+        logger = get_run_logger()
         if _LOCKS.is_locked(key):
             if "config" in inputs and inputs["config"].when_locked == "refuse":
-                return None  # the run's own lock is about to refuse; what else is made twice is made alike
+                return None  # the run's own lock refuses; other outputs are equal when made twice
             logger.info("%s: waiting for another run that makes the same", name)
-        _LOCKS.acquire_lock(key)  # Prefect's transaction lets it go
-        if not records.exists(key):
-            reason: str | None = what_changed(name, content)
-        else:
-            reason = self._why_void(records, key, inputs)
-        if reason is None:
-            logger.info("%s: cached because its inputs are unchanged and its output is whole", name)
-        else:
+        _LOCKS.acquire_lock(key)  # released by Prefect's transaction
+        is_fresh = self.respect_fresh and inputs["config"].fresh
+        reason = _reason_to_run(get_result_store(), key, is_fresh, lambda: what_changed(name, content))
+        if reason:
             logger.info("%s: ran because %s", name, reason)
             remember(name, content)
+        else:
+            logger.info("%s: cached because its inputs are unchanged and its output is whole", name)
         return key
 
-    def _why_void(self, records: ResultStore, key: str, inputs: dict[str, Any]) -> str | None:
-        """None when the recorded output may be used; else the reason, and the record is void."""
-        if self.respect_fresh and inputs["config"].fresh:
-            reason = "fresh was asked for"
-        else:
-            try:
-                output: Output | None = records.read(key).result
-                if output is None:
-                    reason = "it was stopped before its end"
-                else:
-                    output.verify()
-                    return None
-            except LMError as error:
-                reason = f"its earlier output is gone or damaged: {error}"
-            except OSError as error:
-                reason = f"its output cannot be read now: {error}"
-            except Exception as error:
-                reason = f"Prefect's record of it cannot be read ({type(error).__name__})"
-        past: Any = datetime.fromtimestamp(0, UTC)
-        records.write(obj=None, key=key, expiration=past)
-        return reason
+
+def _reason_to_run(records: ResultStore, key: str, is_fresh: bool, changes: Callable[[], str]) -> str:
+    """Empty when the recorded output may be used. Otherwise its record, if there is one, expires."""
+    if not records.exists(key):
+        return changes()
+    if not (reason := "fresh was asked for" if is_fresh else _fault(records, key)):
+        return ""
+    past: Any = datetime.fromtimestamp(0, UTC)
+    records.write(obj=None, key=key, expiration=past)
+    return reason
 
 
-def worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Prefect's question after a failure: only what can get better by itself is tried again."""
+def _fault(records: ResultStore, key: str) -> str:
+    """Why a recorded output cannot be used; empty when it can."""
+    try:
+        output: Output | None = records.read(key).result
+        if output is None:
+            return "it was stopped before its end"
+        output.verify()
+    except LMError as error:
+        return f"its earlier output is gone or damaged: {error}"
+    except OSError as error:
+        return f"its output cannot be read now: {error}"
+    except Exception as error:
+        return f"Prefect's record of it cannot be read ({type(error).__name__})"
+    return ""
+
+
+def should_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """True for a failure that may not happen again (Prefect's retry_condition_fn)."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, BaseException) and is_transient(error)
 
@@ -109,23 +111,23 @@ RETRIED: dict[str, Any] = {
     "retries": 2,
     "retry_delay_seconds": exponential_backoff(backoff_factor=5),
     "retry_jitter_factor": 0.5,
-    "retry_condition_fn": worth_a_retry,
+    "retry_condition_fn": should_retry,
 }
-"""Of what reads or writes disks and networks."""
+"""For tasks that read or write disks and networks."""
 NEVER_CACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "result_serializer": "json"}
-"""What is looked at may have changed, and what is done is found again in the store."""
+"""For tasks whose input may have changed, or that find their finished work in the store."""
 
 
 def stopped(stop: StoppedError) -> Any:
-    """What was asked to end before its end returns this state, a kind of Cancelled, for a result: no failure."""
+    """The state of a task or flow that a signal stopped: a kind of Cancelled, not a failure."""
     return Cancelled(name="Stopped", message=str(stop))
 
 
-def start_again(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A flow's hook on_crashed: a deployment's run starts again with its parameters, where it had come to.
+def restart_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Schedule a deployment's run again with its parameters (a flow's hook on_crashed); it resumes from the store.
 
-    The process that started the run calls this when it dies, the run itself when it is told to end. A run that never
-    began is left alone: starts are counted, and none would be the last.
+    The process that started the run calls this when the run dies, and the run itself when it is told to end. A run
+    that never began is left alone, since starts are counted.
     """
     with get_client(sync_client=True) as client:
         now = client.read_flow_run(flow_run.id)
@@ -135,7 +137,7 @@ def start_again(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
 
 
 def stage(content: Callable[..., Inputs], respect_fresh: bool = False, page: Page | None = None) -> dict[str, Any]:
-    """The options of every task that leaves an output in the store; ``page`` shows it, made or found again."""
+    """The options of a task that leaves an output in the store; ``page`` shows the output, cached or not."""
     return {
         "cache_policy": OnDisk(
             content=content,

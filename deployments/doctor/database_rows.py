@@ -36,7 +36,7 @@ class BrokenValue:
     column: str
     row: int
     id: str
-    mended: str
+    fixed: str
     """The value with U+FFFD in place of each half."""
 
     def __str__(self) -> str:
@@ -55,15 +55,15 @@ def unreadable_rows() -> Finding:
         return Finding("database", f"{path}: every row can be shown")
     words = "; ".join(map(str, found[:_SHOWN])) + (f" and {len(found) - _SHOWN} more" if found[_SHOWN:] else "")
     fact = f"{path}: half of a character, for which the server answers 500, in {words}"
-    return Finding("database", fact, "--mend puts � in its place", partial(_mend, path, found))
+    return Finding("database", fact, "--fix puts � in its place", partial(_fix, path, found))
 
 
-def mend_database() -> str:
+def fix_database() -> str:
     """Mend such rows; a line that says which, else nothing."""
     finding = unreadable_rows()
-    if not finding.mend:
+    if not finding.fix:
         return ""
-    finding.mend()
+    finding.fix()
     return f"{finding.fact}: � stands in its place now"
 
 
@@ -77,22 +77,22 @@ def _broken_in(database: sqlite3.Connection, table: str, column: str, has_id: bo
     name = "id" if has_id else "rowid"
     query = f'select rowid, {name}, "{column}" from "{table}" where "{column}" like ?'
     for row, identifier, text in database.execute(query, [r"%\ud%"]):
-        if mended := _mended(text):
-            yield BrokenValue(table, column, row, str(identifier), mended)
+        if fixed := _fixed(text):
+            yield BrokenValue(table, column, row, str(identifier), fixed)
 
 
-def _mended(text: Any) -> str:
+def _fixed(text: Any) -> str:
     """The JSON text with U+FFFD for lone surrogates; empty if it has none."""
     try:
         plain = json.dumps(json.loads(text), ensure_ascii=False)
     except (ValueError, TypeError):
         return ""
-    mended = _SURROGATE.sub("\ufffd", plain)
-    return "" if mended == plain else json.dumps(json.loads(mended))
+    fixed = _SURROGATE.sub("\ufffd", plain)
+    return "" if fixed == plain else json.dumps(json.loads(fixed))
 
 
-def _mend(path: Path, values: list[BrokenValue]) -> None:
+def _fix(path: Path, values: list[BrokenValue]) -> None:
     with closing(sqlite3.connect(path, timeout=_SECONDS_TO_WAIT)) as database, database:
         for value in values:
             query = f'update "{value.table}" set "{value.column}" = ? where rowid = ?'
-            database.execute(query, [value.mended, value.row])
+            database.execute(query, [value.fixed, value.row])

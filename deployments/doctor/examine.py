@@ -15,8 +15,8 @@ from deployments.doctor.finding import Check, Finding
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
-def findings(store: Path, mend: bool) -> Iterator[Finding]:
-    """One finding for each check. With ``mend``, what can be mended is mended and checked again."""
+def findings(store: Path, fix: bool) -> Iterator[Finding]:
+    """One finding for each check. With ``fix``, what can be fixed is fixed and checked again."""
     home: Path = PREFECT_HOME.value()
     of_machine: list[Check] = [
         partial(machine.versions, CONSTRAINTS),
@@ -28,7 +28,7 @@ def findings(store: Path, mend: bool) -> Iterator[Finding]:
         unreadable_rows,
     ]
     for check in of_machine:
-        yield _look(check, mend)
+        yield _check(check, fix)
     answer = server.reachable()
     yield answer
     refused: list[str] = []
@@ -36,7 +36,7 @@ def findings(store: Path, mend: bool) -> Iterator[Finding]:
         with get_client(sync_client=True) as client:
             for check in server.checks(client):
                 try:
-                    yield _look(check, mend)
+                    yield _check(check, fix)
                 except PrefectHTTPStatusError as error:
                     refused.append(f"{error.response.status_code} to {error.request.url.path}")
     if refused:
@@ -44,9 +44,9 @@ def findings(store: Path, mend: bool) -> Iterator[Finding]:
         yield Finding("server", fact, "see the line of the database above, else the server's own output")
 
 
-def _look(check: Check, mend: bool) -> Finding:
+def _check(check: Check, fix: bool) -> Finding:
     finding = check()
-    if mend and finding.mend:
-        finding.mend()
+    if fix and finding.fix:
+        finding.fix()
         return check()
     return finding

@@ -1,4 +1,4 @@
-"""What one check of the doctor found."""
+"""The result of one check of the doctor."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ class Finding:
     """What was seen."""
     remedy: str = ""
     """What a person does about it."""
-    mend: Callable[[], object] | None = None
+    fix: Callable[[], object] | None = None
     """Does it safely: it touches nothing that somebody still uses."""
 
     def line(self) -> str:
         """The finding in words; two lines if something is wrong."""
         if not self.remedy:
             return f"ok     {self.name}: {self.fact}"
-        return f"WRONG  {self.name}: {self.fact}\n       to mend it: {self.remedy}"
+        return f"WRONG  {self.name}: {self.fact}\n       to fix it: {self.remedy}"
 
 
 Check = Callable[[], Finding]

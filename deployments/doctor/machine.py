@@ -54,7 +54,7 @@ def store(folder: Path) -> Finding:
         if record.exists():
             check_version(json.loads(record.read_bytes()), record)
     except OSError as error:
-        return Finding("store", f"{folder} cannot be written: {error}", "mend its permissions, or set LM_STORE")
+        return Finding("store", f"{folder} cannot be written: {error}", "correct its permissions, or set LM_STORE")
     except StoreError as error:
         return Finding("store", str(error), "update the program, or set LM_STORE to another folder")
     except ValueError as error:
@@ -69,11 +69,11 @@ def half_written(store: Path) -> Finding:
     if not found:
         return Finding("half-written", "nothing")
 
-    def mend() -> None:
+    def fix() -> None:
         for path in found:
             remove_stale_temp(path.parent)
 
-    return Finding("half-written", f"left by dead processes: {_some(found)}", "--mend removes it", mend)
+    return Finding("half-written", f"left by dead processes: {_some(found)}", "--fix removes it", fix)
 
 
 def disk(folder: Path, least: int = LEAST_FREE_BYTES) -> Finding:

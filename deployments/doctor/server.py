@@ -41,7 +41,7 @@ def reachable() -> Finding:
             "server", f"{url}: {error}", "its own output says why, or PREFECT_API_URL lacks the /api at its end"
         )
     except httpx.HTTPError as error:
-        return Finding("server", f"{url} does not answer: {error}", "start it, or mend PREFECT_API_URL")
+        return Finding("server", f"{url} does not answer: {error}", "start it, or correct PREFECT_API_URL")
     if server != here:
         return Finding("server", f"it is Prefect {server}, this is {here}", "install the same version on both sides")
     return Finding("server", f"{url} answers, Prefect {server}")
@@ -109,7 +109,7 @@ def limits(client: SyncPrefectClient) -> Finding:
     """Whether the limit is there that trainings ask for."""
     found = {limit.name: limit for limit in client.read_global_concurrency_limits(limit=_PAGE)}
     if GPU not in found:
-        return Finding("limits", f"{GPU} is missing, so no training starts", "--mend creates it", create_limits)
+        return Finding("limits", f"{GPU} is missing, so no training starts", "--fix creates it", create_limits)
     if not found[GPU].active or not found[GPU].limit:
         return Finding("limits", f"{GPU} is switched off or 0", f"prefect gcl update {GPU} --limit 1 --enable")
     return Finding("limits", f"{GPU}: {found[GPU].active_slots} of {found[GPU].limit} slots are taken")
@@ -121,7 +121,7 @@ def automations(client: SyncPrefectClient) -> Finding:
     ours = [rescuer.name for rescuer in rescuers()]
     if missing := [name for name in ours if name not in found]:
         fact = f"missing, so a run that died shows as running: {'; '.join(missing)}"
-        return Finding("automations", fact, "--mend creates them", create_automations)
+        return Finding("automations", fact, "--fix creates them", create_automations)
     if off := [name for name in ours if not found[name].enabled]:
         return Finding("automations", f"switched off: {'; '.join(off)}", "switch it on in the UI, under Automations")
     return Finding("automations", f"{len(ours)} are on")
@@ -133,12 +133,12 @@ def zombies(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Fi
     if not dead:
         return Finding("zombie runs", "none")
 
-    def mend() -> None:
+    def fix() -> None:
         for run in dead:
             client.set_flow_run_state(run.id, Crashed(message=f"no heartbeat for {silence} s"), force=True)
 
     names = ", ".join(f"{run.name} ({run.id}) as {run.state_name}" for run in dead)
-    return Finding("zombie runs", f"dead, but shown: {names}", "--mend marks them as crashed", mend)
+    return Finding("zombie runs", f"dead, but shown: {names}", "--fix marks them as crashed", fix)
 
 
 def slots(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Finding:
@@ -152,12 +152,12 @@ def slots(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Find
     if not surplus:
         return Finding("slots", "none is held by a dead run")
 
-    def mend() -> None:
+    def fix() -> None:
         for name, count in surplus.items():
             client.release_concurrency_slots([name], count, occupancy_seconds=1)
 
     told = ", ".join(f"{count} of {name}" for name, count in surplus.items())
-    return Finding("slots", f"held by dead runs: {told}", "they come free with their lease, or with --mend", mend)
+    return Finding("slots", f"held by dead runs: {told}", "they come free with their lease, or with --fix", fix)
 
 
 def _runs(client: SyncPrefectClient, states: list[StateType]) -> list[FlowRun]:

@@ -1,8 +1,7 @@
-"""What a model is before it is trained: a shape by the settings, or shape and weights of another model.
+"""The initial model of a run: a shape from the settings, or the shape and weights of another model.
 
-A shape is what transformers writes as config.json. The other model may be a checkpoint of a run, an export, any
-folder that transformers' ``AutoModelForCausalLM`` opens, or a name on the hub. Nothing here needs torch, but for
-looking a shape up in transformers.
+A shape is the content of transformers' config.json. The other model is a checkpoint of a run, an export, any folder
+that transformers' ``AutoModelForCausalLM`` opens, or a name on the hub. Only ``in_transformers`` imports transformers.
 """
 
 import json
@@ -26,13 +25,13 @@ Shape = dict[str, Any]
 
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 _NO_SHAPE = ("transformers_version", "_name_or_path")
-"""What config.json says of how it was written."""
+"""Fields of config.json that describe the program that wrote it."""
 _SHOWN = 4
-"""Differences in an error message."""
+"""Most differences in an error message."""
 
 
 def shape_of_settings(config: RunConfig, tokenizer: TokenizerInfo) -> Shape:
-    """What the settings ask for; the longest context is one block."""
+    """The shape that the settings ask for. The longest context is one block."""
     model = config.model
     shape: Shape = {
         "model_type": model.architecture,
@@ -61,21 +60,21 @@ _DIMENSIONS = {
     "wide": ("hidden_size", "n_embd", "d_model"),
     "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
 }
-"""What families of models call them in config.json."""
+"""The names of a dimension in config.json, by family of models."""
 
 
 def describe_shape(shape: Shape) -> str:
-    """A shape in words, such as "gpt2, 4 layers, 192 wide, 6 heads"."""
+    """A shape as text, such as "gpt2, 4 layers, 192 wide, 6 heads"."""
     text = shape.get("text_config", shape)
     figures = {word: [text[name] for name in names if name in text] for word, names in _DIMENSIONS.items()}
     return ", ".join([str(shape["model_type"]), *(f"{found[0]} {word}" for word, found in figures.items() if found)])
 
 
 def control_ids(tokenizer: TokenizerInfo) -> dict[str, int | None]:
-    """What a shape says of the tokenizer's control tokens.
+    """The ids of the tokenizer's control tokens, as a shape names them.
 
-    A document begins after the EOS of the one before, so EOS is the model's BOS as well. Where EOS is also the padding
-    it is not named so: transformers keeps the embedding of a padding token at zero.
+    A document begins after the EOS of the one before, so EOS is also the model's BOS. If EOS is also the padding, no
+    padding is named, because transformers keeps the embedding of a padding token at zero.
     """
     pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id
     return {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad_id}
@@ -97,21 +96,21 @@ def in_transformers(shape: Shape) -> Any:
 
 @dataclass(frozen=True)
 class InitialModel:
-    """A model whose weights another one begins with."""
+    """A model whose weights a run starts from."""
 
     name: str
-    """As the settings have it."""
+    """Its name in the settings."""
     folder: Path
     shape: Shape
     tokenizer_folder: Path
     tokenizer_id: str
-    """In the store; empty for a tokenizer that is not ours."""
+    """Id in the store; empty for a tokenizer from elsewhere."""
 
     @classmethod
     def find(cls, name: str) -> Self:
-        """What ``train.init_from`` leads to.
+        """The model that ``train.init_from`` names.
 
-        Raises ConfigError when that is no model, StoreError for a damaged one, ConnectionError when the hub does not
+        Raises ConfigError when it is not a model, StoreError when it is damaged, ConnectionError when the hub does not
         answer.
         """
         folder = resolve(name, "train.init_from", "model", (*MODEL_FILES, *TOKENIZER_FILES), ConfigError)
@@ -135,7 +134,7 @@ class InitialModel:
         return self.tokenizer_folder != self.folder
 
     def fingerprint(self) -> str:
-        """Names the content, wherever it lies. Reads the weights only where no manifest knows their hashes."""
+        """Fingerprint of the content. Weights are read only if no manifest has their hashes."""
         files = read_manifest(self.folder)["files"] if (self.folder / MANIFEST).exists() else {}
         hashes = {
             path.name: files[path.name]["blake3"] if path.name in files else _hash(path)
@@ -144,12 +143,12 @@ class InitialModel:
         return fingerprint(self.shape, hashes)
 
     def prove_whole(self) -> None:
-        """Raise StoreError when the folder has a manifest and is not what it says."""
+        """Raise StoreError when the folder has a manifest and differs from it."""
         if (self.folder / MANIFEST).exists():
             verify_artifact(self.folder)
 
     def check(self, config: RunConfig, tokenizer: TokenizerInfo) -> None:
-        """Raise ConfigError or TokenizerError unless a run with these settings can begin here."""
+        """Raise ConfigError or TokenizerError unless a run with these settings can start from this model."""
         shape = in_transformers(self.shape).get_text_config()
         positions = getattr(shape, "max_position_embeddings", None)
         if positions is not None and config.dataset.block_size > positions:
@@ -182,7 +181,7 @@ class InitialModel:
 
 
 def _vocabulary(folder: Path) -> dict[str, Any]:
-    """The id of the end, and the piece of every id. A space is a space, however the pieces spell it."""
+    """The id of EOS, and the piece of every id, with U+2581 as a space."""
     tokenizer = open_in_transformers(folder)
     pieces = sorted((index, piece.replace("\u2581", " ")) for piece, index in tokenizer.get_vocab().items())
     return {"end of text": tokenizer.eos_token_id, **{f"id {index}": piece for index, piece in pieces}}
@@ -211,12 +210,12 @@ def _hash_of_version(path: Path, *version: int) -> str:
 
 
 def init_fingerprint(init_from: str) -> str:
-    """Names what a run begins with, by content; empty for new weights. Raises as ``InitialModel.find`` does."""
+    """Fingerprint of the weights that a run starts from; empty for new weights. Raises as ``InitialModel.find``."""
     return InitialModel.find(init_from).fingerprint() if init_from else ""
 
 
 def init_checkpoint(init_from: str) -> Path:
-    """The folder that holds the optimizer's state to go on with. Raises ConfigError when there is none."""
+    """The folder with the optimizer's state to load. Raises ConfigError when there is none."""
     folder = InitialModel.find(init_from).folder
     if not (folder / "optimizer.safetensors").exists():
         raise ConfigError(

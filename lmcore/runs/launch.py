@@ -1,13 +1,13 @@
-"""Training in a process of its own, so that whoever started it can always get the machine back.
+"""Training in a child process, so that the caller can always end it.
 
-The child (``python -m lmcore train RUN_FOLDER``) leads its own process group. When the caller is interrupted in
-any way, the group gets SIGTERM: the child saves a checkpoint and ends. When the caller dies without a
-word, the kernel tells the child the same (Linux; elsewhere the child outlives it and finishes).
+The child (``python -m lmcore train RUN_FOLDER``) leads its own process group. If the caller is interrupted, the group
+gets SIGTERM: the child saves a checkpoint and ends. If the caller is killed, the kernel sends SIGTERM (on Linux;
+elsewhere the child continues and finishes).
 
-Nothing here imports torch but the child of several: whoever starts one has not to wait for it.
+Nothing here imports torch, so a caller does not wait for it.
 
-With ``train.nproc`` above 1 the child becomes torchrun's agent, whose workers are the same command again; it hands
-signals on to them, and ends all when one dies.
+With ``train.nproc`` above 1 the child becomes torchrun's agent. Its workers run the same command. It passes signals on
+to them, and ends all if one dies.
 """
 
 import ctypes
@@ -37,10 +37,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResult:
-    """Train the run in ``folder`` to its end, if it has not ended yet; every line the child prints goes to ``on_line``.
+    """The result of the run in ``folder``, trained to its end. Every line that the child prints goes to ``on_line``.
 
-    Raises TrainingKilledError when a signal ended the child (starting again resumes), StoppedError when it was asked
-    to stop, TrainingError with the child's own message when it failed.
+    Raises TrainingKilledError when a signal killed the child (another start resumes), StoppedError when it stopped on
+    request, TrainingError with the child's message when it failed.
     """
     run = Run.open(folder)
     with locked(run.lock, run.config.when_locked):
@@ -85,7 +85,7 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
         raise TrainingError(text or f"training ended with status {status}")
     result = TrainingResult.load(folder)
     if result is None:
-        raise RunError(f"training of {folder} ended well but left no training.json")
+        raise RunError(f"training of {folder} ended without an error but left no training.json")
     return result
 
 
@@ -102,7 +102,7 @@ def _environment_of_one() -> dict[str, str]:
 
 
 def end_group(child: "subprocess.Popen[str]") -> None:
-    """Let the child's process group save and end; kill what is left of it after a while."""
+    """Ask the child's process group to save and end. Kill it after _SECONDS_TO_SAVE."""
     for number, seconds in ((signal.SIGTERM, _SECONDS_TO_SAVE), (signal.SIGKILL, 5)):
         try:
             os.killpg(child.pid, number)
@@ -114,7 +114,7 @@ def end_group(child: "subprocess.Popen[str]") -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Called in the child: get SIGTERM when the process ``parent`` dies, also if it has died already."""
+    """In the child: arrange SIGTERM for the death of the process ``parent``, even if it is dead already."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,10 +1,10 @@
-"""metrics.jsonl: one JSON object a line, appended while training, read by everyone else.
+"""metrics.jsonl of a run: one JSON object a line. Training appends rows; displays and reports read them.
 
 Rows have a ``kind``:
     train        loss (mean over the steps since the last row), learning_rate, gradient_norm, tokens_per_second, ...
     validation   loss, bits_per_byte, and ``sources`` {name: loss} where there are several
-    event        text: what a guard did, in words
-Losses are in nats per token. Where it is asked for, TensorBoard's event files get the same figures.
+    event        text: what a guard did
+Losses are in nats per token. With ``train.tensorboard``, event files get the same figures.
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ _EVERY_ROW = ("kind", "step", "total_steps")
 
 
 def read_metrics(path: Path, last_bytes: int = 0) -> list[Row]:
-    """All rows, or those in the last bytes of the file. A damaged row costs itself."""
+    """All rows, or those in the last bytes of the file. Damaged rows are skipped."""
     return read_lines(path, last_bytes, skip_damaged=True)
 
 
 def by_step(rows: list[Row], kind: str) -> dict[int, Row]:
-    """Rows of one kind in the order of their steps; of a step that was made again after a rollback, the last row."""
+    """Rows of one kind by step, in order. If a step was repeated after a rollback, its last row counts."""
     found = {row["step"]: row for row in rows if row["kind"] == kind}
     return {step: found[step] for step in sorted(found)}
 
 
 def training_note(path: Path) -> str:
-    """Loss and speed by the last rows; empty before the first."""
+    """Loss and speed of the last rows; empty before the first row."""
     rows = [row for row in read_metrics(path, _TAIL_BYTES) if row["kind"] != "event"]
     if not rows:
         return ""
@@ -42,12 +42,12 @@ def training_note(path: Path) -> str:
 
 
 class MetricsWriter:
-    """Appends rows. Opening it drops the rows after ``step``, which training is about to make again.
+    """Appends rows. Opening it drops the rows after ``step``, because training will write them again.
 
-    After a rollback to ``step`` other rows are about to be made; ``keep_events`` keeps what led to it, as of that step.
+    After a rollback to ``step``, ``keep_events`` keeps the events that led to it, as events of that step.
 
-    ``tensorboard`` is a folder for event files. They begin with the rows that are there when there are none yet, and
-    tell TensorBoard to forget what they said of later steps. Raises ConfigError when its package is missing.
+    ``tensorboard`` is a folder for event files. New event files begin with the rows that exist; later steps in old ones
+    are purged. Raises ConfigError when the package tensorboard is missing.
     """
 
     def __init__(self, path: Path, step: int, tensorboard: Path | None = None, keep_events: bool = False) -> None:
@@ -64,14 +64,14 @@ class MetricsWriter:
         write_lines(path, kept)
 
     def write(self, row: Row) -> None:
-        """Append one row; it is there for readers at once."""
+        """Append one row. Readers see it at once."""
         append_line(self._path, row, synced=False)
         with no_space_named(self._path.parent):
             self._add_to_events(row)
             self._flush()
 
     def write_text(self, tag: str, text: str, step: int) -> None:
-        """Show a text in TensorBoard, as it is, if there is one."""
+        """Write a text to the event files, if there are any."""
         if self._events is not None:
             # TensorBoard reads Markdown: four spaces keep lines and characters as they are.
             self._events.add_text(tag, indent(text, "    ", lambda line: True), step)
@@ -86,7 +86,7 @@ class MetricsWriter:
             self._events.add_scalar(f"{row['kind']}/{name}", figure, row["step"])
 
     def _flush(self) -> None:
-        # At every row: a kill then costs TensorBoard no more than it costs metrics.jsonl.
+        # At every row, so that a kill loses no more here than in metrics.jsonl.
         if self._events is not None:
             self._events.flush()
 
@@ -104,7 +104,7 @@ def _event_writer(folder: Path, first_step: int) -> Any:
 
 
 def _figures(row: Row) -> Iterator[tuple[str, float]]:
-    """(name, figure) of what can be drawn: loss, ..., sources/wiki."""
+    """(name, figure) of each number in a row: loss, ..., sources/wiki."""
     for name, value in row.items():
         if isinstance(value, dict):
             yield from ((f"{name}/{part}", figure) for part, figure in value.items())

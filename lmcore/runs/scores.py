@@ -1,13 +1,13 @@
-"""What a model made of documents, one by one; so models with other tokenizers and contexts compare on the same text.
+"""The score of each document by a model, so that models with different tokenizers and contexts can be compared.
 
-``DocumentScores`` is kept as an Arrow IPC file of one record batch, one row a document:
+``DocumentScores`` is stored as an Arrow IPC file of one record batch, one row a document:
 
     hash        uint64               the first 64 bits of the BLAKE3 digest of its text
-    nats        float64              what the model pays for the text and its end
+    nats        float64              loss of the model on the text and its end
     tokens      int64                ids that were predicted, EOS included
     text_bytes  int64                UTF-8 bytes of the text
-    source      dictionary<string>   where it comes from
-    group       dictionary<string>   what it is compared with: old, new
+    source      dictionary<string>   name of its source
+    group       dictionary<string>   age of the text: old, new
 
 The schema's metadata says format version, weights, tokenizer, block size, the fingerprint of the evaluation set and a
 checksum of the figures. Nothing here needs torch.
@@ -46,11 +46,11 @@ LABELS: tuple[Label, Label] = ("group", "source")
 
 @dataclass(frozen=True)
 class Score:
-    """The outcome of scoring some documents."""
+    """The sum of the scores of some documents."""
 
     documents: int = 0
     tokens: int = 0
-    """Ids that were predicted: those of the documents and an EOS for each."""
+    """Predicted ids: those of the documents and one EOS each."""
     text_bytes: int = 0
     nats: float = 0.0
 
@@ -59,7 +59,7 @@ class Score:
 
     @classmethod
     def from_figures(cls, figures: Iterable[float]) -> "Score":
-        """From its fields as numbers."""
+        """A score from its fields in order."""
         documents, tokens, text_bytes, nats = figures
         return cls(int(documents), int(tokens), int(text_bytes), float(nats))
 
@@ -69,17 +69,17 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats per token); infinite where that is beyond a float."""
+        """exp(nats per token); infinite if it is too large for a float."""
         return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits for the whole text, its EOS included, over the bytes of the text."""
+        """Bits for the text including EOS, divided by the bytes of the text."""
         return self.nats / math.log(2) / self.text_bytes
 
 
 def score_rows(scores: Iterable[tuple[str, Score]]) -> list[dict[str, str]]:
-    """A table of scores, each under a name."""
+    """Rows of a table, one for each named score."""
     return [
         {
             "text": name,
@@ -96,13 +96,13 @@ def score_rows(scores: Iterable[tuple[str, Score]]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True, eq=False)
 class DocumentScores:
-    """One model's score of every document of an evaluation set; all columns have a row a document."""
+    """The scores of one model on every document of an evaluation set. Each column has one row a document."""
 
     weights: str
-    """Hash of the weights that were scored."""
+    """Hash of the weights."""
     tokenizer_id: str
     block_size: int
-    """Tokens of the longest context in which they were scored."""
+    """Tokens of the longest context."""
     hashes: npt.NDArray[np.uint64]
     nats: npt.NDArray[np.float64]
     tokens: npt.NDArray[np.int64]
@@ -116,12 +116,12 @@ class DocumentScores:
             raise ValueError(f"columns of documents have different lengths: {sorted(lengths)}")
 
     def __len__(self) -> int:
-        """Documents."""
+        """Number of documents."""
         return len(self.hashes)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the evaluation set: the texts, their bytes, sources and groups, in any order; not what they scored."""
+        """Fingerprint of the evaluation set: texts, bytes, sources and groups in any order, without the scores."""
         order, digest = self.order(), blake3()
         for column in (self.hashes, self.text_bytes):
             digest.update(np.ascontiguousarray(column[order]).view(np.uint8).data)
@@ -131,7 +131,7 @@ class DocumentScores:
 
     @property
     def total(self) -> Score:
-        """Of all documents."""
+        """The score of all documents."""
         return self._score(np.ones(len(self), np.bool_))
 
     def by(self, label: Label) -> dict[str, Score]:
@@ -140,9 +140,9 @@ class DocumentScores:
         return {name: self._score(names == name) for name in np.unique(names).tolist()}
 
     def figures(self) -> dict[str, Any]:
-        """What they come to, for JSON. Raises CorpusError when there are none."""
+        """The totals as JSON values. Raises CorpusError when there is no text."""
         if not self.text_bytes.sum():
-            raise CorpusError("there is no text in what was to be scored")
+            raise CorpusError("there is no text to score")
         parts: dict[str, Any] = {
             f"{label}s": {name: _figures(score) for name, score in self.by(label).items()} for label in LABELS
         }
@@ -150,12 +150,12 @@ class DocumentScores:
         return ids | {"fingerprint": self.fingerprint} | _figures(self.total) | parts
 
     def rows(self) -> list[dict[str, str]]:
-        """A table of all documents, every group and every source."""
+        """Rows of a table: all documents, each group and each source."""
         named = [(name, score) for label in LABELS for name, score in self.by(label).items()]
         return score_rows([("all", self.total), *named])
 
     def order(self) -> npt.NDArray[np.intp]:
-        """An order of the rows that does not depend on the order they are in."""
+        """Row numbers in an order that does not depend on the present order."""
         return np.lexsort((self.nats, self.text_bytes, self.groups, self.sources, self.hashes))
 
     def save(self, path: Path) -> Self:

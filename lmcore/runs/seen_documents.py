@@ -1,10 +1,10 @@
-"""Which documents weights have seen, as one file beside them: in the folder of a run, an export and a version.
+"""The documents that weights were trained on, as one file beside them: in a run, an export and a version.
 
     seen_documents.safetensors   train, validation: uint64, the sorted hashes of documents
 
-A run's file lists the documents of its dataset and those that its initial model had seen, so nobody needs the datasets
-of earlier runs. Weights of an older version of this program have no such file: their lineage of dataset ids stands in
-config.json or manifest.json, and the file is built from it when a run begins with them. Nothing here needs torch.
+A run's file lists the documents of its dataset and those that its initial model had seen, so the datasets of earlier
+runs are not needed. Weights of an older version of this program have no such file. Their dataset ids are in config.json
+or manifest.json, and the file is built from these when a run starts from them. Nothing here needs torch.
 """
 
 from pathlib import Path

@@ -19,7 +19,7 @@ SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
 """Ids 0 to 5 of a trained tokenizer."""
 
 STANDARD_LIBRARY = "stdlib:"
-"""Stands in ``corpus.paths`` for the folder of the running Python's standard library."""
+"""In ``corpus.paths``: the folder of the running Python's standard library."""
 
 _COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
 _TEXT_KINDS = ("txt", "md", "py", "jsonl", "ndjson", "jsonlines", "json")
@@ -27,18 +27,18 @@ TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in _TEXT_KINDS for suffix in _COMP
 TEXT_PATTERNS += ["*.parquet", "*.arrow", "*.feather"]
 
 DEFAULT_SOURCE = "corpus"
-"""The name of the source that corpus.paths is."""
+"""The name of the source in corpus.paths."""
 
 # One path is enough: web=texts/ on the command line.
 _Paths = Annotated[list[Text], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
 
 
 _LABELS = 2
-"""Names in a corpus's label."""
+"""Most names in a corpus's label."""
 
 
 def _last_name(path: str) -> str:
-    """wiki of texts/wiki/*.jsonl and of s3://texts/wiki?region=x."""
+    """The last name of a path: wiki for texts/wiki/*.jsonl and for s3://texts/wiki?region=x."""
     if path == STANDARD_LIBRARY:
         return path.rstrip(":")
     local = path if "://" in path else os.path.abspath(os.path.expanduser(path))
@@ -105,7 +105,7 @@ class CorpusConfig(Section):
 
     @property
     def label(self) -> str:
-        """What a person would call it: the names of its sources, or the last names of its paths."""
+        """A short name for people: the names of its sources, or the last names of its paths."""
         names = [*dict.fromkeys(map(_last_name, self.paths)), *sorted(self.sources)] or ["no text"]
         return " and ".join(names if len(names) <= _LABELS else [*names[: _LABELS - 1], f"{len(names) - 1} more"])
 
@@ -228,7 +228,7 @@ class ModelConfig(Section):
 
 
 class SampleConfig(Section):
-    """The texts that the model writes, for the report and while it is trained."""
+    """The texts that the model writes for the report and during training."""
 
     model_config = ConfigDict(title="Sample")
 
@@ -251,7 +251,7 @@ class SampleConfig(Section):
 
 
 class CardConfig(Section):
-    """What the model card says that only you know."""
+    """What only you can say in the model card."""
 
     model_config = ConfigDict(title="Model card")
 
@@ -299,7 +299,7 @@ class RunConfig(Section):
 
     @property
     def model_label(self) -> str:
-        """What a person would call the model: gpt2 6x384, or that it begins with another."""
+        """A short name for people: gpt2 6x384, or the model that it starts from."""
         if self.train.init_from:
             return f"from {_last_name(self.train.init_from)}"
         return f"{self.model.architecture} {self.model.layers}x{self.model.width}"

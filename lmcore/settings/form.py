@@ -1,6 +1,6 @@
-"""The settings of a run from a form: the name of a preset, a few fields, and a TOML text with all other settings.
+"""The settings of a run from a form: a preset, a few fields, and a TOML text with all other settings.
 
-What comes later wins: the preset, the fields, the text.
+The fields override the preset, and the text overrides both.
 """
 
 import tomllib
@@ -17,19 +17,19 @@ from lmcore.settings.validation import SettingsText, explain
 
 Settings = TypeVar("Settings", bound=RunConfig)
 Tables = dict[str, Any]
-"""Settings by their names, those of a section in a dictionary of their own."""
+"""Settings by name, with one dictionary for each section."""
 
 CUSTOM = "custom"
-"""Stands in place of a preset for the defaults alone."""
+"""The choice of no preset: only the defaults."""
 
 
 def given(kind: type[RunConfig], fields: Tables) -> Tables:
-    """The fields in which something was entered: not those that are empty, off, 0 or the setting's own default."""
+    """The fields that a person filled in: those that are not empty, off, 0 or the default of the setting."""
     return _without(fields, kind().model_dump(mode="json"))
 
 
 def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str) -> Settings:
-    """Checked settings of a kind. Raises ConfigError that names what is wrong, and the line of ``advanced``."""
+    """Checked settings of a kind. Raises ConfigError with the wrong value and its line in ``advanced``."""
     beneath = {} if preset == CUSTOM else read_preset(preset)
     tables = merge(merge(beneath, fields), _read(advanced))
     try:
@@ -41,7 +41,7 @@ def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str
 def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tuple[str, ...] = ()) -> list[str]:
     """A line for each setting without effect.
 
-    A field has none if ``advanced`` overrides it, and ``advanced`` has none in unused sections.
+    These are the fields that ``advanced`` overrides, and the settings of ``advanced`` in unused sections.
     """
     final = config.model_dump(mode="json")
     lost = [name for name, was, now in differences(fields, final) if was is not None and was != now]
@@ -50,7 +50,7 @@ def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tup
 
 
 def settings_text(config: RunConfig) -> str:
-    """The settings that are not their defaults, as TOML: the same settings again as ``advanced`` of the custom form."""
+    """The settings that differ from the defaults, as TOML. As ``advanced`` of the custom form they give them again."""
     return toml_text(config.model_dump(mode="json", exclude_defaults=True))
 
 

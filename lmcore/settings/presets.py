@@ -1,4 +1,4 @@
-"""The settings that ship, by name, and how settings from several places are put together."""
+"""Presets: the settings that ship, by name; and the merging of settings from several places."""
 
 import tomllib
 from difflib import get_close_matches
@@ -8,23 +8,23 @@ from typing import Any
 from lmcore.errors import ConfigError
 
 FOLDER = Path(__file__).parents[2] / "deployments" / "configs"
-"""One TOML file for each preset. Read as data: lmcore runs without this folder, then without presets."""
+"""One TOML file for each preset. lmcore also runs without this folder, then without presets."""
 
 _RESETS: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
     ("corpus", "paths"): {"corpus": ("include", "exclude", "document"), "sample": ("prompts",)},  # of the old text
     ("train", "max_tokens"): {"train": ("max_steps",)},  # of the three lengths, the first that is not 0 counts
     ("train", "epochs"): {"train": ("max_steps", "max_tokens")},
 }
-"""A setting that is changed, and by section the settings that are then as if they had never been set."""
+"""A changed setting, and the settings by section that it resets to their defaults."""
 
 
 def preset_names() -> list[str]:
-    """The names that ``read_settings`` knows, sorted."""
+    """The names of the presets, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def find_settings(name: str) -> Path:
-    """The file of a preset (``tiny``), or the TOML file itself: a file that exists wins over a preset of that name."""
+    """The file of a preset (``tiny``), or the TOML file itself. An existing file wins over a preset of its name."""
     path = Path(name).expanduser()
     return FOLDER / f"{name}.toml" if not path.is_file() and name in preset_names() else path
 
@@ -32,14 +32,14 @@ def find_settings(name: str) -> Path:
 def read_settings(name: str) -> dict[str, Any]:
     """The settings of a preset (``tiny``) or of a TOML file, as nested dictionaries.
 
-    A file that exists wins over a preset of the same name. Raises ConfigError when there is neither, or when the file
-    cannot be read as TOML.
+    An existing file wins over a preset of its name. Raises ConfigError when there is neither, or when the file is not
+    TOML.
     """
     return _read(find_settings(name), name)
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset, whatever files are in the current folder. Raises ConfigError when there is none."""
+    """The settings of a preset, never of a file in the current folder. Raises ConfigError for an unknown name."""
     return _read(FOLDER / f"{name}.toml", name)
 
 
@@ -53,10 +53,10 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 
 def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` with ``changes`` on top, table by table; neither argument is changed.
+    """A new dictionary: ``settings`` overridden by ``changes``, table by table.
 
-    Changed ``corpus.paths`` drop the include, exclude, document and prompts of ``settings``: those fit the old text.
-    A changed length of the training drops the other lengths of ``settings`` that would count instead.
+    Changed ``corpus.paths`` reset include, exclude, document and prompts of ``settings``, which belong to the old text.
+    A changed length of the training resets the lengths of ``settings`` that would override it.
     """
     merged = dict(settings)
     for (section, changed), resets in _RESETS.items():
@@ -73,7 +73,7 @@ def _without(table: Any, names: tuple[str, ...]) -> Any:
 
 
 def _table(settings: dict[str, Any], section: str) -> dict[str, Any]:
-    """Empty where something else stands in its place; whoever checks the settings says so."""
+    """The table of a section; empty if it is not a table, which validation reports later."""
     found = settings.get(section)
     return found if isinstance(found, dict) else {}
 

@@ -1,4 +1,4 @@
-"""Settings written as TOML, which tomllib reads and cannot write."""
+"""Writing settings as TOML. tomllib only reads it."""
 
 import json
 import re
@@ -9,12 +9,12 @@ _BARE_KEY = re.compile("[A-Za-z0-9_-]+")
 
 
 def toml_text(table: dict[str, Any]) -> str:
-    """A text that tomllib reads as ``table``, which holds text, numbers, booleans, lists of these, and tables."""
+    """``table`` as TOML. It may hold text, numbers, booleans, lists of these, and tables."""
     return "\n".join(_lines(table, ()))
 
 
 def _lines(table: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
-    """Values come first: what follows the head of an inner table would belong to that table."""
+    """Values, then inner tables: a value after the header of an inner table would belong to that table."""
     tables = {name: value for name, value in table.items() if isinstance(value, dict)}
     if path and (len(tables) < len(table) or not table):
         yield f"[{'.'.join(map(_key, path))}]"
@@ -30,5 +30,5 @@ def _key(name: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """JSON is TOML, but for the control character DEL."""
+    """A value as JSON, which is also TOML except for the control character DEL."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""The settings of training: the model's beginning, the optimizer, its schedule, guards, and what runs where."""
+"""The settings of training: initial weights, optimizer, schedule, guards, precision, device and checkpoints."""
 
 from typing import Annotated, Literal, Self
 
@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from lmcore.settings.section import Section, Text, speed, view
 
 Size = Annotated[str, Field(pattern=r"^[0-9][0-9_]*(\.[0-9]+)?[kMG]? ?(steps|tokens|epochs|%)$")]
-"""A part of a run: "100 steps", "2.5M tokens", "0.1 epochs" or "20 %" of all steps."""
+"""A length: "100 steps", "2.5M tokens", "0.1 epochs" or "20 %" of all steps."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -17,7 +17,7 @@ class TrainConfig(Section):
 
     model_config = ConfigDict(title="Training settings")  # equal to the field's, pydantic would leave both out of forms
 
-    # How long
+    # Length
     max_steps: int = Field(0, ge=0, le=1_000_000_000)
     """Optimizer steps. 0: decided by max_tokens, else by epochs."""
     max_tokens: int = Field(0, ge=0, le=10**15)
@@ -31,7 +31,7 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, le=2**31 - 1)
     """Seed of the initial weights, the order of blocks and dropout."""
 
-    # From which weights
+    # Initial weights
     init_from: Text = view("", title="Begin with the weights of")
     """Start from the weights of a checkpoint folder, an exported or other transformers folder, or a hub name. Its
     tokenizer must be this run's. The model's shape and dropout are then its own, and the section `model` is unused. The
@@ -91,7 +91,7 @@ class TrainConfig(Section):
     min_gain: float = Field(0.0, ge=0, le=100)
     """Nats per token by which a validation loss must be below the best one to count as a gain."""
 
-    # Arithmetic
+    # Precision and speed
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 autocast on GPUs that support it, else fp32 (bf16 is slower on a CPU without bf16 units)."""
     tf32: bool = speed(True, title="TF32")
@@ -109,7 +109,7 @@ class TrainConfig(Section):
     loss_chunk_tokens: int = speed(4096, ge=0, le=2**30)
     """Tokens whose logits are in memory at once. 0: all, as in transformers."""
 
-    # Where
+    # Devices
     device: Literal["auto", "cuda", "mps", "cpu"] = speed("auto")
     """auto: the first available of cuda, mps and cpu."""
     nproc: int = speed(1, ge=1, le=1024, title="Processes")
@@ -117,7 +117,7 @@ class TrainConfig(Section):
     parallel: Literal["ddp", "fsdp"] = speed("ddp")
     """With several processes: each holds the whole model (ddp) or a share of it (fsdp: FSDP2's fully_shard)."""
 
-    # What is seen and kept
+    # Validation, logs and checkpoints
     validate_every: int = view(0, ge=0, le=1_000_000_000)
     """Steps between validations. 0: about ten in a run. Every epoch also ends with one."""
     validation_tokens: int = view(500_000, ge=1_000, le=1_000_000_000)

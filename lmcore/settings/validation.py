@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words: each wrong value with the place where it was written."""
+"""Sentences about wrong settings: each wrong value with the place where it was written."""
 
 import re
 from collections.abc import Iterator
@@ -9,36 +9,36 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 _LONGEST_VALUE = 80
-"""Characters of a wrong value that an error repeats."""
+"""Most characters of a wrong value in an error."""
 
 
 class SettingsText:
-    """A TOML text by its name, as the place where settings were written."""
+    """A named TOML text in which settings were written."""
 
     all_settings = "lmcore/settings/config.py lists all"
-    """Where a person finds the settings that there are."""
+    """A hint on where all settings are listed."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name = name
         self._lines = dict(_lines(text))
 
     def of(self, path: tuple[str, ...]) -> str:
-        """The place of the setting or else of its table, or nothing."""
+        """The place of a setting, or of its table; empty if neither is in the text."""
         sizes = range(len(path), 0, -1)
         return next((place for size in sizes if (place := self.exactly(path[:size]))), "")
 
     def exactly(self, path: tuple[str, ...]) -> str:
-        """The place of this very setting, or nothing where it has its default."""
+        """The place of exactly this setting; empty if the text does not set it."""
         return f"{self._name}, line {self._lines[path]}" if path in self._lines else ""
 
 
 def explain(error: ValidationError, kind: type[BaseModel], origin: SettingsText) -> str:
-    """One sentence for each value that settings of a kind cannot have."""
+    """One sentence for each wrong value in settings of a kind."""
     return "; ".join(_sentence(problem, kind, origin) for problem in error.errors())
 
 
 def _lines(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
-    """(path of a key or a table, its line) of a TOML file, as far as each begins a line."""
+    """(path, line) of each key and table that begins a line of a TOML text."""
     table: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
@@ -53,7 +53,7 @@ def _names(dotted: str) -> tuple[str, ...]:
 
 
 def _sentence(problem: ErrorDetails, kind: type[BaseModel], origin: SettingsText) -> str:
-    """One thing that is wrong: where it was set, the setting, the value, and what is allowed."""
+    """One problem: where the setting was written, its name, its value, and what is allowed."""
     path = tuple(str(part) for part in problem["loc"] if not isinstance(part, int))
     where, name = origin.of(path), ".".join(path)
     if problem["type"] == "value_error":
@@ -65,7 +65,7 @@ def _sentence(problem: ErrorDetails, kind: type[BaseModel], origin: SettingsText
 
 
 def _contradiction(problem: ErrorDetails, name: str, path: tuple[str, ...], origin: SettingsText) -> str:
-    """Settings that do not fit together: which, and where each that the message names was set."""
+    """A contradiction between settings, with the places of those that the message names."""
     message = problem["msg"].removeprefix("Value error, ")
     words = dict.fromkeys(re.findall(r"[a-z][a-z0-9_]*", message))
     places = [place for word in words if (place := origin.exactly((*path, word)))]
@@ -88,7 +88,7 @@ _COMPLAINTS = {
     "model": "is not a table of settings",
     "path": "is not a path",
 }
-"""What is wrong, by the first word of the type of pydantic's error."""
+"""Complaints by the first word of the type of pydantic's error."""
 _BOUNDS = {"ge": "at least {}", "gt": "more than {}", "le": "at most {}", "lt": "less than {}"}
 
 
@@ -119,7 +119,7 @@ def _did_you_mean(kind: type[BaseModel], path: tuple[str, ...], origin: Settings
 
 
 def _elsewhere(kind: type[BaseModel], name: str) -> str:
-    """A setting of this name in one of the sections."""
+    """The full name of a setting with this name in some section; empty if there is none."""
     sections = {above: _section(kind, (above, name)) for above in kind.model_fields}
     return next(
         (f"{above}.{name}" for above, section in sections.items() if section and name in section.model_fields), ""
@@ -127,7 +127,7 @@ def _elsewhere(kind: type[BaseModel], name: str) -> str:
 
 
 def _section(kind: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel] | None:
-    """The model that holds the last name of a path."""
+    """The model that has the last name of a path as a field."""
     for name in path[:-1]:
         inner = kind.model_fields[name].annotation if name in kind.model_fields else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):

@@ -233,8 +233,10 @@ class _Training:
 
         def save() -> None:
             self._pause()
-            self._begin_save(random)
             self.checkpoints.wait()
+            if not self._checkpoint(self.state.step).exists():
+                self._begin_save(random)
+                self.checkpoints.wait()
             say_when_stopped(self._why_stopped())
 
         with should_stop.unchanged(save, can_save):

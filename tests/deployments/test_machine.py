@@ -84,8 +84,8 @@ def test_what_a_dead_process_was_writing_is_shown_and_removed(tmp_path: Path, pl
     write_and_die(tmp_path / place)
     finding = machine.half_written(tmp_path)
     assert ".tmp-" in finding.fact
-    assert finding.mend
-    finding.mend()
+    assert finding.fix
+    finding.fix()
     assert not machine.half_written(tmp_path).remedy
     assert not list(tmp_path.rglob(".tmp-*"))
 
@@ -194,10 +194,10 @@ def test_doctor_without_a_server(tmp_path: Path) -> None:
     done = deployments(tmp_path, "doctor")
     assert done.returncode == 1, done.stderr
     assert "ok     store: " in done.stdout
-    assert "WRONG  server: none is configured\n       to mend it: make serve, or set PREFECT_API_URL" in done.stdout
+    assert "WRONG  server: none is configured\n       to fix it: make serve, or set PREFECT_API_URL" in done.stdout
 
 
-@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["--mend"], 2), (["doctor"], 2)])
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["--fix"], 2), (["doctor"], 2)])
 def test_whoever_asks_what_setup_does_sets_nothing_up(tmp_path: Path, arguments: list[str], status: int) -> None:
     done = deployments(tmp_path, "setup", *arguments)
     assert done.returncode == status, done.stderr

@@ -117,8 +117,8 @@ def test_a_limit_that_is_missing_or_off(client: SyncPrefectClient) -> None:
     client.delete_global_concurrency_limit_by_name(GPU)
     finding = server.limits(client)
     assert "gpu is missing" in finding.fact
-    assert finding.mend
-    finding.mend()
+    assert finding.fix
+    finding.fix()
     assert not server.limits(client).remedy
     client.upsert_global_concurrency_limit_by_name(GPU, 0)
     create_limits()  # leaves alone what somebody set
@@ -140,8 +140,8 @@ def test_an_automation_that_is_switched_off_or_missing(served: Api, client: Sync
         client.delete_automation(found.id)
         finding = server.automations(client)
         assert finding.fact == f"missing, so a run that died shows as running: {crashes.name}"
-        assert finding.mend
-        finding.mend()
+        assert finding.fix
+        finding.fix()
         assert server.automations(client).fact == "2 are on"
         assert len(client.read_automations_by_name(goes_on.name)) == 1
     finally:
@@ -167,8 +167,8 @@ def test_a_zombie_is_marked_and_a_run_with_a_heartbeat_is_not(served: Api, clien
     finding = served.wait(found)
     assert f"{never_began['id']}) as Pending" in finding.fact
     assert f"{dead['id']}) as Running" in finding.fact
-    assert finding.mend
-    finding.mend()
+    assert finding.fix
+    finding.fix()
     states = [served.run(run["id"])["state"]["type"] for run in (alive, never_began, dead, paused)]
     assert states == ["RUNNING", "CRASHED", "CRASHED", "PAUSED"]
     for run in (alive, paused):
@@ -212,8 +212,8 @@ def test_a_slot_that_nobody_alive_holds_is_freed(client: SyncPrefectClient) -> N
     client.increment_concurrency_slots([GPU], 1, "concurrency")  # without a lease: as after a restart of the server
     finding = server.slots(client)
     assert finding.fact == "held by dead runs: 1 of gpu"
-    assert finding.mend
-    finding.mend()
+    assert finding.fix
+    finding.fix()
     assert not server.slots(client).remedy
     assert server.limits(client).fact == "gpu: 0 of 1 slots are taken"
 

@@ -1,4 +1,4 @@
-"""Rows with half of a character: found and mended, everything else left as it is."""
+"""Rows with half of a character: found and fixed, everything else left as it is."""
 
 import json
 import sqlite3
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_HOME, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
-from deployments.doctor.database_rows import mend_database, unreadable_rows
+from deployments.doctor.database_rows import fix_database, unreadable_rows
 
 LONE = "a\ud83d"
 WHOLE = {"名前": "😀", "escaped": r"\ud83d", "list": [1.5, None, True]}
@@ -40,7 +40,7 @@ def test_whole_text_is_left_alone(path: Path) -> None:
     write(path, "flow_run", "1", json.dumps(WHOLE), r"no JSON \ud83d", r"\ud83d")
     before = path.read_bytes()
     assert not unreadable_rows().remedy
-    assert mend_database() == ""
+    assert fix_database() == ""
     assert path.read_bytes() == before
 
 
@@ -53,7 +53,7 @@ def test_half_of_a_character_is_found_named_and_replaced(path: Path) -> None:
     assert "tags of the flow run broken" in finding.fact
     assert "last_event of the automation bucket 1" in finding.fact
     assert "flow run whole" not in finding.fact
-    assert mend_database().endswith("� stands in its place now")
+    assert fix_database().endswith("� stands in its place now")
     whole, broken = read(path, "flow_run")
     assert json.loads(whole[1]) == WHOLE
     assert json.loads(broken[1]) == {"a�": ["a�", WHOLE]}
@@ -71,7 +71,7 @@ def test_many_rows_are_counted(path: Path) -> None:
 def test_a_file_that_is_no_database_is_said(path: Path) -> None:
     path.write_bytes(b"no database" * 1000)
     assert "cannot be read: file is not a database" in unreadable_rows().fact
-    assert mend_database() == ""
+    assert fix_database() == ""
 
 
 def test_no_database_is_nothing_wrong(path: Path) -> None:

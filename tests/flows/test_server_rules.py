@@ -9,7 +9,7 @@ from prefect.states import Cancelling, Completed, Crashed, Running
 from deployments.automations import create_automations
 from deployments.orphaned_runs import start_orphaned_runs
 from lmcore.errors import ConfigError
-from tasks.policies import STARTS, start_again
+from tasks.policies import STARTS, restart_after_crash
 
 pytestmark = pytest.mark.flows
 
@@ -82,5 +82,5 @@ def test_runs_of_deployments_that_others_serve_are_left_alone() -> None:
 )
 def test_a_crashed_run_starts_again_if_it_had_begun_and_not_too_often(states: list[State], after: str) -> None:
     run = run_in(*states)
-    start_again(nothing, run, Crashed())
+    restart_after_crash(nothing, run, Crashed())
     assert state_of(run) == after

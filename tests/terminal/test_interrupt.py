@@ -5,6 +5,7 @@ All commands of a kind share one store, so each one begins where the one before 
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,16 @@ def test_the_same_command_continues(start: Start, folder: Path, module: str) -> 
     result = json.loads(ended.screen.strip().splitlines()[-1]) if module == "lmcore pretrain" else None
     assert result is None or result["step"] == 200
     assert_clean(folder / module)
+
+
+def test_ctrl_c_amid_set_up_is_one_line(start: Start, tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    terminal = start("-C", tmp_path, "demo", program="make", PYTHON=sys.executable)
+    terminal.wait_until((tmp_path / ".venv" / "pyvenv.cfg").exists)
+    screen = terminal.end(CTRL_C).screen
+    assert screen.splitlines().count(LINE) == 1, screen
+    assert "Traceback" not in screen
 
 
 @pytest.mark.parametrize(("name", "status"), [("INT", 130), ("TERM", 75), ("HUP", 75)])
