@@ -1,7 +1,7 @@
-"""Prefect automations: what a server does by itself about runs that ended badly, and whom it tells.
+"""Prefect automations: the server restarts dead runs and sends notifications.
 
-What is there already under its name stays, as somebody may have set it in the UI. Notifications go as a POST of JSON to
-the URL in LM_NOTIFY_URL: without one none are made, and another one replaces it.
+An automation that exists under its name is kept, because a person may have changed it in the UI. Notifications are a
+POST of JSON to LM_NOTIFY_URL. Without that variable none are created; another URL replaces the earlier one.
 """
 
 import os
@@ -20,7 +20,7 @@ from lmcore.errors import ConfigError
 from tasks.policies import STARTS
 
 SILENCE = timedelta(minutes=9)
-"""A run without a heartbeat for so long is dead. They come every 60 s (as flows sets it; by default 180 s)."""
+"""A run without a heartbeat for this time is dead. Heartbeats come every 60 s (Prefect's default is 180 s)."""
 
 _SILENT = "no heartbeat for"
 _HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -35,7 +35,7 @@ _MODEL_NOTICE = '{"what": "%s", "text": {{ event.resource.name | tojson }}, "pay
 
 
 def create_automations(silence: timedelta = SILENCE) -> None:
-    """Create what is missing on the server. Raises ConfigError where LM_NOTIFY_URL is no address of the web."""
+    """Create missing automations on the server. Raises ConfigError when LM_NOTIFY_URL is not an http(s) address."""
     for rescuer in rescuers(silence):
         _create(rescuer)
     if url := os.environ.get("LM_NOTIFY_URL"):
@@ -58,12 +58,12 @@ def create_automations(silence: timedelta = SILENCE) -> None:
 
 
 def rescuers(silence: timedelta = SILENCE) -> list[Automation]:
-    """What looks after runs that died."""
+    """The automations for dead runs."""
     return [zombies_crash(silence), zombies_go_on()]
 
 
 def zombies_crash(silence: timedelta) -> Automation:
-    """A run of any deployment that says nothing for ``silence`` is marked Crashed."""
+    """An automation that marks a run Crashed after ``silence`` without a heartbeat."""
     return Automation(
         name="lm: a run without heartbeat has crashed",
         trigger=EventTrigger(
@@ -84,9 +84,10 @@ def zombies_crash(silence: timedelta) -> Automation:
 
 
 def zombies_go_on() -> Automation:
-    """A run that was marked so is started again, as the process that started it would do if it lived (policies.py).
+    """An automation that starts again the runs that ``zombies_crash`` marked.
 
-    Not every Crashed run: events may be heard twice, and a run that was started again must be left alone.
+    Other Crashed runs are started again by the process that saw the crash (policies.py). The server may handle an event
+    twice, and a run that was started again must not be started once more.
     """
     return Automation(
         name="lm: a run whose machine is gone starts again",
@@ -102,14 +103,14 @@ def zombies_go_on() -> Automation:
 
 
 def _runs_started(*times: int, said: str = "*") -> ResourceSpecification:
-    """Runs by the count of their starts and the message of their state."""
+    """A filter of runs by the number of their starts and the message of their state."""
     counts = [str(count) for count in times]
     labels = {"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": counts, "prefect.state-message": said}
     return ResourceSpecification.model_validate(labels)
 
 
 def _create(automation: Automation) -> None:
-    """Create it where there is none of its name: writing one anew would forget which runs it was watching."""
+    """Create the automation if none has its name. Replacing one would forget the runs that it watches."""
     with get_client(sync_client=True) as client:
         if not client.read_automations_by_name(automation.name):
             client.create_automation(AutomationCore(**automation.model_dump(exclude={"id"})))

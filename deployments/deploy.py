@@ -1,6 +1,6 @@
-"""What deployments rely on at the Prefect server: the work pool, the concurrency limit, automations; and ``lm deploy``.
+"""``lm deploy`` and ``lm setup``: the work pool, the concurrency limit, the automations, and the deployments.
 
-What is there already stays, because somebody may have changed it in the UI.
+What exists is kept, because a person may have changed it in the UI.
 """
 
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ POOL = "lm"
 
 
 def deploy() -> Iterator[str]:
-    """Set up, and put every deployment on the server for the workers of the pool. Returns lines for a person.
+    """Set up, and put every deployment on the server for the workers of the pool. Yields lines for a person.
 
-    It may be repeated: what was set on the server stays.
+    It may be repeated and keeps what was set on the server.
     """
     url, deployments = set_up(), declared()
     with get_client(sync_client=True) as client:
@@ -33,9 +33,9 @@ def deploy() -> Iterator[str]:
 
 
 def set_up() -> str:
-    """Create what is missing of work pool, limits and automations. Returns the server's address.
+    """Create the missing ones of work pool, limits and automations. Returns the server's address.
 
-    Raises ConfigError where no server is named: Prefect would start one that ends with this command.
+    Raises ConfigError when no server is named, because Prefect would start one that ends with this command.
     """
     url = str(PREFECT_API_URL.value() or "")
     if not url:
@@ -68,7 +68,7 @@ def create_limits() -> None:
 
 
 def gpu_slots() -> int:
-    """One for each GPU of this machine; one where there is none, so that two trainings do not share the processor."""
+    """The number of GPUs of this machine, but at least 1, so that two trainings do not share the processor."""
     import torch
 
     return max(1, torch.cuda.device_count())

@@ -12,10 +12,9 @@ _OPEN = [StateType.PENDING.value, StateType.RUNNING.value, StateType.CANCELLING.
 
 
 def start_orphaned_runs(deployments: Iterable[str]) -> None:
-    """Schedule every run of ``deployments`` (FLOW/NAME) that has not ended; it continues from what it had made.
+    """Schedule every run of ``deployments`` (FLOW/NAME) that has not ended. It continues from its stored results.
 
-    To be called where they are not served yet. Runs of work pools are left to the automation that looks for heartbeats,
-    runs of deployments that others serve are theirs.
+    Call it before the deployments are served. Runs of work pools are left to the automation for missing heartbeats.
     """
     with get_client(sync_client=True) as client:
         ids = [str(found) for name in deployments if (found := _id_of(client, name))]

@@ -1,9 +1,8 @@
 """Puts deployments on a Prefect server and keeps what people set there.
 
-A deployment that is absent is created. Of one that is there, the code owns where its code lies (entrypoint, path, pull
-steps), the version and the schema of the parameters: they are written every time. A person may have set everything
-else: it is written only where the server still holds what was written last, or nothing. What differs from this version
-is said in a line each.
+A missing deployment is created. Of an existing one, the code owns the place of its code (entrypoint, path, pull steps),
+the version and the schema of the parameters; these are always written. Everything else belongs to people: it is written
+only if the server still has the value that was last written, or none. Each difference gives one line.
 """
 
 import json
@@ -25,16 +24,16 @@ from deployments.registration_record import Written
 from lmcore.settings.section import differences
 
 Settings = dict[str, Any]
-"""What people may set, by name: tags, concurrency_limit, parameters.NAME, schedule.SLUG. None: it is not set."""
+"""Settings of people by name: tags, concurrency_limit, parameters.NAME, schedule.SLUG. None: not set."""
 
 _PARAMETER, _SCHEDULE = "parameters.", "schedule."
 _ENFORCED, _MISFITS, _PAUSED = "enforce_parameter_schema", "misfits", "paused"
 _SHOWN = 80
-"""Characters of a value."""
+"""Most characters of a value in a line."""
 
 
 def register_all(client: SyncPrefectClient, deployments: Iterable[Declared], pool: str = "") -> Iterator[str]:
-    """``register`` them; the lines, those that several have in common once."""
+    """Register all deployments. Yields their lines; equal lines of several deployments are one."""
     names: dict[str, list[str]] = {}
     for deployment in deployments:
         for line in register(client, deployment, pool):
@@ -43,7 +42,7 @@ def register_all(client: SyncPrefectClient, deployments: Iterable[Declared], poo
 
 
 def register(client: SyncPrefectClient, deployment: Declared, pool: str = "") -> list[str]:
-    """Create or update it, for the workers of ``pool`` or for this process; a line for each thing that differs."""
+    """Create or update a deployment for workers of ``pool``, else for this process. One line for each difference."""
     written, wanted = Written(client, deployment.full_name), _wanted(deployment, pool)
     try:
         there = client.read_deployment_by_name(deployment.full_name)
@@ -58,7 +57,7 @@ def register(client: SyncPrefectClient, deployment: Declared, pool: str = "") ->
 
 
 class _Registered(RunnerDeployment):
-    """For Prefect's ``serve``, whose own way would overwrite what people set."""
+    """A deployment for Prefect's ``serve``, which would otherwise overwrite what people set."""
 
     async def aapply(self, *_: Any, **__: Any) -> UUID:
         async with get_client() as client:
@@ -66,7 +65,7 @@ class _Registered(RunnerDeployment):
 
 
 def registered(deployment: Declared) -> RunnerDeployment:
-    """What ``prefect.serve`` takes for a deployment that is on the server."""
+    """The argument of ``prefect.serve`` for a deployment that is on the server."""
     return _Registered(name=deployment.name, flow_name=deployment.flow.name)
 
 
@@ -85,11 +84,11 @@ def _update(
     written: Written,
     pool: str,
 ) -> Iterator[str]:
-    """Writes, and says what differs."""
+    """Write the changes. Yields a line for each difference."""
     found = _found(there, wanted.keys() | written.digests.keys())
     change: Settings = {}
     if written.is_new:
-        # Only deployments of workers had schedules before: one that is not there was deleted.
+        # Before, only deployments of workers had schedules. A missing one was deleted.
         absent = {name for name in wanted.keys() - found.keys() if name.startswith(_SCHEDULE) and pool}
         written.take_over(found, absent)
         if there.paused and not pool:
@@ -116,7 +115,7 @@ def _update(
     settings |= {name: value for name, value in _owned(deployment, pool).items() if getattr(there, name) != value}
     if any(name.startswith(_PARAMETER) for name in news):
         settings["parameters"] = _parameters(found | news)
-    if settings:  # else its scheduled runs would be planned anew for nothing
+    if settings:  # an empty update would plan its scheduled runs again
         client.update_deployment(there.id, DeploymentUpdate(**settings))
     _write_schedules(client, there, news)
     same = {name: value for name, value in wanted.items() if name not in differing}
@@ -124,7 +123,7 @@ def _update(
 
 
 def _must_be_paused(is_paused: bool, wrong: list[str], written: Written) -> bool:
-    """From when its parameters no longer fit until they do; as it is where a person paused it or switched it on."""
+    """Whether the deployment must be paused: while its parameters do not fit, unless a person decided otherwise."""
     if wrong:
         is_known = written.is_untouched(_MISFITS, wrong)
         written.note({} if is_paused or is_known else {_PAUSED: True})
@@ -151,7 +150,7 @@ def _wanted(deployment: Declared, pool: str) -> Settings:
 
 
 def _found(there: DeploymentResponse, names: Collection[str]) -> Settings:
-    """What is on the server; of its schedules only those that are named."""
+    """The settings on the server; of its schedules only those in ``names``."""
     limit, options = there.global_concurrency_limit, there.concurrency_options
     settings: Settings = {
         "tags": there.tags,
@@ -172,7 +171,7 @@ def _found(there: DeploymentResponse, names: Collection[str]) -> Settings:
 
 
 def _owned(deployment: Declared, pool: str) -> Settings:
-    """What the code alone decides."""
+    """The settings that only the code decides."""
     settings: Settings = {"version": deployment.flow.version, "parameter_openapi_schema": deployment.schema}
     if pool:
         step = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
@@ -181,7 +180,7 @@ def _owned(deployment: Declared, pool: str) -> Settings:
 
 
 def _of_api(settings: Settings) -> Settings:
-    """The fields of a deployment; its parameters and schedules are written apart."""
+    """The fields of a deployment, without its parameters and schedules."""
     fields = {name: value for name, value in settings.items() if "." not in name}
     if "collision_strategy" in fields:
         strategy = fields.pop("collision_strategy")
@@ -192,7 +191,7 @@ def _of_api(settings: Settings) -> Settings:
 
 
 def _parameters(settings: Settings) -> dict[str, Any]:
-    """Of a deployment."""
+    """The parameters of a deployment."""
     return {
         name.removeprefix(_PARAMETER): value
         for name, value in settings.items()
@@ -203,7 +202,7 @@ def _parameters(settings: Settings) -> dict[str, Any]:
 def _write_schedules(client: SyncPrefectClient, there: DeploymentResponse, news: Settings) -> None:
     ids = {f"{_SCHEDULE}{schedule.slug}": schedule.id for schedule in there.schedules}
     for name in filter(lambda name: name.startswith(_SCHEDULE), news):
-        if name in ids:  # Prefect would keep no parameters of one that is changed
+        if name in ids:  # an update would lose the parameters of the schedule
             client.delete_deployment_schedule(there.id, ids[name])
         if news[name]:
             client.create_deployment_schedules(there.id, [_schedule(name, news[name])])
@@ -215,7 +214,7 @@ def _schedule(name: str, value: Settings) -> DeploymentScheduleCreate:
 
 
 def _difference(name: str, found: Any, wanted: Any) -> Iterator[str]:
-    """A line for each value that a person set."""
+    """A line for each value that differs."""
     if name.startswith(_SCHEDULE):
         words = f"schedule {name.removeprefix(_SCHEDULE)}"
         yield f"{words}: kept as set on the server, {_when(found)}; this version has {_when(wanted)}"
@@ -226,7 +225,7 @@ def _difference(name: str, found: Any, wanted: Any) -> Iterator[str]:
 
 
 def _in_effect(deployment: Declared, settings: Settings, name: str) -> Any:
-    """The value of a setting; of a parameter that is not set, the default of its flow."""
+    """The value of a setting. For a parameter that is not set, the default of its flow."""
     if name.startswith(_PARAMETER) and settings.get(name) is None:
         return deployment.schema["properties"].get(name.removeprefix(_PARAMETER), {}).get("default")
     return settings.get(name)

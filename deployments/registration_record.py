@@ -1,4 +1,4 @@
-"""Digests of what was last written to a deployment: a value that differs was changed by a person."""
+"""Digests of the values that the code last wrote to a deployment. A person changed each value that differs."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 
 from lmcore.settings.section import fingerprint
 
-# Of what was written before digests were kept (Prefect 3.8): the presets and the descriptions of the flows.
+# Digests of what earlier versions wrote without a record (Prefect 3.8): presets and descriptions of flows.
 _BEFORE = frozenset(
     [
         "0959465a03d15b30",
@@ -34,11 +34,11 @@ _BEFORE = frozenset(
     ]
 )
 _GONE = "gone"
-"""In place of a digest: it was not there, and is not to be created."""
+"""In place of a digest: the value was deleted and must not be created again."""
 
 
 class Written:
-    """The digests of one deployment, by the name of the setting. They are in a Prefect variable."""
+    """The digests of one deployment by the name of the setting, stored in a Prefect variable."""
 
     def __init__(self, client: SyncPrefectClient, deployment: str) -> None:
         self._client, self._variable = client, "lm_written_" + re.sub("[^a-z0-9]", "_", deployment.lower())
@@ -48,20 +48,20 @@ class Written:
         self._saved = dict(self.digests)
 
     def is_untouched(self, name: str, value: object) -> bool:
-        """Whether the server's ``value`` is the one that was written, or was never there."""
+        """Whether the server's ``value`` is the one last written, or was never set."""
         return self.digests[name] == _digest(value) if name in self.digests else value is None
 
     def is_ours(self, name: str) -> bool:
-        """Whether ``note`` has been told that it is on the server."""
+        """Whether ``note`` recorded the setting."""
         return name in self.digests
 
     def take_over(self, found: dict[str, Any], absent: set[str]) -> None:
-        """Begin with a deployment that was made before digests were kept: what is ``absent`` was deleted."""
+        """Start the record of a deployment that has none. The settings in ``absent`` were deleted by a person."""
         self.digests = {name: _digest(value) for name, value in found.items() if _digest(value) in _BEFORE}
         self.digests |= dict.fromkeys(absent, _GONE)
 
     def note(self, settings: dict[str, Any]) -> None:
-        """These are on the server now; those that are None are no longer."""
+        """Record what is on the server now. None removes a setting from the record."""
         for name, value in settings.items():
             if value is None:
                 self.digests.pop(name, None)
@@ -76,7 +76,7 @@ class Written:
 
 
 def _digest(value: object) -> str:
-    """The same for 1 and 1.0, since a browser writes 1 for both."""
+    """A digest that is equal for 1 and 1.0, because a browser writes 1 for both."""
     return fingerprint(json.loads(json.dumps(value), parse_float=_number))
 
 

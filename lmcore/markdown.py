@@ -43,6 +43,11 @@ def number(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "infinite" if value > 0 else "minus infinite"
 
 
+def figure(value: Any) -> str:
+    """A whole number with commas; anything else as it is."""
+    return f"{value:,}" if type(value) is int else str(value)
+
+
 def _longest_ticks(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
 

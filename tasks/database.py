@@ -1,7 +1,7 @@
 """The SQLite database of a Prefect server on this machine, before a server of this version opens it.
 
-A server migrates the database of an older one at its first start, and the older one can never open it again. So the
-file is copied first.
+A newer server migrates the database at its first start, and an older one cannot open the result. So the file is copied
+first.
 """
 
 import re
@@ -22,16 +22,16 @@ _REVISION = re.compile(r"""^(down_)?revision\b.*?=\s*["'](\w+)["']""", re.MULTIL
 
 
 def database_file() -> Path | None:
-    """The database that a server on this machine would open, if it is there; None for one in memory or elsewhere."""
+    """The database that a server on this machine opens. None if it is missing, in memory or elsewhere."""
     url = str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value())
     path = Path(unquote(url.removeprefix(_SQLITE).partition("?")[0]))
     return path if url.startswith(_SQLITE) and path.is_file() else None
 
 
 def copy_before_upgrade() -> str:
-    """Copy the database beside itself if an older Prefect wrote it; a line that says so, else nothing.
+    """Copy the database beside itself if an older Prefect wrote it. Returns a line about it, else an empty text.
 
-    Raises LMError where a newer Prefect wrote it, and where there is no room for the copy.
+    Raises LMError when a newer Prefect wrote it, or when there is no room for the copy.
     """
     if not (path := database_file()) or not (found := _revision(path)):
         return ""
@@ -49,7 +49,7 @@ def copy_before_upgrade() -> str:
 
 
 def _revision(path: Path) -> str:
-    """The revision that the database says it has; empty if it has none."""
+    """The revision of the database; empty if it has none."""
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
             return str(next(database.execute("select version_num from alembic_version"), [""])[0])
@@ -58,7 +58,7 @@ def _revision(path: Path) -> str:
 
 
 def _revisions() -> tuple[set[str], str]:
-    """Those that this Prefect knows, and the newest: the one that no other follows. Alembic's own way takes seconds."""
+    """The revisions that this Prefect knows, and the newest of them. Alembic itself takes seconds for this."""
     revisions: set[str] = set()
     followed: set[str] = set()
     for file in _VERSIONS.glob("*.py"):
@@ -69,7 +69,7 @@ def _revisions() -> tuple[set[str], str]:
 
 
 def _copy(path: Path, copy: Path) -> None:
-    """Consistent also while a server writes; with the permissions of the original."""
+    """Copy the database consistently, even while a server writes, with the permissions of the original."""
     half = copy.with_suffix(".tmp")
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(half)) as target:

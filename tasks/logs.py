@@ -1,4 +1,4 @@
-"""What Prefect prints: facts for people, no tracebacks for errors that explain themselves."""
+"""Filters of Prefect's log: no internal messages, and no tracebacks of errors that explain themselves."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ _NOISY = ("httpx", "httpcore", "alembic", "prefect.server", "prefect._internal")
 
 
 class _NoTraceback(logging.Filter):
-    """A deliberate error is one line without its traceback, and none where the state of the run is about to say it."""
+    """Removes the traceback of a deliberate error, and its line if the state of the run repeats it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not (record.exc_info and isinstance(record.exc_info[1], LMError)):
@@ -21,9 +21,9 @@ class _NoTraceback(logging.Filter):
 
 
 class _NoMachinery(logging.Filter):
-    """Drops what the state of the run says anyway: that hooks and states are well, and the alarm at a cancel.
+    """Drops messages that the state of the run repeats: hooks, good states, and the alarm at a cancel.
 
-    The failure of a task is said by its flow.
+    The flow reports the failure of a task.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -42,7 +42,7 @@ _FILTERS = (_NoTraceback(), _NoMachinery())
 
 
 def quiet_prefect() -> None:
-    """Make Prefect's loggers in this process leave out tracebacks of deliberate errors and inner workings."""
+    """Filter Prefect's loggers in this process."""
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.flows"):
         for unwanted in _FILTERS:
             logging.getLogger(name).addFilter(unwanted)
@@ -51,5 +51,5 @@ def quiet_prefect() -> None:
 
 
 def leave_failure_to_command() -> None:
-    """For a command that runs a flow: it says itself why the flow failed."""
+    """Drop Prefect's line on a failed flow, because the command itself reports why it failed."""
     logging.getLogger("prefect.flow_runs").addFilter(lambda record: not _FAILED.match(record.getMessage()))

@@ -1,4 +1,4 @@
-"""What the Prefect UI shows of a run besides its states: artifacts of what a task made or found again, and tags.
+"""Pages of a run in the Prefect UI: artifacts of the results of tasks, the run's name, and tags.
 
 An artifact has the same key in each run, so that its page shows the history.
 """
@@ -22,18 +22,18 @@ from lmcore.settings.config import RunConfig
 _log = logging.getLogger(__name__)
 
 _MADE_UP = re.compile("[A-Za-z0-9]+(-[A-Za-z]+)+")
-"""A name that Prefect gives to a run that has none: misty-otter, in the UIs Licensed-Baya and theta5-mordan-nebula."""
+"""A name that Prefect makes up: misty-otter, in the UIs Licensed-Baya and theta5-mordan-nebula."""
 _ROWS = 1_000
-"""Of a table, at most: the server keeps it whole, and a browser draws it."""
+"""Most rows of a table. The server stores the whole table and a browser draws it."""
 
 Page = Callable[[Any], list[Artifact]]
 """The artifacts that show a task's result."""
 
 
 def shown(page: Page) -> Callable[[Task[..., Any], TaskRun, State[Any]], None]:
-    """A task's hook on_completion that publishes its page; a result from the cache is shown like a new one.
+    """A hook on_completion that publishes the page of a task, for new and for cached results.
 
-    What goes wrong here costs the page, never the run.
+    An error here loses the page, never the run.
     """
 
     def show(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> None:
@@ -45,9 +45,9 @@ def shown(page: Page) -> Callable[[Task[..., Any], TaskRun, State[Any]], None]:
 
 
 def show_table(key: str, rows: list[dict[str, str]], description: str) -> None:
-    """A table on the page of the run, and in the history of its key, in which Prefect allows a-z, 0-9 and dashes.
+    """Publish a table artifact. Prefect allows a-z, 0-9 and dashes in its key.
 
-    The description is a line of the log too: who looks at the page of a run sees its log first.
+    The description is also logged, because the page of a run shows its log first.
     """
     get_run_logger().info(description)
     if len(rows) > _ROWS:
@@ -56,7 +56,7 @@ def show_table(key: str, rows: list[dict[str, str]], description: str) -> None:
 
 
 def name_run(what: str, config: RunConfig) -> None:
-    """Name the flow run by what it does, on which corpus, and when, unless a person has named it."""
+    """Name the flow run by its work, its corpus and the time, unless a person has named it."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or not _MADE_UP.fullmatch(context.flow_run.name):
         return
@@ -75,7 +75,7 @@ def page_of_run() -> str:
 
 
 def tag_run(*tags: str) -> None:
-    """Add tags to the flow run, to find it by; a server that does not take them costs the tags only."""
+    """Add tags to the flow run. If the server fails, the run continues without them."""
     try:
         with get_client(sync_client=True) as client:
             known = client.read_flow_run(flow_run.id).tags

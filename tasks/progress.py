@@ -1,7 +1,7 @@
-"""Live progress of a task: on the terminal of whoever started it, and as Prefect artifacts: a bar, and a table.
+"""Live progress of a task: on the terminal, and as Prefect artifacts (a bar and a table).
 
-A thread of its own looks at the work once a second and tells Prefect every few seconds. The work never waits for
-it, and what Prefect cannot take just then is dropped.
+A separate thread polls the work once a second and updates Prefect every few seconds. The work never waits for it, and
+an update that fails is dropped.
 """
 
 import logging
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class LiveTable:
-    """A table artifact that is made once and replaced while its rows change."""
+    """A table artifact that is created once and updated when its rows change."""
 
     def __init__(self, key: str, description: str, rows: Callable[[], list[dict[str, Any]]]) -> None:
         self._key = key
@@ -43,7 +43,7 @@ class LiveTable:
         self._due = time.monotonic() + _SECONDS_BETWEEN_TABLES
 
     def refresh(self) -> None:
-        """Publish, if the last time was half a minute ago, or 50 times as long as that took."""
+        """Publish if the last time is half a minute ago, and at least 50 times the duration of publishing."""
         if time.monotonic() >= self._due:
             started = time.monotonic()
             self.publish()
@@ -51,7 +51,7 @@ class LiveTable:
             self._due = now + max(_SECONDS_BETWEEN_TABLES, 50 * (now - started))
 
     def publish(self) -> None:
-        """Show the rows as they are now, if they have changed."""
+        """Send the present rows if they changed."""
         try:
             rows = self._rows()
             if rows and rows != self._sent:
@@ -74,7 +74,7 @@ class LiveTable:
 def report_progress(
     label: str, unit: str, poll: Callable[[], Standing] | None = None, table: LiveTable | None = None
 ) -> Iterator[Update]:
-    """Show how far a task is on its console and in its log; keep a progress artifact and ``table`` up to date."""
+    """Show the progress of a task on its console and in its log, in a progress artifact and in ``table``."""
     artifact = _ProgressArtifact(label)
 
     def publish(standing: Standing, is_last: bool) -> None:
@@ -89,7 +89,7 @@ def report_progress(
 
 
 class _ProgressArtifact:
-    """A progress artifact that is made once and updated every few seconds."""
+    """A progress artifact that is created once and updated every few seconds."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -97,7 +97,7 @@ class _ProgressArtifact:
         self._due = time.monotonic()
 
     def refresh(self, standing: Standing, is_last: bool) -> None:
-        """Publish what is known; nothing where there is no total."""
+        """Publish the progress. Without a total nothing is published."""
         if standing.total and (is_last or time.monotonic() >= self._due):
             self._due = time.monotonic() + _SECONDS_BETWEEN_ARTIFACTS
             self._publish(100 * standing.done / standing.total, standing.note)
@@ -115,7 +115,7 @@ class _ProgressArtifact:
 
 
 def run_logger() -> logging.Logger:
-    """Prefect's run logger is an adapter that behaves like the logger it wraps."""
+    """Prefect's run logger. It is an adapter that behaves like the logger it wraps."""
     return get_run_logger()  # type: ignore[return-value]
 
 

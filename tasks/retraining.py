@@ -1,4 +1,4 @@
-"""What a retraining looks at, decides and shows."""
+"""The tasks of a retraining: what is new, the gate, the promotion, the page, and the push."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tasks.policies import NEVER_CACHED, RETRIED
 
 @task(name="champion", task_run_name="look at the champion", **NEVER_CACHED)
 def look_at_champion(store: Path, name: str) -> Champion | None:
-    """The version in use. Never cached: somebody may have moved it."""
+    """The champion, if there is one. Never cached, because a person may change it."""
     found = Champion.from_store(store, name)
     get_run_logger().info("champion: %s", "none yet" if found is None else found.version)
     return found
@@ -26,7 +26,7 @@ def look_at_champion(store: Path, name: str) -> Champion | None:
 
 @task(name="news", task_run_name="look for new text", **NEVER_CACHED)
 def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, NewDocuments]:
-    """The dataset told apart by age, and what is new in it. Raises as ``require_comparable`` does."""
+    """The dataset split by age, and the new documents in it. Raises as ``require_comparable`` does."""
     require_comparable(champion, dataset.folder)
     apart, news = split_by_age(dataset, champion.dataset)
     get_run_logger().info(
@@ -37,7 +37,7 @@ def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, NewDoc
 
 @task(name="gate", task_run_name="champion against challenger", **NEVER_CACHED)
 def gate(config: RetrainConfig, champion: Champion | None, run: Path) -> Decision:
-    """Score the champion on the text that the challenger was evaluated on, and decide."""
+    """Score the champion on the challenger's evaluation text, and decide."""
     if champion is not None:
         from lmcore.retraining.scoring import score_champion  # and with it torch
 
@@ -51,7 +51,7 @@ def gate(config: RetrainConfig, champion: Champion | None, run: Path) -> Decisio
 def promotion(
     config: RetrainConfig, champion: Champion | None, run: Path, decision: Decision, key: str, store: Path
 ) -> Version:
-    """Keep the challenger, and make it the champion or record why not."""
+    """Store the challenger as a version, and promote it or record why not."""
     version = record_decision(store, config.retraining.model_name, champion, run, decision, key, config.gate)
     emit_event(
         f"lm.model.{'promoted' if decision.promoted else 'refused'}",
@@ -63,13 +63,13 @@ def promotion(
 
 @task(name="retraining report", task_run_name="retraining report", **NEVER_CACHED)
 def retraining_report(page: str) -> None:
-    """What was looked at and what was decided, as an artifact."""
+    """Show the page of a retraining as an artifact."""
     create_markdown_artifact(key="retraining", markdown=page, description=page.partition("\n")[0].lstrip("# "))
 
 
 @task(name="push", task_run_name="push {version} to {repository}", **NEVER_CACHED, **RETRIED)
 def push_to_hub(version: Version, repository: str) -> str:
-    """Put a version into a repository of the hub; the address of the commit."""
+    """Push a version to a repository of the hub. Returns the address of the commit."""
     commit = push(version, repository)
     get_run_logger().info("%s is in %s: %s", version, repository, commit)
     return commit

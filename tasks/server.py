@@ -1,8 +1,8 @@
-"""Prefect's server for this process, and who ends with whom.
+"""The Prefect server of this process, and processes that end together.
 
-A command run by hand asks the server that the environment names. Without one it starts a temporary server of its own,
-which neither hears the signals of the terminal nor outlives the command. Servers and flows whose starter was killed do
-not live on unseen, and a cancel is not lost.
+A command run by hand uses the server that the environment names. Without one it starts a temporary server, which does
+not receive the terminal's signals and ends with the command. Servers and flows end if their starter is killed, and a
+cancel is not lost.
 """
 
 import atexit
@@ -50,7 +50,7 @@ _SECONDS_TO_END = 3
 
 
 class Server:
-    """The process of a Prefect server on this machine, in a session of its own, and what ends it after us."""
+    """A Prefect server on this machine, in a session of its own, and the process that ends it after us."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Server:
         self._start()
 
     def _start(self) -> None:
-        # Nobody would see a question that the server asks on the terminal.
+        # The server must not ask on the terminal: nobody would see the question.
         self.process = subprocess.Popen(
             [sys.executable, "-m", *self._command],
             stdin=subprocess.DEVNULL,
@@ -77,7 +77,7 @@ class Server:
         self._tie = terminate_after_us(self.process.pid, self._outlives_us)
 
     def wait_until_healthy(self, seconds: float) -> None:
-        """Raises LMError when the server ends instead, or does not answer for so long."""
+        """Wait until it answers. Raises LMError when it ends, or does not answer within ``seconds``."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.process.poll() is not None:
@@ -95,7 +95,7 @@ class Server:
         return ": " + next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
     def start_again_if_dead(self) -> int | None:
-        """The status with which it ended; None if it lives."""
+        """Start it again if it ended. Returns the status with which it ended; None if it lives."""
         status = self.process.poll()
         if status is not None:
             self._untie()
@@ -103,7 +103,7 @@ class Server:
         return status
 
     def stop(self, seconds: float = _SECONDS_TO_END) -> None:
-        """Ask it to end; end it if it takes longer."""
+        """Send SIGTERM, and SIGKILL if it takes longer than ``seconds``."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
@@ -117,10 +117,10 @@ class Server:
 
 
 def terminate_after_us(pid: int, seconds: int = 0) -> "subprocess.Popen[bytes]":
-    """Have the process ``pid`` ended, ``seconds`` after this one ended, however that happens; keep what is returned.
+    """A process that ends the process ``pid``, ``seconds`` after this one ended. Keep a reference to it.
 
-    A shell of its own waits for the end of a pipe that only we hold. SIGTERM comes first, SIGKILL ten seconds later:
-    a server that is to end waits for its clients, and they for it.
+    A shell waits for the end of a pipe that only this process holds. It sends SIGTERM, and SIGKILL ten seconds later: a
+    server that ends waits for its clients, and they wait for it.
     """
     script = f"read -r _; sleep {seconds}; kill {pid} && sleep 10 && kill -9 {pid}"
     return subprocess.Popen(
@@ -129,7 +129,7 @@ def terminate_after_us(pid: int, seconds: int = 0) -> "subprocess.Popen[bytes]":
 
 
 def why_silent(url: str) -> str:
-    """Why the API at ``url`` does not answer; empty if it does, whatever it says."""
+    """Why the API at ``url`` does not answer. Empty if it answers, even with an error."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=_SECONDS_TO_ANSWER):
             return ""
@@ -142,10 +142,10 @@ def why_silent(url: str) -> str:
 
 @contextmanager
 def reachable_server() -> Iterator[None]:
-    """While the body runs, this process has a Prefect server: the one configured, or a temporary one of its own.
+    """While the body runs, this process has a Prefect server: the configured one, or a temporary one.
 
-    Raises ConfigError when PREFECT_API_URL of the environment names one that does not answer. One that only a profile
-    or a settings file names is passed over with a warning: it may be left from other work.
+    Raises ConfigError when PREFECT_API_URL in the environment names a server that does not answer. A server that only
+    a profile or a settings file names is ignored with a warning; it may be left from other work.
     """
     _check_home()
     url = PREFECT_API_URL.value()
@@ -177,7 +177,7 @@ def _why_silent_for_long(url: str) -> str:
 
 @contextmanager
 def _temporary_server() -> Iterator[None]:
-    """Prefect's own temporary server as Prefect would start it, but kept from signals and with its errors read."""
+    """Prefect's temporary server, in a session of its own, with its output kept for errors."""
     from prefect.server.api.server import SubprocessASGIServer  # takes seconds
 
     if copied := copy_before_upgrade():
@@ -190,7 +190,7 @@ def _temporary_server() -> Iterator[None]:
         atexit.register(server.stop)
         try:
             server.wait_until_healthy(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
-            # Prefect asks this one object wherever it would start a server; it finds that there is one.
+            # Prefect asks this object before it starts a server, and finds that one runs.
             known = SubprocessASGIServer()
             known.port, known.server_process, known.running = port, server.process, True
             yield
@@ -223,10 +223,10 @@ def _check_home() -> None:
 
 @cache
 def stop_with_parent() -> "subprocess.Popen[bytes] | None":
-    """End a temporary server of this process with it, and the run of a deployment with the one that serves it.
+    """End a temporary server with this process, and the run of a deployment with the process that serves it.
 
-    Prefect stops its temporary server at exit, which ``kill -9`` leaves out; and a run whose server of deployments is
-    gone could be neither cancelled nor found.
+    Prefect stops its temporary server at exit, but not after ``kill -9``. A run could be neither cancelled nor found if
+    the process that serves it is gone.
     """
     if deployment.id:
         end_with_parent(os.getppid())
@@ -237,5 +237,5 @@ def stop_with_parent() -> "subprocess.Popen[bytes] | None":
 
 @cache
 def keep_terminations() -> None:
-    """Keep the exception that Prefect raises when this process is told to end from being lost."""
+    """Keep the exception that Prefect raises on a cancel from being lost."""
     resend_lost(TerminationSignal, lambda number: os.kill(os.getpid(), number))

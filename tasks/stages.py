@@ -15,16 +15,8 @@ from lmcore.corpus.scan import Corpus, open_corpus
 from lmcore.dataset.mixture import Blocks, count_blocks
 from lmcore.dataset.tokenization import Dataset, dataset_inputs, tokenize
 from lmcore.errors import StoppedError
-from lmcore.report.report import (
-    Report,
-    data_page,
-    evaluation_rows,
-    report,
-    report_key,
-    run_page,
-    samples_page,
-    tokenizer_page,
-)
+from lmcore.report.data_report import data_page, tokenizer_page
+from lmcore.report.report import Report, evaluation_rows, report, report_key, run_page, samples_page
 from lmcore.runs.forecast import training_poll
 from lmcore.runs.history import loss_table
 from lmcore.runs.launch import train_in_child

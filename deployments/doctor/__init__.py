@@ -1,8 +1,8 @@
-"""``lm doctor``: looks at everything that a run needs, says what is wrong and what to do about it.
+"""``lm doctor``: checks everything that a run needs and says how to fix what is wrong.
 
 finding.py         what one check found
 examine.py         all checks in their order
 machine.py         packages, store, disk, GPU, locks
-server.py          deployments, work pools, limits, automations, dead runs
+server.py          deployments, parameters, work pools, limits, automations, dead runs
 database_rows.py   rows of the SQLite database that the server cannot show
 """

@@ -1,7 +1,7 @@
-r"""Rows that a Prefect server on SQLite stores and can never show again: text that holds half of a character.
+r"""Rows of a Prefect server's SQLite database that contain half of a character, which the server cannot show.
 
-A browser that cuts an emoji in two sends a lone surrogate. Our settings refuse it; tags, states and the parameters of
-other flows do not. SQLite keeps it as ``\ud83d`` in JSON, and every page that holds the row answers 500 from then on.
+A browser that cuts an emoji in two sends a lone surrogate. The settings here refuse it, but tags, states and the
+parameters of other flows do not. SQLite stores it as ``\ud83d`` in JSON, and every page with the row answers 500.
 """
 
 import json
@@ -19,7 +19,7 @@ from tasks.database import database_file
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SECONDS_TO_WAIT = 60
-"""For a server that is writing."""
+"""Seconds to wait for a server that is writing."""
 _COLUMNS = """
     select t.name, c.name, max(k.name = 'id') from sqlite_master t
     join pragma_table_info(t.name) c join pragma_table_info(t.name) k
@@ -44,13 +44,13 @@ class BrokenValue:
 
 
 def unreadable_rows() -> Finding:
-    """Whether the database of this machine holds such rows. With the server stopped or running."""
+    """Whether the database of this machine has such rows. The server may run."""
     if not (path := database_file()):
         return Finding("database", "there is no SQLite database of a Prefect server on this machine")
     try:
         found = _broken_values(path)
     except sqlite3.Error as error:
-        return Finding("database", f"{path} cannot be read: {error}", "put a copy of it in its place, or move it away")
+        return Finding("database", f"{path} cannot be read: {error}", "restore a copy of it, or move it away")
     if not found:
         return Finding("database", f"{path}: every row can be shown")
     words = "; ".join(map(str, found[:_SHOWN])) + (f" and {len(found) - _SHOWN} more" if found[_SHOWN:] else "")
@@ -59,7 +59,7 @@ def unreadable_rows() -> Finding:
 
 
 def fix_database() -> str:
-    """Mend such rows; a line that says which, else nothing."""
+    """Fix such rows. Returns a line that names them; empty if there are none."""
     finding = unreadable_rows()
     if not finding.fix:
         return ""

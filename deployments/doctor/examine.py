@@ -1,4 +1,4 @@
-"""All checks of the doctor in their order: first this machine, then the Prefect server."""
+"""All checks of the doctor, in order: first this machine, then the Prefect server."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +16,7 @@ CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
 def findings(store: Path, fix: bool) -> Iterator[Finding]:
-    """One finding for each check. With ``fix``, what can be fixed is fixed and checked again."""
+    """One finding for each check. With ``fix``, it fixes what it can and checks again."""
     home: Path = PREFECT_HOME.value()
     of_machine: list[Check] = [
         partial(machine.versions, CONSTRAINTS),

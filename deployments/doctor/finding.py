@@ -10,14 +10,14 @@ class Finding:
 
     name: str
     fact: str
-    """What was seen."""
+    """What the check found."""
     remedy: str = ""
-    """What a person does about it."""
+    """How to fix it."""
     fix: Callable[[], object] | None = None
-    """Does it safely: it touches nothing that somebody still uses."""
+    """Fixes it without touching anything in use."""
 
     def line(self) -> str:
-        """The finding in words; two lines if something is wrong."""
+        """The finding as a line; two lines if something is wrong."""
         if not self.remedy:
             return f"ok     {self.name}: {self.fact}"
         return f"WRONG  {self.name}: {self.fact}\n       to fix it: {self.remedy}"

@@ -1,4 +1,4 @@
-"""The doctor's looks at this machine: packages, store, disk, GPU, locks."""
+"""The doctor's checks of this machine: packages, store, disk, GPU, locks."""
 
 import json
 import os
@@ -22,7 +22,7 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def versions(constraints: Path) -> Finding:
-    """Installed packages against those that were tested together."""
+    """Whether installed packages are those of constraints.txt, which were tested together."""
     if not constraints.exists():
         return Finding("versions", f"{constraints} is not on this machine, so nothing is compared")
     differing = []
@@ -45,7 +45,7 @@ def _installed(package: str) -> str | None:
 
 
 def store(folder: Path) -> Finding:
-    """Whether it can be written, and is of a format that this program knows."""
+    """Whether the store can be written and has a format that this program knows."""
     record = folder / "format.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def store(folder: Path) -> Finding:
 
 
 def half_written(store: Path) -> Finding:
-    """What processes that died were writing; under temporary names, so that nobody takes it for whole."""
+    """Whether dead processes left temporary files in the store."""
     folders = [store, *store.glob("*/"), *store.glob("*/*/"), *store.glob("*/*/*/")]
     found = [path for folder in folders for path in stale_temp(folder)]
     if not found:
@@ -77,7 +77,7 @@ def half_written(store: Path) -> Finding:
 
 
 def disk(folder: Path, least: int = LEAST_FREE_BYTES) -> Finding:
-    """Bytes that are free where ``folder`` is."""
+    """Whether enough bytes are free where ``folder`` is."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
     fact = f"{free / 1e9:,.1f} GB are free for {folder}"
@@ -99,21 +99,21 @@ def gpu(devices: Path = _GPUS) -> Finding:
 
 
 def locks(files: list[Path]) -> Finding:
-    """Locks that are held although the process that took them is dead.
+    """Whether locks are held although their owners are dead.
 
-    A lock file that nobody holds is no lock, whatever stands in it: the kernel frees a lock with its holder. A lock
-    outlives its owner only where a process that was forked off still has the file open.
+    The kernel frees a lock with its holder, so a lock file that nobody holds is free whatever its content. A lock
+    outlives its owner only if a forked process still has the file open.
     """
     held = [file for file in files if is_locked(file)]
     stale = [file for file in held if not _owner_lives(file)]
     if not stale:
         return Finding("locks", f"{len(held)} held, each by a living process")
     told = "; ".join(f"{file} is held by {_holders(file)}, not by its dead owner" for file in stale)
-    return Finding("locks", told, "look at these processes (ps), and kill -TERM those that are left over")
+    return Finding("locks", told, "inspect these processes (ps), and kill -TERM those that are no longer needed")
 
 
 def lock_files(store: Path, home: Path) -> list[Path]:
-    """Of runs, models and their retrainings, of what Prefect caches, and of this machine's GPUs."""
+    """The lock files of runs, models, retrainings, cached tasks, and this machine's GPUs."""
     return [
         *store.glob("runs/*/lock"),
         *store.glob("models/*/lock"),
@@ -124,7 +124,7 @@ def lock_files(store: Path, home: Path) -> list[Path]:
 
 
 def _owner_lives(file: Path) -> bool:
-    """True also where it cannot be known: the owner is on another machine, or has not written its name yet."""
+    """Whether the owner lives. Also true if that is unknown: on another machine, or before it wrote its name."""
     try:
         owner = json.loads(file.read_text())
         here = (owner["host"], owner["boot"]) == (socket.gethostname(), boot_id())
@@ -134,7 +134,7 @@ def _owner_lives(file: Path) -> bool:
 
 
 def _holders(file: Path) -> str:
-    """The processes that have it open, as far as this user may see them."""
+    """The processes with the file open, as far as this user can see them."""
     found = {link.parts[2] for link in Path("/proc").glob("[0-9]*/fd/*") if _leads_to(link, file)}
     return ", ".join(f"process {pid}" for pid in sorted(found)) or "a process of another user"
 

@@ -1,4 +1,4 @@
-"""The doctor's looks at the Prefect server: who would run what, and what dead runs left behind."""
+"""The doctor's checks of the Prefect server: deployments, workers, limits, automations, and dead runs."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -27,7 +27,7 @@ _PAGE = 200
 
 
 def reachable() -> Finding:
-    """Whether the server answers, lets this user in, and is of this program's version."""
+    """Whether the server answers, accepts the password, and has the version of this client."""
     url = PREFECT_API_URL.value()
     if not url:
         return Finding("server", "none is configured", "make serve, or set PREFECT_API_URL")
@@ -37,9 +37,7 @@ def reachable() -> Finding:
     except httpx.HTTPStatusError as error:
         if error.response.status_code == HTTPStatus.UNAUTHORIZED:
             return Finding("server", f"{url} asks for a password", "set PREFECT_API_AUTH_STRING to user:password")
-        return Finding(
-            "server", f"{url}: {error}", "its own output says why, or PREFECT_API_URL lacks the /api at its end"
-        )
+        return Finding("server", f"{url}: {error}", "see the server's output; PREFECT_API_URL must end with /api")
     except httpx.HTTPError as error:
         return Finding("server", f"{url} does not answer: {error}", "start it, or correct PREFECT_API_URL")
     if server != here:
@@ -48,13 +46,13 @@ def reachable() -> Finding:
 
 
 def checks(client: SyncPrefectClient) -> Iterator[Check]:
-    """All looks at a server that answers."""
+    """All checks of a server that answers."""
     for check in (deployments, parameters, work_pools, limits, automations, zombies, slots):
         yield partial(check, client)
 
 
 def deployments(client: SyncPrefectClient) -> Finding:
-    """Whether there are deployments, and somebody would start their runs."""
+    """Whether deployments exist and a process serves them."""
     found = client.read_deployments(limit=_PAGE)
     idle = [d.name for d in found if d.status == DeploymentStatus.NOT_READY and not d.work_pool_name]
     if not found:
@@ -65,7 +63,7 @@ def deployments(client: SyncPrefectClient) -> Finding:
 
 
 def parameters(client: SyncPrefectClient) -> Finding:
-    """Whether what is stored for deployments of ours and for their schedules is what their flows take."""
+    """Whether flows accept the parameters that are stored for our deployments and their schedules."""
     wrong = []
     for deployment in client.read_deployments(limit=_PAGE):
         if "lm" in deployment.tags:
@@ -87,7 +85,7 @@ def _unfit(deployment: DeploymentResponse, name: str) -> Iterator[tuple[str, str
 
 
 def work_pools(client: SyncPrefectClient) -> Finding:
-    """Whether the pools of the deployments have a living worker each."""
+    """Whether each pool of the deployments has a living worker."""
     wrong, remedies, fine = [], [], []
     for name in sorted({d.work_pool_name for d in client.read_deployments(limit=_PAGE) if d.work_pool_name}):
         workers = client.read_workers_for_work_pool(name)
@@ -106,7 +104,7 @@ def work_pools(client: SyncPrefectClient) -> Finding:
 
 
 def limits(client: SyncPrefectClient) -> Finding:
-    """Whether the limit is there that trainings ask for."""
+    """Whether the concurrency limit of trainings exists and is on."""
     found = {limit.name: limit for limit in client.read_global_concurrency_limits(limit=_PAGE)}
     if GPU not in found:
         return Finding("limits", f"{GPU} is missing, so no training starts", "--fix creates it", create_limits)
@@ -116,7 +114,7 @@ def limits(client: SyncPrefectClient) -> Finding:
 
 
 def automations(client: SyncPrefectClient) -> Finding:
-    """Whether somebody looks after runs that died. Automations of others are none of the doctor's business."""
+    """Whether our automations for dead runs exist and are on. Other automations are not checked."""
     found = {automation.name: automation for automation in client.read_automations()}
     ours = [rescuer.name for rescuer in rescuers()]
     if missing := [name for name in ours if name not in found]:
@@ -128,7 +126,7 @@ def automations(client: SyncPrefectClient) -> Finding:
 
 
 def zombies(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Finding:
-    """Flow runs that show as starting or running while no process has given a sign for ``silence`` seconds."""
+    """Whether flow runs are shown as running without a heartbeat for ``silence`` seconds."""
     dead = [run for run in _runs(client, _WITH_PROCESS) if not _heard(client, run, silence)]
     if not dead:
         return Finding("zombie runs", "none")
@@ -142,7 +140,7 @@ def zombies(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Fi
 
 
 def slots(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Finding:
-    """Slots of concurrency limits beyond the number of runs that live. A run holds one of a limit at most."""
+    """Whether more slots of a limit are taken than runs are alive. A run takes at most one slot of a limit."""
     living = sum(_heard(client, run, silence) for run in _runs(client, [*_WITH_PROCESS, StateType.PAUSED]))
     surplus = {
         limit.name: limit.active_slots - living
@@ -166,7 +164,7 @@ def _runs(client: SyncPrefectClient, states: list[StateType]) -> list[FlowRun]:
 
 
 def _heard(client: SyncPrefectClient, run: FlowRun, silence: int) -> bool:
-    """True if its state changed, or a heartbeat came, within ``silence`` seconds. A paused one is not expected to."""
+    """Whether its state changed or a heartbeat came within ``silence`` seconds. Always true for a paused run."""
     since = clock.utc() - timedelta(seconds=silence)
     if run.state is None or run.state.type == StateType.PAUSED or run.state.timestamp > since:
         return True

@@ -1,4 +1,4 @@
-"""Questions about a finished dataset: is it whole, where did the bytes go; and its repair."""
+"""The audit of a finished dataset: whether it is complete, where each byte of the corpus is, and its repair."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _SKIPS = ("skipped_pieces", "skipped_bytes", "stored_bytes", "undecodable_stored
 
 
 def problems(dataset: Path, only: set[str] | None = None) -> Iterator[tuple[str, str]]:
-    """(chunk key, what is wrong), reading every byte of all chunks or of some; for the manifest the key is empty."""
+    """(chunk key, what is wrong) of all chunks, or those in ``only``. Reads all bytes. The manifest's key is empty."""
     try:
         manifest = read_manifest(dataset)
         tokenizer = TokenizerInfo.open(dataset.parent.parent / "tokenizers" / manifest["tokenizer_id"])
@@ -79,7 +79,7 @@ def _check_shard(shard: Shard, figures: dict[str, Any], tokenizer: TokenizerInfo
 
 
 def repair(dataset: Path) -> list[str]:
-    """Encode exactly the damaged chunks again from the corpus; their keys. Nothing else of the dataset changes.
+    """Encode the damaged chunks again from the corpus, and return their keys. Nothing else of the dataset changes.
 
     Raises StoreError when the manifest itself is wrong, CorpusError when the corpus no longer holds their text.
     """
@@ -89,14 +89,14 @@ def repair(dataset: Path) -> list[str]:
         remake(dataset, set(found))
         wrong = next((problem for _, problem in problems(dataset, set(found))), None)
     if wrong is not None:
-        raise StoreError(f"{wrong}. Run the pipeline again to make the dataset anew")
+        raise StoreError(f"{wrong}. Run the pipeline again to make the dataset again")
     return list(found)
 
 
 def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
-    """(path, offset, bytes, reason, the piece itself) of everything that became no document.
+    """(path, offset, bytes, reason, content) of each piece of a file that became no document.
 
-    The piece is empty where it was too long to be kept or could not be read.
+    The content is empty where it was too long to be kept or could not be read.
     """
     manifest = read_manifest(dataset)
     kept: dict[tuple[str, int, str], bytes] = {}  # by path, offset and reason
@@ -113,7 +113,7 @@ def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
 
 
 def ledger_by_file(dataset: Path) -> list[dict[str, Any]]:
-    """A row a file: documents, bytes in them, between them and filtered; skipped pieces and bytes; stored bytes."""
+    """A row for each file: documents, and bytes in them, between them, filtered, skipped and stored."""
     manifest = read_manifest(dataset)
     files: dict[str, Counter[str]] = {}
 

@@ -1,4 +1,4 @@
-"""Weights and what is computed with them: attention, loss, evaluation, generation, export.
+"""Models and what they compute: attention, loss, evaluation, generation, export.
 
 Promises: bits per byte do not depend on packing, batch size or tokenizer; an export opens in plain transformers.
 Imports: torch, transformers, and every wing above; never registry.

@@ -1,14 +1,14 @@
-"""Attention as training needs it: causal without a mask, and documents that do not see each other.
+"""Attention for training: causal without a mask, or within documents.
 
-transformers makes a (B, 1, T, T) mask whenever a model is compiled, which takes SDPA's flash kernel away, and
-waits for the GPU to see whether it needs one when it is not. A mask of four dimensions it hands through as it
-is; so we make the masks, and ``attention``, registered under ``NAME``, knows what they mean:
+transformers builds a (B, 1, T, T) mask for compiled models, which disables SDPA's flash kernel. For other models it
+waits for the GPU to find out whether a mask is needed. It passes a mask of four dimensions on unchanged, so this module
+builds the masks, and ``attention``, registered under ``NAME``, interprets them:
 
     causal_mask     nothing: SDPA with is_causal, the flash kernel (arXiv 2307.08691)
     document_mask   a boolean mask for SDPA, or on GPUs a block mask for FlexAttention (arXiv 2412.05496)
 
-Whatever else a model is called with (padding, a cache, nothing) is what it is under transformers' own "sdpa". The name
-is never saved: an export opens with transformers alone.
+Any other mask (padding, with a cache, none) is handled by transformers' "sdpa". The name is never saved, so an export
+opens with transformers alone.
 
 Shapes: B rows, T tokens, H query heads, G key heads, D numbers of a head.
 """
@@ -25,7 +25,7 @@ from transformers.masking_utils import sdpa_mask
 NAME = "lm"
 
 _FAMILIES = ("gpt2", "llama", "qwen3")
-"""Whose attention is plain: one mask for all layers, and scores that nothing but a scale changes."""
+"""Model types with plain attention: one mask for all layers, and scores that are only scaled."""
 
 
 def attention(
@@ -36,7 +36,7 @@ def attention(
     attention_mask: torch.Tensor | BlockMask | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What transformers calls an attention function; gives (B, T, H, D)."""
+    """The output of attention, (B, T, H, D), and None; transformers' interface of an attention function."""
     tensors = (query_BHTD, key_BGTD, value_BGTD)
     if isinstance(attention_mask, BlockMask):
         output: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(
@@ -53,7 +53,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_own_attention(model: PreTrainedModel) -> None:
-    """Let a model attend by ``attention``, if its attention is plain; others stay as they are."""
+    """Set ``attention`` on a model whose attention is plain. Other models stay unchanged."""
     layer_types = getattr(model.config, "layer_types", None) or ()
     if model.config.model_type in _FAMILIES and "sliding_attention" not in layer_types:
         model.set_attn_implementation(NAME)
@@ -65,12 +65,12 @@ def uses_own_attention(model: PreTrainedModel) -> bool:
 
 
 def causal_mask(ids_BT: torch.Tensor) -> torch.Tensor:
-    """An empty tensor, which says that every token sees those before it."""
+    """An empty tensor, which ``attention`` reads as causal: each token attends to itself and earlier tokens."""
     return ids_BT.new_empty((0, 0, 0, 0), dtype=torch.bool)
 
 
 def document_mask(document_ids_BT: torch.Tensor, flex: bool = False) -> torch.Tensor | BlockMask:
-    """Every token sees those before it in its own document: (B, 1, T, T), True where it sees."""
+    """Mask of causal attention within documents: (B, 1, T, T), True where a token attends; for flex a block mask."""
     rows, tokens = document_ids_BT.shape
     if not flex:
         places_T = torch.arange(tokens, device=document_ids_BT.device)
@@ -84,7 +84,7 @@ def document_mask(document_ids_BT: torch.Tensor, flex: bool = False) -> torch.Te
 
 
 def can_flex(model: PreTrainedModel) -> bool:
-    """True if a model takes a block mask. FlexAttention has no dropout, and its kernel no heads below 16 numbers."""
+    """True if a model takes a block mask. FlexAttention supports neither dropout nor heads below 16 numbers."""
     config = model.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dropout = getattr(config, "attn_pdrop", 0.0) or getattr(config, "attention_dropout", 0.0)

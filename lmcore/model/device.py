@@ -1,4 +1,4 @@
-"""Where tensors live and how the device computes: precision, memory, and one lock a GPU."""
+"""The device, its precision and memory, and a lock for each GPU."""
 
 import os
 import resource
@@ -20,9 +20,9 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: Literal["auto", "cuda", "mps", "cpu"], local_rank: int = 0) -> torch.device:
-    """The named device; auto is the first of cuda, mps and cpu that is there. Of several GPUs, that of the rank.
+    """The named device. "auto" is the first available of cuda, mps and cpu; of several GPUs it is that of the rank.
 
-    Raises ConfigError when the named one is not there.
+    Raises ConfigError when it is not available.
     """
     there: dict[Literal["auto", "cuda", "mps", "cpu"], bool] = {
         "cuda": torch.cuda.is_available(),
@@ -32,7 +32,7 @@ def choose_device(name: Literal["auto", "cuda", "mps", "cpu"], local_rank: int =
     if name == "auto":
         name = next(device for device, present in there.items() if present)
     if not there[name]:
-        raise ConfigError(f"train.device is {name}, which this machine does not have: use auto")
+        raise ConfigError(f"train.device is {name}, which is not available on this machine: use auto")
     if name != "cuda":
         return torch.device(name)
     if local_rank >= torch.cuda.device_count():
@@ -44,7 +44,7 @@ def choose_device(name: Literal["auto", "cuda", "mps", "cpu"], local_rank: int =
 def device_locked(
     device: torch.device, when_locked: Literal["wait", "refuse"], should_stop: Callable[[], bool]
 ) -> AbstractContextManager[None]:
-    """Have a GPU for oneself among all trainings on this machine; any number of them share a CPU.
+    """A lock that lets one training at a time use a GPU of this machine. Trainings share a CPU.
 
     Raises as ``locked`` does.
     """
@@ -55,7 +55,7 @@ def device_locked(
 
 
 def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
-    """auto is bf16 on a GPU with bf16 units, where it pays off, and fp32 elsewhere."""
+    """The precision. "auto" is bf16 on a GPU with bf16 units, and fp32 elsewhere."""
     if name != "auto":
         return name
     gains = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -63,36 +63,36 @@ def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torc
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which the model's forward pass runs. Weights and losses stay fp32."""
+    """The context for a forward pass in a precision. Weights and losses stay fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
 def set_up(device: torch.device, config: TrainConfig) -> None:
-    """TF32 and determinism, for this process."""
+    """Set TF32 and determinism for this process."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = config.tf32
         if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.use_deterministic_algorithms(config.deterministic)
 
 
 def wide_float(device: torch.device) -> torch.dtype:
-    """The widest float that the device has, for sums over many steps."""
+    """The widest float type of the device, for sums over many steps."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has had on its device."""
+    """The peak memory of this process on its device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def out_of_memory(work: Callable[[], object]) -> bool:
-    """Do it; True if the device's memory did not suffice."""
+    """True if ``work`` ran out of memory."""
     try:
         work()
     except (torch.OutOfMemoryError, MemoryError):

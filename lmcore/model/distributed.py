@@ -1,7 +1,7 @@
-"""Several processes that train one model: who is who, sums over all of them, and how the model is spread.
+"""Training of one model by several processes: ranks, reductions over ranks, and DDP or FSDP.
 
-torchrun starts the processes (``launch.py``, or by hand on several machines) and says in the environment who each one
-is. Without it there is one, and everything here does nothing, whatever RANK and WORLD_SIZE say.
+torchrun starts the processes (``workers.py``, or a person on several machines) and sets the rank of each in the
+environment. Without torchrun there is one process, whatever RANK and WORLD_SIZE are, and nothing here has an effect.
 """
 
 import logging
@@ -29,16 +29,16 @@ _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among all that train together."""
+    """The rank of this process among those that train together."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    """Among those on this machine; the number of its GPU."""
+    """Rank on this machine, which is the number of its GPU."""
 
     @classmethod
     def from_environment(cls) -> Self:
-        """As torchrun says; alone where it did not start this process."""
+        """The ranks that torchrun set; a single rank where it did not start this process."""
         if not is_worker():
             return cls()
         return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
@@ -48,17 +48,17 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over all ranks, in place."""
+        """The sum of a tensor over all ranks, in place."""
         if self.world > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """True on all ranks if it is on one. Goes from CPU to CPU: no GPU is waited for."""
+        """True on all ranks if ``flag`` is True on one. Communicates between CPUs, so it waits for no GPU."""
         return bool(self.sum(torch.tensor(int(flag))).item())
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """The CPU tensors of all ranks, of one shape."""
+        """The tensors of all ranks; they are on the CPU and have one shape."""
         if self.world == 1:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in range(self.world)]
@@ -68,7 +68,7 @@ class Ranks:
 
 @contextmanager
 def process_group(ranks: Ranks) -> Iterator[None]:
-    """Take part in the group of all ranks while the body runs."""
+    """Join the process group of all ranks while the body runs. Raises TrainingError when a rank does not join."""
     if ranks.world == 1:
         yield
         return
@@ -80,7 +80,7 @@ def process_group(ranks: Ranks) -> Iterator[None]:
 
 
 def _meet(ranks: Ranks) -> None:
-    """Wait for all ranks. Raises TrainingError when one does not come, or their meeting point cannot be reached."""
+    """Wait for all ranks. Raises TrainingError when one is missing or the address cannot be reached."""
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     _log.info("waiting at most %d s for all %d processes at %s", _SECONDS_TO_MEET, ranks.world, place)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -89,30 +89,30 @@ def _meet(ranks: Ranks) -> None:
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (distributed.DistError, ValueError) as error:
         raise TrainingError(
-            f"not all of {ranks.world} processes met at {place} within {_SECONDS_TO_MEET} s: {error}. Do all machines "
-            "run the same torchrun command, and does each reach that address?"
+            f"not all of {ranks.world} processes connected to {place} within {_SECONDS_TO_MEET} s: {error}. Check "
+            "that all machines run the same torchrun command and can reach that address"
         ) from error
 
 
 def parallelize(module: torch.nn.Module, blocks: list[torch.nn.Module], config: TrainConfig, ranks: Ranks) -> Any:
-    """``module`` so that its backward pass averages gradients over all ranks.
+    """``module`` with a backward pass that averages gradients over all ranks.
 
-    With ddp a wrapper; with fsdp the module itself, each of its transformer blocks sharded apart
-    (fully_shard, arXiv 2304.11277).
+    ddp returns a wrapper. fsdp returns the module itself, and shards each transformer block separately (fully_shard,
+    arXiv 2304.11277). Raises ConfigError for fsdp in fp16.
     """
     if ranks.world == 1:
         return module
     if config.parallel == "ddp":
         return DistributedDataParallel(module, gradient_as_bucket_view=True)
     if config.precision == "fp16":
-        raise ConfigError("train.parallel fsdp does not go with fp16, whose scale every rank keeps: use bf16")
+        raise ConfigError("train.parallel fsdp does not support fp16, since each rank has its own loss scale: use bf16")
     for block in blocks:
         fully_shard(block)
     return fully_shard(module)
 
 
 def no_sync(module: Any, is_last: bool) -> AbstractContextManager[Any]:
-    """Gradients of micro-batches add up in each rank; only those of the last one go round."""
+    """The context for a micro-batch's backward pass: ranks synchronize gradients only in the last one."""
     if isinstance(module, DistributedDataParallel):
         return nullcontext() if is_last else module.no_sync()
     if isinstance(module, FSDPModule):
@@ -122,9 +122,9 @@ def no_sync(module: Any, is_last: bool) -> AbstractContextManager[Any]:
 
 @contextmanager
 def unsharded(module: Any) -> Iterator[None]:
-    """While the body runs, parts of ``module`` may be called by themselves, its transformer blocks as ever one by one.
+    """While the body runs, submodules of an fsdp ``module`` may be called directly.
 
-    All ranks must do so, and call the same.
+    All ranks must enter it and make the same calls.
     """
     if not isinstance(module, FSDPModule):
         yield
@@ -137,12 +137,12 @@ def unsharded(module: Any) -> Iterator[None]:
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor of which ranks may hold shares; every rank must call this."""
+    """The full tensor of one that may be sharded over ranks. Every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """``tensor``, the same on all ranks, on the device of ``target`` and shared out as it is."""
+    """``tensor``, equal on all ranks, moved to the device of ``target`` and sharded like it."""
     tensor = tensor.to(target.device)
     if isinstance(target, DTensor):
         return distribute_tensor(tensor, target.device_mesh, target.placements)

@@ -1,8 +1,8 @@
 """How well a model predicts text, independent of packing, batch size and tokenizer.
 
-Each document is scored alone: EOS, its ids, EOS, in windows of at most block_size inputs; every id but the first
-EOS is predicted exactly once. Bits per byte divide by the UTF-8 bytes of the original text, so models with
-different tokenizers compare.
+Each document is scored separately: EOS, its ids, EOS, in windows of at most block_size inputs. Each id except the first
+EOS is predicted once. Bits per byte divide by the UTF-8 bytes of the original text, so models with different tokenizers
+are comparable.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,13 +29,13 @@ from lmcore.runs.scores import DocumentScores, Evaluation, Score
 from lmcore.settings.training import Precision
 
 _SORTED_BATCHES = 64
-"""Windows of this many batches are sorted by length together, so that little padding is computed."""
+"""Number of batches whose windows are sorted by length together, to reduce padding."""
 
 _TOKENS_AT_ONCE = 4096
-"""In a batch; where the model's logits are whole, they are there together as fp32."""
+"""Most tokens in a batch. Without chunks, the logits of all of them are in memory as fp32."""
 
 _ROWS_AT_ONCE, _CHUNK_TOKENS = 128, 2048
-"""Windows in a batch and tokens whose logits are there together, for any model."""
+"""Most windows in a batch, and tokens in a chunk of logits, for any model."""
 
 Window = tuple[npt.NDArray[Any], npt.NDArray[Any], int]
 """Inputs, labels, and the number of the document."""
@@ -49,8 +49,8 @@ Numbers = npt.NDArray[np.int64]
 def evaluate(run: Run, checkpoint: Path, progress: Update = unwatched) -> Evaluation:
     """The score of a checkpoint's weights on all validation documents; that of each document is kept for the gate.
 
-    Returns what is there already. An evaluation without the scores of its documents, which older versions of this
-    program wrote, stays as it is and gets them.
+    An existing evaluation of the same weights is returned. One by an older version of this program, which did not keep
+    the scores of documents, stays unchanged, and the scores are added.
     """
     found, weights = Evaluation.load(run.folder), weights_hash(checkpoint)
     known = found if found is not None and found.weights == weights else None
@@ -62,7 +62,7 @@ def evaluate(run: Run, checkpoint: Path, progress: Update = unwatched) -> Evalua
 
 
 def _score_validation(run: Run, checkpoint: Path, progress: Update) -> dict[str, "Scored"]:
-    """Every validation document, by source."""
+    """Figures of all validation documents, by source."""
     device = choose_device(run.config.train.device)
     model = trained_model(run, checkpoint).to(device)
     chunk_tokens = run.config.train.loss_chunk_tokens if has_plain_head(model) else 0
@@ -109,7 +109,7 @@ def _document_scores(run: Run, weights: str, scored: dict[str, "Scored"]) -> Doc
 
 @dataclass(frozen=True)
 class Scored:
-    """Figures by document, in the order in which they were given."""
+    """Figures of each document, in the order given."""
 
     hashes: npt.NDArray[np.uint64]
     nats: npt.NDArray[np.float64]
@@ -118,14 +118,14 @@ class Scored:
 
     @property
     def total(self) -> Score:
-        """Of all documents."""
+        """The score of all documents."""
         sums = (column.sum() for column in (self.tokens, self.text_bytes, self.nats))
         return Score.from_figures([len(self.nats), *sums])
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores documents with a model as it is at the time of the call."""
+    """Scores documents with a model, with its weights at the time of the call."""
 
     model: torch.nn.Module
     device: torch.device
@@ -134,13 +134,13 @@ class Scorer:
     batch_size: int
     eos_id: int
     chunk_tokens: int = 0
-    """Whose logits are there at once, for a model that does nothing to them; 0: those of a whole batch."""
+    """Tokens whose logits are in memory at once, for a model with a plain head. 0: those of the batch."""
     on_scored: Callable[[int], None] = lambda tokens: None
-    """Called with the number of tokens that were scored, batch by batch."""
+    """Called after each batch with the number of its tokens."""
 
     @classmethod
     def from_run(cls, run: Run, model: torch.nn.Module) -> Self:
-        """Scores as the run does, while training and after."""
+        """A scorer with the settings of a run, for validation and evaluation."""
         config, block_size = run.config.train, run.config.dataset.block_size
         device = next(model.parameters()).device
         most = min(config.micro_batch_size or config.batch_size, config.batch_size)
@@ -155,7 +155,7 @@ class Scorer:
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, block_size: int, eos_id: int, precision: Precision) -> Self:
-        """Scores with any model, whose logits are never there all at once if it does nothing to them."""
+        """A scorer for any model. The logits are computed in chunks if the model has a plain head."""
         return cls(
             model=model,
             device=model.device,
@@ -167,12 +167,12 @@ class Scorer:
         )
 
     def __call__(self, documents: Iterable[Document]) -> Score:
-        """Score documents, at least one."""
+        """The score of one or more documents."""
         return self.each(documents).total
 
     @torch.no_grad()
     def each(self, documents: Iterable[Document]) -> Scored:
-        """Score documents one by one, in windows of many at once."""
+        """The figures of each document. Windows of several documents share a batch."""
         about: list[tuple[int, int, int]] = []
 
         def windows() -> Iterator[Window]:
@@ -197,7 +197,7 @@ class Scorer:
         )
 
     def _nats(self, inputs_BT: torch.Tensor, labels_BT: torch.Tensor) -> npt.NDArray[np.float64]:
-        """The sum of every row."""
+        """The nats of each row."""
         with autocast(self.precision, self.device):
             losses_N = self._losses(inputs_BT, labels_BT.flatten())
         sums: npt.NDArray[np.float64] = losses_N.cpu().double().view(inputs_BT.shape).sum(dim=1).numpy()
@@ -227,7 +227,7 @@ class Scorer:
                 del waiting[:rows]
 
     def _padded(self, windows: list[Window]) -> tuple[torch.Tensor, torch.Tensor, Numbers]:
-        """Windows, the longest first, as inputs and labels (B, T) and the numbers of their documents."""
+        """Inputs and labels (B, T) of windows, longest first, and the numbers of their documents."""
         shape = (len(windows), len(windows[0][0]))
         inputs = np.full(shape, self.eos_id, dtype=np.int64)
         labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
@@ -239,9 +239,9 @@ class Scorer:
 
 
 class Validation:
-    """Scores a model while it is trained, on the validation documents with the lowest hashes.
+    """Scores a model during training, on the validation documents with the lowest hashes.
 
-    Ranks share them, but with fsdp, where every rank takes part in every forward pass, all score all of them.
+    Ranks divide the documents. With fsdp each rank scores all of them, because all take part in each forward pass.
     """
 
     def __init__(self, scorer: Scorer, documents: dict[str, list[Any]], ranks: Ranks, is_shared: bool) -> None:
@@ -251,18 +251,18 @@ class Validation:
 
     @classmethod
     def from_run(cls, run: Run, model: torch.nn.Module, ranks: Ranks) -> Self:
-        """By source, together up to train.validation_tokens."""
+        """A validation on documents of all sources, up to train.validation_tokens."""
         train = run.config.train
         documents = _first_documents(run.dataset_folder, train.validation_tokens)
         return cls(Scorer.from_run(run, model), documents, ranks, is_shared=train.parallel == "ddp")
 
     @property
     def tokens(self) -> int:
-        """Of all documents that this rank scores."""
+        """Tokens in the documents that this rank scores."""
         return sum(len(ids) for mine in self._documents.values() for ids, *_ in mine)
 
     def __call__(self) -> dict[str, Score]:
-        """The score of every source that has documents, the same on all ranks."""
+        """The score of each source that has documents, equal on all ranks."""
         scores = {name: self._scorer(mine) for name, mine in self._documents.items()}
         if not self._is_shared:
             return scores

@@ -1,4 +1,4 @@
-"""A trained model as a folder that transformers opens: weights, settings, tokenizer and model card. And back."""
+"""Writing a trained model as a folder that transformers opens, and opening a model from such a folder."""
 
 import shutil
 from pathlib import Path
@@ -22,13 +22,13 @@ from lmcore.tokenizer.tokenizer import Tokenizer
 from lmcore.tokenizer.transformers_view import open_in_transformers
 
 _LAYOUT = 2
-"""Of the files of an export (export_files.py). An older export is written anew."""
+"""Version of the files of an export (export_files.py). An export of another version is replaced."""
 _UNSTATED_POSITIONS = 2048
-"""Longest context of a model whose config.json states none."""
+"""Longest context of a model whose config.json does not state one."""
 
 
 def export(training: TrainingResult, evaluation: Evaluation) -> Export:
-    """Write runs/<run>/model, or return the one that is there for these very weights and this card."""
+    """The folder runs/<run>/model. It is written unless it holds these weights and this card."""
     run = Run.open(training.folder)
     folder = run.folder / "model"
     about: dict[str, Any] = {

@@ -33,9 +33,8 @@ _PROMPTS_AT_ONCE = 32
 def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig, block_size: int) -> list[str]:
     """Each prompt with its continuation, to the end of the document at most.
 
-    Without prompts, the empty prompt is continued. The model sees the last ``block_size`` tokens, the document's
-    beginning (EOS) among them while it fits. Every prompt has draws of its own, so it gives what it gives alone, but
-    for rounding in the last bits.
+    Without prompts, the empty prompt is continued. The model sees the last ``block_size`` tokens. Each prompt has a
+    random generator of its own, so its text does not depend on the other prompts, except for rounding.
     """
     config = config if config.prompts else config.model_copy(update={"prompts": [""]})
     prompts = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
@@ -53,8 +52,8 @@ def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig,
 def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsWriter | None) -> None:
     """Let the model write the run's samples, and keep them in samples.jsonl as those of ``step``.
 
-    Samples of this and later steps, from before a resume, are dropped. ``metrics`` shows the texts in TensorBoard. It
-    is None on ranks that write nothing; they compute along, as a model that is spread over them needs.
+    Samples of this and later steps, from before a resume, are dropped. ``metrics`` writes the texts for TensorBoard.
+    It is None on ranks that write nothing. They still compute, because a sharded model needs all ranks.
     """
     settings = with_prompts(run.config.sample, run)
     texts = generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
@@ -69,7 +68,7 @@ def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsW
 
 
 def write_texts(run: Run, checkpoint: Path, settings: SampleConfig) -> list[str]:
-    """What a checkpoint's weights write after each prompt of ``settings``."""
+    """The texts that a checkpoint generates for the prompts of ``settings``."""
     model = trained_model(run, checkpoint)
     model.to(choose_device(run.config.train.device))
     return generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
@@ -79,7 +78,7 @@ def write_texts(run: Run, checkpoint: Path, settings: SampleConfig) -> list[str]
 def _reading(model: PreTrainedModel) -> Iterator[None]:
     """Run the model without dropout and uncompiled, since every step has another shape.
 
-    The attention path is one that knows caches and padding, whatever the model trains with.
+    The attention is one that supports caches and padding.
     """
     was_training, attention = model.training, model.config._attn_implementation
     model.eval()
@@ -97,13 +96,13 @@ def _reading(model: PreTrainedModel) -> Iterator[None]:
 def _continue(
     model: PreTrainedModel, prompts: list[list[int]], config: SampleConfig, block_size: int, eos_id: int
 ) -> list[list[int]]:
-    """The ids that follow each prompt, up to the first EOS."""
+    """The ids generated after each prompt, up to the first EOS."""
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
     rows = [[eos_id] * count + prompt for count, prompt in zip(padding, prompts, strict=True)]
     ids_PT = torch.tensor(rows, device=model.device)
     next_logits = _NextLogits(model, padding, block_size)
-    # Of seed and prompt: prompts that shared their draws would be continued alike.
+    # From seed and prompt: with one generator, prompts would influence each other.
     seeds = [int(fingerprint(config.seed, prompt), 16) for prompt in prompts]
     draws = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
     is_over_P = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
@@ -115,7 +114,7 @@ def _continue(
 
 
 class _NextLogits:
-    """The model's logits after the last token. Keys and values are kept while all that was read fits a block."""
+    """The logits after the last token. Keys and values are cached while all tokens fit into a block."""
 
     def __init__(self, model: PreTrainedModel, padding: list[int], block_size: int) -> None:
         self._model = model
@@ -140,7 +139,7 @@ class _NextLogits:
         return logits_PV
 
     def _places(self, length: int, width: int) -> dict[str, torch.Tensor]:
-        """Mask and positions where there is padding in the last ``width`` of ``length`` columns."""
+        """Mask and positions, if there is padding in the last ``width`` of ``length`` columns."""
         scrolled = length - width
         if max(self._padding) <= scrolled:
             return {}
@@ -154,7 +153,7 @@ class _NextLogits:
 def _draw(
     logits_PV: torch.Tensor, ids_PT: torch.Tensor, config: SampleConfig, draws: list[torch.Generator]
 ) -> torch.Tensor:
-    """One token a row (P), by a generator a row."""
+    """One token for each row (P), drawn with the row's generator."""
     if config.temperature == 0:
         return logits_PV.argmax(-1)
     probabilities_PV = _warpers(config)(ids_PT, logits_PV).softmax(-1)

@@ -1,10 +1,10 @@
-"""Cross-entropy of a linear layer's outputs, whose logits are never there all at once.
+"""Cross-entropy of a linear layer's outputs, computed in chunks of logits.
 
-With 50,000 pieces the logits are by far the largest tensor of a small model's step, and a step makes several of them.
-Here they are made, used and dropped a chunk of tokens at a time. Their gradient needs nothing but themselves, so it is
-carried on to hidden states and weight at once, in the forward pass; the backward pass scales what is there by the
-number it is given (as in Liger Kernel, arXiv 2410.10989, but with the weight's gradient summed up in fp32). So no
-logits are computed twice, and a step costs the same matrix products as with whole logits.
+With 50,000 pieces the logits are by far the largest tensor in a small model's step, and a step needs several copies.
+Here they are computed for one chunk of tokens at a time. Their gradient depends only on them, so the forward pass also
+computes the gradients of hidden states and weight. The backward pass scales these gradients (as in Liger Kernel, arXiv
+2410.10989, but with the weight's gradient summed in fp32). No logits are computed twice, so a step needs the same
+matrix products as with full logits.
 
 Shapes: N tokens, n tokens of a chunk, C numbers in a hidden state, V pieces in the vocabulary.
 """
@@ -18,18 +18,18 @@ from torch.nn import functional
 from lmcore.dataset.stream import IGNORED_LABEL
 
 _HEADROOM = {torch.float16: 64.0}
-"""A frequent piece's gradient, summed over a chunk, can pass fp16's 65,504; no scale of the loss could prevent it."""
+"""Divisor for sums over a chunk: a frequent piece's gradient can exceed 65,504, the maximum of fp16."""
 
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 def cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """Sum of nats over the labels that are not -100, in fp32 whatever the logits are."""
+    """The sum of nats over labels other than -100, in fp32 for logits of any type."""
     return functional.cross_entropy(logits_NV.float(), labels_N, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
 def token_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """Nats of every label, 0 where it is -100, in fp32 whatever the logits are."""
+    """The nats of each label, 0 for -100, in fp32 for logits of any type."""
     return functional.cross_entropy(logits_NV.float(), labels_N, ignore_index=IGNORED_LABEL, reduction="none")
 
 
@@ -42,8 +42,8 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """``cross_entropy`` of hidden states times a weight, plus a bias if there is one.
 
-    ``chunk_tokens`` logits are there at once; 0: all of them. Under autocast the matrix products are in low precision
-    and the softmax in fp32. Gradients are computed for what requires them, and can be asked for once.
+    The logits of ``chunk_tokens`` tokens are in memory at once; 0: of all tokens. Under autocast the matrix products
+    use low precision and the softmax fp32. Gradients are computed for tensors that require them, for one backward pass.
     """
     if not chunk_tokens:
         return cross_entropy(functional.linear(hidden_NC, weight_VC, bias_V), labels_N)
@@ -62,7 +62,7 @@ def token_nats(
     labels_N: torch.Tensor,
     chunk_tokens: int,
 ) -> torch.Tensor:
-    """What ``linear_cross_entropy`` sums: the nats of every label, 0 where it is -100, in fp32; without gradients."""
+    """The nats of each label, whose sum is ``linear_cross_entropy``; 0 for -100, in fp32, without gradients."""
     hidden_NC, weight_VC, bias_V = _for_matmul((hidden_NC, weight_VC, bias_V))
     chunks = zip(torch.split(hidden_NC, chunk_tokens), torch.split(labels_N, chunk_tokens), strict=True)
     return torch.cat([token_cross_entropy(functional.linear(h_nC, weight_VC, bias_V), y_n) for h_nC, y_n in chunks])
@@ -106,7 +106,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _for_matmul(parts: Parts) -> Parts:
-    """Copies in the type in which autocast multiplies; the tensors themselves without autocast."""
+    """The tensors in autocast's type for matrix products; without autocast in that of the hidden states."""
     kind, dtype = parts[0].device.type, parts[0].dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -115,10 +115,10 @@ def _for_matmul(parts: Parts) -> Parts:
 
 
 def _nats_and_error(chunk: Parts, labels_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The chunk's sum of nats, and its derivative by the logits: softmax(logits) - one_hot(label), (n, V)."""
+    """The sum of nats of a chunk, and its derivative by the logits: softmax(logits) - one_hot(label), (n, V)."""
     log_p_nV = functional.log_softmax(functional.linear(*chunk), dim=-1, dtype=torch.float32)
     is_kept_n = labels_n != IGNORED_LABEL
-    # An index, not scatter_add_, which is not deterministic on GPUs.
+    # Indexing, since scatter_add_ is not deterministic on GPUs.
     places = torch.arange(len(labels_n), device=labels_n.device), labels_n.where(is_kept_n, 0)
     nats = -log_p_nV[places].where(is_kept_n, 0).sum()
     error_nV = log_p_nV.exp_()
@@ -127,7 +127,7 @@ def _nats_and_error(chunk: Parts, labels_n: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def _add_gradients(gradients: list[torch.Tensor | None], chunk: Parts, error_nV: torch.Tensor, rows: slice) -> None:
-    """Add what a chunk gives to the gradients of hidden states (its rows), weight and bias."""
+    """Add the chunk's part to the gradients of hidden states (its rows), weight and bias."""
     hidden_nC, weight_VC, _ = chunk
     low_error_nV, headroom = error_nV.to(hidden_nC.dtype), _HEADROOM.get(hidden_nC.dtype, 1.0)
     of_hidden_NC, of_weight_VC, of_bias_V = gradients

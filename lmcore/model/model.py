@@ -1,4 +1,4 @@
-"""A run's transformers model with its first weights, and what training wraps around it.
+"""The transformers model of a run with its initial weights, and its loss as a module.
 
 Shapes: B rows, T tokens of a row, C numbers in a hidden state, V pieces in the vocabulary.
 """
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lmcore.errors import ConfigError, RunError
 from lmcore.model.attention import can_flex, causal_mask, document_mask, use_own_attention, uses_own_attention
 from lmcore.model.loss import cross_entropy, linear_cross_entropy
+from lmcore.runs.forecast import training_flops
 from lmcore.runs.initial_model import InitialModel, in_transformers
 from lmcore.runs.run import Run
 
@@ -28,12 +29,10 @@ transformers.logging.disable_progress_bar()
 
 
 def new_model(run: Run, resumes: bool = False) -> PreTrainedModel:
-    """The run's model as its training begins: weights drawn from its seed, or those of train.init_from.
+    """The run's model with its initial weights: random ones by train.seed, or those of train.init_from.
 
-    One that ``resumes`` gets its weights from a checkpoint, and asks nothing of train.init_from.
-
-    Raises RunError when those are no longer what the run was begun with, and ConfigError when the model cannot be
-    trained as the settings ask.
+    With ``resumes`` a checkpoint replaces the weights later, so train.init_from is not read. Raises RunError when
+    train.init_from has changed since the run began, ConfigError when the model does not support the settings.
     """
     torch.manual_seed(run.config.train.seed)
     model = _continued_model(run) if run.config.train.init_from and not resumes else blank_model(run)
@@ -44,7 +43,7 @@ def new_model(run: Run, resumes: bool = False) -> PreTrainedModel:
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
     if not model.supports_gradient_checkpointing:
-        raise ConfigError(f"train.gradient_checkpointing: {type(model).__name__} cannot do it")
+        raise ConfigError(f"train.gradient_checkpointing: {type(model).__name__} does not support it")
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable()
     else:  # its name before transformers 5.23
@@ -52,17 +51,17 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def blank_model(run: Run) -> PreTrainedModel:
-    """A model of the run's shape, for weights that come from elsewhere; asks nothing of train.init_from."""
+    """A model of the run's shape, whose weights are loaded later; train.init_from is not read."""
     model: PreTrainedModel = AutoModelForCausalLM.from_config(in_transformers(run.shape), dtype=torch.float32)
     return _fitted(model, run)
 
 
 def _fitted(model: PreTrainedModel, run: Run) -> PreTrainedModel:
-    """The model, ready for the run's batches."""
+    """The model, prepared for the run's batches."""
     use_own_attention(model)
     embedding = model.get_input_embeddings()
     if getattr(embedding, "padding_idx", None) == run.tokenizer_info.eos_id:
-        embedding.padding_idx = None  # else the embedding of EOS would get no gradient
+        embedding.padding_idx = None  # otherwise the embedding of EOS has no gradient
     if run.config.dataset.document_masking and "position_ids" not in signature(model.forward).parameters:
         raise ConfigError(f"dataset.document_masking: {type(model).__name__} takes no position_ids")
     return model
@@ -72,27 +71,27 @@ def _continued_model(run: Run) -> PreTrainedModel:
     initial = InitialModel.find(run.config.train.init_from)
     if initial.fingerprint() != run.identity["first_weights"]:
         raise RunError(
-            f"{initial.name} (train.init_from) holds other weights than when the run was begun: start it again with "
-            "the command that began it, under another --run NAME if it has one"
+            f"the weights of {initial.name} (train.init_from) have changed since the run began: start another run with "
+            "the same command, and with another --run NAME if the run has a name"
         )
-    initial.prove_whole()
+    initial.verify()
     if not initial.is_checkpoint:
         return _fitted(_opened(initial), run)
     model = blank_model(run)
-    # Not strict: tied weights stand there once, and buffers not at all.
+    # Not strict: the file holds tied weights once, and no buffers.
     model.load_state_dict(load_file(initial.folder / "model.safetensors"), strict=False)
     return model
 
 
 def _opened(initial: InitialModel) -> PreTrainedModel:
-    """Raises ConfigError when the folder's weights are not all that its model has, or it is no language model."""
+    """The model in a folder. Raises ConfigError when it lacks weights, or is not a causal language model."""
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             initial.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
-            f"train.init_from: transformers opens no language model in {initial.folder}: {error}"
+            f"train.init_from: transformers cannot open a language model in {initial.folder}: {error}"
         ) from error
     missing = sorted({*found["missing_keys"], *found["mismatched_keys"]})
     if missing:
@@ -102,7 +101,7 @@ def _opened(initial: InitialModel) -> PreTrainedModel:
         )
     if sees_ahead(model):
         raise ConfigError(
-            f"train.init_from: {type(model).__name__} in {initial.folder} sees later tokens: it is not causal"
+            f"train.init_from: {type(model).__name__} in {initial.folder} is not causal: it sees later tokens"
         )
     opened: PreTrainedModel = model
     return opened
@@ -110,32 +109,32 @@ def _opened(initial: InitialModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def sees_ahead(model: PreTrainedModel) -> bool:
-    """True if another last token changes what comes before it, as in an encoder that is opened as a language model."""
+    """True if the last token changes earlier logits, as in an encoder that was opened as a language model."""
     ids_BT = torch.arange(_few_tokens(model)).repeat(2, 1)
-    ids_BT[1, -1] = 0  # unless it is so already, which one token only can be
+    ids_BT[1, -1] = 0  # a sequence of one token already ends with 0
     one_TV, other_TV = model.eval()(input_ids=ids_BT, use_cache=False).logits[:, :-1]
     model.train()
     return not torch.allclose(one_TV, other_TV, atol=1e-4)
 
 
 def _few_tokens(model: PreTrainedModel) -> int:
-    """As many as a look at the model needs, and it has ids and positions for."""
+    """Tokens for a test of the model: at most 8, within its vocabulary and positions."""
     shape = model.config.get_text_config()
     return int(min(8, shape.vocab_size, getattr(shape, "max_position_embeddings", None) or 8))
 
 
 def freeze_all_but(model: PreTrainedModel, patterns: list[str]) -> None:
-    """Let only the parameters whose names match a pattern be updated.
+    """Freeze all parameters whose names match no pattern.
 
-    Raises ConfigError when a pattern matches nothing, or there is none.
+    Raises ConfigError when a pattern matches nothing, or there are no patterns.
     """
     names = [name for name, _ in model.named_parameters()]
     if not patterns:
-        raise ConfigError("train.trainable is empty, so nothing would be trained: give a pattern, or * for everything")
+        raise ConfigError("train.trainable is empty, so no parameter would be trained: give a pattern, or * for all")
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise ConfigError(
-                f"train.trainable: no parameter is named like {pattern!r}; the first of {len(names)} are "
+                f"train.trainable: no parameter matches {pattern!r}; the first of {len(names)} names are "
                 f"{', '.join(names[:4])}"
             )
     for name, parameter in model.named_parameters():
@@ -146,10 +145,10 @@ def freeze_all_but(model: PreTrainedModel, patterns: list[str]) -> None:
 
 
 class NextTokenLoss(nn.Module):
-    """A model and its loss, as one module for DDP, FSDP2 and torch.compile to wrap.
+    """A model and its loss, as one module for DDP, FSDP2 and torch.compile.
 
-    ``chunk_tokens`` logits are there at once (see loss.py), if all that the model does with its last hidden states
-    is to multiply them by the output embedding. Models that scale or cap their logits keep them whole.
+    For a model with a plain head, the logits of ``chunk_tokens`` tokens are in memory at once (loss.py). A model that
+    scales or caps its logits computes all of them.
     """
 
     def __init__(self, model: PreTrainedModel, chunk_tokens: int) -> None:
@@ -167,10 +166,10 @@ class NextTokenLoss(nn.Module):
         position_ids_BT: torch.Tensor | None = None,
         document_ids_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Sum of nats over the labels that are not -100: a scalar in fp32.
+        """The sum of nats over labels other than -100: a scalar in fp32.
 
-        Labels are one ahead of inputs already. Given ``document_ids_BT``, and positions that begin anew with them, no
-        token sees another document.
+        The labels are already one token ahead of the inputs. With ``document_ids_BT``, and positions that restart in
+        each document, tokens attend only to their own document.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids_BT, "use_cache": False}
         if position_ids_BT is not None:
@@ -192,10 +191,10 @@ class NextTokenLoss(nn.Module):
 
 @torch.no_grad()
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """True if a model's logits are its output embedding times the base model's last hidden states, and no more.
+    """True if the logits are exactly the output embedding times the base model's last hidden states.
 
-    Looks at a few tokens on their way: the head must be given just those states, and what comes out of it, here
-    replaced by large numbers so that a cap would show, must be the logits, to the last bit.
+    The test runs a few tokens. The head must receive these states, and its output, replaced by large numbers so that a
+    cap has an effect, must be equal to the logits.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or model.base_model is model:
@@ -221,7 +220,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 
 
 def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's layers, all alike. Raises ConfigError when it has none that can be told by their number."""
+    """The model's transformer blocks. Raises ConfigError when no list of modules has num_hidden_layers entries."""
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -230,9 +229,9 @@ def transformer_blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def compile_model(module: NextTokenLoss, how: Literal["auto", "off", "blocks", "model"], device: torch.device) -> None:
-    """Let torch.compile take the whole module, or each block of the model, which are compiled once for all.
+    """Compile the whole module, or each block of the model, in place; names of parameters do not change.
 
-    In place, so names of parameters stay. auto: the whole module on cuda, nothing elsewhere.
+    "auto" compiles the whole module on cuda, and nothing elsewhere. Equal blocks are compiled once.
     """
     if how == "model" or (how == "auto" and device.type == "cuda"):
         module.compile()
@@ -245,16 +244,14 @@ def compile_model(module: NextTokenLoss, how: Literal["auto", "off", "blocks", "
 
 
 def parameter_count(model: PreTrainedModel, trainable_only: bool = False) -> int:
-    """Numbers in all weights; tied weights count once."""
+    """The number of parameters. Tied weights count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
 def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
-    """Floating-point operations to train on one token: 6 N + 12 L C T (PaLM, arXiv 2204.02311, appendix B).
+    """Floating-point operations to train on one token (``training_flops``).
 
-    N numbers in weights that multiply, L layers, C numbers in all queries of a token, T tokens of a block. Tables that
-    are looked up, of positions and untied input embeddings, do not multiply. Attention counts as if it saw the whole
-    block, and activations that are computed twice count once.
+    Tables that are looked up, of positions and untied input embeddings, do not multiply.
     """
     shape: Any = model.config.get_text_config()
     head = model.get_output_embeddings()
@@ -262,4 +259,4 @@ def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
     looked_up = sum(weight.numel() for weight in tables if head is None or weight is not head.weight)
     head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     width: int = head_size * shape.num_attention_heads
-    return 6.0 * (parameter_count(model) - looked_up) + 12.0 * int(shape.num_hidden_layers) * width * block_size
+    return training_flops(parameter_count(model) - looked_up, int(shape.num_hidden_layers), width, block_size)

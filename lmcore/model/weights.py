@@ -1,4 +1,4 @@
-"""The weights in a checkpoint folder, and the model that they belong to."""
+"""Loading the weights of a checkpoint folder into a model."""
 
 from pathlib import Path
 
@@ -22,14 +22,14 @@ def trained_model(run: Run, checkpoint: Path) -> PreTrainedModel:
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> None:
-    """Copy the weights of a checkpoint folder into ``model``. Raises StoreError when it is of another model."""
+    """Copy the weights of a checkpoint folder into ``model``. Raises StoreError when names or shapes differ."""
     saved = load_file(path / "model.safetensors")
     own = model_tensors(model)
-    # copy_ would stretch a weight of another shape to fit.
+    # copy_ would broadcast a weight of another shape.
     shapes, own_shapes = ({(name, *t.shape) for name, t in tensors.items()} for tensors in (saved, own))
     if shapes != own_shapes:
         raise StoreError(
-            f"checkpoint {path} is of another model: {sorted(shapes ^ own_shapes)[:4]} stand on one side only"
+            f"checkpoint {path} is of another model: {sorted(shapes ^ own_shapes)[:4]} are in one of them only"
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -37,5 +37,5 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
 
 
 def model_tensors(model: torch.nn.Module) -> Tensors:
-    """Parameters, tied ones once. transformers' models keep no other state that training changes."""
+    """The parameters by name, tied ones once. Training changes no other state of transformers' models."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -1,7 +1,7 @@
-"""A finished run becomes a version of a model: its export, a model card and the receipt, in one sealed folder.
+"""Add a finished run to a model as a version: one artifact of its export, a model card, metrics and the receipt.
 
-The files of the export are hard links where the file system has them: nothing rewrites them in place. The card says
-what the receipt says; whoever made the text knows what else belongs into it.
+The files of the export are hard links where the file system allows it, since no file is changed in place. The card has
+the facts of the receipt.
 """
 
 import os
@@ -51,7 +51,7 @@ def _link(file: Path, to: Path) -> None:
 
 
 def _card(receipt: Receipt, run: Run) -> str:
-    """The facts of its receipt."""
+    """The model card, with the facts of the receipt."""
     title = f"{receipt['model']} {receipt['version']}"
     about = f"A version of the model {receipt['model']}."
     sections = []
@@ -59,7 +59,7 @@ def _card(receipt: Receipt, run: Run) -> str:
         rows = ((name, f"{score['nats'] / score['tokens']:.4f}") for name, score in sources.items())
         sections += ["## Validation loss by source", markdown.table(("source", "nats per token"), rows)]
     sections += ["## Why it is here", "\n".join(_decision(receipt["decision"]))]
-    sections.append(f"{RECEIPT}, which stays in the store, has the hash of everything above.")
+    sections.append(f"The hashes of all of this are in {RECEIPT}, which stays in the store.")
     return model_card(title, run.config, about, _facts(receipt, run), sections)
 
 
@@ -84,8 +84,8 @@ def _beginning(origin: dict[str, str] | None) -> str:
 
 
 def _decision(decision: dict[str, Any]) -> list[str]:
-    """The gate's verdict, and a table of its rules."""
-    verdict = "Found better by the gate." if decision.get("promoted") else "Not found better by the gate."
+    """Lines with the gate's decision and a table of its rules."""
+    verdict = "The gate promoted it." if decision.get("promoted") else "The gate did not promote it."
     lines = [verdict, *(f"- {reason}" for reason in decision.get("reasons", []))]
     rules = decision.get("rules", [])
     names = tuple(dict.fromkeys(name for rule in rules for name in rule))

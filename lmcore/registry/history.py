@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import clock
-from lmcore.store.files import json_bytes, write_file
+from lmcore.errors import StoreError
+from lmcore.store.files import json_bytes, read_object, write_file
 from lmcore.store.json_lines import append_line, read_lines
-from lmcore.store.strict_json import from_json
 
 Event = dict[str, Any]
 """time (UTC), event, version, from (the champion before), reason, decision."""
@@ -72,8 +72,8 @@ def complete(folder: Path) -> None:
 def _read_copy(folder: Path) -> Event | None:
     """None where champion.json is missing or damaged: it is written again with the next change."""
     try:
-        event: Event = from_json((folder / _CHAMPION).read_bytes())
+        event = read_object(folder / _CHAMPION)
         event["version"], event["event"], event["time"]
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+    except (StoreError, LookupError):
         return None
     return event

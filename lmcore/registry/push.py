@@ -1,10 +1,9 @@
-"""A version in a repository of the Hugging Face hub, for anybody whom its owner lets in.
+"""Push a version into a repository of the Hugging Face hub.
 
-What goes there is what opens the model, and its card: weights, config, tokenizer, README.md. The receipt stays, since
-it names the files of the corpus by their paths, and so do the metrics. It is one commit, so that whoever loads the
-repository meanwhile gets the old version or the new, never a mix; what an earlier version left that this one has not
-(shards of larger weights) goes with it, and any other file of the repository stays. The repository is made private
-if it is not there; its owner may open it on the hub.
+The files that open the model are pushed, and its card: weights, config, tokenizer, README.md. Receipt and metrics are
+not, since the receipt names the files of the corpus. One commit adds them and deletes what an earlier version left, so
+that whoever loads the repository meanwhile gets one version. Other files of the repository stay. A new repository is
+private; its owner may publish it on the hub.
 """
 
 import os
@@ -23,10 +22,10 @@ _PUBLIC = (CARD, *MODEL_FILES, *TOKENIZER_FILES)
 
 
 def push(version: Version, repository: str) -> str:
-    """Put a version into a repository, user/name, and write it into the model's history; the address of the commit.
+    """Put a version into a repository, user/name, record it in the history, and return the address of the commit.
 
-    The token is HF_TOKEN's, the hub HF_ENDPOINT's if it is set. Raises ConfigError when the hub refuses, StoreError
-    when the version is damaged, and ConnectionError, to be tried again, when the hub does not answer.
+    The environment gives the token (HF_TOKEN) and the hub (HF_ENDPOINT). Raises ConfigError when the hub refuses,
+    StoreError when the version is damaged, and ConnectionError when the hub does not answer.
     """
     if not (token := os.environ.get("HF_TOKEN", "")):
         raise ConfigError(f"HF_TOKEN is not set: {version} is pushed with a token that may write to {repository}")
@@ -47,7 +46,7 @@ def push(version: Version, repository: str) -> str:
 
 
 def pushed(version: Version, repository: str) -> bool:
-    """True if it is the one of its model that was put into the repository last."""
+    """True if the last push of this model into the repository was this version."""
     pushes = [event for event in history(version.store, version.model) if event["event"] == "pushed"]
     last = [event["version"] for event in pushes if event["repository"] == repository][-1:]
     return last == [version.id]
@@ -58,7 +57,7 @@ def _is_public(name: str) -> bool:
 
 
 def _explained(error: BaseException, version: Version, repository: str) -> Exception:
-    """What to raise instead: one line that says what to do, or that the hub may be asked again."""
+    """The error to raise: what to do, or that the hub did not answer."""
     from huggingface_hub import errors
 
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # an upload's own
@@ -72,4 +71,4 @@ def _explained(error: BaseException, version: Version, repository: str) -> Excep
     is_final = isinstance(cause, ValueError | FileNotFoundError | errors.OfflineModeIsEnabled)
     if is_final or (status and not is_no_answer(cause)):
         return ConfigError(f"{version} cannot be pushed to {repository}: {reason}")
-    return ConnectionError(f"the hub did not take {version} for {repository}, which may get better: {reason}")
+    return ConnectionError(f"the hub did not take {version} for {repository}, try again later: {reason}")

@@ -1,11 +1,12 @@
-"""What a model version was made from, down to the bytes of the corpus, and whether that is all still there.
+"""The receipt of a version: all that it was made from, and the check that it is all unchanged.
 
-A receipt is JSON: the run's record (settings, identity, tokenizer, shape), the hash of every corpus file and chunk, of
-tokenizer, checkpoints, metrics and export, the gate's decision, and the program that did it. Paths inside the store
-are relative to it, so that a store may be moved. ``check_receipt`` looks at all of it again and names what no longer
-matches; weights are hashed, nothing is trained (replay.py does).
+A receipt is JSON: the run's record (settings, identity, tokenizer, shape), hashes of all corpus files, of the manifests
+of chunks, tokenizer and checkpoints, and of the files of results and export, the gate's decision, and the program.
+Paths inside the store are relative to it, so that a store can be moved. ``check_receipt`` hashes everything again;
+``upkeep/replay.py`` trains again. No torch.
 
-Nothing here needs torch.
+The hashes of corpus files and of the export are copies, not the hash of a manifest: another read of the corpus replaces
+the manifest of the same dataset, and another model card the export of the same weights.
 """
 
 import json
@@ -29,24 +30,23 @@ from lmcore.errors import LMError, StoreError
 from lmcore.registry.versions import Version
 from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run
+from lmcore.runs.run_record import read_record
 from lmcore.settings.section import differences
 from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, read_manifest, verify_artifact
-from lmcore.store.files import DIGEST_BYTES, hash_file
+from lmcore.store.files import DIGEST_BYTES, hash_file, read_object
 from lmcore.store.layout import path_in_store
-from lmcore.store.strict_json import from_json
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "pyarrow", "numpy")
 _RESULTS = ("training.json", "evaluation.json", "metrics.jsonl")
 _SHOWN = 3
-"""Files that are named in the line about each thing that no longer matches; of more, their number."""
+"""Lines shown about one kind of difference; the rest is counted."""
 
 Receipt = dict[str, Any]
 
 
 def make_receipt(run: Run, target: Version, champion_before: str | None, decision: dict[str, Any]) -> Receipt:
-    """The receipt of a finished run that becomes a version. Raises StoreError when something of it is missing."""
-    record = from_json((run.folder / "config.json").read_bytes())
-    training = _result(run.folder / "training.json")
+    """The receipt of a finished run that becomes a version. Raises StoreError when a part of the run is missing."""
+    training, evaluation = _result(run, "training.json"), _result(run, "evaluation.json")
     manifest = read_manifest(run.dataset_folder)
     return {
         "format_version": FORMAT_VERSION,
@@ -56,7 +56,7 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
         "champion_before": champion_before,
         "decision": decision,
         "run": run.folder.name,
-        "record": record,
+        "record": read_record(run.folder),
         "origin": _origin(run),
         "corpus": {
             "files": {row["path"]: row.get("blake3") for row in manifest["inputs"]},
@@ -66,11 +66,13 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
             "id": manifest["id"],
             "splits": manifest["splits"],
             "left_out": manifest["ledger"]["dropped"],
-            "chunks": {entry["key"]: _seal(run.store / "shards" / entry["key"]) for entry in manifest["chunks"]},
+            "chunks": {
+                entry["key"]: _manifest_hash(run.store / "shards" / entry["key"]) for entry in manifest["chunks"]
+            },
         },
-        "tokenizer": {"id": run.identity["tokenizer_id"], "seal": _seal(run.tokenizer_folder)},
+        "tokenizer": {"id": run.identity["tokenizer_id"], "seal": _manifest_hash(run.tokenizer_folder)},
         "training": training,
-        "evaluation": _result(run.folder / "evaluation.json"),
+        "evaluation": evaluation,
         "checkpoints": _checkpoints(run, training),
         "results": {name: hash_file(run.folder / name) for name in _RESULTS},
         "export": {name: file["blake3"] for name, file in read_manifest(run.folder / "model")["files"].items()},
@@ -79,8 +81,8 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
 
 
 def program() -> dict[str, Any]:
-    """The code that runs now, by its own bytes and, where it lies in one, the commit of its git repository."""
-    folder = Path(__file__).parents[1]  # lmcore, with all its wings
+    """The running code: a hash of lmcore, the commit of its git repository if it is in one, and the packages."""
+    folder = Path(__file__).parents[1]
     digest = blake3()
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
@@ -98,23 +100,20 @@ def _commit(folder: Path) -> str | None:
     return found.stdout.strip()
 
 
-def _result(path: Path) -> dict[str, Any]:
+def _result(run: Run, name: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = from_json(path.read_bytes())
-    except (FileNotFoundError, ValueError) as error:
-        raise StoreError(
-            f"{path} is missing or damaged, so the run is not finished: {error}. Run the pipeline again"
-        ) from None
-    return content
+        return read_object(run.folder / name)
+    except StoreError as error:
+        raise StoreError(f"{error}. The run is not finished: run the pipeline again") from None
 
 
-def _seal(folder: Path) -> str:
-    """Names the content of a sealed folder: its manifest has the hash of every file."""
+def _manifest_hash(folder: Path) -> str:
+    """A hash of the manifest, which has the hash of each file: it names the content of an artifact."""
     return hash_file(folder / MANIFEST)
 
 
 def _origin(run: Run) -> dict[str, str] | None:
-    """Where the first weights came from; None for new ones."""
+    """The model that training began with; None for new weights."""
     if not run.config.train.init_from:
         return None
     path = Path(run.config.train.init_from).expanduser()
@@ -123,17 +122,14 @@ def _origin(run: Run) -> dict[str, str] | None:
 
 
 def _checkpoints(run: Run, training: dict[str, Any]) -> dict[str, str]:
-    """The checkpoint that was exported, and the trunk to go on from, if there is one."""
+    """The checkpoint that was exported, and the stable checkpoint to continue from, if there is one."""
     paths = [run.checkpoints / f"step-{training['step']:08d}"]
     paths += [run.checkpoints / Path(training["trunk"]).name] if training["trunk"] else []
-    return {path_in_store(run.store, path): _seal(path) for path in paths}
-
-
-# --- is it all still so? ---
+    return {path_in_store(run.store, path): _manifest_hash(path) for path in paths}
 
 
 def check_receipt(target: Version) -> Iterator[str]:
-    """Every thing that no longer matches, a line each; reads every byte, those of the corpus too."""
+    """A line for each thing that differs from the receipt. Reads all bytes, those of the corpus too."""
     try:
         manifest = verify_artifact(target.folder)
         receipt = target.receipt()
@@ -142,9 +138,10 @@ def check_receipt(target: Version) -> Iterator[str]:
         return
     yield from _check_export(receipt, manifest)
     yield from _check_corpus(receipt["corpus"]["files"])
-    yield from _check_sealed(target.store, {f"tokenizers/{receipt['tokenizer']['id']}": receipt["tokenizer"]["seal"]})
+    tokenizer = {f"tokenizers/{receipt['tokenizer']['id']}": receipt["tokenizer"]["seal"]}
+    yield from _check_artifacts(target.store, tokenizer)
     yield from _check_dataset(target.store, receipt)
-    yield from _check_sealed(target.store, receipt["checkpoints"])
+    yield from _check_artifacts(target.store, receipt["checkpoints"])
     yield from _check_run(target.store / "runs" / receipt["run"], receipt)
     yield from _check_origin(target.store, receipt["origin"])
 
@@ -159,13 +156,11 @@ def _check_corpus(files: dict[str, str]) -> Iterator[str]:
     changed = []
     for path, digest in files.items():
         try:
-            found = hash_stored(path)
+            if (found := hash_stored(path)) != digest:
+                changed.append(f"corpus: {path} has changed: was {digest}, is {found}")
         except (OSError, LMError) as error:
-            changed.append(f"{path} cannot be read: {error}")
-            continue
-        if found != digest:
-            changed.append(f"{path} has changed: was {digest}, is {found}")
-    yield from _few([f"corpus: {line}" for line in changed])
+            changed.append(f"corpus: {path} cannot be read: {error}")
+    yield from _first_lines(changed)
 
 
 def _check_dataset(store: Path, receipt: Receipt) -> Iterator[str]:
@@ -176,12 +171,12 @@ def _check_dataset(store: Path, receipt: Receipt) -> Iterator[str]:
     yield from (f"dataset {dataset.name}: {problem}" for _, problem in problems(dataset))
     rewritten = {key for event in forgotten_events(store) for key in event["chunks"]}
     chunks = {f"shards/{key}": seal for key, seal in receipt["dataset"]["chunks"].items() if key not in rewritten}
-    yield from _few(list(_check_sealed(store, chunks, reads=False)))
+    yield from _first_lines(list(_check_artifacts(store, chunks, reads=False)))
     excluded = np.array([int(name, 16) for name in receipt["corpus"]["excluded"]], np.uint64)
     try:
         held = hashes(read_manifest(dataset)["chunks"], store, *SPLITS)
     except LMError:
-        return  # told above
+        return  # ``problems`` has reported it
     for value in excluded[np.isin(excluded, held)]:
         yield f"dataset {dataset.name} holds document {value:016x}, which the receipt says is excluded"
 
@@ -190,20 +185,20 @@ def _why_gone(store: Path, dataset: str) -> str:
     for event in forgotten_events(store):
         if dataset in event["datasets"]:
             return (
-                f"dataset {dataset} is no more: document {', '.join(event['documents'])} was forgotten at "
-                f"{event['time']}. The weights have seen it all the same. Without it the dataset is "
+                f"dataset {dataset} was removed: document {', '.join(event['documents'])} was forgotten at "
+                f"{event['time']}. The weights have seen the document. Without it the dataset is "
                 f"{event['datasets'][dataset] or 'empty'}"
             )
     return f"dataset {dataset} is missing"
 
 
-def _check_sealed(store: Path, seals: dict[str, str], reads: bool = True) -> Iterator[str]:
-    for path, seal in seals.items():
+def _check_artifacts(store: Path, manifest_hashes: dict[str, str], reads: bool = True) -> Iterator[str]:
+    for path, expected in manifest_hashes.items():
         try:
             if reads:
                 verify_artifact(store / path)
-            if (found := _seal(store / path)) != seal:
-                yield f"{path} is whole, but another one than it was: its seal was {seal}, is {found}"
+            if (found := _manifest_hash(store / path)) != expected:
+                yield f"{path} was replaced: the hash of its manifest was {expected}, is {found}"
         except (LMError, OSError) as error:
             yield f"{path}: {error}"
 
@@ -226,26 +221,26 @@ def _check_origin(store: Path, origin: dict[str, str] | None) -> Iterator[str]:
         return
     try:
         found = InitialModel.find(origin_path(store, origin))
-        found.prove_whole()
+        found.verify()
         if found.fingerprint() != origin["fingerprint"]:
-            yield f"{origin['path']}, which training began with, holds other weights than it did"
+            yield f"{origin['path']}, the initial model, has other weights than before"
     except (LMError, OSError) as error:
-        yield f"what training began with: {error}"
+        yield f"initial model: {error}"
 
 
 def origin_path(store: Path, origin: dict[str, str]) -> str:
-    """What train.init_from is to be, now that the store lies at ``store``."""
+    """The value of train.init_from that leads to the initial model in the store as it lies now."""
     here = store / origin["path"]
     return str(here) if here.exists() else origin["path"]
 
 
 def program_differences(receipt: Receipt) -> list[str]:
-    """How the program that runs now is another than the one that made the version: no damage, but worth knowing."""
+    """How the running program differs from the one that made the version. This is no damage."""
     return [f"{name} was {old}, is {new}" for name, old, new in differences(receipt["program"], program())]
 
 
 def diff(one: Version, other: Version) -> list[tuple[str, Any, Any]]:
-    """(field, of the one, of the other) wherever two versions differ: settings, data, losses, ids, program."""
+    """(field, value of one, value of the other) where two versions differ: settings, data, losses, ids, program."""
     return list(differences(_compared(one.receipt()), _compared(other.receipt())))
 
 
@@ -275,6 +270,6 @@ def _hash_of(files: dict[str, str]) -> str:
     return blake3(json.dumps(sorted(map(str, files.values()))).encode()).hexdigest(8)
 
 
-def _few(lines: list[str]) -> list[str]:
+def _first_lines(lines: list[str]) -> list[str]:
     rest = [f"and {len(lines) - _SHOWN:,} more like it"] if len(lines) > _SHOWN else []
     return lines[:_SHOWN] + rest

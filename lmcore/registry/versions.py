@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.corpus.exclusions import current_dataset_id
-from lmcore.errors import RegistryError, owner_named
+from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.history import Event, champion_id, read_history
 from lmcore.settings.section import NAME
 from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.artifacts import check_version
-from lmcore.store.strict_json import from_json
+from lmcore.store.files import read_object
 
 RECEIPT = "receipt.json"
 NUMBER = "v[0-9]{4,9}"
@@ -52,12 +52,9 @@ class Version:
         """What the version was made from. Raises RegistryError when it is missing or damaged."""
         path = self.folder / RECEIPT
         try:
-            with owner_named(path):
-                content: dict[str, Any] = from_json(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-            raise RegistryError(
-                f"{path} is missing or damaged: {error}. python -m lmcore verify {self} says more"
-            ) from None
+            content = read_object(path)
+        except StoreError as error:
+            raise RegistryError(f"{error}: lm verify {self} says more") from None
         check_version(content, path)
         return content
 

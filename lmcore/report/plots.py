@@ -61,7 +61,7 @@ def comparison_picture(comparisons: list[Comparison], title: str) -> bytes:
                 axes.plot([each.limit] * 2, [place - 0.4, place + 0.4], color=_LIMIT, linestyle="--", linewidth=1.4)
         axes.set_yticks(range(len(comparisons)), _labels([each.name for each in comparisons]), fontsize=9)
         axes.set_ylim(len(comparisons) - 0.4, -0.6)
-        axes.set_xlabel("challenger less champion (bits per byte): left is better")
+        axes.set_xlabel("challenger minus champion (bits per byte): left is better")
         axes.set_title(_labels([title])[0], fontsize=10)
         for label, color in (("met", _VERDICTS[True]), ("not met", _VERDICTS[False]), ("shown only", _VERDICTS[None])):
             axes.plot([], [], "o-", color=color, label=label)

@@ -3,21 +3,19 @@
 import base64
 import platform
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lmcore import markdown
 from lmcore.clock import duration, for_people
-from lmcore.dataset.mixture import Blocks, SourceCounts
-from lmcore.dataset.shards import SPLITS
+from lmcore.dataset.mixture import Blocks
 from lmcore.dataset.stream import source_names
-from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import StoreError
-from lmcore.markdown import bold, escape, fenced, number
+from lmcore.markdown import escape, fenced, figure, number
+from lmcore.report.data_report import data_sections
 from lmcore.report.plots import loss_picture
-from lmcore.report.tokenizer_report import dataset_report
 from lmcore.runs.baselines import Baselines, baselines, compared
 from lmcore.runs.history import events, figures, loss_table, source_table, warnings
 from lmcore.runs.initial_model import describe_shape
@@ -32,7 +30,6 @@ from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_file, write_file
 from lmcore.store.json_lines import Row
 from lmcore.store.outputs import Record
-from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 Writer = Callable[[Run, Path, SampleConfig], list[str]]
 _EARLIER_SAMPLES = 3
@@ -252,44 +249,6 @@ def _source_losses(scores: dict[str, Score]) -> list[str]:
     return [markdown.table(head, figures)] if figures else []
 
 
-def data_page(dataset: Dataset) -> str:
-    """The dataset and its byte ledger as a page of its own."""
-    manifest = read_manifest(dataset.folder)
-    parts = [
-        f"# Dataset {dataset.id}",
-        *(f"**Warning:** {escape(warning)}." for warning in dataset.warnings),
-        *data_sections(manifest),
-        f"{dataset.chunks_made} of {dataset.chunks} chunks were new; "
-        f"{dataset.duplicate_documents:,} documents occur more than once; tokenizer {dataset.tokenizer_id}.",
-        "## Sources",
-        markdown.table(("source", "files", "documents", "tokens", "bytes of text"), _source_rows(manifest["chunks"])),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _source_rows(chunks: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    for name in sorted({chunk["source"] for chunk in chunks}):
-        own = [chunk for chunk in chunks if chunk["source"] == name]
-        files = {span["path"] for chunk in own for span in chunk["spans"]}
-        totals = (
-            sum(chunk[split][figure] for chunk in own for split in SPLITS)
-            for figure in ("documents", "tokens", "text_bytes")
-        )
-        yield (name, f"{len(files):,}", *(f"{total:,}" for total in totals))
-
-
-def tokenizer_page(dataset: Dataset) -> str:
-    """The dataset's tokenizer, and how well it fits the text."""
-    info = TokenizerInfo.open(dataset.store / "tokenizers" / dataset.tokenizer_id)
-    rows = ((name.replace("_", " "), _figure(value)) for name, value in info.model_dump(exclude={"id"}).items())
-    fit = dataset_report(dataset.folder, dataset.tokenizer_id).markdown()
-    return f"# Tokenizer {info.id}\n\n{markdown.table(('figure', ''), rows)}\n\n{fit}\n"
-
-
-def _figure(value: Any) -> str:
-    return f"{value:,}" if type(value) is int else str(value)
-
-
 def evaluation_rows(evaluation: Evaluation) -> list[dict[str, str]]:
     """A table of the validation text: all of it, then each source's part where there are several."""
     total = Score(evaluation.documents, evaluation.tokens, evaluation.text_bytes, evaluation.nats)
@@ -300,7 +259,7 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, str]]:
 def run_page(training: TrainingResult) -> str:
     """Where a run's files are, how to look at them, and its losses."""
     run = Run.open(training.folder)
-    losses = (map(_figure, row.values()) for row in loss_table(read_metrics(run.metrics)))
+    losses = (map(figure, row.values()) for row in loss_table(read_metrics(run.metrics)))
     parts = [
         f"# {escape(training.run)}",
         f"Trained to step {training.step:,} on {training.device}. All files of the run are in this folder:",
@@ -318,62 +277,6 @@ def run_page(training: TrainingResult) -> str:
 def samples_page(found: Report) -> str:
     """What the trained model wrote."""
     return "\n\n".join([f"# Samples of {escape(found.folder.name)}", *map(fenced, found.samples)]) + "\n"
-
-
-def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> list[str]:
-    """The dataset and its byte ledger as markdown."""
-    ledger = manifest["ledger"]
-    splits = manifest["splits"]
-    longest = max(c[split]["longest_bytes"] for c in manifest["chunks"] for split in splits)
-    counts = [(name, *(f"{split[key]:,}" for key in split)) for name, split in splits.items()]
-    account: list[tuple[str, str]] = [
-        ("read", f"{ledger['source_bytes']:,}"),
-        ("in documents", f"{ledger['document_bytes']:,}"),
-        ("separators", f"{ledger['separator_bytes']:,}"),
-        *([("filtered", f"{ledger['filtered_bytes']:,}")] if ledger.get("filtered_bytes") else []),
-        *(
-            (f"skipped: {reason} ({row['pieces']:,} pieces)", f"{row['bytes']:,}")
-            for reason, row in ledger["skipped"].items()
-        ),
-        (bold("unaccounted"), bold(f"{ledger['unaccounted_bytes']:,}")),
-    ]
-    sections = [
-        markdown.table(("split", "documents", "tokens", "bytes of text"), counts),
-        f"Longest document {longest:,} bytes; {len(manifest['chunks'])} chunks; "
-        f"{ledger['stored_bytes']:,} bytes on disk.",
-        markdown.table(("bytes", ""), account),
-    ]
-    if beside := ledger.get("beside"):
-        rows = ((f".{suffix}", f"{row[0]:,}", f"{row[1]:,}") for suffix, row in sorted(beside.items()))
-        sections += [
-            "Files that match no pattern of corpus.include:",
-            markdown.table(("suffix", "files", "bytes"), rows),
-        ]
-    if units := ledger.get("documents_by_unit"):
-        words = ", ".join(f"{unit} {count:,}" for unit, count in sorted(units.items()))
-        sections.append(f"Documents by unit: {words}.")
-    for reason, row in ledger["dropped"].items():
-        sections.append(f"{row['documents']:,} documents ({row['bytes']:,} bytes) were left out: {escape(reason)}.")
-    if ledger["normalized_documents"]:
-        sections.append(f"{ledger['normalized_documents']:,} documents were changed by Unicode normalization.")
-    if ledger["undecodable_stored_bytes"]:
-        lost = f"{ledger['undecodable_stored_bytes']:,} bytes of files"
-        sections.append(f"{lost} could not be read as text: damaged, or of another encoding.")
-    if blocks is not None:
-        rest = (
-            f"{blocks.padding:.2%} are padding."
-            if blocks.padding
-            else f"{blocks.tail_tokens} tokens at the end do not fill a block."
-        )
-        sections.append(f"{blocks.train_blocks:,} training blocks of {blocks.block_size} tokens; {rest}")
-        if len(blocks.sources) > 1:
-            head = ("source", "documents", "tokens", "bytes of text", "share of training")
-            sections.append(markdown.table(head, (_source_row(name, row) for name, row in blocks.sources.items())))
-    return sections
-
-
-def _source_row(name: str, source: SourceCounts) -> tuple[str, ...]:
-    return (name, f"{source.documents:,}", f"{source.tokens:,}", f"{source.text_bytes:,}", f"{source.share:.1%}")
 
 
 def _ids_and_versions(run: Run) -> dict[str, str]:

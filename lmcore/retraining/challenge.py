@@ -1,8 +1,8 @@
-"""The champion of a model, and a challenger that is judged against it and kept as a version.
+"""The champion of a model, and a challenger that the gate compares with it and that becomes a version.
 
-Both are scored on the same validation documents, told apart by age; the gate decides; the version, its receipt and the
-history say what was decided. Everything is found again where it was done already, so a retraining that is
-interrupted between any two of these goes on when it is started again.
+Both have scores of the same validation documents, split by age. The gate decides, and the version, its receipt and the
+history record the decision. Each stage finds what exists already, so an interrupted retraining continues when it is
+started again.
 """
 
 from collections import deque
@@ -31,7 +31,7 @@ from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 @dataclass(frozen=True)
 class Champion:
-    """The version in use, and what it was made from."""
+    """The version in use, and its receipt."""
 
     version: Version
     receipt: dict[str, Any]
@@ -44,7 +44,7 @@ class Champion:
 
     @property
     def dataset(self) -> Path:
-        """The folder of the dataset it was trained on, without what was forgotten since."""
+        """The folder of the dataset it was trained on, without documents that were forgotten since."""
         return self.version.dataset
 
     @property
@@ -64,7 +64,7 @@ class Champion:
 
     @property
     def trunk(self) -> Path | None:
-        """The checkpoint before its decay, if its schedule had one that is still whole."""
+        """The stable checkpoint, before the decay, if there is one that is whole."""
         if not self.receipt["training"]["trunk"]:
             return None
         run = self.version.store / "runs" / str(self.receipt["run"])
@@ -73,16 +73,16 @@ class Champion:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of its training."""
+        """The speed of its training."""
         return float(self.receipt["training"]["tokens_per_second"])
 
 
 def earlier_refusal(
     store: Path, name: str, config: RunConfig, dataset: Dataset, gate: GateConfig
 ) -> dict[str, Any] | None:
-    """The event by which a challenger of these very settings on this very dataset was refused, if there is one.
+    """The event that refused a challenger with equal settings on this dataset, if there is one.
 
-    Either by the same gate, or by somebody who took it back after it was promoted, whatever the gate.
+    It is a refusal by an equal gate, or a rollback after the challenger was promoted by any gate.
     """
     key, told = run_key(config, dataset), history(store, name)
     tried = {event["version"] for event in told if event.get("run_key") == key}
@@ -94,9 +94,9 @@ def earlier_refusal(
 
 
 def require_comparable(best: Champion, dataset: Path) -> None:
-    """Raise StoreError where the champion, whose tokenizer is another one, could not be scored on a dataset's text.
+    """Raise StoreError when the champion has another tokenizer and cannot be scored on a dataset's text.
 
-    So that nobody learns it after the training. Decodes the validation text if the tokenizers differ.
+    This is known before the training. The validation text is decoded only if the tokenizers differ.
     """
     if read_manifest(dataset)["tokenizer_id"] != best.receipt["tokenizer"]["id"]:
         deque(dataset_texts(dataset), maxlen=0)
@@ -120,11 +120,10 @@ def compare(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
 def record_decision(
     store: Path, name: str, best: Champion | None, folder: Path, decision: Decision, key: str, gate: GateConfig
 ) -> Version:
-    """Keep the challenger as a version, and make it the champion or record why not.
+    """The challenger as a version, which is made the champion or whose refusal is recorded.
 
-    ``key`` names its run. The history keeps it and the ``gate``, for ``earlier_refusal``.
-
-    Raises RegistryError when the champion is no longer ``best``: another promotion was first.
+    ``key`` names its run. The history keeps it and the ``gate``, for ``earlier_refusal``. Raises RegistryError when
+    another version was promoted since ``best`` was read.
     """
     run, weights, content = Run.open(folder), _weights(folder), decision.model_dump(mode="json", exclude={"folder"})
     same = (each for each in versions(store, name) if each.receipt()["training"]["weights"] == weights)

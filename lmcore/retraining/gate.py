@@ -1,11 +1,11 @@
-"""The gate: whether a challenger is better than the champion, decided by rules that are all written down.
+"""The gate: rules that decide whether a challenger replaces the champion.
 
-Both models score the same documents. What is compared is the difference in bits per byte, challenger less champion: the
-sum of the differences in nats, over ln 2 and the bytes of the text. How sure it is comes from a paired bootstrap
-(Efron and Tibshirani 1993, chapter 16): texts are drawn again with replacement, as many as there are, and the
-difference computed anew. Equal texts are one text, drawn together, since they tell nothing that one of them does not.
+The gate compares losses. It cannot judge the quality of new text. Both models have scores of the same documents, and
+the compared figure is the difference in bits per byte, challenger minus champion: the sum of the differences in nats,
+divided by ln 2 and the bytes of the text. Its confidence interval is that of a paired bootstrap (Efron and Tibshirani
+1993, chapter 16): documents are resampled with replacement. Equal texts count as one document.
 
-A challenger is promoted if every rule holds. Nothing here needs torch.
+A challenger is promoted if all rules hold. Nothing here needs torch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,17 +22,17 @@ from lmcore.store.outputs import Record
 
 Side = Literal["champion", "challenger"]
 TrainedOn = Mapping[Side, npt.NDArray[np.uint64] | str]
-"""Hashes of the documents that a model was trained on, by itself and as what it began with; in words why not, where
-they cannot be known."""
+"""Hashes of the documents that a model and its initial models were trained on; the reason in words if they are
+unknown."""
 
 _GROUPS = ("new", "old")
 _BITS_PER_NAT = 1 / np.log(2)
 _SHOWN_DIGITS = 12
-"""Of a fingerprint, in a table."""
+"""Digits of a fingerprint in a table."""
 
 
 class Rule(BaseModel):
-    """One thing that was asked for."""
+    """One condition of a promotion, and what was found."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,27 +47,27 @@ class Rule(BaseModel):
 
 
 class Comparison(BaseModel):
-    """Two models on the same text, in bits per byte."""
+    """The losses of two models on the same text, in bits per byte."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     group: str
     source: str
-    """Empty: all sources."""
+    """The name of a source; empty for all sources."""
     documents: int
-    """Different ones."""
+    """Number of different documents."""
     text_bytes: int
     champion: float
     challenger: float
     difference: float
-    """Challenger less champion: below 0 is better."""
+    """Challenger minus champion; below 0 the challenger is better."""
     low: float
     high: float
     """Ends of the confidence interval."""
     limit: float | None
-    """What ``high`` may not pass; None: it is shown only."""
+    """Upper limit of ``high``; None if the comparison is only shown."""
     must_improve: bool = False
-    """``high`` may not reach the limit either."""
+    """True if ``high`` must be below the limit, not equal to it."""
 
     @property
     def name(self) -> str:
@@ -76,40 +76,40 @@ class Comparison(BaseModel):
 
     @property
     def is_within(self) -> bool:
-        """True if the whole interval is where it should be."""
+        """True if the interval is within the limit."""
         return self.limit is None or self.high < self.limit or (self.high == self.limit and not self.must_improve)
 
 
 class Decision(Record):
-    """What became of a challenger, and why."""
+    """The decision about a challenger, and its reasons."""
 
     file_name = "gate.json"
     promoted: bool
     reasons: list[str]
-    """In plain words: what was not met, or, if promoted, what was found."""
+    """The rules that failed; if promoted, the comparisons."""
     rules: list[Rule]
     comparisons: list[Comparison]
     confidence: float
     evaluation_set: str
-    """Fingerprint of the challenger's."""
+    """Fingerprint of the challenger's evaluation set."""
     champion: str
-    """Hash of the weights; empty where there was none."""
+    """Hash of the champion's weights; empty without a champion."""
     challenger: str
 
     @property
     def verdict(self) -> str:
-        """One line for a log."""
+        """The decision and its reasons in one line."""
         return f"{'promoted' if self.promoted else 'refused'}: {'; '.join(self.reasons)}"
 
     def rows(self) -> list[dict[str, str]]:
-        """The rules, for a table."""
+        """The rules as rows of a table."""
         return [
             {"rule": each.rule, "passed": "yes" if each.passed else "no", "found": each.found, "needed": each.needed}
             for each in self.rules
         ]
 
     def comparison_rows(self) -> list[dict[str, str]]:
-        """The figures, for a table."""
+        """The comparisons as rows of a table."""
         return [
             {
                 "text": each.name,
@@ -131,9 +131,9 @@ def decide(
     trained_on: TrainedOn,
     folder: Path,
 ) -> Decision:
-    """Judge a challenger against the champion, whose scores must be there: see ``decide_first`` for a first model.
+    """The decision about a challenger against the champion; without scores of the champion it is refused.
 
-    ``folder`` is where ``Decision.save`` will keep it. Costs about 5 s for 100,000 documents of several sources.
+    ``folder`` is where ``Decision.save`` writes. Takes about 5 s for 100,000 documents of several sources.
     """
     rules = [_rule("champion", "no scores" if champion is None else "its scores", "its scores", champion is not None)]
     rules += _soundness("challenger", challenger, trained_on)
@@ -150,7 +150,7 @@ def decide(
 
 
 def decide_first(challenger: DocumentScores, config: GateConfig, trained_on: TrainedOn, folder: Path) -> Decision:
-    """Judge a model that no champion stands against: its scores must be there, finite, and of text it never saw."""
+    """The decision about a first model: its scores must be finite, and of documents that it was not trained on."""
     return _decision(None, challenger, list(_soundness("challenger", challenger, trained_on)), [], config, folder)
 
 
@@ -183,7 +183,7 @@ def _rule(name: str, found: str, needed: str, passed: bool) -> Rule:
 
 
 def _soundness(side: Side, scores: DocumentScores, trained_on: TrainedOn) -> Iterator[Rule]:
-    """What must hold before figures mean anything."""
+    """The rules that must hold before the losses are compared."""
     broken, seen = int((~np.isfinite(scores.nats)).sum()), trained_on[side]
     leaked = -1 if isinstance(seen, str) else int(np.isin(scores.hashes, seen).sum())
     training_text = seen if isinstance(seen, str) else f"{leaked:,} of these documents"
@@ -196,7 +196,7 @@ def _soundness(side: Side, scores: DocumentScores, trained_on: TrainedOn) -> Ite
 
 
 def _comparisons(champion: DocumentScores, challenger: DocumentScores, config: GateConfig) -> Iterator[Comparison]:
-    """Of new text, of old text, and where it has several sources of each of them."""
+    """The comparisons on new text and old text, and on each source where there are several."""
     before, after = champion.order(), challenger.order()
     text_bytes, hashes = challenger.text_bytes[after], challenger.hashes[after]
     groups, sources = challenger.groups[after], challenger.sources[after]
@@ -218,7 +218,7 @@ def _comparisons(champion: DocumentScores, challenger: DocumentScores, config: G
 def _compare(
     nats: npt.NDArray[np.float64], text_bytes: npt.NDArray[np.int64], hashes: npt.NDArray[np.uint64], config: GateConfig
 ) -> dict[str, Any]:
-    """The figures of a ``Comparison``. ``nats`` (2, n) are those of champion and challenger."""
+    """The figures of a ``Comparison``. ``nats`` (2, n) are of champion and challenger."""
     _, texts = np.unique(hashes, return_inverse=True)
     sizes = np.bincount(texts, text_bytes).astype(np.float64)
     bits = np.bincount(texts, (nats[1] - nats[0]) * _BITS_PER_NAT).astype(np.float64)
@@ -236,7 +236,7 @@ def _compare(
 
 
 def _interval(bits: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], config: GateConfig) -> tuple[float, float]:
-    """Percentiles of sum(bits) / sum(sizes) over resamples of the texts. Memory: a few numbers a text."""
+    """Percentiles of sum(bits) / sum(sizes) over resamples of the documents. Memory: a few numbers per document."""
     draw, columns = np.random.default_rng(config.seed), np.stack([bits, sizes], axis=1)
     sums = np.empty((config.resamples, 2))
     for row in sums:

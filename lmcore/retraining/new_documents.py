@@ -1,4 +1,4 @@
-"""What is new in a dataset since another was made, and the same text told apart by age.
+"""The new documents of a dataset, compared with an earlier dataset, and the dataset split by age.
 
 A document is new if no training or validation document of the earlier dataset has its hash. ``split_by_age`` makes a
 dataset of the same chunks in which every source is two, such as ``wiki (old)`` and ``wiki (new)``: so old text can be

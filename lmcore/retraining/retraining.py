@@ -19,7 +19,7 @@ from lmcore.settings.section import differences
 
 
 def skip_reason(config: RetrainConfig, news: NewDocuments) -> str:
-    """Why there is nothing to train on, in words; empty if there is."""
+    """The reason why nothing is trained, in words; empty if there is enough new text."""
     if news.new_bytes < config.retraining.min_new_bytes:
         return (
             f"{news.new_bytes:,} bytes of new training text in {news.new_documents:,} documents, "

@@ -1,7 +1,8 @@
-"""Any model that transformers opens, on texts from anywhere: what ``python -m lmcore evaluate`` does.
+"""Scores of any model that transformers opens, on texts of datasets or corpora (``python -m lmcore evaluate``).
 
-A text is encoded by the model's own tokenizer, scored in windows of its own context, and measured by the bytes of the
-text itself; so models compare whatever their tokenizers and contexts. Texts that spell control tokens stay text.
+A text is encoded with the model's tokenizer and scored in windows of the model's context. The score is divided by the
+bytes of the text, so models with different tokenizers and contexts are comparable. Texts that look like control tokens
+are encoded as text.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +35,7 @@ Labels = list[tuple[str, str]]
 """Source and group of every document."""
 
 _TEXTS_AT_ONCE = 256
-"""Encoded together."""
+"""Texts that are encoded together."""
 
 
 def score_texts(
@@ -53,9 +54,9 @@ def score_texts(
 
 
 def score_champion(best: Champion, folder: Path) -> DocumentScores:
-    """The champion's scores on the validation documents of the challenger's run in ``folder``, where they are kept.
+    """The champion's scores of the validation documents of the challenger's run in ``folder``, which keeps them.
 
-    Its windows are those that it was trained on, as the challenger's are. Raises as ``score_validation`` does.
+    Each model is scored with the block size that it was trained with. Raises as ``score_validation`` does.
     """
     found = DocumentScores.find(folder, best.weights)
     if found is not None:

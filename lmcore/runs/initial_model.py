@@ -142,7 +142,7 @@ class InitialModel:
         }
         return fingerprint(self.shape, hashes)
 
-    def prove_whole(self) -> None:
+    def verify(self) -> None:
         """Raise StoreError when the folder has a manifest and differs from it."""
         if (self.folder / MANIFEST).exists():
             verify_artifact(self.folder)

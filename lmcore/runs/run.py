@@ -281,6 +281,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in newest_first(folder) if find_artifact(path, keep_damaged=True)), None)
 
 
+def whole_checkpoint(folder: Path, step: int | None) -> Path | None:
+    """The checkpoint of a step, if there is one that proves whole; a damaged one is set aside with a warning."""
+    path = None if step is None else checkpoint_path(folder, step)
+    return path if path is not None and find_artifact(path, keep_damaged=True) else None
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step is, or will be."""
     return folder / f"step-{step:08d}"

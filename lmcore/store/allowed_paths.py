@@ -1,9 +1,10 @@
-"""Where text and weights may come from, and where a store may be: anywhere, or in LM_DATA_ROOTS.
+"""The places where text, weights and stores may be: anywhere, or only in LM_DATA_ROOTS.
 
-The environment variable holds absolute folders and URLs, separated as in PATH. It is meant for machines that run what
-others ask for: a form or a flag then reaches nothing else there. A path counts as what it leads to once every link is
-followed. A name on the Hugging Face hub is no path and stays free; HF_HUB_OFFLINE=1 closes that way. So does the
-standard library as text, which is everybody's; what is installed beside it is not.
+The environment variable holds absolute folders and URLs, separated as in PATH. It is for machines that run what others
+ask for: a form or a flag then reaches no other place. A path is checked after all links are followed. So settings are
+checked once at the start, and a path again where it may have become a link: where a corpus lists or opens a file, and
+where a model, a dataset or a store is opened. Names on the Hugging Face hub are allowed (HF_HUB_OFFLINE=1 forbids
+them), and so is Python's standard library as text, without the packages that are installed beside it.
 """
 
 import os
@@ -19,13 +20,13 @@ from lmcore.settings.config import STANDARD_LIBRARY, RunConfig
 VARIABLE = "LM_DATA_ROOTS"
 
 _SEPARATOR = re.compile(rf"{re.escape(os.pathsep)}(?=/(?!/)|~|[A-Za-z][A-Za-z0-9+.-]*:|$)")
-"""Not the colon within a URL: what follows is a new root, or nothing."""
+"""A colon inside a URL is no separator: a root or the end follows a separator."""
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")
 _WILDCARD = re.compile(r"[*?\[]")
 
 
 def check_allowed(path: str | Path, setting: str) -> None:
-    """Raise ConfigError when there are roots and ``path``, a local path or a URL, leads to a place outside them."""
+    """Raise ConfigError when LM_DATA_ROOTS is set and ``path``, a local path or a URL, leads out of it."""
     if not (given := os.environ.get(VARIABLE, "")):
         return
     folders, urls = _roots(given)
@@ -41,7 +42,7 @@ def check_allowed(path: str | Path, setting: str) -> None:
 
 
 def check_folder_allowed(folder: Path, setting: str) -> None:
-    """``check_allowed``, also what lies directly in the folder, if it is one."""
+    """``check_allowed`` for a path and, if it is a folder, for each entry in it."""
     check_allowed(folder, setting)
     if os.environ.get(VARIABLE) and folder.is_dir():
         for path in folder.iterdir():
@@ -49,7 +50,7 @@ def check_folder_allowed(folder: Path, setting: str) -> None:
 
 
 def check_settings_allowed(config: RunConfig) -> None:
-    """``check_allowed`` every place that the settings name; of a pattern, the folder where it begins."""
+    """``check_allowed`` for each path in the settings. A pattern is checked by the folder before its first wildcard."""
     places = {
         "corpus.paths": config.corpus.paths,
         **{f"corpus.sources.{name}": paths for name, paths in config.corpus.sources.items()},
@@ -79,7 +80,7 @@ def _is_standard_library(real: Path) -> bool:
 
 @lru_cache(maxsize=8)
 def _roots(given: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Folders, their links followed, and URLs. Raises ConfigError for what is neither."""
+    """(folders with all links followed, URLs). Raises ConfigError for a root that is neither."""
     folders, urls = [], []
     for root in filter(None, _SEPARATOR.split(given)):
         if "://" in root and not root.startswith(("/", "file:")):
@@ -95,7 +96,7 @@ def _roots(given: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
 
 
 def _is_below(url: str, root: str) -> bool:
-    """Whole names are compared, so that s3://texts-evil is not below s3://texts; so are a server's options."""
+    """Compare whole names, so that s3://texts-evil is not below s3://texts, and the options of a server."""
     found, wanted = _OPTIONS.search(url), _OPTIONS.search(root)
     is_web = url.startswith(("http://", "https://"))
     if not is_web and (found[0] if found else "") != (wanted[0] if wanted else ""):

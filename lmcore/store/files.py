@@ -1,6 +1,5 @@
 """Files that are replaced whole, and hashes of content."""
 
-import json
 import os
 from pathlib import Path
 from typing import IO, Any
@@ -8,7 +7,7 @@ from typing import IO, Any
 from blake3 import blake3
 
 from lmcore.errors import StoreError, no_space_named, owner_named
-from lmcore.store.strict_json import to_json
+from lmcore.store.strict_json import from_json, to_json
 from lmcore.store.temporary import temporary_name
 
 DIGEST_BYTES = 16
@@ -49,7 +48,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises StoreError when the file is missing or damaged."""
     try:
         with owner_named(path):
-            content = json.loads(path.read_bytes())
+            content = from_json(path.read_bytes())
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
     except NotADirectoryError:

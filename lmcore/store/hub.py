@@ -1,4 +1,4 @@
-"""Folders that a setting names: here on disk, or on the Hugging Face hub by a name like user/name."""
+"""Folders that a setting names: a path, or a name on the Hugging Face hub such as user/name."""
 
 import os
 from functools import cache
@@ -9,11 +9,10 @@ from lmcore.store.allowed_paths import check_folder_allowed
 
 
 def resolve(source: str, setting: str, what: str, patterns: tuple[str, ...], error: type[LMError]) -> Path:
-    """The file or folder of ``source``; of a hub name, those files that match a pattern, fetched or from its cache.
+    """The file or folder ``source``; for a hub name a folder of the files that match a pattern, downloaded or cached.
 
-    ``setting`` and ``what`` are for messages: which setting gave the source, and what it should lead to. Raises
-    ``error`` when there is no such thing, ConfigError when it is outside LM_DATA_ROOTS, and ConnectionError, to be
-    tried again, when the hub does not answer.
+    Messages name ``setting`` and ``what`` it should lead to. Raises ``error`` when there is no such file, folder or
+    name, ConfigError when it is outside LM_DATA_ROOTS, and ConnectionError when the hub does not answer.
     """
     path = Path(os.path.expanduser(source))
     if path.exists():
@@ -35,11 +34,11 @@ def resolve(source: str, setting: str, what: str, patterns: tuple[str, ...], err
 
 
 def is_local_path(name: str) -> bool:
-    """Whether a name can only be a path. Others with one slash or none may be on the hub."""
+    """True for a name that can only be a path. Others, with one slash at most, may be on the hub."""
     return name.startswith((".", "/", "~")) or name.endswith(".model") or name.count("/") > 1
 
 
-@cache  # the stages of a run ask more than once, and are to find the same
+@cache  # all stages of a run get the same revision
 def _fetched(name: str, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -47,7 +46,7 @@ def _fetched(name: str, patterns: tuple[str, ...]) -> Path:
 
 
 def is_no_answer(error: BaseException) -> bool:
-    """True for a broken connection and a server in trouble; False for "no", and where the hub is switched off."""
+    """True for a failed connection or a server error; False for a refusal, and where the hub is switched off."""
     from huggingface_hub import errors
 
     if isinstance(

@@ -1,9 +1,9 @@
-"""What the last starts were made from, so that a person is told what has changed since: hints in small JSON files.
+"""The inputs of the last starts, so that a message can say what has changed since.
 
     inputs/<task>.json          the inputs of a task's last starts, newest first
     inputs/files-<corpus>.json  the files of a corpus: path -> hash
 
-Losing them costs a reason, never a result.
+They are hints: without them a message lacks its reason, and no result changes.
 """
 
 import logging
@@ -20,10 +20,10 @@ from lmcore.store.files import json_bytes, write_file
 from lmcore.store.strict_json import from_json, to_json
 
 Inputs = dict[str, Any]
-"""JSON values by name, nested; under ``store`` the store's folder, under ``corpus`` the id of a corpus."""
+"""Nested JSON values by name. ``store`` is the store's folder, ``corpus`` the id of a corpus."""
 
 _KEPT = 20
-"""Starts a task, and corpora: runs of different models and texts take turns."""
+"""Starts of a task and corpora that are kept, since runs of different models and texts alternate."""
 _MOST_FILES = 100_000
 """A larger corpus is not listed."""
 _SHOWN = 3
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def remember(task: str, inputs: Inputs) -> None:
-    """Keep the inputs of a result that is about to be made; it may yet fail, so what is kept is a start."""
+    """Keep the inputs of a start, before its result is made."""
     entry = {"time": f"{clock.utc():%Y-%m-%d %H:%M} UTC", "inputs": inputs}
     path = _folder(inputs) / f"{task}.json"
     with _or_not():
@@ -44,7 +44,7 @@ def remember(task: str, inputs: Inputs) -> None:
 
 
 def remember_files(store: Path, corpus_id: str, files: dict[str, str]) -> None:
-    """Keep which files, by path, had which hashes when the corpus had this id."""
+    """Keep the hashes of a corpus's files, by path."""
     folder = _folder({"store": store})
     path = folder / f"files-{corpus_id}.json"
     with _or_not():
@@ -57,7 +57,7 @@ def remember_files(store: Path, corpus_id: str, files: dict[str, str]) -> None:
 
 
 def what_changed(task: str, inputs: Inputs) -> str:
-    """In words, what these inputs have in which the nearest of the last starts had others."""
+    """How these inputs differ from those of the most similar of the last starts, in words."""
     folder = _folder(inputs)
     try:
         history = _history(folder / f"{task}.json")
@@ -132,7 +132,7 @@ def _keep(path: Path, content: Any) -> None:
 
 @contextmanager
 def _or_not() -> Iterator[None]:
-    """What cannot be read or written is left as it is."""
+    """Ignore errors: hints that cannot be read or written are not kept."""
     try:
         yield
     except (OSError, LMError) as error:

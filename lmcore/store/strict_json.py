@@ -1,10 +1,10 @@
-"""JSON that every program reads (RFC 8259), which has neither NaN nor infinities.
+"""JSON that every program reads (RFC 8259): without NaN and infinities.
 
-A figure that is not finite is written as null, and a word beside it says what it was:
+A number that is not finite is written as null, with a word beside it:
 
     {"loss": null, "loss_is": "NaN"}
 
-``from_json`` gives the figure back. It also reads the NaN and Infinity that Python itself would write.
+``from_json`` restores the number. It also reads the NaN and Infinity that Python writes.
 """
 
 import json
@@ -16,17 +16,17 @@ _SUFFIX = "_is"
 
 
 def to_json(content: Any, indent: int | None = None) -> str:
-    """One line, or indented text; keys in the order given."""
+    """JSON on one line, or indented; keys in the order given."""
     return json.dumps(finite(content), ensure_ascii=False, indent=indent, allow_nan=False)
 
 
 def from_json(text: str | bytes) -> Any:
-    """What ``to_json`` was given. Raises ValueError when ``text`` is no JSON."""
+    """The content that ``to_json`` wrote. Raises ValueError when ``text`` is no JSON."""
     return json.loads(text, object_hook=_restored)
 
 
 def finite(content: Any) -> Any:
-    """The content as it is written: null and a word for every figure that is not finite."""
+    """The content as it is written: null and a word for each number that is not finite."""
     if isinstance(content, dict):
         words = {
             f"{name}{_SUFFIX}": _word(value)

@@ -1,9 +1,9 @@
-"""Checkpoints: everything needed to go on training as if nothing had happened.
+"""Checkpoints: the complete state of a training, from which it continues to equal results.
 
     checkpoints/step-00000500/  model.safetensors  optimizer.safetensors  random.safetensors  state.json  manifest.json
 
-Each is a sealed folder (see store/artifacts.py). Nothing is pickled. They hold whole tensors, however many ranks
-made them, so any number of ranks reads them. Which of them counts, run.py says.
+Each is an artifact (store/artifacts.py), without pickles. It holds full tensors, so the number of ranks may differ
+between two starts. run.py chooses the checkpoint to use.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,11 +29,10 @@ Tensors = dict[str, torch.Tensor]
 
 
 class CheckpointWriter:
-    """Writes checkpoints of a training in a thread, from copies in memory, one at a time.
+    """Writes checkpoints of a training in a thread, one at a time, from copies in memory.
 
-    So the loop waits for a copy and not for the disk, and what is written is the state at ``save``. After each, all
-    checkpoints go but the newest ``keep`` and those for whose step ``is_kept`` says yes. In a group of ranks all take
-    part, and the first one writes.
+    The loop waits for the copy, not for the disk. After each checkpoint all others are removed, except the newest
+    ``keep`` and those whose step ``is_kept`` accepts. All ranks take part, and the first one writes.
     """
 
     def __init__(self, folder: Path, keep: int, is_kept: Callable[[int], bool], ranks: Ranks) -> None:
@@ -43,7 +42,7 @@ class CheckpointWriter:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """While the body runs, ``save`` works; in the end all is on disk, also where the body raised."""
+        """Run the thread while the body runs. At the end all checkpoints are on disk, also after an exception."""
         with ThreadPoolExecutor(1, "checkpoint") as self._thread:
             yield
             self.wait()
@@ -63,12 +62,12 @@ class CheckpointWriter:
         }
         self.wait()
         if self._ranks.is_first and self._thread is not None:
-            # Asked now: when all is written, training may know of a better one that is not.
+            # Evaluated now: after the write, training may know a better step whose checkpoint is not written yet.
             kept = {other for other in (step, *map(step_of, newest_first(self._folder))) if self._is_kept(other)}
             self._writing = self._thread.submit(self._write, step, parts, {**state, "step": step}, kept)
 
     def wait(self) -> None:
-        """Return when nothing is being written any more. Raises what the writing raised."""
+        """Wait for the end of a write. Raises an exception that it raised."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -84,7 +83,7 @@ class CheckpointWriter:
 
 
 def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, ranks: Ranks) -> State:
-    """Restore model, optimizers and random state from a checkpoint folder, and return the rest of the state."""
+    """The state in a checkpoint folder, after its tensors were restored into model, optimizers and random state."""
     load_weights(path, model)
     load_optimizers(path, model, optimizers)
     _set_random_state(load_file(path / "random.safetensors"), ranks)
@@ -93,12 +92,12 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, 
 
 
 def load_optimizers(path: Path, model: torch.nn.Module, optimizers: Optimizers) -> None:
-    """Restore the optimizers' state from a checkpoint folder. Raises StoreError when it is of others."""
+    """Restore the optimizers' state from a checkpoint folder. Raises StoreError when it does not fit."""
     optimizers.load(load_file(path / "optimizer.safetensors"), model)
 
 
 def _copied(tensors: Tensors) -> Tensors:
-    """Whole tensors in memory of their own, on the CPU."""
+    """Copies of full tensors on the CPU."""
     return {name: full_tensor(tensor).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
@@ -111,7 +110,7 @@ def random_state(ranks: Ranks) -> Tensors:
 
 
 def _set_random_state(states: Tensors, ranks: Ranks) -> None:
-    """Of this rank; one that was not there keeps what its seed gave it."""
+    """Restore this rank's random state. A new rank keeps the one of its seed."""
     if (cpu := states.get(f"cpu-{ranks.rank}")) is not None:
         torch.set_rng_state(cpu)
     if (cuda := states.get(f"cuda-{ranks.rank}")) is not None and torch.cuda.is_available():

@@ -1,8 +1,8 @@
-"""What watches over a training: a loss or gradient that is no number, a spike, and a validation that gains no more.
+"""Skipping of bad steps (a loss or gradient that is not finite, a loss spike), and early stopping.
 
-Every step is judged where its loss is, on the device, so that the CPU need not wait for the answer. Once
-more steps were bad than ``train.max_skipped`` allows, every later one is skipped too: whenever the CPU looks, the
-weights are those before the step that was one too many.
+Each step is tested on the device, so the CPU does not wait for the result. After more bad steps than
+``train.max_skipped`` all later steps are skipped too, so the weights stay those before the step that exceeded the limit
+until the CPU reads the result.
 """
 
 import math
@@ -14,41 +14,41 @@ from lmcore.model.device import wide_float
 from lmcore.settings.config import TrainConfig
 
 _WINDOW = 100
-"""Steps over which mean and variance of the loss are averaged, exponentially."""
+"""Steps of the exponential moving average of the loss and its variance."""
 _FIGURES, _REMEMBERED = 6, 16
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What the guard says when it is asked."""
+    """The state of a guard."""
 
     bad: int
-    """Bad steps so far in this run."""
+    """Number of bad steps in this run."""
     steps: list[int]
-    """The last of them, at most 16."""
+    """The last bad steps, at most 16."""
     loss: float
-    """Of the last of them, nats per token."""
+    """Loss of the last bad step, in nats per token."""
     norm: float
-    """Of its gradient."""
+    """Norm of its gradient."""
     is_over: bool
-    """One more than allowed."""
+    """True if there were more bad steps than allowed."""
 
 
 class Guard:
-    """Judges steps; the same on every rank, since loss and norm are. ``saved`` is an earlier guard's ``figures()``."""
+    """Tests steps, with equal results on all ranks. ``saved`` are the ``figures()`` of an earlier guard."""
 
     def __init__(self, config: TrainConfig, device: torch.device, saved: list[float | None] | None = None) -> None:
         self._config = config
-        # Steps judged good, mean and variance of their losses; bad steps, loss and norm of the last one; and the
-        # numbers of the last of them. JSON has null for a loss or norm that is no number.
+        # Good steps, mean and variance of their losses; bad steps, loss and norm of the last one; the numbers of the
+        # last bad steps. A loss or norm that is not finite is null in JSON.
         figures = [math.nan if figure is None else figure for figure in saved or [0.0] * (_FIGURES + _REMEMBERED)]
         self._state = torch.tensor(figures, dtype=wide_float(device), device=device)
         self._places = torch.arange(_REMEMBERED, device=device)
 
     def skips(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-        """Whether step number ``step`` must not change the weights: a boolean scalar on the device.
+        """True if step number ``step`` must not change the weights: a boolean scalar on the device.
 
-        ``loss`` is in nats per token, ``norm`` the gradient's before clipping.
+        ``loss`` is in nats per token, ``norm`` the norm of the gradient before clipping.
         """
         good, mean, variance, bad, last_loss, last_norm = self._state[:_FIGURES].unbind()
         loss, norm = loss.to(self._state.dtype), norm.to(self._state.dtype)
@@ -74,21 +74,21 @@ class Guard:
         return skip
 
     def standing(self) -> Standing:
-        """Waits for the device."""
+        """The state now. Waits for the device."""
         figures = self.figures()
         bad, loss, norm = int(figures[3]), *figures[4:_FIGURES]
         steps = [int(step) for step in figures[_FIGURES : _FIGURES + min(bad, _REMEMBERED)]]
         return Standing(bad, sorted(steps), loss, norm, bad > self._config.max_skipped)
 
     def figures(self) -> list[float]:
-        """For a checkpoint. Waits for the device."""
+        """The state for a checkpoint. Waits for the device."""
         figures: list[float] = self._state.tolist()
         return figures
 
 
 @dataclass
 class EarlyStopping:
-    """Counts validations without gain."""
+    """Counts validations in a row that did not lower the loss."""
 
     best_loss: float = float("inf")
     """Nats per token."""
@@ -96,7 +96,7 @@ class EarlyStopping:
     without_gain: int = 0
 
     def gains(self, step: int, loss: float, min_gain: float) -> bool:
-        """Take note of a validation; True if it is the best one so far, by ``min_gain`` at least."""
+        """True if a validation's loss is the lowest so far by at least ``min_gain``, which is then recorded."""
         if loss < self.best_loss - min_gain:
             self.best_loss, self.best_step, self.without_gain = loss, step, 0
             return True

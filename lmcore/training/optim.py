@@ -1,7 +1,7 @@
-"""Optimizers: one step, or none at all, and their state by the names of the parameters.
+"""Optimizers: steps that can be skipped, and a state by the names of parameters.
 
-Adam and AdamW run as one fused kernel on CUDA and on the CPU. On one core of a server CPU it takes a quarter of the
-time of torch's default there, and gives the same bits for any number of threads.
+Adam and AdamW use one fused kernel on CUDA and on the CPU. On one core of a server CPU it needs a quarter of the time
+of torch's default, and its results are equal for any number of threads.
 """
 
 from collections import defaultdict
@@ -21,7 +21,7 @@ _Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Optimizers:
-    """The optimizers that share the trained parameters of one model."""
+    """The optimizers of one model; each updates a part of the trained parameters."""
 
     parts: list[torch.optim.Optimizer]
 
@@ -42,21 +42,21 @@ class Optimizers:
         return cls(([_muon(matrices, config)] if matrices else []) + ([_adam(others, config)] if others else []))
 
     def set_learning_rate(self, rate: float) -> None:
-        """Of the next step, for all parameters."""
+        """Set the learning rate of the next step for all parameters."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
 
     def zero_grad(self) -> None:
-        """Forget the gradients, and free their memory."""
+        """Remove the gradients, and free their memory."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def step(self, skip: Tensor) -> None:
-        """Update the parameters by their gradients; where ``skip`` (a bool, shape ()) is true nothing changes.
+        """Update the parameters by their gradients, unless ``skip`` (a bool, shape ()) is true.
 
-        Fused kernels read ``skip`` where it is, so that the CPU does not wait for the GPU. For Muon it has to. (A
-        skipped first step leaves Adam's moments behind, as the zeros that the next one would have begun with.)
+        Fused kernels read ``skip`` on the device, so the CPU does not wait. For Muon it waits. A skipped first step
+        creates Adam's moments as zeros, as the next step would.
         """
         for part in self.parts:
             if _is_fused(part):
@@ -68,7 +68,7 @@ class Optimizers:
     def tensors(self, model: Module) -> dict[str, Tensor]:
         """The state as ``parameter/key``: Adam's step, exp_avg and exp_avg_sq, Muon's momentum_buffer.
 
-        No entries for parameters that have not been updated yet; DTensors for those that are.
+        Parameters without an update have no entries. The tensors of sharded parameters are DTensors.
         """
         owners = self._owners()
         return {
@@ -79,10 +79,10 @@ class Optimizers:
         }
 
     def load(self, tensors: dict[str, Tensor], model: Module) -> None:
-        """Put a copy of what ``tensors`` gave in the place of the state; whole tensors are sharded as ``model`` is.
+        """Replace the state by a copy of ``tensors``, as ``tensors()`` returned them, sharded like ``model``.
 
-        Raises StoreError, before anything changes, when it is the state of another kind of optimizer or model. Adam's
-        and AdamW's have the same form.
+        Raises StoreError, before anything changes, when they are of another type of optimizer or another model. Adam
+        and AdamW have the same state.
         """
         saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for entry, tensor in tensors.items():

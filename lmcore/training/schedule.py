@@ -1,14 +1,14 @@
-"""How many optimizer steps a run has, and the learning rate of each: pure functions of the step.
+"""The number of optimizer steps of a run, and the learning rate of each step: pure functions of the step.
 
-A schedule is a warm-up, a stable phase and a decay, each of which may be empty:
+A schedule has a warm-up, a stable phase and a decay. Each may be empty:
 
     cosine, linear   warm-up, decay to the last step
     wsd              warm-up, stable, decay over the last ``decay`` steps (arXiv 2404.06395)
     constant         warm-up, stable
-    inverse_sqrt     warm-up, 1 / sqrt(steps), with no end in view (arXiv 1706.03762)
+    inverse_sqrt     warm-up, 1 / sqrt(steps), independent of the last step (arXiv 1706.03762)
 
-Step ``step`` counts from 0 and is made with the rate that the curve has after ``step + 1`` steps: the warm-up's last
-step has the peak, and the decay's last step, which is the run's, exactly the minimum.
+Steps count from 0. Step ``step`` has the rate of the curve after ``step + 1`` steps, so the last step of the warm-up
+has the peak, and the last step of the decay exactly the minimum.
 """
 
 import math
@@ -39,7 +39,7 @@ def steps_in(size: Size, *, total_steps: int, batch_tokens: int, epoch_steps: fl
     """
     parts = _SIZE.fullmatch(size)
     if not parts:
-        raise ConfigError(f"{size!r} is no size: write it like '100 steps', '2.5M tokens', '0.1 epochs' or '20 %'")
+        raise ConfigError(f"{size!r} is not a size: write it like '100 steps', '2.5M tokens', '0.1 epochs' or '20 %'")
     number, scale, unit = parts.groups()
     amount = float(number.replace("_", "")) * _SCALES[scale]
     steps = {
@@ -52,23 +52,23 @@ def steps_in(size: Size, *, total_steps: int, batch_tokens: int, epoch_steps: fl
 
 
 def length_settings(size: str) -> dict[str, float]:
-    """The settings of ``train`` that make a training as long as "700 steps", "2.5M tokens" or "3 epochs"; {} of "".
+    """The settings of ``train`` for a length such as "700 steps", "2.5M tokens" or "3 epochs"; {} for "".
 
-    Raises ConfigError for everything else.
+    Raises ConfigError for other text.
     """
     parts = _SIZE.fullmatch(size)
     if not size:
         return {}
     amount = float(parts[1].replace("_", "")) * _SCALES[parts[2]] if parts and parts[3] != "%" else 0.0
     if not parts or not amount:
-        raise ConfigError(f"{size!r} is no length: write it like '700 steps', '2.5M tokens' or '3 epochs'")
+        raise ConfigError(f"{size!r} is not a length: write it like '700 steps', '2.5M tokens' or '3 epochs'")
     return {"epochs": amount} if parts[3] == "epochs" else {f"max_{parts[3]}": max(1, round(amount))}
 
 
 def planned_steps(config: TrainConfig, blocks: int, block_size: int) -> int:
     """Optimizer steps of a run over ``blocks`` training blocks of ``block_size`` tokens.
 
-    max_steps; or the whole batches that hold max_tokens; or as many as the epochs have batches (the last may be short).
+    It is max_steps, or the batches that hold max_tokens, or the batches of the epochs, of which the last may be short.
     """
     if config.max_steps:
         return config.max_steps
@@ -79,7 +79,7 @@ def planned_steps(config: TrainConfig, blocks: int, block_size: int) -> int:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of every step of one run."""
+    """The learning rate of each step of one run."""
 
     config: TrainConfig
     total_steps: int
@@ -91,7 +91,7 @@ class Schedule:
     def from_config(cls, config: TrainConfig, total_steps: int, blocks: int, block_size: int) -> Self:
         """The schedule that ``config`` asks for, in a run over ``blocks`` training blocks of ``block_size`` tokens.
 
-        Raises ConfigError when the warm-up leaves no step to the decay, or no room to a decay of the length asked for.
+        Raises ConfigError when warm-up and decay are longer than the run.
         """
 
         def steps(size: Size) -> int:
@@ -108,16 +108,16 @@ class Schedule:
             and warmup + decay == total_steps + 1
             and (config.warmup + config.decay).count("%") == 2
         ):
-            decay -= 1  # both shares were rounded up
+            decay -= 1  # both percentages were rounded up
         if warmup + decay > total_steps:
             raise ConfigError(_too_long(config, total_steps, warmup, decay))
         return cls(config, total_steps, warmup, decay)
 
     @property
     def decay_start(self) -> int | None:
-        """Steps done when the stable phase of wsd ends; None for the other schedules.
+        """The number of steps before the decay of wsd; None for other schedules.
 
-        Up to there a longer run has the same rates, so it can go on from that checkpoint.
+        A longer run has equal rates up to this step, so it can continue from this checkpoint.
         """
         return self.total_steps - self.decay_steps if self.config.schedule == "wsd" else None
 

@@ -1,7 +1,7 @@
-"""One optimizer step: a batch in micro-batches and over all ranks, to a gradient, to new weights.
+"""One optimizer step: a batch, in micro-batches and over all ranks, gives a gradient and new weights.
 
-Nothing here waits for the device. What a step found (loss, tokens, whether it was skipped) adds up on the device until
-somebody asks for it.
+A step does not wait for the device. Its figures (loss, tokens, whether it was skipped) are summed on the device until
+``totals`` reads them.
 
 Shapes: B blocks of a batch in this rank, T tokens in a block.
 """
@@ -26,27 +26,27 @@ from lmcore.training.guard import Guard
 from lmcore.training.optim import Optimizers
 
 _OVERFLOWS = 20
-"""In a row that are forgiven in fp16: the scale is halved at each, and begins at 2^16."""
+"""Overflows in a row that do not count as bad in fp16. Each halves the scale, which begins at 2^16."""
 _TOKENS_TO_MEASURE = 256
-"""Of a block at most, before the first step. More would be hardly more exact, and slow for a large model on a CPU."""
+"""Most tokens of a block that are timed before the first step. More would be slow for a large model on a CPU."""
 _LONG = 3.0
-"""Seconds for forward and backward of these tokens, from which on they are not timed a second time."""
+"""If forward and backward of these tokens take longer, in seconds, they are not timed a second time."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class StepTotals:
-    """What the steps found since somebody last asked."""
+    """Figures of the steps since they were last read."""
 
     loss_sum: float = 0.0
-    """Of the losses of good steps, nats per token."""
+    """Sum of the losses of good steps, in nats per token."""
     good_steps: int = 0
     tokens: int = 0
-    """Learnt from in good steps."""
+    """Tokens of good steps."""
 
 
 class TrainStep:
-    """The model of a run, and all that changes it."""
+    """The model of a run with its optimizers, loss scale and guard."""
 
     def __init__(self, run: Run, ranks: Ranks, device: torch.device, resumes: bool) -> None:
         config = run.config.train
@@ -67,7 +67,7 @@ class TrainStep:
         self.load({})
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state`` gave; from the beginning if it is empty."""
+        """Continue from what ``state()`` returned; an empty ``state`` is that of a new run."""
         self.guard = Guard(self._config, self.device, state.get("guard"))
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._scaler.load_state_dict(state.get("scaler", {})) if self._scaler.is_enabled() and state else None
@@ -75,7 +75,7 @@ class TrainStep:
         self._totals = torch.tensor(state.get("found", [0.0] * 3), dtype=wide_float(self.device), device=self.device)
 
     def state(self) -> dict[str, Any]:
-        """All that is neither weights nor the optimizers' state. Waits for the device."""
+        """The state apart from weights and optimizers. Waits for the device."""
         return {
             "guard": self.guard.figures(),
             "scaler": self._scaler.state_dict(),
@@ -84,11 +84,11 @@ class TrainStep:
         }
 
     def tokens_since_totals(self) -> int:
-        """Learnt from since the last call of ``totals``. Waits for the device."""
+        """Tokens of good steps since the last call of ``totals``. Waits for the device."""
         return int(self._totals[2])
 
     def totals(self) -> StepTotals:
-        """What the steps since the last call found. Waits for the device."""
+        """The figures of the steps since the last call. Waits for the device."""
         loss_sum, good_steps, tokens = self._totals.tolist()
         self._totals.zero_()
         return StepTotals(loss_sum, int(good_steps), int(tokens))
@@ -102,7 +102,7 @@ class TrainStep:
         """
         self._loss.train()
         tokens = self._ranks.sum(batch["tokens"].to(self._totals.dtype))
-        # The backward pass averages gradients over ranks; wanted is the sum.
+        # The backward pass averages gradients over ranks, and the sum is needed.
         weight = self._ranks.world / tokens.clamp(min=1).float()
         nats = torch.zeros((), device=self.device)
         parts = list(self._micro_batches(batch))
@@ -121,7 +121,7 @@ class TrainStep:
         """
         self.optimizers.set_learning_rate(rate)
         norm = self._clip_gradients()
-        # A few overflows in fp16 are the scaler's to deal with, and nothing bad.
+        # The loss scaler handles a few overflows in fp16, so they do not count as bad steps.
         overflows = self._scaler.is_enabled() & ~torch.isfinite(norm)
         self._overflows = torch.where(overflows, self._overflows + 1, 0)
         is_forgiven = overflows & (self._overflows <= _OVERFLOWS)
@@ -135,9 +135,9 @@ class TrainStep:
         return norm
 
     def guess_seconds(self, dataset: DatasetConfig) -> float | None:
-        """About how long a step will take, on a CPU and in one process, by part of a block; None elsewhere.
+        """An estimate of the seconds of a step, from part of a block; None on a GPU or with several processes.
 
-        Changes neither weights nor random state. A step may take minutes, the part of a block takes seconds.
+        A step may take minutes, part of a block takes seconds. Weights and random state do not change.
         """
         if self.device.type != "cpu" or self._ranks.world > 1:
             return None
@@ -153,7 +153,7 @@ class TrainStep:
         return seconds * dataset.block_size / tokens * self._config.batch_size
 
     def whole_model(self) -> AbstractContextManager[None]:
-        """While the body runs, the model may be called as it is, by all ranks alike."""
+        """While the body runs, all ranks may call the model directly."""
         return unsharded(self._loss)
 
     def _micro_batches(self, batch: Batch) -> Iterator[dict[str, torch.Tensor]]:
@@ -163,7 +163,7 @@ class TrainStep:
             yield {f"{name}_BT": part for name, part in zip(columns, parts, strict=True)}
 
     def _clip_gradients(self) -> torch.Tensor:
-        """The gradient's L2 norm, before clipping."""
+        """The L2 norm of the gradient before clipping."""
         if self._scaler.is_enabled():
             for optimizer in self.optimizers.parts:
                 self._scaler.unscale_(optimizer)
@@ -171,13 +171,13 @@ class TrainStep:
         return full_tensor(norm)
 
     def _find_micro_batch(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
-        """Halve the micro-batch until a step fits into memory, the optimizer's state included, on every rank.
+        """Halve the micro-batch until a step, with the optimizer's state, fits into the memory of each rank.
 
-        Looked for by each rank alone, before it is one of many. Raises ConfigError when not even one block fits.
-        Changes neither weights nor random state.
+        Each rank searches separately, before the model is parallelized. Weights and random state do not change. Raises
+        ConfigError when one block does not fit.
         """
         if self._config.parallel == "fsdp" and self._ranks.world > 1:
-            raise ConfigError("train.find_micro_batch does not go with fsdp: give train.micro_batch_size")
+            raise ConfigError("train.find_micro_batch does not support fsdp: set train.micro_batch_size")
         loss.train()
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
@@ -189,19 +189,19 @@ class TrainStep:
         self._micro_batch_size = min(int(size) for size in self._ranks.gather(torch.tensor(self._micro_batch_size)))
         if not self._micro_batch_size:
             raise ConfigError(
-                "not even one block fits into memory: lower dataset.block_size or the model's size, or set "
+                "one block does not fit into memory: lower dataset.block_size or the model's size, or set "
                 "train.gradient_checkpointing"
             )
         _log.info("micro-batches of %d blocks", self._micro_batch_size)
 
     def _try(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
-        """Forward and backward of a micro-batch, beside as much memory as Adam's moments take."""
+        """Run forward and backward of a micro-batch, with memory allocated for Adam's moments."""
         moments = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
         self._forward_backward(loss, (self._micro_batch_size, dataset.block_size), dataset.document_masking)
         del moments
 
     def _forward_backward(self, loss: torch.nn.Module, shape: tuple[int, int], document_masking: bool) -> None:
-        """Of blocks of zeros."""
+        """Run forward and backward on blocks of zeros."""
         ids_BT = torch.zeros(shape, dtype=torch.int64, device=self.device)
         documents_BT = ids_BT if document_masking else None
         with autocast(self.precision, self.device):

@@ -1,4 +1,4 @@
-"""Several processes on one machine that train one model: the agent that starts them and waits for their end."""
+"""Training with several processes on one machine: torchrun's agent, which starts them and waits for their end."""
 
 import logging
 import os
@@ -10,9 +10,9 @@ from lmcore.runs.run import Run, finished_training
 
 
 def run_workers(run: Run) -> int:
-    """Be torchrun's agent for the workers that train the run, until all have ended; their exit status.
+    """The exit status of the workers that train the run; this process is torchrun's agent until all have ended.
 
-    A stop asked of one is a stop of all. A worker that dies ends the others, and the status says by which signal.
+    A stop request to one worker stops all. When a worker is killed the others end, and the status names the signal.
     """
     import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -24,9 +24,9 @@ def run_workers(run: Run) -> int:
     if choose_device(run.config.train.device).type == "cuda" and nproc > torch.cuda.device_count():
         raise ConfigError(f"train.nproc is {nproc}, and this machine has {torch.cuda.device_count()} GPUs")
     for name in ("elastic", "run"):
-        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the workers say what happened
+        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the workers log what happened
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
-    # Else the workers meet at this machine's own name, which not every machine can resolve.
+    # Otherwise the workers connect to this machine's host name, which some machines cannot resolve.
     arguments = [
         "--standalone",
         "--local-addr",
@@ -47,8 +47,8 @@ def run_workers(run: Run) -> int:
             return STOPPED_STATUS
         killed = sorted((-status for status in statuses if status < 0), key=lambda number: number == signal.SIGTERM)
         if finished_training(run) is not None:
-            return 0  # gloo may abort a process that has done everything and ends
-        if killed:  # SIGTERM is what the agent itself sent to the others
+            return 0  # gloo may abort a process that ends after its work is done
+        if killed:  # the agent sends SIGTERM to the others
             return SIGNALLED_STATUS + killed[0]
         return max(statuses)
     return 0

@@ -1,11 +1,11 @@
-"""Take a document out of a store: out of shards, datasets, quarantine, and what models wrote after reading it.
+"""Remove a document from a store: from shards, datasets, quarantine, and from what models wrote after reading it.
 
-The event is written to forgotten.jsonl first, and from then on no dataset made here holds the document, even if the
-corpus still does (exclusions.py). Then every dataset that kept it gives way to the same one without it, and the
-document's ids go from the shards; rows keep their places, so nothing is encoded again and datasets that had left it
-out stay as they are. Each step leaves a whole store, and the same command does what a kill left undone.
+First the event is written to forgotten.jsonl. From then on no dataset that is made here holds the document, even if the
+corpus does (exclusions.py). Then each dataset that holds it is replaced by the same one without it, and the ids of the
+document are removed from the shards. Rows keep their positions, so nothing is encoded again, and datasets that had
+filtered it out are unchanged. Each step leaves a complete store, and the same command finishes what a kill interrupted.
 
-Weights cannot forget. The runs and versions that saw the document are named, and stay.
+Weights cannot forget: the runs and versions that saw the document are listed, and stay.
 """
 
 from collections import Counter
@@ -26,48 +26,48 @@ from lmcore.dataset.filters import filter_rows
 from lmcore.dataset.shards import SPLITS, Shard, blanked, shard_path, write_shard
 from lmcore.dataset.tokenization import dataset_id, totals, write_dataset_manifest
 from lmcore.runs.run import Run, run_folders
-from lmcore.store.artifacts import MANIFEST, content_of, read_manifest, verify_artifact, write_artifact
+from lmcore.store.artifacts import content_of, read_manifest, verify_artifact, write_artifact
 from lmcore.store.json_lines import append_line
 from lmcore.store.layout import prepare_store
 from lmcore.store.locks import locked, store_locked
 from lmcore.store.outputs import Output
 from lmcore.store.temporary import remove
-from lmcore.upkeep.seen_by import best_match, dataset_folders, purged, seen_by
+from lmcore.upkeep.seen_by import artifact_folders, best_match, purged, seen_by
 
 _WRITTEN = ("samples.jsonl", "report.md", "report.json", "report.png", "tensorboard")
-"""What in a run's folder may repeat a document word for word."""
+"""Files of a run that may repeat a document word for word."""
 
 _Hashes = npt.NDArray[np.uint64]
 
 
 class Forgotten(Output):
-    """What was, or on a dry run would be, done about a document."""
+    """What was removed, or would be on a dry run."""
 
     documents: list[str]
-    """Hashes of the documents, found or not: none of them is in a dataset that is made here from now on."""
+    """Hashes of the documents, found or not. No dataset made here from now on holds one of them."""
     absent: list[str]
-    """Those of them that were never found here."""
+    """Those that were never in this store."""
     chunks: list[str]
-    """Keys of chunks that held it, in a shard or in quarantine."""
+    """Keys of chunks that held one, in a shard or in quarantine."""
     datasets: dict[str, str]
-    """Datasets that held it -> the same without it; empty where nothing would be left of a split."""
+    """Datasets that held one -> the same without it; empty where a split would be empty."""
     runs: list[str]
-    """Runs that were trained or validated on it, or went on from one that was. Their weights stay as they are."""
+    """Runs that were trained or validated on one, or began with weights that were. Their weights do not change."""
     versions: list[str]
-    """Likewise."""
+    """Versions, likewise."""
     files: list[str]
-    """Files of runs that are removed, because what a model wrote may repeat what it read."""
+    """Files of runs that are removed: what a model wrote may repeat what it read."""
     corpus_paths: dict[str, int]
-    """Files of the corpus -> how many of the documents stand in each, until its owner deletes them."""
+    """Files of the corpus -> how many of the documents are in each, until its owner deletes them."""
 
     @property
     def summary(self) -> str:
-        """How many of the documents were found."""
+        """A line: how many of the documents were found."""
         found = len(self.documents) - len(self.absent)
         return f"found {found:,} of {len(self.documents):,} documents"
 
     def rows(self, dry_run: bool = False) -> list[dict[str, str]]:
-        """As a table: what held it, who has seen it, and where it came from."""
+        """A table of what held the documents, what has seen them, and where they came from."""
         would, gives = ("would be", "would give") if dry_run else ("is", "gives")
         once = f"It {would} left out from now on"
         seen = "has seen it: its weights cannot forget. Train again without it, from new weights"
@@ -87,18 +87,20 @@ class Forgotten(Output):
 
 
 def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
-    """Purge documents, given as ``seen-by`` takes them: a hash, or a file.
+    """Remove documents, given as ``seen-by`` takes them: a hash, or a file.
 
-    Raises RunError while a run that uses it is running, or somebody tokenizes, and StoreError when a run cannot say
+    Raises RunError while a run that uses one is running or text is tokenized, and StoreError when a run does not say
     what it was trained on.
     """
     query = DocumentQuery.parse(document)
-    store = prepare_store(store, creates=False)  # what a killed one set aside may hold the text
+    store = prepare_store(store, creates=False)  # also removes stale temporary files, which may hold the text
     with store_locked(store, shared=False), ExitStack() as running:
-        datasets = {folder: read_manifest(folder) for folder in dataset_folders(store)}
+        datasets = {folder: read_manifest(folder) for folder in artifact_folders(store, "datasets")}
         found = _hashes(query, datasets.values())
         chunks = {
-            folder: held for folder in _sealed(store, "shards") if (held := _held(folder, found, query)).any_there
+            folder: held
+            for folder in artifact_folders(store, "shards")
+            if (held := _held(folder, found, query)).any_there
         }
         present = np.unique(np.concatenate([found[:0], *(held.hashes for held in chunks.values())]))
         plan, replaced = _planned(store, query, present, chunks, datasets)
@@ -110,7 +112,7 @@ def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
 
 
 def _corpus_paths(chunks: dict[Path, "_Held"], datasets: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Files of the corpus and how many of the documents stand in each; the datasets may read one file in many ways."""
+    """Files of the corpus, and how many of the documents are in each. Datasets may cut one file in different ways."""
     held = {folder.name: held for folder, held in chunks.items()}
     files: dict[str, int] = {}
     for manifest in datasets:
@@ -122,7 +124,7 @@ def _corpus_paths(chunks: dict[Path, "_Held"], datasets: Iterable[dict[str, Any]
 
 
 class _Held:
-    """What a chunk holds of a document."""
+    """The documents that a chunk holds."""
 
     def __init__(self, hashes: _Hashes, positions: npt.NDArray[np.int64], quarantined: list[int]) -> None:
         self.hashes, self._positions, self._quarantined = hashes, positions, quarantined
@@ -132,7 +134,7 @@ class _Held:
         return bool(self._quarantined)
 
     def spans(self, spans: list[dict[str, Any]]) -> list[int]:
-        """The number of the span that each of them stands in."""
+        """The number of the text range of each document."""
         ends = np.cumsum([span["documents"] for span in spans])
         return [*np.searchsorted(ends, self._positions, side="right").tolist(), *self._quarantined]
 
@@ -141,12 +143,8 @@ class _Held:
         return bool(len(self.hashes)) or self.in_quarantine
 
 
-def _sealed(store: Path, kind: str) -> Iterator[Path]:
-    return (path.parent for path in sorted((store / kind).glob(f"[!.]*/{MANIFEST}")))
-
-
 def _held(chunk: Path, wanted: _Hashes, query: DocumentQuery) -> _Held:
-    """Documents of the chunk whose ids are still there."""
+    """The wanted documents whose ids are still in the chunk."""
     found, positions = [wanted[:0]], [np.empty(0, np.int64)]
     for split in SPLITS:
         shard = Shard(shard_path(chunk, split))
@@ -158,7 +156,7 @@ def _held(chunk: Path, wanted: _Hashes, query: DocumentQuery) -> _Held:
 
 
 def _hashes(query: DocumentQuery, manifests: Iterable[dict[str, Any]]) -> _Hashes:
-    """All that may name one of the documents in one of the datasets, sorted."""
+    """All hashes that one of the documents may have in one of the datasets, sorted."""
     cuts = [query.cut(manifest["corpus"]) for manifest in manifests] or [query.cut({})]
     return np.unique(np.concatenate([cut.hashes for cut in cuts]))
 
@@ -170,7 +168,7 @@ def _planned(
     chunks: dict[Path, _Held],
     datasets: dict[Path, dict[str, Any]],
 ) -> tuple[Forgotten, dict[Path, dict[str, Any]]]:
-    """What is to be done, and the manifests that take the places of the datasets'."""
+    """The plan, and for each dataset that changes its new manifest."""
     match = best_match(query, dict.fromkeys(query.cuts, present), purged(store))
     if not chunks and not len(match.found):
         query.require_text()
@@ -195,7 +193,7 @@ def _planned(
 
 
 def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str, Any] | None:
-    """The dataset's manifest without some documents: None if it kept none of them, {} if a split would be empty."""
+    """The dataset's manifest without some documents: None if it holds none of them, {} if a split would be empty."""
     entries, left_out = deepcopy(manifest["chunks"]), deepcopy(manifest["ledger"]["dropped"])
     before = left_out.get("excluded", {"documents": 0})["documents"]
     for entry in entries:
@@ -217,7 +215,7 @@ def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str
 
 
 def _users(store: Path, chunks: set[str], datasets: dict[Path, dict[str, Any]]) -> Iterator[str]:
-    """Runs of datasets that have one of the chunks."""
+    """Names of runs whose dataset has one of the chunks."""
     using = {path.name for path, content in datasets.items() if chunks & {entry["key"] for entry in content["chunks"]}}
     for folder in run_folders(store):
         if Run.open(folder).identity["dataset_id"] in using:
@@ -244,7 +242,7 @@ def _purge(
 
 
 def _remember(store: Path, plan: Forgotten) -> None:
-    """Append the event, unless nothing of it is new: a second call then only finishes the first."""
+    """Append the event, unless all of it is known: a second call then only finishes the first."""
     known = {f"{value:016x}" for value in forgotten_hashes(store).tolist()}
     if set(plan.documents) <= known and not (plan.datasets or plan.chunks):
         return
@@ -256,7 +254,7 @@ def _remember(store: Path, plan: Forgotten) -> None:
 
 
 def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:
-    """Put the chunk without the document's ids and pieces in its place."""
+    """Replace the chunk by one without the ids and pieces of the documents."""
     about = content_of(verify_artifact(folder))
     with write_artifact(folder, lambda: about, replaces=True) as new:
         for split in SPLITS:
@@ -267,7 +265,7 @@ def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:
 
 
 def _purge_shard(old: Path, new: Path, wanted: _Hashes) -> int:
-    """Tokens that are left."""
+    """The number of tokens that are left."""
     shard = Shard(old)
     tokens, lengths = blanked(shard.tokens, np.diff(shard.offsets), isin_sorted(shard.hashes, wanted))
     write_shard(

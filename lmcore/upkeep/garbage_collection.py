@@ -1,10 +1,9 @@
-"""What no version, no newer run and nobody at work needs any more is removed, so that a store does not grow for ever.
+"""Garbage collection of a store by mark and sweep.
 
-Mark and sweep. The roots are all versions of all models (``prune`` decides about these), the newest runs, runs that
-are locked, and whatever is younger than a grace time. From a version and a run one reaches its dataset, chunks,
-tokenizer and the checkpoint it began with; of the run that made such a checkpoint only what opens it stays. Runs go
-before datasets, and these before chunks and tokenizers: what is left is whole, wherever a kill ends it. While text is
-being tokenized nothing is removed.
+The roots are all versions of all models (``prune`` removes versions), the newest runs, locked runs, and everything
+younger than a grace time. A version or run keeps its dataset, chunks, tokenizer and the checkpoint it began with; of
+the run that made that checkpoint only what opens it is kept. Runs are removed before datasets, and datasets before
+chunks and tokenizers, so a kill leaves a complete store. Nothing is removed while text is tokenized.
 """
 
 import re
@@ -33,10 +32,10 @@ _CHECKPOINT = "(runs/[^/]+)/(checkpoints/[^/]+|model)"
 
 
 class Garbage(Output):
-    """What was, or on a dry run would be, removed."""
+    """What was removed, or would be on a dry run."""
 
     removed: dict[str, int]
-    """Path inside the store -> bytes on disk that this gives back (a file that a version links to gives none)."""
+    """Path inside the store -> bytes of disk that are freed. A file that a version links to frees none."""
 
     @property
     def bytes(self) -> int:
@@ -49,12 +48,12 @@ class Garbage(Output):
 
 @dataclass
 class _Reached:
-    """Paths inside the store that stay, as a whole."""
+    """Paths inside the store that are kept, with all they hold."""
 
     store: Path
     paths: set[str] = field(default_factory=set)
     pinned: dict[str, set[str]] = field(default_factory=dict)
-    """Of runs that do not stay as a whole: the checkpoints that others began with."""
+    """Runs of which only the checkpoints that others began with are kept -> these checkpoints."""
 
     def version(self, receipt: dict[str, Any]) -> None:
         self.paths.add(f"runs/{receipt['run']}")
@@ -85,7 +84,7 @@ class _Reached:
             self.dataset(current_dataset_id(self.store, name))
 
     def _origin(self, path: str) -> None:
-        """A checkpoint or export in a run; its run's settings and tokenizer are needed to open it."""
+        """Keep a checkpoint or export of a run, with the run's settings and tokenizer, which open it."""
         if found := re.fullmatch(_CHECKPOINT, path):
             self.pinned.setdefault(found[1], set()).add(found[2])
             if (self.store / found[1] / _CONFIG).exists():
@@ -94,10 +93,10 @@ class _Reached:
 
 
 def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_run: bool = False) -> Garbage:
-    """Remove what is out of reach; the newest ``keep_runs`` runs, by their last start, stay.
+    """Remove what nothing needs. The newest ``keep_runs`` runs, by their last start, are kept.
 
-    Raises RunError while somebody tokenizes, RegistryError when a version's receipt cannot be read, StoreError when a
-    run that stays cannot say what it needs.
+    Raises RunError while text is tokenized, RegistryError when a version's receipt cannot be read, and StoreError when
+    a run that is kept does not say what it needs.
     """
     store = prepare_store(store, creates=False)
     with store_locked(store, shared=False), ExitStack() as held:
@@ -113,7 +112,7 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
 
 
 def _mark(store: Path, keep_runs: int, oldest: float, held: ExitStack) -> _Reached:
-    """All that stays. The locks of all other runs are held from then on, so that none of them starts."""
+    """Everything that is kept. The locks of the other runs are held from then on, so that none of them starts."""
     reached = _Reached(store)
     for version in all_versions(store):
         reached.version(version.receipt())
@@ -132,7 +131,7 @@ def _mark(store: Path, keep_runs: int, oldest: float, held: ExitStack) -> _Reach
 
 def _is_running(run: Path, held: ExitStack, reached: _Reached) -> bool:
     if f"runs/{run.name}" in reached.paths:
-        return False  # it stays in any case, and reaches nothing that its version does not
+        return False  # its version keeps it, and all that it needs
     try:
         held.enter_context(locked(run / _LOCK, "refuse"))
     except RunError:
@@ -145,7 +144,7 @@ def _folders(store: Path, kind: str) -> list[Path]:
 
 
 def _last_use(folder: Path) -> float:
-    """When a run was started last, or anything else was made or wanted; of what is no whole folder, its own time."""
+    """When a run was last started, or an artifact last made or found; of another folder its own time."""
     for name in (_CONFIG, MANIFEST):
         with suppress(FileNotFoundError):
             return (folder / name).stat().st_mtime
@@ -155,7 +154,7 @@ def _last_use(folder: Path) -> float:
 
 
 def _doomed(store: Path, reached: _Reached) -> Iterator[Path]:
-    """What goes, in that order."""
+    """What is removed, in that order."""
     for kind in ("runs", *_KINDS):
         for folder in _folders(store, kind):
             name = f"{kind}/{folder.name}"

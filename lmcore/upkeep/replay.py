@@ -1,6 +1,6 @@
-"""Train a version again from its receipt, and compare: the losses of every row of metrics.jsonl, and the weights.
+"""Train a version again from its receipt, and compare the losses of all rows of metrics.jsonl, and the weights.
 
-On a CPU, with the same program and packages, all of them are equal to the last bit.
+On a CPU, with the same program and packages, they are equal to the last bit.
 """
 
 import os
@@ -22,15 +22,15 @@ _INPUTS = ("tokenizers", "shards", "datasets")
 
 
 class Replay(Output):
-    """What training a version again gave."""
+    """The result of training a version again."""
 
     version: str
     compared: int
-    """Losses that were compared, of training and validation."""
+    """The number of losses compared, of training and validation."""
     differences: list[str]
-    """The first row that differs, and the weights if they do; empty where both trainings made the same model."""
+    """The first row that differs, and the weights if they differ; empty where both trainings made the same model."""
     weights: str
-    """Hash of the weights it ended with."""
+    """Hash of the final weights."""
 
 
 def replay(version: Version, on_line: Callable[[str], None] = lambda line: None) -> Replay:

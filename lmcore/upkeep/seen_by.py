@@ -28,8 +28,8 @@ class Sighting:
     kind: Literal["dataset", "run", "version", "unreadable"]
     name: str
     why: str
-    """Of a dataset the splits that hold it. Of a run or version those of its dataset, or what it began with, or when
-    the document was forgotten. Of what cannot be read, the error."""
+    """The splits of a dataset that hold it; for a run or version the splits of its dataset, its initial model, or when
+    the document was forgotten; the error where something cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def seen_by(store: Path, query: DocumentQuery) -> Sightings:
     holders: dict[str, str] = {}
     unreadable: list[Sighting] = []
     present: dict[Cut, Hashes] = {}
-    for folder in dataset_folders(store):
+    for folder in artifact_folders(store, "datasets"):
         try:
             manifest = read_manifest(folder)
             cut = query.cut(manifest["corpus"])
@@ -75,13 +75,13 @@ def seen_by(store: Path, query: DocumentQuery) -> Sightings:
     return Sightings([*unreadable, *rows, *_trained_on(store, holders, wanted)], match)
 
 
-def dataset_folders(store: Path) -> list[Path]:
-    """The folders of the store's datasets. A folder without a manifest is what a killed run left."""
-    return sorted(path.parent for path in (store / "datasets").glob(f"[!.]*/{MANIFEST}"))
+def artifact_folders(store: Path, kind: str) -> list[Path]:
+    """The folders of all datasets or shards. A folder without a manifest is what a killed run left."""
+    return sorted(path.parent for path in (store / kind).glob(f"[!.]*/{MANIFEST}"))
 
 
 def best_match(query: DocumentQuery, present: dict[Cut, Hashes], earlier: Hashes) -> Match:
-    """Of the ways to cut the file, the one that found most. ``earlier``: hashes that were found and forgotten."""
+    """The match of the way to cut the file that found most. ``earlier``: hashes that were found and forgotten."""
     nothing = np.empty(0, np.uint64)
     cuts = present or {query.cut({}): nothing}
     matches = [cut.match(np.union1d(there, earlier)) for cut, there in cuts.items()]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import sentencepiece
-from bench import HERE, WORK, python_of, table
+from bench import HERE, WORK, python_of, sized, table
 
 from lmcore.corpus.scan import open_corpus
 from lmcore.dataset.loader import loader
@@ -38,11 +38,19 @@ from lmcore.tokenizer.sentencepiece_model import MODEL_FILE
 from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
 
 STORE = WORK / "store"
-ROUNDS = 3
-BLOCK, BATCH, BATCHES = 1024, 16, 3_000
+ROUNDS = sized(3, 1)
+BLOCK, BATCH, BATCHES = sized(1024, 64), 16, sized(3_000, 3)
+PIECES = sized(32_000, 400)
+SHRINK = sized(1, 3_000)
+"""What sizes in megabytes are divided by."""
+SETTLED_SECONDS = sized(3.0, 0.0)
+"""Until hashes of files that were just written are relied upon."""
 CORES = os.cpu_count() or 1
-PEERS = ("hf_datasets", "datatrove", "litdata")
-FEEDS = {"litdata_feed": "peers", "nanogpt_feed": "peers", "mosaicml_feed": "mosaicml", "bounds": "peers"}
+PEERS = sized(("hf_datasets", "datatrove", "litdata"), ())
+FEEDS = sized(
+    {"litdata_feed": "peers", "nanogpt_feed": "peers", "mosaicml_feed": "mosaicml", "bounds": "peers"},
+    {},
+)
 
 
 # --- what is measured with ---
@@ -86,7 +94,7 @@ class Text:
                 yield f"{copy} {text}"
 
     def copies(self, megabytes: float) -> int:
-        return max(1, round(megabytes * 1e6 / self.bytes_once))
+        return max(1, round(megabytes * 1e6 / SHRINK / self.bytes_once))
 
     def file(self, megabytes: float, suffix: str = "") -> Path:
         path = WORK / f"{megabytes:g}MB.jsonl{suffix}"
@@ -144,7 +152,7 @@ def tokenizer_of(text: Text, model_type: str) -> TokenizerInfo:
     """32k pieces, trained on a third of a round of the corpus."""
     config = config_of(text.file(10))
     corpus, store = open_corpus(config)
-    wanted = TokenizerConfig(model_type=model_type, vocab_size=32_000, max_train_bytes=3_000_000)  # type: ignore[arg-type]
+    wanted = TokenizerConfig(model_type=model_type, vocab_size=PIECES, max_train_bytes=3_000_000)  # type: ignore[arg-type]
     return make_tokenizer(wanted, config.corpus, corpus, store)
 
 
@@ -236,13 +244,13 @@ def peers(text: Text) -> None:
 def sizes(text: Text) -> None:
     """the same text in 1 to 50,000 files, and corpora from 10 MB on"""
     tokenizer = tokenizer_of(text, "unigram")
-    corpora = {f"100 MB in {count:,} files": text.folder(100, count) for count in (10, 1_000, 50_000)}
+    corpora = {f"100 MB in {count:,} files": text.folder(100, count) for count in sized((10, 1_000, 50_000), (2, 4, 8))}
     corpora |= {f"{megabytes:g} MB in one file": text.file(megabytes) for megabytes in (10, 100, 300)}
     rows = []
     for name, path in corpora.items():
         config = config_of(path)
         first = seconds_of(from_nothing(config, tokenizer))
-        time.sleep(3)  # hashes of files that were written this moment are not relied upon
+        time.sleep(SETTLED_SECONDS)  # hashes of files that were written this moment are not relied upon
         to_shards(config, tokenizer)
         again = seconds_of(lambda config=config: to_shards(config, tokenizer))  # type: ignore[misc]
         rows.append([name, f"{float(name.split()[0]) / first:.1f}", f"{first:.2f}", f"{again:.2f}"])
@@ -262,7 +270,7 @@ def growth(text: Text) -> None:
         shutil.copytree(path, copy) if path.is_dir() else shutil.copy(path, copy.mkdir() or copy)
         config = config_of(copy)
         full = seconds_of(from_nothing(config, tokenizer))
-        time.sleep(3)
+        time.sleep(SETTLED_SECONDS)
         to_shards(config, tokenizer)
         changed = sorted(copy.rglob("*.jsonl"))[0]
         lines = changed.read_bytes().splitlines(keepends=True)
@@ -290,7 +298,7 @@ def memory(text: Text) -> None:
         (line.parent / "two.txt").write_bytes(b"".join(f"{one}\n".encode() for one in text.times(1)))
         piece = text.once[0].replace("\n", " ").encode()
         with open(line, "wb") as file:
-            for _ in range(10**9 // len(piece)):
+            for _ in range(10**9 // SHRINK // len(piece)):
                 file.write(piece)
     rows = []
     for name, path in (("2 GB of JSON lines", text.file(2000)), ("1 GB in one line", line.parent)):
@@ -332,7 +340,7 @@ def feeding(text: Text) -> None:
     for name, environment in FEEDS.items():
         found |= peer(environment, name, ids)
     rows = [
-        [name, f"{found[name] / 1e6:,.0f}", f"{found[name] / found['litdata']:.1f}"]
+        [name, f"{found[name] / 1e6:,.0f}", f"{found[name] / found.get('litdata', found[name]):.1f}"]
         for name in sorted(found, key=lambda name: found[name])
     ]
     table("Feeding", "what|M tokens/s|times litdata", rows)

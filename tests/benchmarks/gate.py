@@ -24,10 +24,12 @@ from lmcore.retraining.gate import decide
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.config import RunConfig
 from lmcore.settings.retraining import GateConfig
-from tests.benchmarks.bench import table
+from tests.benchmarks.bench import sized, table
 
-COMPARISONS = 200
-SEEDS = 4
+COMPARISONS = sized(200, 2)
+SEEDS = sized(4, 2)
+STEPS = sized(300, 2)
+MANY = sized(50_000, 500)
 NOWHERE = Path("nowhere")
 NOTHING = {"champion": np.empty(0, np.uint64), "challenger": np.empty(0, np.uint64)}
 # Factors of the challenger's losses on new and on old text.
@@ -88,7 +90,8 @@ def trained_scores(corpus: Path) -> list[DocumentScores]:
     """Scores of small models, trained alike but for the seed, on a quarter of the corpus that was held out."""
     from lmcore.corpus.scan import open_corpus
     from lmcore.dataset.tokenization import tokenize
-    from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts
+    from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
+    from lmcore.retraining.scoring import score_texts
     from lmcore.runs.run import prepare_run
     from lmcore.tokenizer.tokenizer import make_tokenizer
     from lmcore.training.train import train
@@ -100,7 +103,7 @@ def trained_scores(corpus: Path) -> list[DocumentScores]:
                 "corpus": {"paths": [str(corpus)], "validation_fraction": 0.25, "max_bytes": 20_000},
                 "dataset": {"block_size": 128},
                 "model": {"layers": 2, "width": 96, "heads": 2},
-                "train": {"max_steps": 300, "learning_rate": 3e-3, "seed": seed, "validate_every": 300},
+                "train": {"max_steps": STEPS, "learning_rate": 3e-3, "seed": seed, "validate_every": STEPS},
                 "store": folder,
             }
             config = RunConfig.model_validate(settings)
@@ -143,10 +146,10 @@ def main() -> None:
         rows += _rows("trained", lambda documents: Simulation(scores[0].text_bytes, nats, draw, documents))
         rows.append(_as_they_are(scores))
     table(f"Promoted, of {COMPARISONS} comparisons each", "challenger|documents, new + old|promoted, %", rows)
-    many = Simulation.from_shapes(np.random.default_rng(3), 50_000).pair(0.99, 1.0)
+    many = Simulation.from_shapes(np.random.default_rng(3), MANY).pair(0.99, 1.0)
     start = time.perf_counter()
     decide(*many, GateConfig(), NOTHING, NOWHERE)
-    table("Cost", "documents|resamples|seconds", [["100,000", "2,000", f"{time.perf_counter() - start:.1f}"]])
+    table("Cost", "documents|resamples|seconds", [[f"{2 * MANY:,}", "2,000", f"{time.perf_counter() - start:.1f}"]])
 
 
 if __name__ == "__main__":

@@ -145,9 +145,11 @@ CAMPAIGNS: dict[str, Callable[[Path], Campaign]] = {"tokenize": Tokenize, "train
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
+    from tests.benchmarks.bench import sized
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("campaign", choices=CAMPAIGNS)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=sized(200, 1))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=Path, help="of the last run, for train")
     options = parser.parse_args()

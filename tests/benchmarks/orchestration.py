@@ -29,7 +29,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench import ROOT, table
+from bench import ROOT, sized, table
 
 sys.path.insert(0, str(ROOT))
 
@@ -227,7 +227,7 @@ def overhead(count: int) -> None:
         )
 
 
-_AWAY_SECONDS = 60
+_AWAY_SECONDS = sized(60, 3)
 
 
 def outage(count: int) -> None:
@@ -371,4 +371,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     for section in options.sections:
         run, number = SECTIONS[section]
-        run(options.count or number)
+        run(options.count or sized(number, 1))

@@ -17,7 +17,7 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads
 
-from bench import WORK, table
+from bench import WORK, sized, table
 
 from lmcore.corpus.scan import open_corpus
 from lmcore.dataset.loader import loader
@@ -34,11 +34,11 @@ from lmcore.tokenizer.tokenizer import make_tokenizer
 from lmcore.training.train import train
 from lmcore.training.train_step import TrainStep
 
-STEPS = 1026
+STEPS = sized(1026, 2)
 """Of the recipe "small" in the CPU time that every recipe gets."""
 RESULTS = WORK / "recipe.jsonl"
 NEVER = 10**9
-ROUNDS, STEPS_A_ROUND = 5, 3
+ROUNDS, STEPS_A_ROUND = sized(5, 1), sized(3, 1)
 
 CORPORA: dict[str, dict[str, Any]] = {
     "stdlib": {
@@ -48,7 +48,7 @@ CORPORA: dict[str, dict[str, Any]] = {
     }
 }
 FIRST: dict[str, Any] = {
-    "tokenizer": {"vocab_size": 4000},
+    "tokenizer": {"vocab_size": sized(4000, 400)},
     "dataset": {"block_size": 128},
     "model": {"architecture": "gpt2", "layers": 4, "width": 192, "heads": 6},
     "train": {"batch_size": 8, "learning_rate": 3e-3, "min_learning_rate": 3e-4, "warmup": "7 %"},

@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
+from bench import sized  # noqa: E402
+
 from lmcore.model.evaluate import evaluate  # noqa: E402
 from lmcore.model.export import export  # noqa: E402
 from lmcore.registry.add_version import add_version  # noqa: E402
@@ -57,7 +59,7 @@ def seconds(*arguments: object) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--megabytes", type=int, default=sized(100, 1))
     megabytes = parser.parse_args().megabytes
     with tempfile.TemporaryDirectory() as folder:
         store = build(Path(folder), megabytes)

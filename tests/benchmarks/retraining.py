@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import WORK, table
+from bench import WORK, sized, table
 
 from lmcore.corpus.scan import open_corpus
 from lmcore.dataset.source_age import age_of
@@ -31,7 +31,7 @@ from lmcore.settings.retraining import RetrainConfig, RetrainingConfig
 from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
 from lmcore.training.train import train
 
-OLD_BYTES, EPOCHS = 2_000_000, 4.0
+OLD_BYTES, EPOCHS, PIECES = sized(2_000_000, 40_000), sized(4.0, 0.2), sized(2000, 400)
 RECIPES: dict[str, dict[str, Any]] = {
     "trunk, replay 0.75, budget 10": {"replay": 0.75, "budget": 10},
     "trunk, replay 0.85, budget 10": {"replay": 0.85, "budget": 10},
@@ -89,7 +89,7 @@ class Experiment:
         self.new_held = write(folder / "new-held.jsonl", taken(new_held, OLD_BYTES // 10))
         self.config = RunConfig(
             store=folder / "store",
-            tokenizer=TokenizerConfig(vocab_size=2000),
+            tokenizer=TokenizerConfig(vocab_size=PIECES),
             dataset=DatasetConfig(block_size=128),
             model=ModelConfig(layers=2, width=96, heads=4),
             train=TrainConfig(
@@ -155,7 +155,7 @@ class Experiment:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=sized(3, 1))
     options = parser.parse_args()
     experiment = Experiment(options.text)
     found: dict[str, list[Outcome]] = {}

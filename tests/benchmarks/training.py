@@ -22,14 +22,14 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
-from bench import table, with_lmcore
+from bench import IS_SMOKE, sized, table, with_lmcore
 from processes import Figures, Loop, by_turns, median, median_ratio
 from training_setting import SETTLE, SIZES, Setting
 
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run
 
-PEERS = ("hf_trainer", "nanogpt", "fabric", "tutorial")
+PEERS = sized(("hf_trainer", "nanogpt", "fabric", "tutorial"), ("nanogpt", "tutorial"))
 SIZE_OF_MIB = 2**20
 
 
@@ -49,9 +49,9 @@ def _throughput_table(setting: Setting, title: str, found: dict[str, list[Figure
     rows = []
     for name in sorted(found, key=lambda name: -median(found[name], base)):
         speeds = [f"{setting.tokens / median(found[name], clock):,.0f}" for clock in ("cpu", "wall")]
-        ratios = [f"{1 / median_ratio(found[name], found[other], base):.2f}" for other in (fastest, "hf_trainer")]
+        ratios = [f"{1 / median_ratio(found[name], found[other], base):.2f}" for other in (fastest, PEERS[0])]
         rows.append([name, *speeds, *ratios, _mib(found[name])])
-    head = f"loop|tokens per CPU second|tokens/s|of the fastest peer ({fastest})|of hf_trainer|peak MiB"
+    head = f"loop|tokens per CPU second|tokens/s|of the fastest peer ({fastest})|of {PEERS[0]}|peak MiB"
     table(f"Throughput, {title}", head, rows)
 
 
@@ -145,7 +145,7 @@ def memory(setting: Setting) -> None:
         "ours, loss in chunks of 512": lambda: setting.ours(setting.run(loss_chunk_tokens=512)),
         "ours, whole logits": lambda: setting.ours(setting.run(loss_chunk_tokens=0)),
         "ours, loss in chunks, gradient checkpointing": lambda: setting.ours(setting.run(gradient_checkpointing=True)),
-        "hf_trainer": lambda: setting.peer("hf_trainer", is_equal=True),
+        PEERS[0]: lambda: setting.peer(PEERS[0], is_equal=True),
     }
     rows = [[name, _mib(by_turns({name: loop()}, 1)[name])] for name, loop in loops.items()]
     what = "of the GPU's memory" if setting.device == "cuda" else "of the process, 400 MiB of it libraries"
@@ -166,6 +166,8 @@ def variants(setting: Setting) -> None:
     """ours eager and compiled, our attention path and transformers', loss in chunks and not: MFU, memory, data wait"""
     rows = []
     for name, (train, more) in VARIANTS.items():
+        if IS_SMOKE and train["compile"] != "off":
+            continue  # compiling takes a minute
         run = setting.run(**train)
         loop = setting.ours(run, **more)
         found = by_turns({name: loop}, setting.rounds)[name]
@@ -191,8 +193,8 @@ def main() -> None:
         description=__doc__ + sections, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sections", nargs="*", metavar="SECTION")
-    parser.add_argument("--size", default="tiny", choices=SIZES)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", default=sized("tiny", "smoke"), choices=SIZES)
+    parser.add_argument("--rounds", type=int, default=sized(3, 1))
     parser.add_argument("--batch", type=int, help="blocks in a batch, other than the size's")
     parser.add_argument("--steps", type=int, help="in a round, other than the size's")
     parser.add_argument("--corpus", help="text to train on; default: words that do not exist")

@@ -42,8 +42,8 @@ def ours(spec: Spec) -> None:
 def _attend_as(name: str) -> None:
     make = lmcore.training.train_step.new_model
 
-    def made(run: Run) -> Any:
-        model = make(run)
+    def made(run: Run, resumes: bool = False) -> Any:
+        model = make(run, resumes)
         model.set_attn_implementation(name)
         return model
 

@@ -23,7 +23,7 @@ from lmcore.settings.config import RunConfig
 from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
 
 SETTLE, WARM_UP, LOG_EVERY, NEVER = 2, 5, 10, 10**9
-BYTES_A_TOKEN, MOST_PIECES = 8, 8000
+BYTES_A_TOKEN, MOST_PIECES, LEAST_TEXT = 8, 8000, 100_000
 EQUAL = {
     "optimizer": "adamw",
     "learning_rate": 1e-3,
@@ -52,6 +52,7 @@ class Size:
 
 
 SIZES = {
+    "smoke": Size(layers=1, width=16, heads=2, block=16, batch=2, vocabulary=320, steps=2),
     "tiny": Size(layers=2, width=64, heads=2, block=64, batch=8, vocabulary=512, steps=20),
     "small": Size(layers=6, width=256, heads=8, block=256, batch=8, vocabulary=8000, steps=10),
     "124M": Size(layers=12, width=768, heads=12, block=1024, batch=16, vocabulary=50_304, steps=20),
@@ -112,7 +113,7 @@ class Setting:
 
     def _text(self) -> Path:
         """Words that do not exist, the frequent ones as frequent as in a language."""
-        count = self.total_steps * self.size.batch * self.size.block * BYTES_A_TOKEN
+        count = max(LEAST_TEXT, self.total_steps * self.size.batch * self.size.block * BYTES_A_TOKEN)
         path = self.folder / f"{count}.txt"
         if not path.exists():
             draw, letters = random.Random(0), "aaabcdeeeefghiiijklmnnooopqrrsssttuuvwxyz"

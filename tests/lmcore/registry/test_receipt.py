@@ -190,7 +190,7 @@ def test_versions_differ_in_what_was_changed(made: Path, tmp_path: Path) -> None
     assert other.receipt()["origin"]["path"] == trunk.relative_to(prepared.store).as_posix()
     assert list(check_receipt(other)) == []
     flip(trunk / "model.safetensors")
-    assert any(line.startswith("what training began with: ") for line in check_receipt(other))
+    assert any(line.startswith("initial model: ") for line in check_receipt(other))
 
 
 def test_a_run_that_is_not_finished_becomes_no_version(made: Path, tmp_path: Path) -> None:

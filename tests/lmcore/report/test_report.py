@@ -16,16 +16,8 @@ import lmcore.report.report
 from lmcore.dataset.mixture import Blocks
 from lmcore.errors import StoreError
 from lmcore.model.generate import write_texts
-from lmcore.report.report import (
-    Report,
-    data_page,
-    data_sections,
-    evaluation_rows,
-    report,
-    run_page,
-    samples_page,
-    tokenizer_page,
-)
+from lmcore.report.data_report import data_page, data_sections, tokenizer_page
+from lmcore.report.report import Report, evaluation_rows, report, run_page, samples_page
 from lmcore.runs.metrics import Row, read_metrics
 from lmcore.runs.scores import Score
 from lmcore.settings.config import SampleConfig

@@ -10,7 +10,7 @@ import lmcore.report.tokenizer_report
 from lmcore.corpus.scan import describe, scan
 from lmcore.dataset.shards import Shard, write_shard
 from lmcore.dataset.tokenization import Dataset, tokenize
-from lmcore.report.tokenizer_report import TokenizerReport, dataset_report, script, tokenizer_report
+from lmcore.report.tokenizer_report import TokenizerReport, dataset_report, tokenizer_report
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
 from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.tokenizer import Tokenizer, make_tokenizer
@@ -46,15 +46,16 @@ def write(tokenizer: Tokenizer, path: Path, texts: list[str]) -> Shard:
     return Shard(path)
 
 
-def test_every_document_counts_for_its_language(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    shards = [write(tokenizer, tmp_path / name, texts) for name, texts in TEXTS.items()]
-    report = tokenizer_report(tokenizer, [*shards, write(tokenizer, tmp_path / "empty", [])], 10**6)
+def test_every_document_counts_for_its_source(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shards = [(name, write(tokenizer, tmp_path / name, texts)) for name, texts in TEXTS.items()]
+    report = tokenizer_report(tokenizer, [*shards, ("empty", write(tokenizer, tmp_path / "empty", []))], 10**6)
     for name, texts in TEXTS.items():
         tokens = sum(len(tokenizer.encode(text)) for text in texts)
-        assert report.languages[name] == (len(texts), tokens, len("".join(texts).encode())), name
-    assert report.languages.keys() == TEXTS.keys()
-    assert report.tokens == sum(tokens for _, tokens, _ in report.languages.values())
+        assert report.sources[name] == (len(texts), tokens, len("".join(texts).encode())), name
+    assert report.sources.keys() == TEXTS.keys()
+    assert report.tokens == sum(tokens for _, tokens, _ in report.sources.values())
     assert report.text_bytes == sum(len(text.encode()) for texts in TEXTS.values() for text in texts)
+    assert "| Hangul | 1 |" in report.markdown()
     assert report.unknown_tokens == 0
 
 
@@ -66,7 +67,7 @@ def test_the_pieces_of_a_text_are_its_bytes(tokenizer: Tokenizer) -> None:
 
 
 def test_characters_without_a_piece_are_counted_as_parts(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    report = tokenizer_report(tokenizer, [write(tokenizer, tmp_path / "x", ["卍卍", "12"])], 0)
+    report = tokenizer_report(tokenizer, [("web", write(tokenizer, tmp_path / "x", ["卍卍", "12"]))], 0)
     assert report.partial_tokens == len(tokenizer.encode("卍卍")) >= 4
     assert report.used_pieces == len({*tokenizer.encode("卍卍"), *tokenizer.encode("12"), tokenizer.eos_id})
     texts = [text for text, _ in report.longest]
@@ -76,7 +77,7 @@ def test_characters_without_a_piece_are_counted_as_parts(tokenizer: Tokenizer, t
 def test_only_the_first_tokens_are_counted_and_it_says_so(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shard = write(tokenizer, tmp_path / "x", ["english"] * 10)
+    shard = "web", write(tokenizer, tmp_path / "x", ["english"] * 10)
     of_one = len(tokenizer.encode("english"))
     monkeypatch.setattr(lmcore.report.tokenizer_report, "MOST_TOKENS", 15 * (of_one + 1))
     report = tokenizer_report(tokenizer, [shard, shard, shard], 30 * (of_one + 1))
@@ -96,28 +97,11 @@ def test_the_page_of_a_dataset_has_the_figures_of_its_manifest(corpus: Path, tmp
     assert report.documents == dataset.documents + dataset.validation_documents
     assert report.tokens + report.documents == report.all_tokens == dataset.tokens + dataset.validation_tokens
     assert report.text_bytes == dataset.text_bytes + dataset.validation_text_bytes
-    assert report.languages["Japanese"][0] > report.documents * 0.8
+    assert report.sources.keys() == {"corpus"}
 
 
 def test_a_piece_cannot_leave_the_page(check_golden: Callable[[str, str], None]) -> None:
-    report = TokenizerReport(2, 10, 35, 99, {"Latin": (2, 10, 35)}, 1, 0, 400, 20, [("```\n# x |", 3), (" a", 1200)])
+    report = TokenizerReport(
+        2, 10, 35, 99, {"a | b": (1, 5, 15), "c": (1, 5, 20)}, 1, 0, 400, 20, [("```\n# x |", 3), (" a", 1200)]
+    )
     check_golden("tokenizer_report.md", report.markdown() + "\n")
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        (" 12,", "digits and symbols"),
-        ("漢字", "kanji"),
-        ("漢字を", "kana"),
-        ("ー々", "kana"),
-        ("ｶﾅ", "kana"),
-        ("Ａ", "Latin"),
-        (" été", "Latin"),
-        ("1ж", "Cyrillic"),
-        ("ไทย", "Thai"),
-        ("\U0001f600", "digits and symbols"),
-    ],
-)
-def test_a_text_has_the_script_of_its_letters(text: str, name: str) -> None:
-    assert script(text) == name

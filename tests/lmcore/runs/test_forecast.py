@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.model.model import blank_model
-from lmcore.model.model import flops_per_token as flops_of_model
+from lmcore.model.model import blank_model, flops_per_token
 from lmcore.progress import Standing
-from lmcore.runs.forecast import flops_per_token, forecast, preset_seconds, training_poll
+from lmcore.runs.forecast import estimated_flops_per_token, forecast, preset_seconds, training_poll
 from lmcore.runs.training_progress import TrainingProgress
 from lmcore.settings.config import ModelConfig, RunConfig
 from lmcore.settings.presets import preset_names, read_settings
@@ -43,7 +42,7 @@ def test_a_training_that_goes_on_says_what_is_left() -> None:
 def test_hours_are_a_warning_that_names_a_preset_that_fits() -> None:
     small = RunConfig.model_validate(read_settings("small"))
     rate = 1 / 50e9
-    flops = flops_per_token(small.model, 16_000, 512) * 64 * 512
+    flops = estimated_flops_per_token(small.model, 16_000, 512) * 64 * 512
     progress = replace(START, seconds_per_step=flops * rate, flops_per_step=flops, seconds_left=32_400.0)
     level, text = forecast(progress, small, 10**8)
     assert level == logging.WARNING
@@ -73,8 +72,10 @@ def test_where_no_preset_fits_none_is_named() -> None:
 def test_the_count_from_settings_is_that_of_the_model(prepared: Prepared, model: ModelConfig) -> None:
     run = prepared.run(model=model.model_dump())
     vocabulary = prepared.tokenizer.vocab_size
-    counted = flops_of_model(blank_model(run), run.config.dataset.block_size)
-    assert flops_per_token(model, vocabulary, run.config.dataset.block_size) == pytest.approx(counted, rel=0.03)
+    counted = flops_per_token(blank_model(run), run.config.dataset.block_size)
+    assert estimated_flops_per_token(model, vocabulary, run.config.dataset.block_size) == pytest.approx(
+        counted, rel=0.03
+    )
 
 
 def test_the_forecast_is_said_once_and_an_old_file_is_forgotten(prepared: Prepared, caplog: object) -> None:

@@ -209,7 +209,7 @@ def test_a_named_run_refuses_other_first_weights(prepared: Prepared, foreign: Fo
     run = prepare_run(config, prepared.dataset, prepared.tokenizer, tmp_path)
     was = run.identity["first_weights"]
     change(folder)
-    with pytest.raises(RunError, match="holds other weights than when the run was begun"):
+    with pytest.raises(RunError, match="have changed since the run began"):
         new_model(run)
     with pytest.raises(RunError, match=f"first_weights: was '{was}', is '"):
         prepare_run(config, prepared.dataset, prepared.tokenizer, tmp_path)
@@ -321,9 +321,9 @@ def truncated(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "holds no model: no config.json there names a model_type"),
         (pickled, "holds no model.*safetensors. Pickled weights are never read"),
         (unknown, "transformers .* knows no model type 'brandnew'"),
-        (translator, "transformers opens no language model"),
+        (translator, "transformers cannot open a language model"),
         (lacking, r"lacks 1 of the weights of LlamaForCausalLM, such as model\.norm\.weight"),
-        (truncated, "transformers opens no language model"),
+        (truncated, "transformers cannot open a language model"),
     ],
     ids=["missing", "empty", "pickled", "unknown", "translator", "lacking", "truncated"],
 )
@@ -335,7 +335,7 @@ def test_what_is_no_model_is_named(prepared: Prepared, foreign: Foreign, damage:
 
 
 def test_an_encoder_is_no_language_model(prepared: Prepared, foreign: Foreign) -> None:
-    with pytest.raises(ConfigError, match=r"BertLMHeadModel in .* sees later tokens: it is not causal"):
+    with pytest.raises(ConfigError, match=r"BertLMHeadModel in .* is not causal: it sees later tokens"):
         new_model(prepared.run(init_from=str(foreign("bert"))))
 
 

@@ -92,7 +92,7 @@ def test_a_length_takes_the_place_of_the_presets(length: str, expected: tuple[in
 
 @pytest.mark.parametrize("length", ["0 steps", "20 %", "soon", "5"])
 def test_what_is_no_length_is_refused(length: str) -> None:
-    with pytest.raises(ConfigError, match="is no length: write it like '700 steps'"):
+    with pytest.raises(ConfigError, match="is not a length: write it like '700 steps'"):
         length_settings(length)
 
 

@@ -77,7 +77,7 @@ def test_sizes(size: str, steps: int) -> None:
 
 @pytest.mark.parametrize("size", ["", "steps", "100", "-1 steps", "5 minutes", "1e3 steps", "1 K steps"])
 def test_what_is_no_size_is_refused_in_words(size: str) -> None:
-    with pytest.raises(ConfigError, match=r"is no size: write it like '100 steps'"):
+    with pytest.raises(ConfigError, match=r"is not a size: write it like '100 steps'"):
         steps_in(size, total_steps=1, batch_tokens=1, epoch_steps=1)
 
 

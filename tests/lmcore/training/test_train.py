@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import lmcore.corpus.hash_index
+import lmcore.training.plan
 import lmcore.training.train
 from lmcore.dataset.loader import loader
 from lmcore.dataset.mixture import open_blocks
@@ -313,14 +314,14 @@ def test_a_pattern_that_names_nothing_trains_nothing(prepared: Prepared) -> None
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The input ids of every batch that is trained on."""
     seen: list[torch.Tensor] = []
-    load: Callable[..., Iterator[dict[str, torch.Tensor]]] = lmcore.training.train.loader
+    load: Callable[..., Iterator[dict[str, torch.Tensor]]] = lmcore.training.plan.loader
 
     def spy(*arguments: Any, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
         for batch in load(*arguments, **options):
             seen.append(batch["input_ids"])
             yield batch
 
-    monkeypatch.setattr(lmcore.training.train, "loader", spy)
+    monkeypatch.setattr(lmcore.training.plan, "loader", spy)
     return seen
 
 
@@ -426,7 +427,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], N
     """Multiplies the loss of the training that follows by a factor, at some positions of blocks."""
 
     def breaks(factors: dict[int, float]) -> None:
-        load = lmcore.training.train.loader
+        load = lmcore.training.plan.loader
         firsts: list[int] = []
 
         def spy(*arguments: Any, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
@@ -439,7 +440,7 @@ def broken_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], N
         def forward(self: NextTokenLoss, *arguments: Any, **options: Any) -> torch.Tensor:
             return real(self, *arguments, **options) * factors.get(firsts[-1] if firsts else -1, 1.0)  # none: the probe
 
-        monkeypatch.setattr(lmcore.training.train, "loader", spy)
+        monkeypatch.setattr(lmcore.training.plan, "loader", spy)
         monkeypatch.setattr(NextTokenLoss, "forward", forward)
 
     return breaks
@@ -652,7 +653,7 @@ def test_a_micro_batch_that_fits_is_found(prepared: Prepared, monkeypatch: pytes
     small = prepared.run(**SETTINGS, micro_batch_size=1)
     assert train(run).weights == train(small).weights, "looking for it draws no random numbers"
     most = 0
-    with pytest.raises(ConfigError, match="not even one block fits into memory"):
+    with pytest.raises(ConfigError, match="one block does not fit into memory"):
         train(prepared.run(**SETTINGS, find_micro_batch=True))
 
 
