@@ -3,19 +3,21 @@
 Prefect, torch and transformers are imported by the action that needs them, once its settings are known to be right.
 """
 
+import logging
 import os
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
-from deployments import flow_command
-from lmcore.cli.app import EPILOGUE, MAKE, add_pipeline, add_prepare, new_app, run_app
+from lmcore.cli.app import PREPARE, PRETRAIN, RETRAIN, Pipeline, add_pipeline, new_app, run_app
 from lmcore.errors import ConfigError
 from lmcore.settings.config import RunConfig, default_store
 
+_log = logging.getLogger("lmcore")
 _SERVICE = Group("Run as a service", sort_key=4)
 
 
@@ -28,14 +30,21 @@ def main() -> None:
 
 def _app() -> App:
     app = new_app("lm", "Text to a language model of your own: train it, look at it, train it again.")
-    add_prepare(app, partial(flow_command.run, "prepare_data"))
-    about, run = "Train a model on a corpus, from text to report.", partial(flow_command.run, "pretrain")
-    add_pipeline(app, "pretrain", RunConfig, about, run)
-    about = "Train a model again if its text has grown."
-    app.command("deployments.retrain_command:retrain", name="retrain", help=about, group=MAKE, help_epilogue=EPILOGUE)
+    for pipeline in (PREPARE, PRETRAIN, RETRAIN):
+        add_pipeline(app, pipeline, partial(_run_flow, pipeline))
     for action in (serve, deploy, setup, doctor):
         app.command(action, group=_SERVICE)
     return app
+
+
+def _run_flow(pipeline: Pipeline, config: RunConfig) -> None:
+    """Run the flow of a pipeline. Importing Prefect takes seconds, so a line says first what the command waits for."""
+    _log.info("loading Prefect")
+    flow = getattr(import_module(f"flows.{pipeline.flow}"), pipeline.flow)
+
+    from flows.command import run_flow
+
+    run_flow(flow, config)
 
 
 def _refuse_hidden_packages() -> None:

@@ -9,7 +9,7 @@ from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validate
 
-from flows import models, store
+from flows import actions
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
 from flows.retrain import retrain
@@ -64,8 +64,7 @@ class Declared:
     @property
     def entrypoint(self) -> str:
         """Relative to ROOT."""
-        file = Path(self.flow.fn.__code__.co_filename).absolute().relative_to(ROOT)
-        return f"{file.as_posix()}:{self.flow.fn.__name__}"
+        return f"{self.flow.fn.__module__.replace('.', '/')}.py:{self.flow.fn.__name__}"
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -91,10 +90,10 @@ CLEANING = Schedule("weekly", "0 5 * * 0")
 def declared() -> list[Declared]:
     """Every deployment there is."""
     settings = list(_of_settings())
-    buttons: dict[str, list[Any]] = {"model": models.BUTTONS, "store": store.BUTTONS}
-    by_hand = [Declared(flow, name, {}, ["lm"]) for name, found in buttons.items() for flow in found]
+    of_actions: dict[str, list[Any]] = {"model": actions.OF_MODEL, "store": actions.OF_STORE}
+    by_hand = [Declared(flow, name, {}, ["lm"]) for name, found in of_actions.items() for flow in found]
     # By hand gc only says what would go. The schedule has a deployment of its own, which removes it.
-    gc: Any = store.collect_garbage
+    gc: Any = actions.gc
     removing = Declared(gc, "weekly", {"dry_run": False}, ["lm"], CLEANING)
     return [*settings, *by_hand, removing]
 

@@ -9,7 +9,7 @@ from typing import Any
 from prefect import Flow
 from prefect.exceptions import CancelledRun
 
-from lmcore.cli.app import run_pipeline
+from lmcore.cli.app import Pipeline, run_pipeline
 from lmcore.cli.command import print_json
 from lmcore.errors import StoppedError
 from lmcore.settings.config import RunConfig
@@ -17,9 +17,9 @@ from tasks.logs import leave_failure_to_command
 from tasks.server import reachable_server
 
 
-def run_command(flow: Flow[..., Any], about: str, kind: type[RunConfig] = RunConfig) -> None:
-    """What ``python -m flows.NAME`` does: settings of a kind from the command line, then the flow."""
-    run_pipeline(f"python -m flows.{flow.name}", kind, about, lambda config: run_flow(flow, config))
+def run_command(flow: Flow[..., Any], pipeline: Pipeline) -> None:
+    """What ``python -m flows.NAME`` does: settings from the command line, then the flow."""
+    run_pipeline(f"python -m flows.{flow.name}", pipeline, lambda config: run_flow(flow, config))
 
 
 def run_flow(flow: Flow[..., Any], config: RunConfig) -> None:

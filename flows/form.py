@@ -1,18 +1,23 @@
-"""What the forms of all flows have in common: kinds of fields, and a flow that takes settings instead of fields.
+"""What the forms of all flows have in common: fields, and a flow that takes settings instead of fields.
 
 A field is flat and plain, since the UI and schedules merge parameters by their names alone and lose what is nested,
-optional or secret. The default of a text is empty: whoever clears a field gets the default.
+optional or secret. The default of a text is empty: whoever clears a field gets the default. Each field is declared
+once, as a type with its description.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, cast
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, cast, get_args
 
+from cyclopts import Parameter
 from prefect import Flow, get_run_logger
+from prefect.utilities.callables import parameter_docstrings
 from pydantic import Field
 
-from lmcore.settings.config import RunConfig, default_store
+from lmcore.cli.app import Pipeline
+from lmcore.cli.options import Count, Texts
+from lmcore.settings.config import RunConfig
 from lmcore.settings.form import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
 from lmcore.settings.section import NAME, Text
 from tasks.policies import restart_after_crash
@@ -20,24 +25,40 @@ from tasks.policies import restart_after_crash
 P = ParamSpec("P")
 R = TypeVar("R")
 
+TextFiles = Annotated[
+    Texts,
+    Parameter(
+        help="Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). Empty: the text of "
+        "the chosen size, if it has one."
+    ),
+]
+Document = Annotated[
+    Literal["auto", "line", "paragraph", "file"],
+    Parameter(
+        help="What one document of a plain text is. auto: in .txt a line or a paragraph, as the beginning of the file "
+        "suggests; the whole file in everything else."
+    ),
+]
 Size = Literal["tiny", "small", "base", "custom"]
 """A preset, or none."""
-Document = Literal["auto", "line", "paragraph", "file"]
-Texts = Sequence[Text]
-SomeText = Annotated[Text, Field(min_length=1)]
 Length = Annotated[str, Field(pattern=r"^([0-9][0-9_]*(\.[0-9]+)?[kMG]? ?(steps|tokens|epochs))?$")]
 """Such as "700 steps", "2.5M tokens" or "3 epochs"."""
-Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=1, le=10**15)]
-ModelName = Annotated[str, Field(pattern=f"^{NAME}$")]
+Minutes = Count
 Name = Annotated[str, Field(pattern=f"^({NAME})?$")]
 """That of a run. Empty: none is given."""
 Repository = Annotated[str, Field(pattern=f"^({NAME}/{NAME})?$")]
+Advanced = Annotated[
+    Text,
+    Parameter(
+        help="All other settings, as TOML: a line [train] and below it batch_size = 16. They win over the size and "
+        "over the fields above."
+    ),
+]
 
-
-BUTTON: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
+ACTION: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
 """Options of a flow that does one thing and whose page says what came of it."""
-PIPELINE: dict[str, Any] = BUTTON | {"on_crashed": [restart_after_crash]}
+STAGES: dict[str, Any] = ACTION | {"on_crashed": [restart_after_crash]}
 """Options of a flow of stages, which a run that is started again continues."""
 
 
@@ -64,14 +85,26 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def form(**options: Any) -> Callable[[Callable[P, R]], FormFlow[P, R]]:
-    """A decorator that makes a flow; the descriptions of its fields stand under ``Args:`` in the docstring."""
+def form(pipeline: Pipeline) -> Callable[[Callable[P, R]], FormFlow[P, R]]:
+    """A decorator that makes the flow of a pipeline from a function of its fields."""
+    return lambda function: FormFlow(documented(function), name=pipeline.flow, description=pipeline.about, **STAGES)
 
-    def decorate(function: Callable[P, R]) -> FormFlow[P, R]:
-        about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
-        return FormFlow(function, description=about, **options)
 
-    return decorate
+def documented(function: Callable[P, R]) -> Callable[P, R]:
+    """The function; its docstring describes all fields under ``Args:``, where Prefect reads what a form shows.
+
+    A description is that of the docstring, else that of the field's type.
+    """
+    about, own = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0], parameter_docstrings(function.__doc__)
+    fields = inspect.signature(function).parameters.values()
+    lines = [f"    {field.name}: {own.get(field.name) or _description(field.annotation)}" for field in fields]
+    function.__doc__ = "\n".join([about, "", "Args:", *(line.replace("\n", " ") for line in lines)])
+    return function
+
+
+def _description(annotation: Any) -> str:
+    helps = [each.help for each in get_args(annotation) if isinstance(each, Parameter) and each.help]
+    return " ".join(helps[-1].split()) if helps else ""
 
 
 def chosen(kind: type[Settings], size: str, advanced: str, fields: Tables, unused: tuple[str, ...] = ()) -> Settings:
@@ -83,8 +116,3 @@ def chosen(kind: type[Settings], size: str, advanced: str, fields: Tables, unuse
     for what in without_effect(entered, advanced, config, unused):
         log.warning("without effect: %s", what)
     return config
-
-
-def folder_of(store: str) -> Path:
-    """The folder of a store from its field; empty: the default."""
-    return (Path(store) if store else default_store()).expanduser().absolute()

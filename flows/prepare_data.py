@@ -8,11 +8,12 @@ from prefect.runtime import deployment
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from flows.form import PIPELINE, Document, Size, Texts, chosen, form
+from flows.form import Advanced, Document, Size, TextFiles, chosen, form
+from lmcore.cli.app import PREPARE
+from lmcore.cli.options import Store
 from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import ConfigError, StoppedError
 from lmcore.settings.config import RunConfig
-from lmcore.settings.section import Text
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.pages import name_run, tag_run
 from tasks.server import keep_terminations, stop_with_parent
@@ -81,26 +82,21 @@ def prepare(
     return dataset, trained, store
 
 
-@form(name="prepare_data", **PIPELINE)
+@form(PREPARE)
 def prepare_data(
-    text: Texts = (),
+    text: TextFiles = (),
     document: Document = "auto",
     size: Size = "tiny",
     read_again: bool = False,
-    store: Text = "",
-    advanced: Text = "",
+    store: Store = "",
+    advanced: Advanced = "",
 ) -> PreparedData:
     """Tokenize a corpus into the store.
 
     Args:
-        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). Empty: the
-            text of the chosen size, if it has one.
-        document: What one document of a plain text is. auto: in .txt a line or a paragraph, as the beginning of the
-            file suggests; the whole file in everything else.
         size: The model that the text is for, which decides vocabulary and block size: tiny, small or base. custom:
             only what advanced says.
         read_again: Read every file again, even where size and time say that it is unchanged.
-        store: Folder of everything that is made. Empty: the environment variable LM_STORE, else ./store.
         advanced: All other settings, as TOML: a line [tokenizer] and below it vocab_size = 4000. They win over the
             size and over the fields above.
     """
@@ -126,4 +122,4 @@ def prepare_data(
 
 
 if __name__ == "__main__":
-    run_command(prepare_data, "Tokenize a corpus into the store.")
+    run_command(prepare_data, PREPARE)

@@ -7,13 +7,14 @@ from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from flows.form import PIPELINE, Count, Document, Length, Name, Size, Texts, chosen, form
+from flows.form import Advanced, Document, Length, Minutes, Name, Size, TextFiles, chosen, form
 from flows.prepare_data import Stages, prepare
+from lmcore.cli.app import PRETRAIN
+from lmcore.cli.options import Store, Texts
 from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import StoppedError
 from lmcore.runs.summary import summary
 from lmcore.settings.config import RunConfig
-from lmcore.settings.section import Text
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.schedule import length_settings
 from tasks.pages import name_run, page_of_run, tag_run
@@ -48,26 +49,22 @@ class Pretrained(BaseModel):
         return summary(self.run_dir, self.samples, self.account, self.warnings, self.page)
 
 
-@form(name="pretrain", **PIPELINE)
+@form(PRETRAIN)
 def pretrain(
-    text: Texts = (),
+    text: TextFiles = (),
     document: Document = "auto",
     size: Size = "tiny",
     length: Length = "",
-    max_minutes: Count = 0,
+    max_minutes: Minutes = 0,
     prompts: Texts = (),
     name: Name = "",
     start: Literal["continue", "again"] = "continue",
-    store: Text = "",
-    advanced: Text = "",
+    store: Store = "",
+    advanced: Advanced = "",
 ) -> Pretrained:
     """Train a language model on a corpus, evaluate it, export it and report.
 
     Args:
-        text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). Empty: the
-            text of the chosen size, if it has one.
-        document: What one document of a plain text is. auto: in .txt a line or a paragraph, as the beginning of the
-            file suggests; the whole file in everything else.
         size: The model and its training: tiny (minutes on two cores), small (about 30 million parameters, one GPU) or
             base (GPT-2 124M, a large GPU). custom: only what advanced says.
         length: How long to train: 700 steps, 2.5M tokens or 3 epochs. Empty: as the size says.
@@ -78,9 +75,6 @@ def pretrain(
         name: Name of the run's folder. Empty: made from the settings and the text, so that equal runs share a folder.
         start: What happens when this run is there already. continue: it goes on from its last checkpoint. again: it is
             trained from the beginning.
-        store: Folder of everything that is made. Empty: the environment variable LM_STORE, else ./store.
-        advanced: All other settings, as TOML: a line [train] and below it batch_size = 16. They win over the size and
-            over the fields above.
     """
     fields = {
         "corpus": {"paths": list(text), "document": document},
@@ -139,4 +133,4 @@ def trained_model(
 
 
 if __name__ == "__main__":
-    run_command(pretrain, "Train a language model on a corpus.")
+    run_command(pretrain, PRETRAIN)

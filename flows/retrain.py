@@ -7,9 +7,21 @@ from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
-from flows.form import PIPELINE, Bytes, Count, Document, ModelName, Repository, Size, Texts, chosen, form
+from flows.form import (
+    Advanced,
+    Bytes,
+    Document,
+    Minutes,
+    Repository,
+    Size,
+    TextFiles,
+    chosen,
+    form,
+)
 from flows.prepare_data import Stages, prepare
 from flows.pretrain import trained_model
+from lmcore.cli.app import RETRAIN
+from lmcore.cli.options import ModelField, Store
 from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.registry.push import pushed
@@ -21,7 +33,6 @@ from lmcore.retraining.retraining import from_scratch, skip_reason, unused, warm
 from lmcore.runs.run import run_key
 from lmcore.settings.config import RunConfig
 from lmcore.settings.retraining import RetrainConfig, Start
-from lmcore.settings.section import Text
 from lmcore.store.locks import locked
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.pages import name_run
@@ -63,35 +74,31 @@ class Retrained(BaseModel):
         )
 
 
-@form(name="retrain", **PIPELINE)
+@form(RETRAIN)
 def retrain(
-    text: Texts = (),
+    text: TextFiles = (),
     document: Document = "auto",
     size: Size = "tiny",
-    model_name: ModelName = "lm",
+    model_name: ModelField = "lm",
     min_new_bytes: Bytes = 100_000,
     start: Start = "export",
-    max_minutes: Count = 0,
+    max_minutes: Minutes = 0,
     hub_repository: Repository = "",
-    store: Text = "",
-    advanced: Text = "",
+    store: Store = "",
+    advanced: Advanced = "",
 ) -> Retrained:
     """Train a model again if its text has grown, and use it if it is proved better.
 
     Args:
         text: Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://): all of the
             text, the new and the old. Empty: the text of the chosen size, if it has one.
-        document: What one document of a plain text is. auto: in .txt a line or a paragraph, as the beginning of the
-            file suggests; the whole file in everything else.
         size: The first model and its training: tiny, small or base. custom: only what advanced says.
-        model_name: Name of the model whose versions are kept: models/NAME in the store.
         min_new_bytes: Bytes of new text below which nothing is trained.
         start: What a new version begins with. export: the weights in use. trunk: the checkpoint before their decay,
             with the optimizer's state. scratch: nothing; it is trained on all of the text.
         max_minutes: Minutes of training at most, at the speed of the version in use. 0: no such limit.
         hub_repository: Repository on the Hugging Face hub that the version in use is put into, such as user/name. The
             token is HF_TOKEN's on the machine that runs this. Empty: none.
-        store: Folder of everything that is made. Empty: the environment variable LM_STORE, else ./store.
         advanced: All other settings, as TOML: a line [gate] and below it minimum_documents = 500. They win over the
             size and over the fields above.
     """
@@ -224,4 +231,4 @@ def _on_hub(repository: str, stages: Stages, version: Version) -> str:
 
 
 if __name__ == "__main__":
-    run_command(retrain, "Train a model again if its text has grown.", RetrainConfig)
+    run_command(retrain, RETRAIN)

@@ -1,15 +1,14 @@
 """python -m lmcore: every action that needs no Prefect."""
 
-from lmcore.cli.app import add_pipeline, add_prepare, new_app, run_app
+from lmcore.cli.app import PREPARE, PRETRAIN, add_pipeline, new_app, run_app
 from lmcore.cli.pipeline import pretrain, tokenize
-from lmcore.settings.config import RunConfig
 
 
 def main() -> None:
-    """Run the command line of ``python -m lmcore``."""
+    """Run what the command line asks for."""
     app = new_app("python -m lmcore", "Text to a language model of your own, without Prefect.")
-    add_prepare(app, tokenize)
-    add_pipeline(app, "pretrain", RunConfig, "Train a model on a corpus, from text to report.", pretrain)
+    add_pipeline(app, PREPARE, tokenize)
+    add_pipeline(app, PRETRAIN, pretrain)
     run_app(app)
 
 

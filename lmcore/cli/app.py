@@ -1,91 +1,124 @@
-"""The actions that need no Prefect, as one cyclopts application, and how a command line is run.
+"""Every command, declared once, as one cyclopts application; and how a command line is run.
 
-``python -m lmcore`` has these and its own pipeline; ``lm`` (deployments.cli) has these and the flows.
+An action is a function of runs.py, versions.py or store.py. Its name is that of the command, its signature and its
+docstring are the arguments and their help, and it returns an Outcome. flows/actions.py makes Prefect forms of the same
+functions.
+A pipeline is a command whose flags are all settings of a kind. ``lm`` (deployments.cli) runs pipelines as flows,
+``python -m lmcore`` runs them without Prefect.
 """
 
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, UnknownCommandError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnknownCommandError,
+    UnusedCliTokensError,
+)
 
-from lmcore.cli import models, runs, store
+from lmcore.cli import runs, store, versions
 from lmcore.cli.checks import check
 from lmcore.cli.command import USAGE_STATUS, escape_output, main
 from lmcore.cli.flags import command_of
+from lmcore.cli.outcome import Outcome, print_outcome
 from lmcore.cli.pipeline import train
 from lmcore.cli.settings import read
 from lmcore.errors import ERROR_PREFIX
 from lmcore.progress import StandardError
 from lmcore.settings.config import RunConfig
+from lmcore.settings.retraining import RetrainConfig
 
 HELP_ALL = "--help-all"
-MAKE = Group("Make a model", sort_key=0)
-LOOK = Group("Look at it", sort_key=1)
-VERSIONS = Group("Versions of a model", sort_key=2)
-STORE = Group("What is in the store", sort_key=3)
+_MAKE = Group("Make a model", sort_key=0)
+ACTIONS: dict[Group, list[Callable[..., Outcome]]] = {
+    Group("Look at it", sort_key=1): [runs.generate, runs.evaluate, runs.plot],
+    Group("Versions of a model", sort_key=2): [
+        *(versions.models, versions.promote, versions.rollback, versions.diff, versions.replay, versions.prune),
+        versions.push,
+    ],
+    Group("What is in the store", sort_key=3): [
+        *(store.ledger, store.verify, store.repair, store.seen_by, store.forget, store.gc)
+    ],
+}
 
-EPILOGUE = f"{HELP_ALL} lists every setting."
+_ALL_SETTINGS = f"{HELP_ALL} lists every setting."
 _EPILOGUE = (
     "The last line on standard output is one JSON object. A command that was stopped continues when given again."
 )
 
 
+@dataclass(frozen=True)
+class Pipeline:
+    """A command whose flags are settings."""
+
+    name: str
+    flow: str
+    """The name of the flow, and of its module in ``flows``."""
+    about: str
+    """What it does: of the command, and on the page of the flow."""
+    kind: type[RunConfig] = RunConfig
+    earlier_name: str = ""
+
+
+PREPARE = Pipeline("prepare", "prepare_data", "Encode a corpus into shards.", earlier_name="tokenize")
+PRETRAIN = Pipeline("pretrain", "pretrain", "Train a model on a corpus, from text to report.")
+RETRAIN = Pipeline("retrain", "retrain", "Train a model again if its text has grown.", RetrainConfig)
+
+
 def new_app(name: str, about: str) -> App:
-    """An application with every action that works in a store, under one name each."""
-    app = App(name, help=about, help_epilogue=_EPILOGUE, help_format="plaintext", version=_version)
-    app.command(train, group=MAKE)
-    app.command(runs.generate, group=LOOK)
-    app.command(runs.evaluate, group=LOOK)
-    app.command(runs.plot, group=LOOK)
-    app.command(models.models, group=VERSIONS)
-    app.command(models.promote_version, name="promote", group=VERSIONS)
-    app.command(models.roll_back, name="rollback", group=VERSIONS)
-    app.command(models.diff_versions, name="diff", group=VERSIONS)
-    app.command(models.replay_version, name="replay", group=VERSIONS)
-    app.command(models.prune_versions, name="prune", group=VERSIONS)
-    app.command(models.push_version, name="push", group=VERSIONS)
-    app.command(store.ledger, group=STORE)
-    app.command(store.verify, group=STORE)
-    app.command(store.repair, group=STORE)
-    app.command(store.seen_by, group=STORE)
-    app.command(store.forget_document, name="forget", group=STORE)
-    app.command(store.collect_garbage, name="gc", group=STORE)
+    """An application with every action that works in a store."""
+    app = _app(name, about, _EPILOGUE)
+    app.command(train, group=_MAKE)
+    for group, actions in ACTIONS.items():
+        for action in actions:
+            app.command(action, group=group)
     app.register_install_completion_command(help="Let the shell complete commands and settings.")
     return app
 
 
-def add_pipeline(
-    app: App, name: str, kind: type[RunConfig], about: str, run: Callable[[Any], None], show: bool = True
-) -> None:
-    """An action whose flags are the settings of a kind."""
-    app.command(pipeline(kind, about, run), name=name, group=MAKE, help_epilogue=EPILOGUE, show=show)
+def _app(name: str, about: str, epilogue: str) -> App:
+    shown = Parameter(show_default=_is_worth_showing)
+    return App(
+        name,
+        help=about,
+        help_epilogue=epilogue,
+        help_format="plaintext",
+        version=_version,
+        default_parameter=shown,
+    )
 
 
-def add_prepare(app: App, run: Callable[[Any], None]) -> None:
-    """The action ``prepare``, which also answers to its earlier name."""
-    for name in ("prepare", "tokenize"):
-        add_pipeline(app, name, RunConfig, "Encode a corpus into shards.", run, show=name == "prepare")
+def add_pipeline(app: App, pipeline: Pipeline, run: Callable[[Any], None]) -> None:
+    """A command for a pipeline, under its earlier name too."""
+    for name in filter(None, [pipeline.name, pipeline.earlier_name]):
+        command, show = _command(pipeline, run), name == pipeline.name
+        app.command(command, name=name, group=_MAKE, help_epilogue=_ALL_SETTINGS, show=show)
 
 
-def run_pipeline(name: str, kind: type[RunConfig], about: str, run: Callable[[Any], None]) -> None:
-    """Be a program of one action, whose flags are the settings of a kind."""
-    app = App(name, help=about, help_epilogue=EPILOGUE, help_format="plaintext", version=_version)
-    app.default(pipeline(kind, about, run))
+def run_pipeline(program: str, pipeline: Pipeline, run: Callable[[Any], None]) -> None:
+    """Be a program of one command."""
+    app = _app(program, pipeline.about, _ALL_SETTINGS)
+    app.default(_command(pipeline, run))
     run_app(app)
 
 
-def pipeline(kind: type[RunConfig], about: str, run: Callable[[Any], None]) -> Callable[..., None]:
-    """An action that checks the settings on the command line before it runs."""
+def _command(pipeline: Pipeline, run: Callable[[Any], None]) -> Callable[..., None]:
+    """A command that checks its settings before it runs."""
 
     def checked(changes: dict[str, Any], file: str) -> None:
-        config = read(kind, changes, file)
+        config = read(pipeline.kind, changes, file)
         check(config)
         run(config)
 
-    return command_of(kind, about, checked, show_all=_shows_all())
+    return command_of(pipeline.kind, pipeline.about, checked, show_all=_shows_all())
 
 
 def run_app(app: App) -> None:
@@ -100,7 +133,7 @@ def run_app(app: App) -> None:
     except (CycloptsError, ValueError) as error:
         print(f"{ERROR_PREFIX}{_said(error)}", file=sys.stderr)
         sys.exit(USAGE_STATUS)
-    main(lambda: command(*bound.args, **bound.kwargs))
+    main(lambda: print_outcome(command(*bound.args, **bound.kwargs)))
 
 
 def refuse_undecodable(words: list[str]) -> None:
@@ -131,6 +164,10 @@ def _said(error: Exception) -> str:
 def _shows_all() -> bool:
     """Completion knows every setting too."""
     return HELP_ALL in sys.argv or "--install-completion" in sys.argv
+
+
+def _is_worth_showing(default: Any) -> Any:
+    return None if default in ("", (), None, False, 0) else str(default)
 
 
 def _version() -> str:

@@ -1,22 +1,24 @@
 """Actions that look at what a run or a model can do."""
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from lmcore.cli.command import print_json
-from lmcore.cli.options import STORE, OutputFile, Store
+from lmcore.cli.options import HIDDEN, InForm, ModelName, OutputFile, Store, Texts, store_folder
+from lmcore.cli.outcome import Outcome
 from lmcore.cli.settings import read
 from lmcore.errors import ConfigError
-from lmcore.markdown import columns
 from lmcore.settings.config import SampleConfig
+from lmcore.settings.section import Text
 
-_log = logging.getLogger("lmcore")
 _PROMPT = (
     "Text to continue; may be given again. End it with a word, not with a space: tokenizers join a space to the word "
     "after it, so the model has hardly seen a space alone."
+)
+_CHAMPION = (
+    "Name of a model: without other text, the text is scored that was held out when its champion was trained. Not "
+    "given on a command line: that of MODEL."
 )
 
 
@@ -37,17 +39,15 @@ def generate(
     top_k: Annotated[str | None, _sample("top_k")] = None,
     top_p: Annotated[str | None, _sample("top_p")] = None,
     seed: Annotated[str | None, _sample("seed")] = None,
-    store: Store = STORE,
-) -> None:
+    store: Store = "",
+) -> Outcome:
     """Let a model continue prompts."""
     given = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     prompts = [*prompt, *(_read_prompts(prompts_file) if prompts_file else [])]
     settings = read(SampleConfig, changes | {"prompts": prompts or [""]})
 
-    from lmcore.registry.find import find
-
-    folder = find(store, model, "folder", "run", "version")
+    folder = _find_model(store_folder(store), model)
 
     from lmcore.model.device import choose_device
     from lmcore.model.export import open_model
@@ -55,9 +55,8 @@ def generate(
 
     opened, tokenizer, block_size = open_model(folder)
     texts = continue_prompts(opened.to(choose_device("auto")), tokenizer, settings, block_size)
-    print(*texts, sep="\n\n")
     samples = [{"prompt": each, "text": text} for each, text in zip(settings.prompts, texts, strict=True)]
-    print_json({"model": model, "samples": samples})
+    return Outcome({"model": model, "samples": samples}, text="\n\n".join(texts))
 
 
 def _read_prompts(path: Path) -> list[str]:
@@ -68,40 +67,41 @@ def _read_prompts(path: Path) -> list[str]:
 
 
 def evaluate(
-    model: Annotated[
-        str, Parameter(help="A version, a folder that transformers opens, a run's folder or name, a checkpoint.")
-    ],
+    model: Annotated[Text, InForm("")],
     /,
     *,
-    corpus: Annotated[
-        list[str] | None,
-        Parameter(help="New text: files, folders, globs; each is a source.", consume_multiple=True, negative=()),
-    ] = None,
-    dataset: Annotated[
-        str, Parameter(help="Old text: the validation documents of a dataset of any tokenizer, by its id.")
-    ] = "",
-    champion: Annotated[
-        str, Parameter(help="Else: the validation text of the champion of this model (default: MODEL's).")
-    ] = "",
-    block_size: Annotated[int, Parameter(help="Tokens in a window (0: the model's context).")] = 0,
-    out: Annotated[OutputFile | None, Parameter(help="Write the score of every document to this Arrow file.")] = None,
-    store: Store = STORE,
-) -> None:
-    """Say how well a model predicts text, in bits per byte."""
-    from lmcore.registry.find import find
+    model_name: Annotated[ModelName, Parameter(name="--champion", help=_CHAMPION)] = "",
+    text: Annotated[Texts, Parameter(name=("--corpus", "--text"), consume_multiple=True, negative=())] = (),
+    dataset: Annotated[str, HIDDEN] = "",
+    block_size: Annotated[int, HIDDEN] = 0,
+    out: Annotated[OutputFile | None, HIDDEN] = None,
+    store: Store = "",
+) -> Outcome:
+    """Say how well a model predicts text, in bits per byte, by source and by age.
 
-    folder = find(store, model, "folder", "run", "version")
+    Args:
+        model: A version such as lm/v0002, a run's name or folder, a checkpoint, or any folder that transformers opens.
+            Empty: the champion of the named model.
+        text: New text: files, folders, globs or URLs; each is a source of its own in the table.
+        dataset: Old text: the validation documents of a dataset of any tokenizer, by its id.
+        block_size: Tokens in a window. 0: the model's context.
+        out: Write the score of every document to this Arrow file.
+    """
+    from lmcore.registry.versions import find_version
+
+    store_path = store_folder(store)
+    name = model or str(find_version(store_path, model_name))
+    folder, champion = _find_model(store_path, name), model_name or name.partition("/")[0]
 
     from lmcore.retraining.evaluation_texts import evaluation_texts
     from lmcore.retraining.scoring import score_texts
 
-    texts = evaluation_texts(store, corpus or [], dataset, champion or model.partition("/")[0])
+    texts = evaluation_texts(store_path, list(text), dataset, champion)
     scores = score_texts(folder, texts, block_size=block_size)
     if out:
         scores.save(out)
-    figures = scores.figures()
-    _log.info("%s", columns(scores.rows()))
-    print_json({"model": model, **figures})
+    scored_on = ", ".join(filter(None, [*text, dataset])) or f"what was held out of {champion}"
+    return Outcome({"model": name, **scores.figures()}, f"{name} on {scored_on}", {"scores": scores.rows()})
 
 
 def plot(
@@ -109,13 +109,19 @@ def plot(
     /,
     *,
     out: Annotated[OutputFile, Parameter(help="The picture, a PNG.")] = Path("losses.png"),
-    store: Store = STORE,
-) -> None:
+    store: Store = "",
+) -> Outcome:
     """Draw the losses of runs into one picture."""
-    from lmcore.registry.find import find
     from lmcore.report.plots import plot as draw
 
     if not runs:
         raise ConfigError("plot: name one run or several, by folder or by name")
-    picture = draw([find(store, name, "folder", "run", "version") for name in runs], out)
-    print_json({"picture": str(picture), "runs": list(runs)})
+    folder = store_folder(store)
+    picture = draw([_find_model(folder, name) for name in runs], out)
+    return Outcome({"picture": str(picture), "runs": list(runs)})
+
+
+def _find_model(store: Path, name: str) -> Path:
+    from lmcore.registry.find import find
+
+    return find(store, name, "folder", "run", "version")

@@ -1,118 +1,153 @@
-"""Actions on datasets and documents of a store."""
+"""Actions on the datasets and documents of a store."""
 
-import logging
-import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from lmcore.cli.command import print_json
-from lmcore.cli.models import verify_version
-from lmcore.cli.options import STORE, Amount, Count, DryRun, Store
-from lmcore.corpus.ledger import printable
-from lmcore.markdown import columns
-
-_log = logging.getLogger("lmcore")
+from lmcore.cli.options import (
+    Amount,
+    Count,
+    DryRun,
+    InForm,
+    ModelName,
+    SomeText,
+    Store,
+    VersionField,
+    store_folder,
+    version_name,
+)
+from lmcore.cli.outcome import Outcome
+from lmcore.cli.versions import verify_version
 
 _Dataset = Annotated[str, Parameter(help="The id of a dataset.")]
 _Document = Annotated[
-    str, Parameter(help="A hash of 16 hexadecimal digits, or a file, which is cut into documents as each dataset was.")
+    str,
+    InForm(annotation=SomeText),
+    Parameter(
+        help="A hash of 16 hexadecimal digits, or a file on the machine that runs this. A file is cut into documents "
+        "as each dataset was."
+    ),
 ]
 
 
-def ledger(dataset: _Dataset, /, *, store: Store = STORE) -> None:
+def ledger(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
     """Show where every byte of a dataset's corpus went, and the pieces that were left out."""
-    from lmcore.dataset.audit import ledger_by_file, skipped_pieces
     from lmcore.registry.find import find
     from lmcore.store.artifacts import read_manifest
 
-    folder = find(store, dataset, "dataset", "folder")
-    names = ("documents", "in documents", "between", "filtered", "skipped", "bytes", "stored", "undecodable")
-    print(*(f"{name:>12}" for name in names), "file")
-    rows = ledger_by_file(folder)
-    for row in rows:
-        print(*(f"{value:>12,}" for value in row.values() if isinstance(value, int)), printable(row["path"]))
-    stored = {row["path"]: row["undecodable_stored_bytes"] for row in rows}
-    for path, offset, length, reason, piece in skipped_pieces(folder):
-        if not length:
-            print(f"{reason}: {stored[path]:,} stored bytes of {printable(path)}")
-            continue
-        print(f"{reason}: {length:,} bytes at {offset:,} of {printable(path)}: {piece[:60]!r}")
+    folder = find(store_folder(store), dataset, "dataset", "folder")
     account = read_manifest(folder)["ledger"]
-    print_json({name: value for name, value in account.items() if name != "skips"})
+    data = {name: value for name, value in account.items() if name != "skips"}
+    return Outcome(data, text="\n".join(_ledger_lines(folder)))
+
+
+def _ledger_lines(dataset: Path) -> Iterator[str]:
+    from lmcore.corpus.ledger import printable
+    from lmcore.dataset.audit import ledger_by_file, skipped_pieces
+
+    names = ("documents", "in documents", "between", "filtered", "skipped", "bytes", "stored", "undecodable")
+    yield " ".join([*(f"{name:>12}" for name in names), "file"])
+    rows = ledger_by_file(dataset)
+    for row in rows:
+        figures = [f"{value:>12,}" for value in row.values() if isinstance(value, int)]
+        yield " ".join([*figures, printable(row["path"])])
+    stored = {row["path"]: row["undecodable_stored_bytes"] for row in rows}
+    for path, offset, length, reason, piece in skipped_pieces(dataset):
+        if length:
+            yield f"{reason}: {length:,} bytes at {offset:,} of {printable(path)}: {piece[:60]!r}"
+        else:
+            yield f"{reason}: {stored[path]:,} stored bytes of {printable(path)}"
 
 
 def verify(
-    name: Annotated[str, Parameter(help="The id of a dataset, NAME/v0001, or NAME for the champion.")],
+    version: Annotated[
+        str,
+        Parameter(help="Such as v0001, NAME/v0001, or NAME for its champion; on a command line also a dataset's id."),
+        InForm("", VersionField),
+    ],
     /,
     *,
-    store: Store = STORE,
-) -> None:
-    """Read a dataset again, or a version and all that it was made from; exit status 1 if anything is wrong."""
-    from lmcore.dataset.audit import problems
-    from lmcore.registry.find import find
+    model_name: ModelName = "lm",
+    store: Store = "",
+) -> Outcome:
+    """Read a version and all that it was made from again, or a dataset, and compare; failed if anything is wrong."""
     from lmcore.registry.versions import models
 
-    if name.partition("/")[0] in models(store):
-        verify_version(store, name)
-        return
+    folder, name = store_folder(store), version_name(model_name, version)
+    if not version or name.partition("/")[0] in models(folder):
+        return verify_version(folder, name)
+    return _verify_dataset(folder, name)
+
+
+def _verify_dataset(store: Path, name: str) -> Outcome:
+    from lmcore.dataset.audit import problems
+    from lmcore.registry.find import find
+
     dataset = find(store, name, "dataset", "folder", "version")
-    found = list(problems(dataset))
-    for chunk, problem in found:
-        print(f"{chunk or 'manifest'}: {problem}")
-    print_json({"dataset_id": dataset.name, "problems": len(found)})
-    sys.exit(1 if found else 0)
+    found = [f"{chunk or 'manifest'}: {problem}" for chunk, problem in problems(dataset)]
+    return Outcome({"dataset_id": dataset.name, "problems": len(found)}, text="\n".join(found), ok=not found)
 
 
-def repair(dataset: _Dataset, /, *, store: Store = STORE) -> None:
+def repair(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
     """Encode the damaged chunks of a dataset again."""
     from lmcore.dataset.audit import repair as encode_again
     from lmcore.registry.find import find
 
-    folder = find(store, dataset, "dataset", "folder")
-    print_json({"dataset_id": folder.name, "repaired": encode_again(folder)})
+    folder = find(store_folder(store), dataset, "dataset", "folder")
+    return Outcome({"dataset_id": folder.name, "repaired": encode_again(folder)})
 
 
-def seen_by(document: _Document, /, *, store: Store = STORE) -> None:
+def seen_by(document: _Document, /, *, store: Store = "") -> Outcome:
     """List the datasets, runs and versions that hold a document; exit status 1 if one was not found."""
     from lmcore.corpus.document_query import DocumentQuery
     from lmcore.upkeep.seen_by import seen_by as holders_of
 
-    query = DocumentQuery.parse(document)
-    seen = holders_of(store, query)
+    folder, query = store_folder(store), DocumentQuery.parse(document)
+    seen = holders_of(folder, query)
     if not seen.rows and not len(seen.match.found):
         query.require_text()
-    for row in seen.rows:
-        print(f"{row.kind} {row.name} ({row.why})")
-    _log.info("found %s in %s", seen.match, store)
     kinds = {"dataset": "datasets", "run": "runs", "version": "versions", "unreadable": "unreadable"}
     names = {plural: seen.names(kind) for kind, plural in kinds.items()}
     counts = {"documents": seen.match.documents, "found": len(seen.match.found)}
-    print_json({"document": document, **counts, **names})
-    sys.exit(int(counts["found"] < counts["documents"]))
+    return Outcome(
+        {"document": document, **counts, **names},
+        f"found {seen.match} in {folder}",
+        text="\n".join(f"{row.kind} {row.name} ({row.why})" for row in seen.rows),
+        ok=counts["found"] == counts["documents"],
+    )
 
 
-def forget_document(document: _Document, /, *, dry_run: DryRun = False, store: Store = STORE) -> None:
-    """Purge a document, or all of a file, from the store, and say which models were trained on it."""
-    from lmcore.upkeep.forget import forget
+def forget(document: _Document, /, *, dry_run: DryRun = False, store: Store = "") -> Outcome:
+    """Purge a document, or all of a file, from the store, and say what was trained on it; failed if one is absent."""
+    from lmcore.upkeep.forget import forget as purge
 
-    done = forget(store, document, dry_run)
-    print(columns(done.rows(dry_run)))
-    _log.info("%s in %s", done.summary, store)
-    print_json({**done.model_dump(mode="json"), "dry_run": dry_run})
-    sys.exit(int(bool(done.absent)))
+    folder = store_folder(store)
+    done = purge(folder, document, dry_run)
+    sentence = f"{'to be forgotten' if dry_run else 'forgotten'}: {done.summary} in {folder}"
+    data = {**done.model_dump(mode="json"), "dry_run": dry_run}
+    return Outcome(data, sentence, {"forget": done.rows(dry_run)}, ok=not done.absent)
 
 
-def collect_garbage(
+def gc(
     *,
-    keep_runs: Annotated[Count, Parameter(help="Newest runs to keep with all they need.")] = 3,
-    grace_hours: Annotated[Amount, Parameter(help="Hours for which everything is kept.")] = 24.0,
+    keep_runs: Count = 3,
+    grace_hours: Annotated[Amount, InForm(24, Count)] = 24.0,
     dry_run: DryRun = False,
-    store: Store = STORE,
-) -> None:
-    """Remove what no version and no newer run needs."""
+    store: Store = "",
+) -> Outcome:
+    """Remove what no version and no newer run needs.
+
+    Args:
+        keep_runs: Newest runs to keep with all that they need.
+        grace_hours: Hours for which everything stays, whether it is needed or not.
+    """
     from lmcore.upkeep.garbage_collection import collect
 
-    gone = collect(store, keep_runs, grace_hours * 3600, dry_run)
-    print(columns(gone.rows()))
-    print_json({"removed": len(gone.removed), "bytes": gone.bytes, "dry_run": dry_run})
+    folder = store_folder(store)
+    gone = collect(folder, keep_runs, grace_hours * 3600, dry_run)
+    done = "to be removed" if dry_run else "removed"
+    sentence = f"{done} from {folder}: {len(gone.removed):,} ({gone.bytes:,} bytes)"
+    data = {"removed": len(gone.removed), "bytes": gone.bytes, "dry_run": dry_run}
+    return Outcome(data, sentence, {"gc": gone.rows()})

@@ -12,7 +12,8 @@ from typing import Any
 
 from lmcore.errors import RegistryError, no_space_named
 from lmcore.registry.history import champion_event, champion_id, complete, earlier_champions, read_history, record
-from lmcore.registry.versions import NUMBER, Version, champion, find_version, model_folder, require_model, versions
+from lmcore.registry.versions import Version, champion, find_version, model_folder, require_model, versions
+from lmcore.settings.section import NUMBER
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.locks import locked
 from lmcore.store.temporary import remove, remove_stale_temp

@@ -14,14 +14,12 @@ from typing import Any
 from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.history import Event, champion_id, read_history
-from lmcore.settings.section import NAME
+from lmcore.settings.section import NAME, NUMBER
 from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.artifacts import check_version
 from lmcore.store.files import read_object
 
 RECEIPT = "receipt.json"
-NUMBER = "v[0-9]{4,9}"
-"""A pattern of the ids of versions."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ Role = Literal["result", "speed", "view"]
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """A pattern of names, of runs and of models, that can be those of folders."""
+NUMBER = "v[0-9]{4,9}"
+"""A pattern of the versions of a model."""
 
 _SURROGATE = r"[\ud800-\udfff]"
 

@@ -10,7 +10,7 @@ from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
 from deployments.declaration import presets, retrain_presets
-from flows import form, models, store
+from flows import actions, form
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
 from flows.retrain import retrain
@@ -19,9 +19,9 @@ from lmcore.settings.presets import preset_names
 from lmcore.settings.retraining import RetrainConfig
 
 FLOWS = [pretrain, prepare_data, retrain]
-BUTTONS = [*models.BUTTONS, *store.BUTTONS]
+ACTIONS = [*actions.OF_MODEL, *actions.OF_STORE]
 REQUIRED = {"promote": ["version"], "push": ["repository"], "forget": ["document"]}
-every_flow = pytest.mark.parametrize("flow", [*FLOWS, *BUTTONS], ids=lambda flow: flow.name)
+every_flow = pytest.mark.parametrize("flow", [*FLOWS, *ACTIONS], ids=lambda flow: flow.name)
 
 _UNITS = re.compile("byte|minute|hour|version|run", re.IGNORECASE)
 _SURROGATE = "a\ud83d"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from flows.models import push_version, rollback_champion
+from flows import actions
 from flows.retrain import retrain
 from lmcore.errors import RunError
 from lmcore.registry.versions import history, model_folder
@@ -96,7 +96,7 @@ def test_all_go_on_with_the_first_tokenizer(story: Story) -> None:
 
 
 def test_what_was_refused_is_refused_at_once_until_the_text_is_another(story: Story) -> None:
-    rollback_champion(model_name="story", store=story.config.store, version="v0002")
+    actions.rollback(model_name="story", store=story.config.store, version="v0002")
     again = retrain(story.config)
     assert (again.decision, again.champion, again.run_dir) == ("refused before", "v0002", None)
     assert "old text" in again.reasons[0]
@@ -113,7 +113,7 @@ def test_a_second_retraining_is_refused_while_one_runs(story: Story) -> None:
 
 
 def test_a_push_that_fails_undoes_nothing_and_the_next_retraining_does_it_again(story: Story, hub: Hub) -> None:
-    push_version("team/story", model_name="story", store=story.config.store, version="v0001")
+    actions.push("team/story", model_name="story", store=story.config.store, version="v0001")
     hub.refuse = {"commit": 403}
     failed = retrain(story.config)
     assert (failed.decision, failed.champion) == ("nothing new", "v0002")

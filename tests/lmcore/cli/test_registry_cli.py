@@ -56,7 +56,7 @@ def test_a_model_from_promotion_to_gc(store: Path) -> None:
     ("status", "error", "arguments"),
     [
         (1, "there is no model nothing", ("rollback", "nothing")),
-        (1, "model nothing has no champion", ("verify", "nothing")),
+        (1, "there is no dataset or folder or version named nothing", ("verify", "nothing")),
         (1, "'../x' cannot name a model", ("models", "../x")),
         (1, "there is no model nothing", ("models", "nothing")),
         (1, "neither a document hash", ("forget", "nothing")),

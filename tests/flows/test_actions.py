@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
-from flows import models, store
+from flows import actions
 from lmcore.errors import ConfigError, RegistryError
 from lmcore.registry.receipt import check_receipt, difference_rows
 from lmcore.registry.registry import promote
@@ -44,7 +44,7 @@ def page(key: str) -> tuple[list[dict[str, str]], str]:
 
 
 def test_evaluate_scores_the_champion_on_what_was_held_out_and_keeps_the_figures(made: Path) -> None:
-    state: Any = models.evaluate_model(store=made, return_state=True)
+    state: Any = actions.evaluate(store=made, return_state=True)
     figures = state.result()
     receipt = find_version(made, "lm").receipt()
     assert figures["model"] == "lm/v0001"
@@ -63,7 +63,7 @@ def test_evaluate_scores_any_model_on_any_text(made: Path, tmp_path: Path) -> No
     text = str(write_corpus(tmp_path / "more", documents=20, seed=3))
     run = find_version(made, "lm/v0002").receipt()["run"]
     found = [
-        models.evaluate_model(store=made, model=model, text=[text])
+        actions.evaluate(store=made, model=model, text=[text])
         for model in ("lm/v0002", run, str(made / "models" / "lm" / "v0002"))
     ]
     assert found[0]["sources"][text]["documents"] == 20
@@ -72,12 +72,12 @@ def test_evaluate_scores_any_model_on_any_text(made: Path, tmp_path: Path) -> No
 
 
 def test_verify_is_completed_while_all_matches_and_failed_with_one_line_else(changed: Path) -> None:
-    state: Any = models.verify_version(store=changed, return_state=True)
+    state: Any = actions.verify(store=changed, return_state=True)
     assert (state.type.value, page("verify-lm")) == ("COMPLETED", ([], "lm/v0001: all matches"))
     version = find_version(changed, "lm")
     path = changed / "runs" / version.receipt()["run"] / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + b"{}\n")
-    state = models.verify_version(store=changed, return_state=True)
+    state = actions.verify(store=changed, return_state=True)
     [line] = check_receipt(version)
     assert state.type.value == "FAILED"
     assert state.message == f"lm/v0001 no longer matches its receipt (1): {line}"
@@ -85,7 +85,7 @@ def test_verify_is_completed_while_all_matches_and_failed_with_one_line_else(cha
 
 
 def test_diff_shows_what_the_command_prints(made: Path) -> None:
-    assert models.diff_versions(store=made, other="v0002") > 0
+    assert len(actions.diff(store=made, other="v0002")["differences"]) > 0
     rows, description = page("diff-lm")
     assert rows == difference_rows(find_version(made, "lm"), find_version(made, "lm/v0002"))
     assert {"field": "config.train.seed", "one": "0", "other": "1"} in rows
@@ -93,22 +93,22 @@ def test_diff_shows_what_the_command_prints(made: Path) -> None:
 
 
 def test_a_version_is_promoted_taken_back_and_pruned(changed: Path) -> None:
-    promoted = models.promote_version("v0002", store=changed, expected="v0001", force=True, reason="a try")
-    assert promoted == "v0002"
-    assert models.rollback_champion(store=changed) == "v0001"
+    promoted = actions.promote("v0002", store=changed, expected="v0001", force=True, reason="a try")
+    assert promoted == {"model": "lm", "champion": "v0002", "champion_before": "v0001"}
+    assert actions.rollback(store=changed) == {"model": "lm", "champion": "v0001"}
     assert page("versions-lm") == (history_rows(changed, "lm"), "lm: v0001 is in use")
-    assert models.prune_versions(store=changed, keep=0) == ["v0002"]
+    assert actions.prune(store=changed, keep=0)["pruned"] == ["v0002"]
     assert page("pruned-lm") == ([{"version": "v0002"}], "to be removed of lm: 1")
     assert len(versions(changed, "lm")) == 2
-    assert models.prune_versions(store=changed, keep=0, dry_run=False) == ["v0002"]
+    assert actions.prune(store=changed, keep=0, dry_run=False)["pruned"] == ["v0002"]
     assert [version.id for version in versions(changed, "lm")] == ["v0001"]
-    models.versions(store=changed)
+    actions.versions(store=changed)
     assert page("versions-lm")[0][0]["event"] == "pruned"
 
 
 def test_push_puts_a_version_on_a_hub(changed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_hub(monkeypatch) as hub:
-        commit = models.push_version(store=changed, version="v0002", repository="team/lm")
+        commit = actions.push(store=changed, version="v0002", repository="team/lm")["commit"]
     assert hub.repositories["team/lm"].commits == ["lm v0002"]
     assert page("versions-lm")[0][0] | {"time": ""} == {
         "time": "",
@@ -121,12 +121,12 @@ def test_push_puts_a_version_on_a_hub(changed: Path, monkeypatch: pytest.MonkeyP
 def test_gc_says_what_would_go_and_then_removes_it(changed: Path) -> None:
     run = find_version(changed, "lm/v0002").receipt()["run"]
     shutil.rmtree(changed / "models" / "lm" / "v0002")
-    would = store.collect_garbage(store=changed, keep_runs=0, grace_hours=0)
+    would = actions.gc(store=changed, keep_runs=0, grace_hours=0)["bytes"]
     rows, description = page("gc")
     assert [row["path"] for row in rows] == [f"runs/{run}"]
     assert description == f"to be removed from {changed}: 1 ({would:,} bytes)"
     assert (changed / "runs" / run).exists()
-    assert store.collect_garbage(store=changed, keep_runs=0, grace_hours=0, dry_run=False) == would
+    assert actions.gc(store=changed, keep_runs=0, grace_hours=0, dry_run=False)["bytes"] == would
     assert page("gc") == (rows, f"removed from {changed}: 1 ({would:,} bytes)")
     assert not (changed / "runs" / run).exists()
 
@@ -134,15 +134,15 @@ def test_gc_says_what_would_go_and_then_removes_it(changed: Path) -> None:
 def test_forget_says_what_would_be_done_and_then_does_it(changed: Path, made: Path, tmp_path: Path) -> None:
     document = tmp_path / "document"
     document.write_bytes((made.parent / "corpus" / "text.txt").read_bytes().splitlines()[3])
-    found = store.forget_document(document, store=changed)
-    assert found == [f"{hash_text(document.read_bytes()):016x}"]
+    found = actions.forget(document, store=changed)
+    assert found["documents"] == [f"{hash_text(document.read_bytes()):016x}"]
     rows, description = page("forget")
-    assert description == "to be forgotten: found 1 of 1 documents"
+    assert description == f"to be forgotten: found 1 of 1 documents in {changed}"
     assert {row["what"] for row in rows} >= {"lm/v0001", "lm/v0002", str(made.parent / "corpus" / "text.txt")}
     before = sorted((changed / "datasets").iterdir())
-    store.forget_document(document, store=changed, dry_run=False)
+    actions.forget(document, store=changed, dry_run=False)
     done, description = page("forget")
-    assert description == "forgotten: found 1 of 1 documents"
+    assert description == f"forgotten: found 1 of 1 documents in {changed}"
     assert [row["what"] for row in done] == [row["what"] for row in rows]
     assert sorted((changed / "datasets").iterdir()) != before
 
@@ -151,20 +151,20 @@ OUTSIDE: list[tuple[Any, Callable[[Path, Path], dict[str, Any]]]] = [
     *(
         (flow, lambda elsewhere, made: {"store": elsewhere / "store"})
         for flow in (
-            models.evaluate_model,
-            models.verify_version,
-            models.diff_versions,
-            models.rollback_champion,
-            models.prune_versions,
-            models.versions,
-            store.collect_garbage,
+            actions.evaluate,
+            actions.verify,
+            actions.diff,
+            actions.rollback,
+            actions.prune,
+            actions.versions,
+            actions.gc,
         )
     ),
-    (models.promote_version, lambda elsewhere, made: {"store": elsewhere / "store", "version": "v0001"}),
-    (models.push_version, lambda elsewhere, made: {"store": elsewhere / "store", "repository": "team/lm"}),
-    (store.forget_document, lambda elsewhere, made: {"store": made, "document": elsewhere / "text.txt"}),
-    (models.evaluate_model, lambda elsewhere, made: {"store": made, "model": elsewhere / "store/models/lm/v0001"}),
-    (models.evaluate_model, lambda elsewhere, made: {"store": made, "text": [elsewhere / "*.txt"]}),
+    (actions.promote, lambda elsewhere, made: {"store": elsewhere / "store", "version": "v0001"}),
+    (actions.push, lambda elsewhere, made: {"store": elsewhere / "store", "repository": "team/lm"}),
+    (actions.forget, lambda elsewhere, made: {"store": made, "document": elsewhere / "text.txt"}),
+    (actions.evaluate, lambda elsewhere, made: {"store": made, "model": elsewhere / "store/models/lm/v0001"}),
+    (actions.evaluate, lambda elsewhere, made: {"store": made, "text": [elsewhere / "*.txt"]}),
 ]
 
 
@@ -183,4 +183,4 @@ def test_a_form_reaches_nothing_outside_the_roots(
 
 def test_a_model_that_is_not_there_has_no_table(made: Path) -> None:
     with pytest.raises(RegistryError, match=r"there is no model ml in .* \(there are: lm\)"):
-        models.versions(store=made, model_name="ml")
+        actions.versions(store=made, model_name="ml")

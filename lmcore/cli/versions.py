@@ -1,0 +1,204 @@
+"""Actions on the versions of a model."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from pydantic import Field
+
+from lmcore.cli.options import (
+    Count,
+    DryRun,
+    IdField,
+    InForm,
+    ModelName,
+    Reason,
+    Store,
+    Version,
+    store_folder,
+    version_name,
+)
+from lmcore.cli.outcome import Outcome
+from lmcore.settings.section import NAME, NUMBER
+
+_log = logging.getLogger("lmcore")
+
+_FIGURES = ("nats_per_token", "bits_per_byte")
+
+
+def models(model_name: ModelName, /, *, store: Store = "") -> Outcome:
+    """List the versions of a model, its champion and its history."""
+    from lmcore.registry.versions import champion, model_folder, require_model, versions
+
+    folder = store_folder(store)
+    require_model(model_folder(folder, model_name))
+    current = champion(folder, model_name)
+    rows = [_row(version, version == current) for version in versions(folder, model_name)]
+    data = {"model": model_name, "champion": current.id if current else None, "versions": rows}
+    shown = [{**row, **{name: f"{row[name]:.4f}" for name in _FIGURES}} for row in rows]
+    return _with_history(folder, model_name, data, {f"figures-{model_name}": shown})
+
+
+def _row(version: Any, is_champion: bool) -> dict[str, Any]:
+    receipt = version.receipt()
+    figures = {name: receipt["evaluation"][name] for name in _FIGURES}
+    role = "champion" if is_champion else ""
+    return {"version": version.id, "created": receipt["created"], "run": receipt["run"], **figures, "role": role}
+
+
+def _with_history(folder: Path, model_name: str, data: dict[str, Any], tables: Any = None) -> Outcome:
+    """An outcome that also shows the model's history and which version is in use."""
+    from lmcore.registry.versions import champion, history_rows
+
+    current = champion(folder, model_name)
+    sentence = f"{model_name}: {current.id if current else 'none'} is in use"
+    return Outcome(data, sentence, {**(tables or {}), f"versions-{model_name}": history_rows(folder, model_name)})
+
+
+def promote(
+    version: Annotated[
+        str,
+        Parameter(help="Such as v0002 or NAME/v0002."),
+        InForm(annotation=Annotated[str, Field(pattern=f"^({NAME}/)?{NUMBER}$")]),
+    ],
+    /,
+    *,
+    model_name: ModelName = "lm",
+    expected: Annotated[str | None, Parameter(name="--expect"), InForm("", IdField)] = None,
+    reason: Reason = "by hand",
+    force: Annotated[bool, Parameter(negative=())] = False,
+    store: Store = "",
+) -> Outcome:
+    """Make a version the champion.
+
+    Args:
+        expected: The champion that it replaces; if another is in use by then, nothing changes. Empty: there is none
+            yet. Not given on a command line: the one it was compared with.
+        force: Promote it although the gate refused it.
+    """
+    from lmcore.registry import registry
+    from lmcore.registry.versions import find_version
+
+    folder = store_folder(store)
+    found = find_version(folder, version_name(model_name, version))
+    before = (found.receipt()["champion_before"] if expected is None else expected) or None
+    done = registry.promote(folder, found.model, found.id, expected=before, reason=reason, force=force)
+    data = {"model": done.model, "champion": done.id, "champion_before": before}
+    return _with_history(folder, done.model, data)
+
+
+def rollback(
+    model_name: ModelName,
+    /,
+    *,
+    version: Annotated[str, Parameter(name="--to"), InForm("", IdField)] = "",
+    reason: Reason = "by hand",
+    store: Store = "",
+) -> Outcome:
+    """Use the champion before this one again, or a named version.
+
+    Args:
+        version: A version that was the champion, such as v0001. Empty: the champion before this one.
+    """
+    from lmcore.registry import registry
+
+    folder = store_folder(store)
+    used = registry.rollback(folder, model_name, version, reason=reason)
+    return _with_history(folder, model_name, {"model": used.model, "champion": used.id})
+
+
+def prune(
+    model_name: ModelName,
+    /,
+    *,
+    keep: Annotated[Count, InForm(5)],
+    dry_run: DryRun = False,
+    store: Store = "",
+) -> Outcome:
+    """Remove old versions, never the champion.
+
+    Args:
+        keep: Newest versions to keep, beside the champion and those that one of these was trained from.
+    """
+    from lmcore.registry import registry
+
+    gone = registry.prune(store_folder(store), model_name, keep, dry_run)
+    sentence = f"{'to be removed' if dry_run else 'removed'} of {model_name}: {len(gone)}"
+    rows = [{"version": version} for version in gone]
+    data = {"model": model_name, "pruned": gone, "dry_run": dry_run}
+    return Outcome(data, sentence, {f"pruned-{model_name}": rows})
+
+
+def push(
+    version: Version,
+    repository: Annotated[str, InForm(annotation=Annotated[str, Field(pattern=f"^{NAME}/{NAME}$")])],
+    /,
+    *,
+    model_name: ModelName = "lm",
+    store: Store = "",
+) -> Outcome:
+    """Put a version into a repository of the Hugging Face hub.
+
+    Args:
+        repository: Such as user/name; made private if it is not there. The token is that of HF_TOKEN on the machine
+            that runs this.
+    """
+    from lmcore.registry.push import push as push_version
+    from lmcore.registry.versions import find_version
+
+    folder = store_folder(store)
+    found = find_version(folder, version_name(model_name, version))
+    data = {"version": str(found), "repository": repository, "commit": push_version(found, repository)}
+    return _with_history(folder, found.model, data)
+
+
+def diff(
+    version: Version,
+    other: Version,
+    /,
+    *,
+    model_name: ModelName = "lm",
+    store: Store = "",
+) -> Outcome:
+    """Show how two versions differ: settings, text, figures."""
+    from lmcore.registry import receipt
+    from lmcore.registry.versions import find_version
+
+    folder = store_folder(store)
+    old, new = (find_version(folder, version_name(model_name, each)) for each in (version, other))
+    found = {name: [before, after] for name, before, after in receipt.diff(old, new)}
+    rows = {f"diff-{old.model}": receipt.difference_rows(old, new)}
+    return Outcome({"versions": [str(old), str(new)], "differences": found}, f"{old} and {new}", rows)
+
+
+def verify_version(store: Path, name: str) -> Outcome:
+    """What no longer matches the receipt of a version, down to the corpus."""
+    from lmcore.registry.receipt import check_receipt, program_differences
+    from lmcore.registry.versions import find_version
+
+    version = find_version(store, name)
+    lines = list(check_receipt(version))
+    wrong = f"{version} no longer matches its receipt ({len(lines)}): {lines[0]}" if lines else ""
+    return Outcome(
+        {"version": str(version), "problems": len(lines)},
+        wrong or f"{version}: all matches",
+        {f"verify-{version.model}": [{"no longer matches": line} for line in lines]},
+        [] if wrong else [f"made by another program: {line}" for line in program_differences(version.receipt())],
+        ok=not wrong,
+    )
+
+
+def replay(
+    version: Annotated[str, Parameter(help="Such as NAME/v0001. NAME: the champion.")], /, *, store: Store = ""
+) -> Outcome:
+    """Train a version again and compare losses and weights."""
+    from lmcore.registry.receipt import program_differences
+    from lmcore.registry.versions import find_version
+    from lmcore.upkeep.replay import replay as train_again
+
+    found = find_version(store_folder(store), version)
+    for line in program_differences(found.receipt()):
+        _log.warning("made by another program: %s", line)
+    result = train_again(found, _log.info)
+    return Outcome(result.model_dump(mode="json"), text="\n".join(result.differences), ok=not result.differences)
