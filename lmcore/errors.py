@@ -56,8 +56,8 @@ class FileChangedError(CorpusError):
 
     def __init__(self, path: str, reason: str = "changed_while_read") -> None:
         super().__init__(
-            f"{path}: {reason.replace('_', ' ')}: start again when nobody writes to it, mend its "
-            "permissions, or leave it out with corpus.exclude"
+            f"{path}: {reason.replace('_', ' ')}: start again when no process writes to it, correct "
+            "its permissions, or leave it out with corpus.exclude"
         )
         self.path = path
         self.reason = reason

@@ -125,7 +125,9 @@ def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
             result: TrainingResult = stopped(stop)
             return result
         except TerminationSignal:
-            get_run_logger().info("%s was told to end: it can go on from its last checkpoint", run.folder.name)
+            get_run_logger().info(
+                "%s was stopped on request: it can continue from its last checkpoint", run.folder.name
+            )
             raise
 
 
