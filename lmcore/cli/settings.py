@@ -40,8 +40,8 @@ class _Flags(SettingsText):
         super().__init__(file, find_settings(file).read_text("utf-8-sig") if file else "")
         self._changes = changes
 
-    def exactly(self, path: tuple[str, ...]) -> str:
-        return flag(*path) if self._is_flag(path) else super().exactly(path)
+    def exact_place_of(self, path: tuple[str, ...]) -> str:
+        return flag(*path) if self._is_flag(path) else super().exact_place_of(path)
 
     def _is_flag(self, path: tuple[str, ...]) -> bool:
         found: Any = self._changes
