@@ -70,29 +70,30 @@ def encode(job: Job, is_abandoned: Callable[[], bool] = lambda: False) -> None:
     forgotten = forgotten_hashes(job.store)
     tokens, lengths, text_bytes, hashes = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
     tokens, lengths = blanked(tokens, lengths, np.isin(hashes, forgotten))
+    columns = (tokens, lengths, text_bytes, hashes)
     counts: dict[str, Any] = {}
     ledger_rows = [_ledger_row(*pair) for pair in zip(job.ranges, ledgers, strict=True)]
     about = {"kind": "chunk", "splits": counts, "ledger": ledger_rows}
     with write_artifact(job.store / "shards" / job.key, lambda: about) as folder:
         for split, kept in zip(SPLITS, _split(hashes, job.split), strict=True):
-            write_shard(
-                shard_path(folder, split),
-                tokens if kept.all() else tokens[np.repeat(kept, lengths)],
-                lengths[kept],
-                text_bytes[kept],
-                np.flatnonzero(kept),
-                hashes[kept],
-                tokenizer_id=tokenizer.id,
-                eos_id=tokenizer.eos_id,
-            )
-            counts[split] = {
-                "documents": int(kept.sum()),
-                "tokens": int(lengths[kept].sum()),
-                "text_bytes": int(text_bytes[kept].sum()),
-                "longest_bytes": int(text_bytes[kept].max(initial=0)),
-            }
+            counts[split] = _write_split(shard_path(folder, split), columns, kept, tokenizer)
         skips = [(number, skip) for number, ledger in enumerate(ledgers) for skip in ledger.skipped]
         write_quarantine(folder / QUARANTINE, [_quarantine_row(*pair, forgotten) for pair in skips])
+
+
+def _write_split(path: Path, columns: tuple[Any, ...], kept: Any, tokenizer: Tokenizer) -> dict[str, int]:
+    """Write the shard of the documents in ``kept``, and return their counts."""
+    tokens, lengths, text_bytes, hashes = columns
+    tokens = tokens if kept.all() else tokens[np.repeat(kept, lengths)]
+    lengths, text_bytes, hashes = lengths[kept], text_bytes[kept], hashes[kept]
+    about: dict[str, Any] = {"tokenizer_id": tokenizer.id, "eos_id": tokenizer.eos_id}
+    write_shard(path, tokens, lengths, text_bytes, np.flatnonzero(kept), hashes, **about)
+    return {
+        "documents": len(lengths),
+        "tokens": int(lengths.sum()),
+        "text_bytes": int(text_bytes.sum()),
+        "longest_bytes": int(text_bytes.max(initial=0)),
+    }
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
