@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore.dataset.filters import hashes, set_dropped_rows
+from lmcore.dataset.manifest import Dataset, dataset_id, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.dataset.source_age import AGES, age_of, by_age
-from lmcore.dataset.tokenization import Dataset, dataset_id, totals, write_dataset_manifest
 from lmcore.errors import StoreError
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import hash_file
