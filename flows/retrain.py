@@ -1,4 +1,4 @@
-"""Text has grown: what is new -> a challenger -> both models scored on the same text -> promoted, or why not."""
+"""New text -> a challenger -> both models scored on the same text -> promoted or refused."""
 
 from pathlib import Path
 from typing import Literal

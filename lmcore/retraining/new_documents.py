@@ -29,7 +29,7 @@ class NewDocuments(Output):
     """What a dataset has that an earlier one has not, in figures."""
 
     dataset_id: str
-    """Of the text told apart by age."""
+    """The id of the dataset whose sources are split by age."""
     since: str
     """The id of the earlier dataset."""
     new_documents: int
@@ -75,7 +75,7 @@ def split_by_age(dataset: Dataset, earlier: Path) -> tuple[Dataset, NewDocuments
 
 
 def document_hashes(dataset: Path, *splits: str) -> npt.NDArray[np.uint64]:
-    """Of the documents of a dataset, of all splits if none is named, each hash once."""
+    """The hashes of a dataset's documents, each once; of all splits if none is named."""
     try:
         chunks = read_manifest(dataset)["chunks"]
         return np.unique(hashes(chunks, dataset.parent.parent, *(splits or SPLITS)))
