@@ -60,9 +60,9 @@ def test_sources_have_a_column_each() -> None:
         for step in range(1, 31)
     ]
     del rows[-1]["sources"]["web"]
-    table = source_table(rows, 3)
+    table = source_table(rows)
     assert table[-1] == {"step": 30, "web": "", "wiki": 2.3}
-    assert [line["step"] for line in table] == [10, 20, 30]
+    assert [line["step"] for line in table] == list(range(3, 31, 3))
     assert source_table(metrics([1], [1])) == []
 
 
