@@ -22,7 +22,7 @@ from flows.prepare_data import Stages, prepare
 from flows.pretrain import trained_model
 from lmcore.cli.app import RETRAIN
 from lmcore.cli.options import ModelField, Store
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.registry.push import pushed
 from lmcore.registry.versions import Version, model_folder

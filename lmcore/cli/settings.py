@@ -1,22 +1,15 @@
 """Settings: flags over a TOML file or a preset over defaults, and where a wrong value comes from."""
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from lmcore.cli.flags import flag
 from lmcore.errors import ConfigError
-from lmcore.settings.config import RunConfig
 from lmcore.settings.presets import find_settings, merge, read_settings
 from lmcore.settings.validation import SettingsText, explain
 
 Settings = TypeVar("Settings", bound=BaseModel)
-
-
-def load_config(path: Path, kind: type[Settings] = RunConfig) -> Settings:  # type: ignore[assignment]
-    """The settings of a TOML file. Raises ConfigError that names the file, the line and the field."""
-    return read(kind, {}, str(path))
 
 
 def read(kind: type[Settings], changes: dict[str, Any], file: str = "") -> Settings:

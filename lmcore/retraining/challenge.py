@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import StoreError
 from lmcore.registry.add_version import add_version
 from lmcore.registry.registry import promote, record_refusal

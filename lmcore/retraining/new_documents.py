@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from lmcore.corpus.document_query import isin_sorted
 from lmcore.dataset.filters import hashes, set_dropped_rows
+from lmcore.dataset.manifest import Dataset, dataset_id, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.dataset.source_age import AGES, age_of, by_age
-from lmcore.dataset.tokenization import Dataset, dataset_id, totals, write_dataset_manifest
 from lmcore.errors import StoreError
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import hash_file

@@ -27,7 +27,8 @@ from lmcore.runs.scores import DocumentScores
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import hash_file, hash_text
-from lmcore.tokenizer.tokenizer import Tokenizer, identify_files
+from lmcore.tokenizer.make import identify_files
+from lmcore.tokenizer.tokenizer import Tokenizer
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import ConfigError, RunError, StoreError
 from lmcore.runs.initial_model import InitialModel, Shape, init_fingerprint, shape_of_settings
 from lmcore.runs.run_record import damaged_record, read_record

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, GPT2Config, LlamaConfig
 
-from lmcore.corpus.scan import describe, scan
+from lmcore.corpus.listing import Corpus
+from lmcore.corpus.scan import scan
 from lmcore.dataset.stream import TokenStream
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.model.evaluate import Scorer
@@ -23,7 +24,7 @@ from lmcore.runs.scores import DocumentScores
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
 from lmcore.store.artifacts import manifest_bytes, read_manifest
 from lmcore.store.files import hash_text
-from lmcore.tokenizer.tokenizer import make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
 from tests.conftest import Prepared, Trained, prepare, tiny_config
 
 
@@ -49,7 +50,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory, corpus: Path, prepared: Pr
     folder = tmp_path_factory.mktemp("foreign")
     config = TokenizerConfig(model_type="byte_bpe", vocab_size=300)
     settings = CorpusConfig(paths=[str(corpus)])
-    tokenizer = make_tokenizer(config, settings, describe(scan(settings), settings), prepared.store)
+    tokenizer = make_tokenizer(config, settings, Corpus.from_scan(scan(settings), settings), prepared.store)
     AutoTokenizer.from_pretrained(tokenizer.folder).save_pretrained(folder)
     shape = LlamaConfig(
         vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
@@ -172,7 +173,7 @@ def test_a_document_that_cannot_be_decoded_is_named(prepared: Prepared, tmp_path
     other = make_tokenizer(
         TokenizerConfig(vocab_size=450),
         prepared.config.corpus,
-        describe(scan(prepared.config.corpus), prepared.config.corpus),
+        Corpus.from_scan(scan(prepared.config.corpus), prepared.config.corpus),
         prepared.store,
     )
     folder = tmp_path / "datasets" / "x"
