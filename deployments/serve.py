@@ -46,7 +46,7 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS", "60")
     password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
     if password and not password.isascii():
-        raise ConfigError("PREFECT_SERVER_API_AUTH_STRING: Prefect's server takes ASCII letters only")
+        raise ConfigError("PREFECT_SERVER_API_AUTH_STRING: Prefect's server takes ASCII only")
     if password:
         os.environ["PREFECT_API_AUTH_STRING"] = password  # what clients send
     with _server(port):

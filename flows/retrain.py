@@ -1,4 +1,4 @@
-"""Text has grown: what is new -> a challenger -> both models scored on the same text -> promoted, or why not."""
+"""New text -> a challenger -> both models scored on the same text -> promoted or refused."""
 
 from pathlib import Path
 from typing import Literal
@@ -152,8 +152,8 @@ def _challenger(config: RetrainConfig, champion: Champion, apart: Dataset, news:
     """The settings of the challenger's run."""
     if config.fresh_tokenizer or config.retraining.start == "scratch":
         return from_scratch(config, apart.folder)
-    trunk = champion.trunk if config.retraining.start == "trunk" else None
-    return warm_start(config, apart.folder, news, trunk, champion.version.folder, champion.tokens_per_second)
+    stable = champion.stable_checkpoint if config.retraining.start == "trunk" else None
+    return warm_start(config, apart.folder, news, stable, champion.version.folder, champion.tokens_per_second)
 
 
 def _left_alone(

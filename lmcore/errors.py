@@ -164,7 +164,7 @@ def _name_of(user: int) -> str:
 
 @contextmanager
 def no_space_named(folder: Path) -> Iterator[None]:
-    """Turn "No space left on device", whoever says it, into a ``NoSpaceError`` that names ``folder``.
+    """Turn "No space left on device" from any library into a ``NoSpaceError`` that names ``folder``.
 
     safetensors and SentencePiece report a full disk in exceptions of their own, so the text counts too.
     """

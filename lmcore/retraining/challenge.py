@@ -63,7 +63,7 @@ class Champion:
         return int(self.receipt["record"]["config"]["dataset"]["block_size"])
 
     @property
-    def trunk(self) -> Path | None:
+    def stable_checkpoint(self) -> Path | None:
         """The stable checkpoint, before the decay, if there is one that is whole."""
         if not self.receipt["training"]["trunk"]:
             return None

@@ -21,7 +21,7 @@ _LONGER = 4
 
 
 def summary(folder: Path, samples: list[str], account: str, warnings: list[str], page: str = "") -> str:
-    """Lines for a person about a finished run: what it wrote, how good it is, where everything is, what to do next.
+    """Lines about a finished run for a person: samples, quality, the places of its files, and what to do next.
 
     ``account`` and ``warnings`` are those of its dataset; ``page`` is the address of its page in a browser, if it has
     one. Raises StoreError when the run's records are missing.

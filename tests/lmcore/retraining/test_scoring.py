@@ -161,11 +161,9 @@ def test_a_dataset_gives_its_texts_back(corpus: Path, model_type: Any, prepared:
     config = tiny_config(corpus, prepared.store)
     own = prepare(config.model_copy(update={"tokenizer": TokenizerConfig(model_type=model_type, vocab_size=400)}))
     known = {text: source for text, source, _ in corpus_texts(config.corpus)}
-    counts = {"train": own.dataset.documents, "validation": own.dataset.validation_documents}
-    for split, count in counts.items():
-        found = list(dataset_texts(own.dataset.folder, split))
-        assert len(found) == count > 0
-        assert all(known[text] == source and len(text.encode()) == size for text, source, size in found)
+    found = list(dataset_texts(own.dataset.folder))
+    assert len(found) == own.dataset.validation_documents > 0
+    assert all(known[text] == source and len(text.encode()) == size for text, source, size in found)
 
 
 def test_a_document_that_cannot_be_decoded_is_named(prepared: Prepared, tmp_path: Path) -> None:
