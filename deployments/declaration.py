@@ -68,7 +68,7 @@ class Declared:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Of its parameters, as the server checks them and the UI draws them. A name that it lacks is refused."""
+        """Schema of its parameters, for the server's check and the UI's form. Unknown names are refused."""
         return parameter_schema(self.flow).model_dump(exclude_unset=True) | {"additionalProperties": False}
 
     @property

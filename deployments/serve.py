@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 120
 _SECONDS_TO_REPORT = 10
-"""That the server outlives us when we are killed: the runs end too then, and say so."""
+"""Seconds that the server outlives this process after a kill, so that its runs can report their end."""
 _SECONDS_TO_END = _SECONDS_TO_REPORT + 12
-"""Of that server, which then has ten seconds for its clients."""
+"""Seconds until that server must have ended, ten of them for its clients."""
 _SECONDS_BETWEEN_LOOKS = 1
 
 
@@ -33,22 +33,20 @@ def main() -> None:
     """Start the server, serve the deployments until interrupted, stop the server."""
     say_when_stopped("stopped")
     port = _port()
-    os.environ["PREFECT_SERVER_API_PORT"] = str(port)  # the UI asks for the API where this says
+    os.environ["PREFECT_SERVER_API_PORT"] = str(port)  # the UI calls the API on this port
     os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"
-    # Else any page in a browser on this machine may read what the API answers.
+    # Otherwise any page in a browser on this machine may read the answers of the API.
     os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", f"http://{_HOST}:{port},http://localhost:{port}")
-    # Else a server that is started again forgets who holds a slot, and the slot is taken for ever.
+    # Otherwise a restarted server forgets who holds a slot, and the slot stays taken.
     os.environ.setdefault(
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
     )
-    # A run that is cancelled while its process is just starting has nobody who ends its cancel but the server. It waits
-    # five minutes for that, and a process that is told to end is killed after half a minute.
+    # If a run is cancelled while its process is just starting, only the server can finish the cancel. By default it
+    # waits five minutes for the process, which is killed after half a minute.
     os.environ.setdefault("PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS", "60")
     password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
     if password and not password.isascii():
-        raise ConfigError(
-            "PREFECT_SERVER_API_AUTH_STRING: Prefect's server takes ASCII only, other letters are an error"
-        )
+        raise ConfigError("PREFECT_SERVER_API_AUTH_STRING: Prefect's server takes ASCII only")
     if password:
         os.environ["PREFECT_API_AUTH_STRING"] = password  # what clients send
     with _server(port):
@@ -58,7 +56,7 @@ def main() -> None:
 
 
 def _prepare_database() -> None:
-    """Before a server opens it: a copy where this start migrates it, and rows fixed that no server could show."""
+    """Copy the database if this start migrates it, and fix rows that no server can show."""
     from deployments.doctor.database_rows import fix_database
     from tasks.database import copy_before_upgrade
 

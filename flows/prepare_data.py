@@ -11,7 +11,7 @@ from flows.command import run_command
 from flows.form import Advanced, Document, Size, TextFiles, chosen, form
 from lmcore.cli.app import PREPARE
 from lmcore.cli.options import Store
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import ConfigError, StoppedError
 from lmcore.settings.config import RunConfig
 from lmcore.tokenizer.tokenizer import TokenizerInfo

@@ -11,7 +11,7 @@ from flows.form import Advanced, Document, Length, Minutes, Name, Size, TextFile
 from flows.prepare_data import Stages, prepare
 from lmcore.cli.app import PRETRAIN
 from lmcore.cli.options import Store, Texts
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import StoppedError
 from lmcore.runs.summary import summary
 from lmcore.settings.config import RunConfig

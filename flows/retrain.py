@@ -1,4 +1,4 @@
-"""Text has grown: what is new -> a challenger -> both models scored on the same text -> promoted, or why not."""
+"""New text -> a challenger -> both models scored on the same text -> promoted or refused."""
 
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from flows.prepare_data import Stages, prepare
 from flows.pretrain import trained_model
 from lmcore.cli.app import RETRAIN
 from lmcore.cli.options import ModelField, Store
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.registry.push import pushed
 from lmcore.registry.versions import Version, model_folder
@@ -152,8 +152,8 @@ def _challenger(config: RetrainConfig, champion: Champion, apart: Dataset, news:
     """The settings of the challenger's run."""
     if config.fresh_tokenizer or config.retraining.start == "scratch":
         return from_scratch(config, apart.folder)
-    trunk = champion.trunk if config.retraining.start == "trunk" else None
-    return warm_start(config, apart.folder, news, trunk, champion.version.folder, champion.tokens_per_second)
+    stable = champion.stable_checkpoint if config.retraining.start == "trunk" else None
+    return warm_start(config, apart.folder, news, stable, champion.version.folder, champion.tokens_per_second)
 
 
 def _left_alone(

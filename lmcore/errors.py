@@ -56,8 +56,8 @@ class FileChangedError(CorpusError):
 
     def __init__(self, path: str, reason: str = "changed_while_read") -> None:
         super().__init__(
-            f"{path}: {reason.replace('_', ' ')}: start again when nobody writes to it, mend its "
-            "permissions, or leave it out with corpus.exclude"
+            f"{path}: {reason.replace('_', ' ')}: start again when no process writes to it, correct "
+            "its permissions, or leave it out with corpus.exclude"
         )
         self.path = path
         self.reason = reason
@@ -164,7 +164,7 @@ def _name_of(user: int) -> str:
 
 @contextmanager
 def no_space_named(folder: Path) -> Iterator[None]:
-    """Turn "No space left on device", whoever says it, into a ``NoSpaceError`` that names ``folder``.
+    """Turn "No space left on device" from any library into a ``NoSpaceError`` that names ``folder``.
 
     safetensors and SentencePiece report a full disk in exceptions of their own, so the text counts too.
     """

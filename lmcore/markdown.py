@@ -43,6 +43,15 @@ def number(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "infinite" if value > 0 else "minus infinite"
 
 
+def byte_size(count: float) -> str:
+    """Bytes for a person: 38.9 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+
+
 def figure(value: Any) -> str:
     """A whole number with commas; anything else as it is."""
     return f"{value:,}" if type(value) is int else str(value)

@@ -18,6 +18,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from lmcore.clock import duration
+from lmcore.markdown import byte_size
 
 _SECONDS_BETWEEN_POLLS = 1.0
 _SECONDS_BETWEEN_LINES = 14.0
@@ -142,9 +143,8 @@ class _Words:
 
     def _amount(self, done: int, total: int, speed: float) -> str:
         if self._unit == "bytes":
-            scale, name = (1e3, "kB") if total < 1e6 else (1e6, "MB")
-            rate = f", {speed / scale:,.1f} {name}/s" if speed > 0 else ""
-            return f"{done / scale:,.1f} of {total / scale:,.1f} {name}{rate}"
+            rate = f", {byte_size(speed)}/s" if speed > 0 else ""
+            return f"{byte_size(done)} of {byte_size(total)}{rate}"
         if self._unit == "steps":
             return f"step {done:,} of {total:,}"
         return f"{done:,} of {total:,} {self._unit}"

@@ -6,7 +6,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.registry.push import push
 from lmcore.registry.versions import Version
 from lmcore.retraining.challenge import Champion, compare, record_decision, require_comparable

@@ -11,9 +11,10 @@ from prefect.artifacts import Artifact, MarkdownArtifact, TableArtifact
 from prefect.context import TaskRunContext
 from prefect.exceptions import TerminationSignal
 
-from lmcore.corpus.scan import Corpus, open_corpus
+from lmcore.corpus.listing import Corpus, open_corpus
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.mixture import Blocks, count_blocks
-from lmcore.dataset.tokenization import Dataset, dataset_inputs, tokenize
+from lmcore.dataset.tokenization import dataset_inputs, tokenize
 from lmcore.errors import StoppedError
 from lmcore.report.data_report import data_page, tokenizer_page
 from lmcore.report.report import Report, evaluation_rows, report, report_key, run_page, samples_page
@@ -26,7 +27,8 @@ from lmcore.runs.scores import Evaluation
 from lmcore.settings.config import RunConfig, SampleConfig
 from lmcore.settings.section import result_fields
 from lmcore.store.remembered_inputs import Inputs
-from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer, tokenizer_inputs
+from lmcore.tokenizer.make import make_tokenizer, tokenizer_inputs
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.locks import gpu_slot
 from tasks.policies import NEVER_CACHED, RETRIED, stage, stopped
 from tasks.progress import LiveTable, report_progress, run_logger
@@ -123,7 +125,9 @@ def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
             result: TrainingResult = stopped(stop)
             return result
         except TerminationSignal:
-            get_run_logger().info("%s was told to end: it can go on from its last checkpoint", run.folder.name)
+            get_run_logger().info(
+                "%s was stopped on request: it can continue from its last checkpoint", run.folder.name
+            )
             raise
 
 

@@ -33,10 +33,12 @@ for _number in (signal.SIGTERM, signal.SIGHUP):
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-from lmcore.corpus.scan import describe, scan
+from lmcore.corpus.listing import Corpus
+from lmcore.corpus.scan import scan
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.mixture import Blocks, count_blocks
 from lmcore.dataset.shards import shard_path, write_shard
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.registry.add_version import add_version
@@ -47,7 +49,8 @@ from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, Run
 from lmcore.settings.retraining import RetrainConfig, RetrainingConfig
 from lmcore.store.artifacts import manifest_bytes, read_manifest
 from lmcore.store.layout import prepare_store
-from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.train import train
 from tests import leftovers
 
@@ -178,7 +181,7 @@ class Prepared:
 
 def prepare(config: RunConfig) -> Prepared:
     """Tokenize the corpus of ``config`` into its store."""
-    corpus, store = describe(scan(config.corpus), config.corpus), prepare_store(config.store)
+    corpus, store = Corpus.from_scan(scan(config.corpus), config.corpus), prepare_store(config.store)
     tokenizer = make_tokenizer(config.tokenizer, config.corpus, corpus, store)
     return Prepared(config, tokenize(config.corpus, corpus, tokenizer, store), tokenizer, store)
 
@@ -188,7 +191,7 @@ def many_chunks(corpus: Path, prepared: Prepared, tmp_path_factory: pytest.TempP
     """A dataset of many small chunks, in a store of its own."""
     config = CorpusConfig(paths=[str(corpus)], chunk_bytes=2000)
     store = prepare_store(tmp_path_factory.mktemp("many_chunks"))
-    return tokenize(config, describe(scan(config), config), prepared.tokenizer, store)
+    return tokenize(config, Corpus.from_scan(scan(config), config), prepared.tokenizer, store)
 
 
 EOS = 3

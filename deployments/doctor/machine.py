@@ -12,6 +12,7 @@ import torch
 
 from deployments.doctor.finding import Finding
 from lmcore.errors import StoreError
+from lmcore.markdown import byte_size
 from lmcore.store.artifacts import check_version
 from lmcore.store.locks import is_locked
 from lmcore.store.temporary import boot_id, is_alive, remove_stale_temp, stale_temp
@@ -80,9 +81,9 @@ def disk(folder: Path, least: int = LEAST_FREE_BYTES) -> Finding:
     """Whether enough bytes are free where ``folder`` is."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    fact = f"{free / 1e9:,.1f} GB are free for {folder}"
+    fact = f"{byte_size(free)} are free for {folder}"
     if free < least:
-        return Finding("disk", fact, f"free {(least - free) / 1e9:,.1f} GB: old runs are in {folder / 'runs'}")
+        return Finding("disk", fact, f"free {byte_size(least - free)}: old runs are in {folder / 'runs'}")
     return Finding("disk", fact)
 
 

@@ -1,10 +1,12 @@
 """The command line: one declaration of every action, and of every setting as a flag.
 
-command.py    what every command does at its end: exit status, one line for an error, output that any terminal takes
-settings.py   flags over a TOML file or preset over defaults, and whose fault a wrong value is
+app.py        the list of all commands: begin here
+command.py    the end of every command: exit status, one line for an error, output that any terminal can show
+settings.py   settings from flags, a TOML file or preset, and defaults; the place of a wrong value
 flags.py      the flags of a settings model, with their help
-app.py        the actions of ``python -m lmcore``, which ``lm`` adds to
-pipeline.py, runs.py, models.py, store.py   the actions themselves
+options.py    parameters that several actions share
+outcome.py    the result of an action, for a terminal, as JSON and for a page
+pipeline.py, runs.py, versions.py, store.py   the actions
 """
 
 from lmcore.cli.command import main as main

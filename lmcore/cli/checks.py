@@ -9,7 +9,7 @@ from lmcore.settings.config import RunConfig
 
 def check(config: RunConfig) -> None:
     """Raise the error that a run with these settings would end with, where names and folders alone show it."""
-    from lmcore.corpus.scan import check_paths
+    from lmcore.corpus.listing import check_paths
 
     check_paths(config)
     for setting, name in (("tokenizer.source", config.tokenizer.source), ("train.init_from", config.train.init_from)):

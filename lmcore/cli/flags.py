@@ -17,13 +17,13 @@ from lmcore.settings.presets import preset_names
 
 COMMON = {
     "": ["store", "run", "fresh"],
-    "corpus": ["paths", "sources", "include", "exclude", "document", "text_field", "normalize"],
+    "corpus": ["paths", "sources", "include", "exclude", "document", "text_field"],
     "tokenizer": ["source", "model_type", "vocab_size"],
     "dataset": ["block_size", "weights"],
     "model": ["architecture", "layers", "width", "heads"],
     "train": [
         *("max_steps", "epochs", "max_minutes", "batch_size", "learning_rate", "schedule", "warmup"),
-        *("optimizer", "init_from", "device", "checkpoint_every"),
+        *("optimizer", "init_from", "device"),
     ],
     "sample": ["prompts"],
     "retraining": ["model_name", "min_new_bytes", "replay"],

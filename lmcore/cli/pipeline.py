@@ -74,9 +74,9 @@ def pretrain(config: RunConfig) -> None:
 
 
 def _prepare(config: RunConfig) -> Any:
-    from lmcore.corpus.scan import open_corpus
+    from lmcore.corpus.listing import open_corpus
     from lmcore.dataset.tokenization import tokenize
-    from lmcore.tokenizer.tokenizer import make_tokenizer
+    from lmcore.tokenizer.make import make_tokenizer
 
     with _watched("corpus", "bytes"):
         corpus, store = open_corpus(config)

@@ -1,22 +1,15 @@
 """Settings: flags over a TOML file or a preset over defaults, and where a wrong value comes from."""
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from lmcore.cli.flags import flag
 from lmcore.errors import ConfigError
-from lmcore.settings.config import RunConfig
 from lmcore.settings.presets import find_settings, merge, read_settings
 from lmcore.settings.validation import SettingsText, explain
 
 Settings = TypeVar("Settings", bound=BaseModel)
-
-
-def load_config(path: Path, kind: type[Settings] = RunConfig) -> Settings:  # type: ignore[assignment]
-    """The settings of a TOML file. Raises ConfigError that names the file, the line and the field."""
-    return read(kind, {}, str(path))
 
 
 def read(kind: type[Settings], changes: dict[str, Any], file: str = "") -> Settings:
@@ -47,8 +40,8 @@ class _Flags(SettingsText):
         super().__init__(file, find_settings(file).read_text("utf-8-sig") if file else "")
         self._changes = changes
 
-    def exactly(self, path: tuple[str, ...]) -> str:
-        return flag(*path) if self._is_flag(path) else super().exactly(path)
+    def exact_place_of(self, path: tuple[str, ...]) -> str:
+        return flag(*path) if self._is_flag(path) else super().exact_place_of(path)
 
     def _is_flag(self, path: tuple[str, ...]) -> bool:
         found: Any = self._changes

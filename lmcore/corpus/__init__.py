@@ -2,5 +2,6 @@
 
 Promises: every byte of every file is in a document or in the ledger; the same bytes give the same documents.
 Imports: settings, store.
-Doors: ``scan.scan`` finds and names the files, ``documents.read_documents`` yields their documents.
+Doors: ``listing.open_corpus`` scans a corpus, ``documents.read_documents`` yields the documents of a file. ``formats``
+recognizes a file format, ``readers`` reads it.
 """

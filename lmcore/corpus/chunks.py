@@ -1,19 +1,22 @@
-"""A corpus to chunks: the units of parallel work and of caching.
+"""Group the files of a corpus and cut each group into chunks, the units of parallel work and of caching.
 
-Small files share chunks, in the order of their content; large files have chunks of their own. Which files go
-together, and where a large file is cut, is said by their content alone. A ``Group`` is the files that are cut
-together; its ``ChunkIndex`` says into which chunks, so that an unchanged group is not read again.
+Small files share chunks, in the order of their content hashes. Large files have chunks of their own. Content alone
+decides which files share a group and where a large file is cut. The ``ChunkIndex`` of a group lists its chunks, so an
+unchanged group is not read again.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from blake3 import blake3
 
 from lmcore.corpus.ledger import Ledger, Skip
-from lmcore.corpus.scan import Scan, SourceFile, reading
-from lmcore.corpus.spans import CUT_VERSION, TextRange, range_bytes, read_ranges
+from lmcore.corpus.listing import reading_settings
+from lmcore.corpus.range_cutter import CUT_VERSION, range_bytes
+from lmcore.corpus.readers import read_ranges
+from lmcore.corpus.scan import Scan, SourceFile
+from lmcore.corpus.text_range import TextRange
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import FORMAT_VERSION
@@ -26,71 +29,78 @@ class Group:
 
     source: str
     split: str
-    """"train" or "validation" for all of it, or "hash:FRACTION" for each document by its hash."""
+    """"train" or "validation" for all documents, or "hash:FRACTION" for a split by document hash."""
     files: list[SourceFile]
 
-    def key(self, config: CorpusConfig) -> str:
-        """Names the content and the way it is read; not the paths."""
+    def index_key(self, config: CorpusConfig) -> str:
+        """The key of the group's ``ChunkIndex``: the content and the way it is read, without paths."""
         files = [[file.kind, file.compression, file.digest] for file in self.files]
-        return fingerprint(FORMAT_VERSION, CUT_VERSION, reading(config), config.chunk_bytes, files)
+        settings = (reading_settings(config), config.chunk_bytes)
+        return f"outline {fingerprint(FORMAT_VERSION, CUT_VERSION, *settings, files)}"
 
     @property
     def stored_bytes(self) -> int:
         return sum(file.stored_bytes for file in self.files)
 
-    def without(self, path: str) -> "Group":
-        return Group(self.source, self.split, [file for file in self.files if file.path != path])
-
-
-@dataclass
-class ChunkIndex:
-    """What reading a group found: per chunk its digest and places, per file the bytes that are in no span."""
-
-    chunks: list["ChunkRef"] = field(default_factory=list)
-    files: list[Ledger] = field(default_factory=list)
-
-    def to_json(self) -> Any:
-        return asdict(self, dict_factory=lambda items: {name: value for name, value in items if name != "content"})
-
-    @classmethod
-    def from_json(cls, content: Any) -> "ChunkIndex":
-        chunks = [ChunkRef(**chunk) for chunk in content["chunks"]]
-        files = [Ledger(**{**file, "skipped": [Skip(**skip) for skip in file["skipped"]]}) for file in content["files"]]
-        return cls(chunks, files)
-
-    def unaccounted_bytes(self) -> int:
-        read = sum(file.source_bytes for file in self.files)
-        in_chunks = sum(place[3] for chunk in self.chunks for place in chunk.spans)
-        return read - in_chunks - sum(file.skipped_bytes for file in self.files)
+    def replaced(self, path: str, *files: SourceFile) -> "Group":
+        """The group with other files, or none, in place of a file."""
+        kept = [file for file in self.files if file.path != path]
+        return Group(self.source, self.split, sorted([*kept, *files], key=_content_order))
 
 
 @dataclass(frozen=True)
 class ChunkRef:
-    """A chunk without its text: [number of the file in the group, start, stop, bytes] of every span."""
+    """A chunk without its text: [number of the file in the group, start, stop, bytes] of each text range."""
 
     digest: str
     spans: list[list[int]]
 
 
+@dataclass
+class ChunkIndex:
+    """The chunks of a group, and for each file the bytes that are in no text range."""
+
+    chunks: list[ChunkRef] = field(default_factory=list)
+    files: list[Ledger] = field(default_factory=list)
+
+    def to_json(self) -> Any:
+        """The index as JSON values, without the content of skips."""
+        return asdict(self, dict_factory=lambda items: {name: value for name, value in items if name != "content"})
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """The index that ``to_json`` wrote."""
+        chunks = [ChunkRef(**chunk) for chunk in content["chunks"]]
+        files = [Ledger(**{**file, "skipped": [Skip(**skip) for skip in file["skipped"]]}) for file in content["files"]]
+        return cls(chunks, files)
+
+    def unaccounted_bytes(self) -> int:
+        """Bytes that are neither in a text range nor skipped; 0 unless the program has a bug."""
+        read = sum(file.source_bytes for file in self.files)
+        in_chunks = sum(size for chunk in self.chunks for *_, size in chunk.spans)
+        return read - in_chunks - sum(file.skipped_bytes for file in self.files)
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """Spans that are encoded together."""
+    """Text ranges that are encoded together."""
 
-    spans: list[TextRange]
+    ranges: list[TextRange]
 
     def digest(self) -> str:
+        """The hash of the content of all ranges."""
         digest = blake3()
-        for span in self.spans:
-            digest.update(span.digest())
+        for text_range in self.ranges:
+            digest.update(text_range.digest())
         return digest.hexdigest(DIGEST_BYTES)
 
 
 def chunk_key(digest: str, split: str, tokenizer_id: str, config: CorpusConfig) -> str:
-    """Names a chunk's shards: the texts, how they are read, the tokenizer and the split."""
-    return fingerprint(FORMAT_VERSION, tokenizer_id, split, reading(config), digest)
+    """The name of a chunk's shards: its content, the way it is read, the tokenizer and the split."""
+    return fingerprint(FORMAT_VERSION, tokenizer_id, split, reading_settings(config), digest)
 
 
-def groups(found: Scan, config: CorpusConfig) -> Iterator[Group]:
+def group_files(found: Scan, config: CorpusConfig) -> Iterator[Group]:
     """The files of a corpus in groups that depend on content alone."""
     split = "train" if found.validation_files else f"hash:{config.validation_fraction}"
     for files, name in ((found.validation_files, "validation"), (found.files, split)):
@@ -98,12 +108,16 @@ def groups(found: Scan, config: CorpusConfig) -> Iterator[Group]:
             yield from _groups([file for file in files if file.source == source], source, name, config.chunk_bytes)
 
 
+def _content_order(file: SourceFile) -> tuple[str, str]:
+    return file.digest, file.path
+
+
 def _groups(files: list[SourceFile], source: str, split: str, target: int) -> Iterator[Group]:
-    # A file that changes leaves one pack and joins another: two chunks, so packs are of a quarter of a chunk.
+    # A changed file leaves one pack and joins another. Both are encoded again, so packs have a quarter of a chunk.
     shortest, between, longest = range_bytes(target // 4)
     pack: list[SourceFile] = []
     size = 0
-    for file in sorted(files, key=lambda file: (file.digest, file.path)):
+    for file in sorted(files, key=_content_order):
         if file.stored_bytes >= target // 4:
             yield Group(source, split, [file])
             continue
@@ -117,37 +131,37 @@ def _groups(files: list[SourceFile], source: str, split: str, target: int) -> It
 
 
 def _ends_pack(file: SourceFile, between: int) -> bool:
-    """True with probability bytes / between, the same for the same content."""
+    """True with probability bytes / between, always the same for the same content."""
     return int(file.digest[16:], 16) < file.stored_bytes / between * 2**64
 
 
-def read_chunks(group: Group, config: CorpusConfig, outline: ChunkIndex) -> Iterator[Chunk]:
-    """The chunks of a group, in order; afterwards ``outline`` says what was found.
+def read_chunks(group: Group, config: CorpusConfig, index: ChunkIndex) -> Iterator[Chunk]:
+    """The chunks of a group, in order. ``index`` gets an entry for each chunk and for each file.
 
-    Raises FileChangedError when a file is not the one that was scanned: then nothing of the group counts.
+    Raises FileChangedError if a file is not the one that was scanned; then the index is not valid.
     """
-    waiting: list[TextRange] = []
+    ranges: list[TextRange] = []
     places: list[list[int]] = []
     size = 0
 
-    def chunk() -> Chunk:
-        made = Chunk(list(waiting))
-        outline.chunks.append(ChunkRef(made.digest(), list(places)))
-        waiting.clear()
+    def complete() -> Chunk:
+        chunk = Chunk(list(ranges))
+        index.chunks.append(ChunkRef(chunk.digest(), list(places)))
+        ranges.clear()
         places.clear()
-        return made
+        return chunk
 
     shortest, _, longest = range_bytes(config.chunk_bytes)
     is_pack = group.files[0].stored_bytes < shortest
     for number, file in enumerate(group.files):
         ledger = Ledger()
-        outline.files.append(ledger)
-        for span in read_ranges(file, config, ledger):
-            waiting.append(span)
-            places.append([number, span.start, span.stop, len(span.content)])
-            size += len(span.content)
+        index.files.append(ledger)
+        for part in read_ranges(file, config, ledger):
+            ranges.append(part)
+            places.append([number, part.start, part.stop, len(part.content)])
+            size += len(part.content)
             if not is_pack or size >= longest:
-                yield chunk()
+                yield complete()
                 size = 0
-    if waiting:
-        yield chunk()
+    if ranges:
+        yield complete()

@@ -1,8 +1,8 @@
-"""Compressed files as streams of what they hold: gz, bz2, xz and zst, one member or several.
+"""Unpack compressed files as streams: gz, bz2, xz and zst, with one member or several.
 
-Text comes out in pieces of bounded size, whatever the ratio. What cannot be unpacked (a file cut short, damage,
-garbage after the end, a ratio beyond ``max_expansion``) ends the stream, is named in ``problem`` and
-counted in stored bytes; nothing is raised.
+Text comes in pieces of bounded size, whatever the ratio. Data that cannot be unpacked (a file cut short, damage,
+garbage after the end, a ratio above ``max_expansion``) ends the stream. It is named in ``problem`` and counted in
+stored bytes; no exception is raised. The file objects of the standard library do not give these counts.
 """
 
 import bz2
@@ -16,10 +16,10 @@ from isal import igzip_lib
 
 _TEXT_BYTES = _STORED_BYTES = 2**16
 _HARMLESS_BYTES = 2**28
-"""A stream is not suspected of being a bomb before it has given this much."""
+"""A stream that gave less text than this is not a bomb."""
 
 _LARGEST_WINDOW: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
-"""As ``zstd --long=31`` writes. Memory is taken as the text fills the window, so only such a file costs so much."""
+"""The window of ``zstd --long=31``. Memory grows with the text in the window, so only such files need it."""
 
 _ERRORS: Any = (
     igzip_lib.IsalError,
@@ -30,7 +30,7 @@ _ERRORS: Any = (
     zstd.ZstdError,
 )
 
-# suffix -> (decompressor, first bytes that a further member may have)
+# suffix -> (decompressor, first bytes that another member may have)
 _FORMATS: dict[str, tuple[Callable[[], Any], bytes]] = {
     "gz": (lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), b"\x1f"),
     "bz2": (bz2.BZ2Decompressor, b"B"),
@@ -43,21 +43,21 @@ _FORMATS: dict[str, tuple[Callable[[], Any], bytes]] = {
 
 
 def compression_of(name: str) -> str:
-    """The compression that a file name ends in; empty for none."""
+    """The compression suffix of a file name; empty for none."""
     suffix = name.rpartition(".")[2]
     return suffix if suffix in _FORMATS else ""
 
 
 def is_bomb(text_bytes: int, stored_bytes: int, max_expansion: float) -> bool:
-    """True when a file gives more text than anybody would have stored in it."""
+    """True if the text is far larger than the stored file."""
     return text_bytes > max(_HARMLESS_BYTES, max_expansion * stored_bytes)
 
 
 class Unpacked:
-    """Iterates over the bytes that ``stored`` (blocks of a compressed file) unpacks to.
+    """Iterates over the unpacked bytes of ``stored``, the blocks of a compressed file.
 
-    Afterwards ``problem`` names what ended it early (empty: nothing did), and ``undecodable_bytes`` counts
-    the stored bytes from there on, and those before it that gave no text (to about 64 kB).
+    Afterwards ``problem`` names what ended it early; it is empty for a complete file. ``undecodable_bytes`` counts the
+    stored bytes that gave no text (exact to about 64 kB).
     """
 
     def __init__(self, stored: Iterator[bytes], suffix: str, max_expansion: float) -> None:
@@ -69,7 +69,7 @@ class Unpacked:
 
     @property
     def is_cut_off(self) -> bool:
-        """True when the last bytes given were not the end of the text."""
+        """True if the text is incomplete."""
         return self.problem in ("truncated_archive", "damaged_archive", "decompression_bomb")
 
     def __iter__(self) -> Iterator[bytes]:
@@ -80,7 +80,7 @@ class Unpacked:
             given_before, rest = given, block
             while rest or not (member.needs_input or member.eof):
                 if member.eof:
-                    rest = rest.lstrip(b"\0")  # padding, as tape archives have it
+                    rest = rest.lstrip(b"\0")  # padding, as in tape archives
                     if not rest:
                         break
                     if rest[0] not in self._magic:
@@ -105,11 +105,11 @@ class Unpacked:
         return None
 
     def _give_up(self, problem: str, undecodable: int) -> None:
-        """Read the rest without unpacking it."""
+        """Read the remaining blocks without unpacking them."""
         self.problem = problem
         self.undecodable_bytes = undecodable + sum(map(len, self._stored))
 
 
 def _small(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """So that what is counted as undecodable is nearly exact."""
+    """Smaller blocks, so that the count of undecodable bytes is nearly exact."""
     return (block[at : at + _STORED_BYTES] for block in blocks for at in range(0, len(block), _STORED_BYTES))

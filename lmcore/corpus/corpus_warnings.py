@@ -1,47 +1,48 @@
-"""What was lost from a corpus and why, as sentences for the person who started the run.
+"""Sentences about text that was lost from a corpus and why, for the person who started the run.
 
-One place for errors and warnings, so that a cause reads the same whether the tokenizer is trained or loaded.
+Errors and warnings use the same sentences, whether a tokenizer is trained or loaded.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
-from lmcore.corpus.file_finder import Beside
+from lmcore.corpus.file_finder import UnreadFiles
 from lmcore.corpus.formats import advice
 from lmcore.corpus.ledger import Ledger, Skip, counted, printable
+from lmcore.markdown import byte_size
 from lmcore.settings.config import CorpusConfig
 
 MUCH = 0.1
-"""Share of lost bytes above which a warning is given."""
+"""Share of lost bytes above which there is a warning."""
 _CAUSES = 30
-"""Causes that are told; objects of ever other keys may give thousands."""
+"""Causes that are listed; objects with many different keys may give thousands."""
 _NAMES = 10
-"""Files of one cause that are named."""
+"""Files that are named for each cause."""
 _SHORT_DOCUMENT = 50
-"""Average tokens in a line, below which a model learns little about longer text."""
+"""Tokens. With shorter documents on average a model learns little about longer text."""
 _HARMLESS = {"unsettled"}
 _WITHOUT_BYTES = {"unreadable"}
-"""Reasons for which a whole file is lost though its size is not known."""
+"""Reasons for which a whole file is lost and its size is unknown."""
 
 
-def warnings(ledger: Ledger, beside: Beside, config: CorpusConfig, dataset_id: str) -> list[str]:
-    """What was lost, each cause by itself, and what lay beside the files that were read."""
-    found = []
-    lost, share = _lost_files(ledger), lost_share(ledger)
+def corpus_warnings(ledger: Ledger, unread: UnreadFiles, config: CorpusConfig, dataset_id: str) -> list[str]:
+    """Sentences about lost text, one for each cause, and about unread files beside those that were read."""
+    found: list[str] = []
+    lost, share = _lost_files(ledger), _lost_share(ledger)
     if lost or share > MUCH:
         listing = f"lm ledger {dataset_id}"
         found.append(f"{_what_was_lost(ledger, lost)}. `{listing}` lists every file")
-        found += causes(ledger, config, listing)
-    if beside.bytes > ledger.stored_bytes:
+        found += skip_causes(ledger, config, listing)
+    if unread.bytes > ledger.stored_bytes:
         found.append(
-            f"{size(beside.bytes)} lie beside the {size(ledger.stored_bytes)} that were read, in files that "
-            f"corpus.include does not name: {beside.in_words()}"
+            f"{byte_size(unread.bytes)} lie beside the {byte_size(ledger.stored_bytes)} that were read, in files that "
+            f"corpus.include does not name: {unread.summary()}"
         )
     return found
 
 
-def short_lines(spans: Iterable[dict[str, Any]], paths: set[str], tokens_per_byte: float) -> str:
-    """What to know about the files in ``paths``, whose lines are documents, if these are most documents and short."""
+def short_line_warning(spans: Iterable[dict[str, Any]], paths: set[str], tokens_per_byte: float) -> str:
+    """A sentence if most documents are short lines of the files in ``paths``; else empty."""
     spans = list(spans)
     lines = [span for span in spans if span["path"] in paths]
     documents = sum(span["documents"] for span in lines)
@@ -51,18 +52,18 @@ def short_lines(spans: Iterable[dict[str, Any]], paths: set[str], tokens_per_byt
     example = max(lines, key=lambda span: int(span["documents"]))["path"]
     return (
         f"documents that are lines average {tokens / documents:.0f} tokens, as in {printable(example)}: a model "
-        "forgets at the end of each. For text that goes on from line to line set corpus.document to paragraph or file"
+        "forgets at the end of each. For text that continues from line to line set corpus.document to paragraph or file"
     )
 
 
-def lost_share(ledger: Ledger) -> float:
-    """The share of the corpus that was lost: stored bytes without text, and text that became no document."""
+def _lost_share(ledger: Ledger) -> float:
+    """The share of the corpus that is lost: stored bytes without text, and text in no document."""
     stored = ledger.undecodable_stored_bytes / max(1, ledger.stored_bytes)
     return stored + (1 - stored) * ledger.skipped_bytes / max(1, ledger.source_bytes)
 
 
 def _lost_files(ledger: Ledger) -> set[str]:
-    """Files that were skipped as a whole, except .json: JSON other than JSON lines is common beside text."""
+    """Files that are skipped as a whole, except .json: other JSON than JSON lines is common beside text."""
     whole = (skip for skip in ledger.skipped if skip.stored or skip.reason in _WITHOUT_BYTES)
     return {skip.path for skip in whole if not (skip.path.lower().endswith(".json") or skip.reason in _HARMLESS)}
 
@@ -74,11 +75,11 @@ def _what_was_lost(ledger: Ledger, lost: set[str]) -> str:
         parts.append(f"{ledger.undecodable_stored_bytes:,} of {ledger.stored_bytes:,} bytes of files as stored{files}")
     if ledger.skipped_bytes:
         parts.append(f"{ledger.skipped_bytes:,} of {ledger.source_bytes:,} bytes of the text that was read")
-    return f"{lost_share(ledger):.1%} of the corpus could not be used: {' and '.join(parts)}"
+    return f"{_lost_share(ledger):.1%} of the corpus could not be used: {' and '.join(parts)}"
 
 
-def causes(ledger: Ledger, config: CorpusConfig, listing: str = "") -> list[str]:
-    """A sentence a cause, those that cost most first, with the files it stands in and what to do.
+def skip_causes(ledger: Ledger, config: CorpusConfig, listing: str = "") -> list[str]:
+    """One sentence for each cause of lost text: the files and what to do. The most expensive cause comes first.
 
     ``listing`` is the command that lists every file.
     """
@@ -86,7 +87,7 @@ def causes(ledger: Ledger, config: CorpusConfig, listing: str = "") -> list[str]
     details: dict[tuple[str, str], str] = {}
     for skip in ledger.skipped:
         if skip.reason not in _HARMLESS:
-            # A file's ledger gives a detail where it differs from that of the piece before.
+            # The ledger of a file repeats a detail only if it changes.
             detail = skip.detail or details.get((skip.path, skip.reason), "")
             details[skip.path, skip.reason] = detail
             groups.setdefault((skip.reason, bool(skip.stored), detail), []).append(skip)
@@ -126,12 +127,3 @@ def _names(paths: list[str], listing: str) -> str:
 
 def _listed(listing: str) -> str:
     return f" (`{listing}` lists them)" if listing else ""
-
-
-def size(count: float) -> str:
-    """Bytes for a person: 38.9 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"

@@ -1,7 +1,7 @@
-"""Documents that a person asks about: one hash, or a file that is cut into documents as a dataset cut its corpus.
+"""Find documents that a person names: by one hash, or by a file that is cut as a dataset cut its corpus.
 
-A file of lines holds many documents, so every answer says how many of them were found. A file may also be the text of
-one document, whatever a dataset cuts; then that is what is found.
+A file of lines holds many documents, so each answer gives the number of documents that were found. The text of a file
+can also be one document of a dataset, however that dataset cuts files.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from lmcore.corpus.compression import compression_of
 from lmcore.corpus.documents import read_documents
 from lmcore.corpus.exclusions import HASH
-from lmcore.corpus.formats import advice, look, read_head
+from lmcore.corpus.formats import advice, detect_format, read_head
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.scan import SourceFile
 from lmcore.errors import CorpusError
@@ -27,12 +27,12 @@ from lmcore.store.files import hash_file, hash_text
 
 Hashes = npt.NDArray[np.uint64]
 
-_DECIDES_THE_CUT = ("document", "text_field", "normalize", "max_document_bytes", "max_expansion")
+_CUT_SETTINGS = ("document", "text_field", "normalize", "max_document_bytes", "max_expansion")
 
 
 @dataclass(frozen=True)
 class Match:
-    """How many of the documents were found."""
+    """The documents that were found and those that were not."""
 
     found: Hashes
     missing: Hashes
@@ -50,20 +50,20 @@ class Cut:
     """The documents of the file by one dataset's settings."""
 
     ways: list[Hashes]
-    """The documents, sorted, each once, as the settings cut them. Where these leave it to the file (auto), every other
-    way follows: the dataset's file may have been of another kind."""
+    """The documents by the settings, sorted and unique. If corpus.document is auto, all other ways to cut follow: the
+    dataset's file may have had another kind."""
     whole: Hashes
-    """What the file's text is named as one document: without and with the line end at its end."""
+    """The hashes of the whole text as one document, without and with its last line end."""
     skipped: frozenset[bytes] = frozenset()
-    """Pieces of the file that become no document."""
+    """Pieces of the file that are in no document."""
 
     @property
     def hashes(self) -> Hashes:
-        """All that may name one of the documents, sorted."""
+        """All hashes that may name one of the documents, sorted."""
         return np.unique(np.concatenate([self.whole, *self.ways]))
 
     def match(self, present: Hashes) -> Match:
-        """``present`` are hashes that are there. The way that finds most is what is meant."""
+        """The documents among the hashes in ``present``, by the way to cut that finds most."""
         whole = np.intersect1d(self.whole, present)
         matches = [Match(np.intersect1d(way, present), np.setdiff1d(way, present)) for way in self.ways]
         best = max(matches, key=lambda match: len(match.found))
@@ -71,7 +71,7 @@ class Cut:
 
 
 class DocumentQuery:
-    """What ``seen-by`` and ``forget`` are asked about."""
+    """The documents that ``seen-by`` and ``forget`` look for."""
 
     def __init__(self, hash_: int | None, path: Path | None) -> None:
         self._hash, self._path = hash_, path
@@ -79,7 +79,7 @@ class DocumentQuery:
 
     @classmethod
     def parse(cls, hash_or_file: str) -> Self:
-        """Raises CorpusError for what is neither 16 hexadecimal digits nor a file."""
+        """The query for a hash or a path. Raises CorpusError for other text."""
         path = Path(hash_or_file).expanduser()
         if path.is_file():
             check_allowed(path, "document")
@@ -90,19 +90,19 @@ class DocumentQuery:
 
     @property
     def cuts(self) -> list[Cut]:
-        """Those that were asked for."""
+        """The cuts that ``cut`` returned so far."""
         return list(self._cuts.values())
 
     def cut(self, corpus: dict[str, Any]) -> Cut:
-        """The documents as a dataset with these settings of its corpus cuts them."""
-        settings = {name: corpus[name] for name in _DECIDES_THE_CUT if name in corpus}
+        """The documents as a dataset with these corpus settings cuts them."""
+        settings = {name: corpus[name] for name in _CUT_SETTINGS if name in corpus}
         key = json.dumps(settings, sort_keys=True)
         if key not in self._cuts:
             self._cuts[key] = self._new_cut(CorpusConfig.model_validate(settings))
         return self._cuts[key]
 
     def is_in(self, piece: bytes) -> bool:
-        """True for a piece of a corpus that is one of the documents, a piece of the file, or holds its whole text."""
+        """Whether a piece of a corpus is one of the documents, a piece of the file, or contains its whole text."""
         if not piece:
             return False
         names = np.array([hash_text(piece)], np.uint64)
@@ -112,12 +112,12 @@ class DocumentQuery:
         return bool(text.strip()) and text in piece
 
     def require_text(self) -> None:
-        """For a file of which nothing was found. Raises CorpusError if a corpus would not read it, as with EUC-JP."""
+        """Raise CorpusError if a corpus would not read the file, for example because it is EUC-JP."""
         if self._path is None:
             return
         name = self._path.name.lower()
         with self._path.open("rb") as stream:
-            found = look(*read_head(stream, compression_of(name)), name)
+            found = detect_format(*read_head(stream, compression_of(name)), name)
         if found.problem:
             what = advice(found.problem, str(self._path), found.detail)
             raise CorpusError(f"{self._path} is {what or found.problem}. No document of it was found")

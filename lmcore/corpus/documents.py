@@ -1,7 +1,7 @@
-"""Spans to documents, with a ledger of every byte.
+"""Parse text ranges into documents, with a ledger of every byte.
 
-Text that cannot be used (invalid UTF-8, broken JSON, a document that is too long ...) costs only itself and gets a
-row in the ledger: bytes of a span = bytes in documents + separators + skipped, checked for every span.
+Text that cannot be used (invalid UTF-8, broken JSON, a document that is too long) costs only itself and gets a row in
+the ledger. For each range the ledger is checked: its bytes = bytes in documents + separators + skipped.
 """
 
 import importlib
@@ -15,9 +15,10 @@ from typing import Any
 import orjson
 
 from lmcore.corpus.encodings import encoding_problem
-from lmcore.corpus.ledger import Ledger, Skip, shown_names
+from lmcore.corpus.ledger import Ledger, Skip, name_list
+from lmcore.corpus.readers import read_ranges
 from lmcore.corpus.scan import SourceFile
-from lmcore.corpus.spans import TextRange, has_lone_cr, read_ranges, unit_of
+from lmcore.corpus.text_range import TextRange, has_lone_cr, unit_of
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.files import hash_text
@@ -31,85 +32,83 @@ _LINE_END = re.compile(rb"\n|\r(?:\r?\n)?")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text and its place in the file: bytes of the decompressed file, or the row of a table."""
+    """One text and its place in the file. Offset and length are unpacked bytes; of a table, row and bytes."""
 
     text: str
-    """As corpus.normalize leaves it."""
+    """The text, normalized by corpus.normalize."""
     utf8: bytes
     """The same text in UTF-8."""
     text_bytes: int
-    """UTF-8 bytes of the text as it stands in the file."""
+    """UTF-8 bytes of the text before normalization."""
     offset: int
     length: int
     hash: int
-    """64 bits that name the text as corpus.normalize leaves it: the beginning of its BLAKE3 digest."""
+    """The first 64 bits of the BLAKE3 digest of ``utf8``."""
 
     def is_validation(self, fraction: float) -> bool:
-        """True for the same texts in every corpus: those whose hash is in the lowest ``fraction``."""
+        """True if the hash is in the lowest ``fraction``; the same for a text in every corpus."""
         return self.hash < fraction * 2**64
 
 
 def read_documents(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> Iterator[Document]:
-    """Stream the documents of one file and account for every byte of it in ``ledger``.
+    """Stream the documents of one file and count each of its bytes in ``ledger``.
 
-    Raises FileChangedError when the file cannot be read or is not the one that was scanned.
+    Raises FileChangedError if the file cannot be read or is not the one that was scanned.
     """
-    for span in read_ranges(file, config, ledger):
-        account = Ledger()
-        yield from parse(span, config, account)
-        account.source_bytes = 0  # counted by the reader
-        ledger.add(account)
+    for text_range in read_ranges(file, config, ledger):
+        counts = Ledger()
+        yield from parse(text_range, config, counts)
+        counts.source_bytes = 0  # the reader counted them
+        ledger.add(counts)
 
 
-def parse(span: TextRange, config: CorpusConfig, ledger: Ledger) -> Iterator[Document]:
-    """The documents of a span; ``ledger`` says where all of its bytes went.
+def parse(text_range: TextRange, config: CorpusConfig, ledger: Ledger) -> Iterator[Document]:
+    """The documents of a text range. ``ledger`` gets each of its bytes.
 
-    Raises CorpusError if that does not add up, which would be a bug of this program.
+    Raises CorpusError if the ledger does not add up, which is a bug of this program.
     """
     keep = _predicate(config.filter)
-    explained: dict[str, str] = {}
-    content, offset = span.content, span.start
+    details: dict[str, str] = {}
+    content, offset, is_text = text_range.content, text_range.start, text_range.ends is None
     ledger.source_bytes += len(content)
-    if span.ends is None and span.start == 0 and content.startswith(_BOM):
+    if is_text and text_range.start == 0 and content.startswith(_BOM):
         content, offset = content[len(_BOM) :], len(_BOM)
         ledger.separator_bytes += offset
-    for piece in _pieces(span, content, config):
-        text = None
-        if not piece.content and span.ends is None:
+    for piece in _pieces(text_range, content, config):
+        if not piece.content and is_text:
             ledger.separator_bytes += piece.length
-        elif piece.reaches_end and span.is_cut_off:
-            _skip(ledger, span, offset, piece, "cut_off")
+        elif piece.reaches_end and text_range.is_cut_off:
+            _skip(ledger, text_range, offset, piece, "cut_off")
         elif piece.is_too_long:
-            _skip(ledger, span, offset, piece, "too_long")
+            _skip(ledger, text_range, offset, piece, "too_long")
         else:
-            text, utf8, reason = _text(piece.content, span.kind, config)
+            text, utf8, reason = _text(piece.content, text_range.kind, config)
             if text is None:
-                _skip(ledger, span, offset, piece, reason, _new_detail(reason, piece.content, explained))
-            elif keep is not None and not _keeps(keep, text, f"the document at {offset} of {span.path}"):
-                text = None
+                _skip(ledger, text_range, offset, piece, reason, _new_detail(reason, piece.content, details))
+            elif keep is not None and not _keeps(keep, text, f"the document at {offset} of {text_range.path}"):
                 ledger.filtered_documents += 1
                 ledger.filtered_bytes += len(piece.content)
                 ledger.separator_bytes += piece.length - len(piece.content)
-        if text is not None:
-            ledger.documents += 1
-            ledger.document_bytes += len(piece.content)
-            ledger.separator_bytes += piece.length - len(piece.content)
-            yield _document(text, utf8, piece, offset, config, ledger)
-        offset += piece.length if span.ends is None else 1
+            else:
+                ledger.documents += 1
+                ledger.document_bytes += len(piece.content)
+                ledger.separator_bytes += piece.length - len(piece.content)
+                yield _document(text, utf8, len(piece.content), offset, config, ledger)
+        offset += piece.length if is_text else 1
     if ledger.unaccounted_bytes:
         raise CorpusError(
-            f"the ledger of {span.path} from {span.start} to {span.stop} does not add up: "
+            f"the ledger of {text_range.path} from {text_range.start} to {text_range.stop} does not add up: "
             f"{ledger.unaccounted_bytes} bytes unaccounted. This is a bug: please report the file"
         )
 
 
-def _document(text: str, utf8: bytes, piece: "_Piece", offset: int, config: CorpusConfig, ledger: Ledger) -> Document:
+def _document(text: str, utf8: bytes, length: int, offset: int, config: CorpusConfig, ledger: Ledger) -> Document:
     text_bytes = len(utf8)
     if config.normalize:
         normalized = unicodedata.normalize(config.normalize, text)
         ledger.normalized_documents += normalized != text
         text, utf8 = normalized, normalized.encode()
-    return Document(text, utf8, text_bytes, offset, len(piece.content), hash_text(utf8))
+    return Document(text, utf8, text_bytes, offset, length, hash_text(utf8))
 
 
 def _keeps(keep: Callable[[str], bool], text: str, where: str) -> bool:
@@ -120,7 +119,7 @@ def _keeps(keep: Callable[[str], bool], text: str, where: str) -> bool:
 
 
 def _predicate(name: str) -> Callable[[str], bool] | None:
-    """The function of a dotted name. Raises ConfigError when there is none."""
+    """The function of a dotted name, None for no name. Raises ConfigError if there is no such function."""
     if not name:
         return None
     module, _, function = name.rpartition(".")
@@ -131,11 +130,14 @@ def _predicate(name: str) -> Callable[[str], bool] | None:
     return found
 
 
+# --- pieces of a text range ---
+
+
 @dataclass(slots=True)
 class _Piece:
     """``length`` bytes of a file: ``content``, then separator bytes.
 
-    ``content`` is only the beginning of a piece that is too long.
+    Of a piece that is too long ``content`` is only the beginning.
     """
 
     content: bytes
@@ -144,17 +146,17 @@ class _Piece:
     is_too_long: bool = False
 
 
-def _skip(ledger: Ledger, span: TextRange, offset: int, piece: _Piece, reason: str, detail: str = "") -> None:
+def _skip(ledger: Ledger, text_range: TextRange, offset: int, piece: _Piece, reason: str, detail: str = "") -> None:
     length = piece.length if piece.is_too_long else len(piece.content)
-    ledger.skipped.append(Skip(span.path, offset, length, reason, detail=detail, content=piece.content))
+    ledger.skipped.append(Skip(text_range.path, offset, length, reason, detail=detail, content=piece.content))
     ledger.separator_bytes += piece.length - length
 
 
-def _pieces(span: TextRange, content: bytes, config: CorpusConfig) -> Iterator[_Piece]:
+def _pieces(text_range: TextRange, content: bytes, config: CorpusConfig) -> Iterator[_Piece]:
     limit = config.max_document_bytes
-    if span.ends is not None:
-        return _rows(content, span.ends.tolist(), limit)
-    unit = unit_of(span.kind, config)
+    if text_range.ends is not None:
+        return _rows(content, text_range.ends.tolist(), limit)
+    unit = unit_of(text_range.kind, config)
     if unit == "file":
         return _whole(content, limit)
     return _lines(content, limit) if unit == "line" else _paragraphs(content, limit)
@@ -171,15 +173,15 @@ def _whole(content: bytes, limit: int) -> Iterator[_Piece]:
 
 
 def _lines(content: bytes, limit: int) -> Iterator[_Piece]:
-    """Lines; those of several blank ones are one piece without content.
+    """Lines. Several blank lines are one piece without content.
 
-    A line ends in LF, CR LF or CR (or CR CR LF, as a text converted twice has it); U+2028 ends none.
+    A line ends in LF, CR LF, CR, or CR CR LF (in text that was converted twice). U+2028 ends no line.
     """
     is_cr = has_lone_cr(content)
     blank_lines = _BLANK_CR_LINES if is_cr else _BLANK_LINES
     start = 0
     while start < len(content):
-        # Bounded, so that no blank line of more than ``limit`` bytes is among them.
+        # Bounded, so that it holds no blank line of more than ``limit`` bytes.
         if content[start] <= 32 and (blank := blank_lines.match(content, start, start + limit)):
             yield _Piece(b"", blank.end() - start)
             start = blank.end()
@@ -193,7 +195,7 @@ def _lines(content: bytes, limit: int) -> Iterator[_Piece]:
 
 
 def _line_end(content: bytes, start: int, is_cr: bool) -> tuple[int, int]:
-    """Where the line from ``start`` on ends, and where the next one begins."""
+    """End of the line that begins at ``start``, and start of the next line."""
     if is_cr:
         found = _LINE_END.search(content, start)
         return found.span() if found else (len(content), len(content))
@@ -204,7 +206,7 @@ def _line_end(content: bytes, start: int, is_cr: bool) -> tuple[int, int]:
 
 
 def _paragraphs(content: bytes, limit: int) -> Iterator[_Piece]:
-    """Runs of lines without a blank one between them, with the line ends between them as they stand."""
+    """Runs of lines without a blank line, with their line ends unchanged."""
     start = stop = offset = 0
     for line in _lines(content, limit):
         if line.content:
@@ -220,13 +222,13 @@ def _paragraphs(content: bytes, limit: int) -> Iterator[_Piece]:
 
 
 def _paragraph(content: bytes, start: int, stop: int, end: int, limit: int) -> _Piece:
-    """From ``start`` to ``stop``, and separator to ``end``."""
+    """Text from ``start`` to ``stop`` and separators from there to ``end``."""
     text = content[start : min(stop, start + limit + 1)]
     return _Piece(text, end - start, end == len(content), is_too_long=len(text) > limit)
 
 
 def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, bytes, str]:
-    """The text of a piece and its UTF-8 bytes, or None and the reason why there is none."""
+    """The text of a piece and its UTF-8 bytes, or None and the reason why it has no text."""
     try:
         if kind == "jsonl":
             row = _json(content)
@@ -249,24 +251,24 @@ def _text(content: bytes, kind: str, config: CorpusConfig) -> tuple[str | None, 
     return (text, content, "") if text.strip() else (None, b"", "empty_text")
 
 
-def _new_detail(reason: str, content: bytes, explained: dict[str, str]) -> str:
-    """What stands in a piece instead of text, if the last one had something else: the keys of its object.
+def _new_detail(reason: str, content: bytes, details: dict[str, str]) -> str:
+    """What a piece holds instead of text, if it differs from the last detail for the reason.
 
-    Of bytes that are not UTF-8 only the first piece has its encoding looked for, which is slow.
+    The encoding is detected only for the first piece that is not UTF-8, because detection is slow.
     """
     if reason == "no_text_field":
-        detail = shown_names(sorted(_json(content)))
-    elif reason == "invalid_utf8" and reason not in explained:
+        detail = name_list(sorted(_json(content)))
+    elif reason == "invalid_utf8" and reason not in details:
         detail = encoding_problem(content, True)[1]
     else:
         return ""
-    is_new = explained.get(reason) != detail
-    explained[reason] = detail
+    is_new = details.get(reason) != detail
+    details[reason] = detail
     return detail if is_new else ""
 
 
 def _field(row: Any, name: str) -> Any:
-    """What is at a dotted name, the whole name first; _NOTHING when there is nothing."""
+    """The value at a dotted name, _NOTHING if there is none. A key that equals the whole name comes first."""
     if not isinstance(row, dict):
         return _NOTHING
     if name in row:
@@ -279,4 +281,4 @@ def _json(line: bytes) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:
-        return json.loads(line.decode())  # which takes what people write (NaN), or says what is wrong
+        return json.loads(line.decode())  # accepts NaN, or raises an error that names the problem

@@ -1,33 +1,33 @@
-"""The encoding of text that is not UTF-8, found in the first bytes of a file.
+"""Detect the encoding of text that is not UTF-8, from the first bytes of a file.
 
-Some of it is valid UTF-8 byte for byte (ISO-2022-JP, UTF-7, NULs, escape sequences of a terminal) and would be
-trained on as it is. A few bad lines are skipped one by one and do not exclude the file.
+Some encodings are valid UTF-8 byte for byte (ISO-2022-JP, UTF-7), and so are NULs and escape sequences of a terminal.
+They must not be trained on. A few bad lines are skipped one by one and do not exclude the file.
 """
 
 import codecs
 import re
 
 _LEAST_BYTES = 20
-"""With fewer, encodings cannot be told from each other."""
+"""Fewer bytes do not distinguish encodings."""
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _KANA = re.compile("[\u3041-\u30fe]")
 _UTF7 = re.compile(rb"\+[A-Za-z0-9/+]{3,}-?")
 _UTF16_NULS = 0.04
-"""Share of NULs from which text is UTF-16: half of ASCII, and of Japanese its spaces, digits and line ends."""
+"""Text with this share of NULs is UTF-16. ASCII has one half; Japanese has NULs in spaces, digits and line ends."""
 _AS_UTF8 = {"", "UTF-8", "UTF-8-SIG", "ASCII"}
-"""What text with NULs or bad lines may be taken for, though nothing is to be converted."""
+"""Encodings that are detected for text with NULs or bad lines and need no conversion."""
 _ESCAPED_LINES = 0.2
 _BAD_LINES = 0.2
-"""Shares of the lines from which the whole file is something else."""
+"""Shares of lines from which the whole file is not UTF-8 text."""
 _CONTROLS = bytes([*range(9), *range(14, 32)])
 _CONTROL_BYTES = 0.05
-"""Share of control characters from which bytes in no known encoding are binary."""
+"""Bytes in no known encoding with this share of control characters are binary."""
 
 
 def encoding_problem(head: bytes, is_whole: bool) -> tuple[str, str]:
     """(reason, iconv's name of the encoding) for a head that is not UTF-8 text; two empty strings for text.
 
-    ``is_whole`` says that no more follows; otherwise the last character may be cut.
+    ``is_whole``: the head is the whole file. Otherwise its last character may be incomplete.
     """
     is_wide = head.startswith(_MARKS) or head.count(0) > _UTF16_NULS * len(head)
     if len(head) < _LEAST_BYTES and not head.startswith(_MARKS):
@@ -63,7 +63,7 @@ def _disguised(head: bytes) -> tuple[str, str]:
 
 
 def _holds_other_letters(head: bytes) -> bool:
-    """Whether a good part of the text reads as letters beyond ASCII in UTF-7; "c++-" and base64 do not."""
+    """Whether many characters decode to kana in UTF-7. "c++-" and base64 do not."""
     text = head.decode("utf-7", "replace")
     return len(_KANA.findall(text)) > len(text) / 20
 
@@ -83,7 +83,7 @@ def _has_mostly_good_lines(head: bytes) -> bool:
 
 
 def _japanese(head: bytes) -> str:
-    """CP932 is what Japanese Windows writes; as SHIFT_JIS it cannot be converted where it holds ① or ㈱."""
+    """The Japanese encoding of the text, or nothing. Windows writes CP932; iconv's SHIFT_JIS lacks ① and ㈱."""
     for codec, name in (("cp932", "CP932"), ("euc_jp", "EUC-JP")):
         text = head.decode(codec, "replace")
         if len(_KANA.findall(text)) > len(text) / 10 and text.count("\ufffd") <= len(text) / 20:
@@ -92,7 +92,7 @@ def _japanese(head: bytes) -> str:
 
 
 def _detected(head: bytes) -> str:
-    import chardet  # takes 0.1 s, and most corpora are UTF-8
+    import chardet  # the import takes 0.1 s, and most corpora are UTF-8
 
     name = chardet.detect(head)["encoding"] or ""
     return re.sub(r"-(?=[LB]E$)", "", name.upper()) if name.lower().startswith("utf") else name

@@ -1,8 +1,8 @@
-"""Documents that are to be left out, by their hashes: those the settings name, and those the store has forgotten.
+"""Documents to leave out: those that the settings name, and those that the store has forgotten.
 
-``corpus.exclude_documents`` leaves documents out of one dataset. ``forgotten.jsonl`` in the store is for ever:
-a document in it is in no dataset that is made there, and no shard that is written there holds its ids (forget.py).
-It holds hashes and names, no text; a line an event.
+``corpus.exclude_documents`` leaves documents out of one dataset. ``forgotten.jsonl`` in the store is permanent: its
+documents are in no dataset and no shard that is written in the store (forget.py). It holds hashes and names but no
+text, one event a line.
 """
 
 import re
@@ -21,7 +21,7 @@ HASH = "[0-9a-fA-F]{16}"
 
 
 def excluded_hashes(config: CorpusConfig) -> list[int]:
-    """What corpus.exclude_documents names, sorted. Raises ConfigError for what is neither hash nor file."""
+    """The hashes of corpus.exclude_documents, sorted. Raises ConfigError for an entry that is neither hash nor file."""
     found: set[int] = set()
     for entry in config.exclude_documents:
         found |= {int(entry, 16)} if re.fullmatch(HASH, entry) else _hashes_of_file(entry, config)
@@ -29,10 +29,8 @@ def excluded_hashes(config: CorpusConfig) -> list[int]:
 
 
 def _hashes_of_file(entry: str, config: CorpusConfig) -> set[int]:
-    """Of a file that begins with a hash: the hashes in it. Of another: its documents, cut as the corpus is."""
-    from lmcore.corpus.document_query import (
-        DocumentQuery,  # which reads documents as a corpus, and a corpus asks this file
-    )
+    """The hashes in a file that begins with a hash; else the hashes of its documents, cut as the corpus is."""
+    from lmcore.corpus.document_query import DocumentQuery  # imports this module, through documents and listing
 
     try:
         lines = Path(entry).expanduser().read_bytes().decode("utf-8-sig", errors="replace").split()
@@ -45,12 +43,14 @@ def _hashes_of_file(entry: str, config: CorpusConfig) -> set[int]:
         return set(DocumentQuery.parse(entry).cut(config.model_dump()).ways[0].tolist())
     for line in lines:
         if not re.fullmatch(HASH, line):
-            raise ConfigError(f"corpus.exclude_documents: {line[:40]!r} in {entry} is no hash of 16 hexadecimal digits")
+            raise ConfigError(
+                f"corpus.exclude_documents: {line[:40]!r} in {entry} is not a hash of 16 hexadecimal digits"
+            )
     return {int(line, 16) for line in lines}
 
 
 def forgotten_events(store: Path) -> list[dict[str, Any]]:
-    """What was forgotten in a store, oldest first: time, documents, chunks, datasets {old: new}, runs, versions."""
+    """The forget events of a store, oldest first: time, documents, chunks, datasets {old: new}, runs, versions."""
     return read_lines(store / FORGOTTEN)
 
 
@@ -61,7 +61,7 @@ def forgotten_hashes(store: Path) -> npt.NDArray[np.uint64]:
 
 
 def current_dataset_id(store: Path, dataset: str) -> str:
-    """The id of what a dataset has become by documents that were forgotten since; its own where none was."""
+    """The present id of a dataset. It changes when documents of the dataset are forgotten."""
     for event in forgotten_events(store):
         dataset = event["datasets"].get(dataset) or dataset
     return dataset

@@ -1,69 +1,62 @@
-"""Which files of the given paths are read, and which are not.
+"""Which files below the given paths are read.
 
 Files are chosen by name, ignoring case. Folders that hold a program's own files (a store, a model, a virtual
-environment) are skipped, since nobody wrote the text in them. Every file that is not read is counted.
+environment) are left out. Every file that is not read is counted.
 """
 
-import errno
-import fnmatch
-import glob
 import json
 import os
-import re
 import stat
-import sysconfig
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmcore.corpus.formats import HEAD_BYTES, advice, foreign_format, suffix_of
 from lmcore.corpus.ledger import Skip, counted, printable
+from lmcore.corpus.path_patterns import expand, name_matcher
 from lmcore.corpus.remote import file_name, is_url, remote_files
 from lmcore.errors import CorpusError
-from lmcore.settings.config import STANDARD_LIBRARY, CorpusConfig
+from lmcore.settings.config import CorpusConfig
 from lmcore.store.allowed_paths import check_allowed
 
 _CODE_FOLDERS = {"__pycache__": "compiled Python", "node_modules": "packages of node"}
 _COUNTED_FOLDERS = {*_CODE_FOLDERS.values(), "hidden", "a git repository's own folder"}
-"""Everybody knows that these hold no text: they are counted, the others named."""
+"""These folders are counted in the log; all others are named."""
 _PROGRAMS = {"a", "dll", "dylib", "exe", "lib", "o", "pyc", "pyd", "so", "whl"}
 _LONGEST_PATH = 4095
 _SHOWN = 5
 
 
 @dataclass
-class Beside:
-    """What lies in the given folders and is not read."""
+class UnreadFiles:
+    """The files in the given folders that are not read."""
 
     files: int = 0
-    """In all: hidden and excluded ones too."""
+    """All of them, hidden and excluded ones included."""
     by_suffix: dict[str, list[int]] = field(default_factory=dict)
-    """[files, bytes] that no pattern of corpus.include names."""
+    """[files, bytes] of files that no pattern of corpus.include matches."""
     folders: dict[str, str] = field(default_factory=dict)
-    """What each folder that was left out is."""
-    largest: tuple[int, str] = (0, "")
-    """Bytes and path of the largest file that no pattern names."""
+    """Each folder that is left out, and what it is."""
 
     @property
     def bytes(self) -> int:
-        """Of those by_suffix that may hold text."""
+        """Bytes of the files in ``by_suffix`` that may hold text."""
         return sum(size for suffix, (_, size) in self.by_suffix.items() if suffix not in _PROGRAMS)
 
     def add(self, path: str, size: int) -> None:
+        """Count a file that no pattern matches."""
         row = self.by_suffix.setdefault(suffix_of(file_name(path)), [0, 0])
         row[0] += 1
         row[1] += size
-        self.largest = max(self.largest, (size, path))
 
-    def in_words(self) -> str:
-        """Counts by suffix, the largest first; empty when there is nothing."""
+    def summary(self) -> str:
+        """Counts by suffix, the largest first; empty if there are none."""
         rows = sorted(self.by_suffix.items(), key=lambda row: (-row[1][1], row[0]))
         parts = [f"{files:,} {f'.{suffix}' if suffix else 'without suffix'}" for suffix, (files, _) in rows]
         return ", ".join(parts[:_SHOWN] + [f"{len(parts) - _SHOWN} other suffixes"] * (len(parts) > _SHOWN))
 
-    def folders_in_words(self) -> list[str]:
-        """A line of all folders that are only counted, and one for each of the first of every other kind."""
+    def folder_summary(self) -> list[str]:
+        """One line for all folders that are counted, and one for each of the first folders of every other kind."""
         kinds: dict[str, list[str]] = {}
         for path, what in sorted(self.folders.items()):
             kinds.setdefault(what, []).append(path)
@@ -76,27 +69,29 @@ class Beside:
         return lines
 
 
-class Finder:
-    """Finds the files to read, counts the others, and keeps those that could not be examined."""
+class FileFinder:
+    """Finds the files to read, counts the others, and collects those that cannot be examined in ``skipped``."""
 
     def __init__(self, config: CorpusConfig) -> None:
         self._config = config
-        self._included, self._excluded = _matcher(config.include), _matcher(config.exclude)
-        self.beside = Beside()
+        self._is_included, self._is_excluded = name_matcher(config.include), name_matcher(config.exclude)
+        self._largest = (0, "")
+        """Bytes and path of the largest file that no pattern matches."""
+        self.unread = UnreadFiles()
         self.skipped: list[Skip] = []
 
     def find(self, paths: list[str], setting: str) -> dict[str, str]:
-        """Real path -> path as found: a file reached by two ways is read once, and a link keeps its own name."""
-        ignored = self.beside.files
+        """Real path -> path as found. A file that two paths lead to is read once; a link keeps its own name."""
+        before = self.unread.files
         found = dict(self._files(paths, setting))
         if paths and not found and not self.skipped:
-            raise CorpusError(f"{setting}: {self._nothing(paths, self.beside.files - ignored)}")
+            raise CorpusError(f"{setting}: {self._no_file(paths, self.unread.files - before)}")
         return dict(sorted(found.items()))
 
     def check(self, paths: list[str], setting: str) -> None:
-        """Raise what ``find`` would raise for local paths without a file to read; the first such file is enough."""
+        """Raise the error of ``find`` for local paths without a file to read; the search ends at the first file."""
         if not any(map(is_url, paths)) and next(self._files(paths, setting), None) is None:
-            Finder(self._config).find(paths, setting)
+            FileFinder(self._config).find(paths, setting)
 
     def _files(self, paths: list[str], setting: str) -> Iterator[tuple[str, str]]:
         for entry in paths:
@@ -113,15 +108,15 @@ class Finder:
                     self._check_included(str(path), setting)
                     yield os.path.realpath(path), os.path.abspath(path)
 
-    def _nothing(self, paths: list[str], ignored: int) -> str:
+    def _no_file(self, paths: list[str], unread: int) -> str:
         places = ", ".join(paths)
-        kinds = f": {words}" if (words := self.beside.in_words()) else ""
-        others = f"{counted(ignored, 'other file')} there{kinds}"
-        message = f"no file in {places} matches corpus.include {self._config.include} ({others})"
-        for path, what in self.beside.folders.items():
+        for path, what in self.unread.folders.items():
             if os.path.abspath(os.path.expanduser(paths[0])) == path:
                 return f"{places} is {what}, whose files are not read as text. Give the folder that holds the texts"
-        path = self.beside.largest[1]
+        kinds = f": {words}" if (words := self.unread.summary()) else ""
+        others = f"{counted(unread, 'other file')} there{kinds}"
+        message = f"no file in {places} matches corpus.include {self._config.include} ({others})"
+        path = self._largest[1]
         reason = "" if not path or is_url(path) else _format_of(path)
         return f"{message}. {path} is {advice(reason, path)}" if reason else message
 
@@ -131,18 +126,22 @@ class Finder:
             check_allowed(url, setting)
             if not below:
                 self._check_included(url, setting)
-            folders = below.split("/")[:-1]
-            if below and (self._leaves_out(file_name(url)) or any(map(self._leaves_out, folders))):
-                self.beside.files += 1
-            elif below and not self._included(file_name(url)):
-                self.beside.files += 1
-                self.beside.add(url, 0)
-            else:
-                yield url
+            elif any(map(self._leaves_out, (file_name(url), *below.split("/")[:-1]))):
+                self.unread.files += 1
+                continue
+            elif not self._is_included(file_name(url)):
+                self._count_unread(url, 0)
+                continue
+            yield url
+
+    def _count_unread(self, path: str, size: int) -> None:
+        self.unread.files += 1
+        self.unread.add(path, size)
+        self._largest = max(self._largest, (size, path))
 
     def _check_included(self, path: str, setting: str) -> None:
         name = file_name(path)
-        if not self._included(name):
+        if not self._is_included(name):
             reason = "" if is_url(path) else _format_of(path)
             if reason:
                 raise CorpusError(f"{setting}: {path} is {advice(reason, path)}")
@@ -152,42 +151,41 @@ class Finder:
             )
 
     def _walk(self, folder: Path, setting: str) -> Iterator[str]:
-        """Files below ``folder``: hidden and excluded names left out, links followed, each folder once."""
+        """The files to read below a folder. Links are followed, each folder is visited once."""
         visited = set()
-        for root, folders, names in os.walk(folder.absolute(), followlinks=True, onerror=self._unreadable):
+        for root, folders, names in os.walk(folder.absolute(), followlinks=True, onerror=self._skip_unreadable):
             identity = os.stat(root)
             if (identity.st_dev, identity.st_ino) in visited:
                 folders.clear()
                 continue
             visited.add((identity.st_dev, identity.st_ino))
             check_allowed(root, setting)
-            if what := what_folder(root, folders, names):
-                self.beside.folders[root] = what
+            if what := program_folder(root, folders, names):
+                self.unread.folders[root] = what
                 folders.clear()
                 continue
-            self.beside.folders |= {os.path.join(root, name): "hidden" for name in folders if name.startswith(".")}
+            self.unread.folders |= {os.path.join(root, name): "hidden" for name in folders if name.startswith(".")}
             folders[:] = sorted(name for name in folders if not self._leaves_out(name))
             for name in names:
                 path = os.path.join(root, name)
-                if not self._passes_over(name, path) and self._is_readable(path):
+                if self._is_chosen(name, path) and self._is_readable(path):
                     if os.path.islink(path):
                         check_allowed(path, setting)
                     yield path
 
-    def _passes_over(self, name: str, path: str) -> bool:
+    def _is_chosen(self, name: str, path: str) -> bool:
         if self._leaves_out(name):
-            self.beside.files += 1
-            return True
-        if self._included(name):
+            self.unread.files += 1
             return False
-        self.beside.files += 1
-        self.beside.add(path, _size(path))
+        if not self._is_included(name):
+            self._count_unread(path, _size(path))
+            return False
         return True
 
     def _is_readable(self, path: str) -> bool:
-        """Whether it is a file that can be named; else it is skipped."""
+        """Whether the path is a file whose name can be stored; if not, it is skipped."""
         shown, reason = path, ""
-        if not _is_text(path):
+        if not _is_utf8(path):
             shown, reason = repr(os.fsencode(path)), "name_is_no_utf8"
         elif len(os.fsencode(path)) > _LONGEST_PATH:
             reason = "path_too_long"
@@ -199,14 +197,14 @@ class Finder:
         return not reason
 
     def _leaves_out(self, name: str) -> bool:
-        return name.startswith(".") or self._excluded(name)
+        return name.startswith(".") or self._is_excluded(name)
 
-    def _unreadable(self, error: OSError) -> None:
+    def _skip_unreadable(self, error: OSError) -> None:
         self.skipped.append(Skip(str(error.filename), 0, 0, "unreadable"))
 
 
-def what_folder(path: str, folders: list[str], names: list[str]) -> str:
-    """What a folder is that programs keep for themselves; empty for one that may hold texts."""
+def program_folder(path: str, folders: list[str], names: list[str]) -> str:
+    """What a folder is that a program keeps for itself; empty for a folder that may hold texts."""
     if what := _CODE_FOLDERS.get(os.path.basename(path), ""):
         return what
     if "format.json" in names and _holds(path, "format.json", "format_version"):
@@ -227,7 +225,7 @@ def what_folder(path: str, folders: list[str], names: list[str]) -> str:
 
 
 def _holds(folder: str, name: str, *keys: str) -> bool:
-    """Whether a JSON file is an object with these keys; one that cannot be read is not."""
+    """Whether a JSON file is an object with these keys. False if it cannot be read."""
     try:
         content = json.loads(Path(folder, name).read_bytes())
     except (OSError, ValueError):
@@ -250,72 +248,9 @@ def _size(path: str) -> int:
         return 0
 
 
-def _is_text(path: str) -> bool:
+def _is_utf8(path: str) -> bool:
     try:
         path.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a name matches one of some patterns, whatever its case and its Unicode form."""
-    match = re.compile("|".join(fnmatch.translate(_plain(pattern)) for pattern in patterns) or "(?!)").match
-    return lambda name: match(_plain(name)) is not None
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-# --- the paths as they are given ---
-
-
-def expand(entry: str, setting: str) -> list[Path]:
-    """The files and folders that a path names, or that match it. Raises CorpusError when there is none."""
-    if entry == STANDARD_LIBRARY:
-        return [Path(sysconfig.get_path("stdlib"))]
-    if not entry:
-        raise CorpusError(f"{setting}: one of the paths is empty; the current folder is '.'")
-    path = os.path.expanduser(entry)
-    try:
-        os.stat(path)
-        return [Path(path)]
-    except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            reason = getattr(error, "strerror", None) or str(error)
-            raise CorpusError(f"{setting}: {entry}: {reason[0].lower()}{reason[1:]}") from error
-    literal, rest = _literal(path)
-    if not rest and os.path.exists(literal):
-        return [Path(literal)]
-    patterns = {os.path.join(glob.escape(literal), unicodedata.normalize(form, rest)) for form in ("NFC", "NFD")}
-    matches = sorted({match for pattern in patterns for match in glob.glob(pattern, recursive=True)})
-    matches = list(filter(os.path.exists, matches))  # glob finds dangling links too
-    if not matches:
-        raise CorpusError(f"{setting}: {entry} does not exist (looked in {Path.cwd()})")
-    return [Path(match) for match in matches]
-
-
-def _literal(path: str) -> tuple[str, str]:
-    """The folders at the beginning of a path that are there by name, brackets and all, and the rest, a pattern.
-
-    A name that is there in another Unicode form counts as there: macOS writes が as two characters.
-    """
-    names = path.split(os.sep)
-    done = os.sep if path.startswith(os.sep) else ""
-    for number, name in enumerate(names):
-        here = os.path.join(done, name)
-        if not os.path.lexists(here):
-            there = _in_another_form(done or ".", name)
-            if there is None:
-                return done, os.path.join(*names[number:])
-            here = os.path.join(done, there)
-        done = here
-    return done, ""
-
-
-def _in_another_form(folder: str, name: str) -> str | None:
-    if name.isascii() or not os.path.isdir(folder):
-        return None
-    wanted = unicodedata.normalize("NFC", name)
-    return next((other for other in os.listdir(folder) if unicodedata.normalize("NFC", other) == wanted), None)

@@ -1,7 +1,7 @@
-"""What a file is, found in its first bytes: how it is read, or why it is not text and how to convert it.
+"""The formats of files: how each is recognized and read, and how formats that are not read can be converted.
 
-Content decides before the name where the name promises too much: a zip or a table named .txt is not text, and a file
-named .json is read where it is JSON lines.
+The suffix gives the kind (``_KINDS``). The first bytes overrule it: a zip or a table named .txt is not text, and a file
+named .json is read only if it holds JSON lines. To add a format, add its suffix here and its reader in text_ranges.py.
 """
 
 import math
@@ -15,10 +15,10 @@ import orjson
 
 from lmcore.corpus.compression import Unpacked, compression_of
 from lmcore.corpus.encodings import encoding_problem
-from lmcore.corpus.text_units import kind_of_text
+from lmcore.corpus.text_units import detect_text_kind
 
-LOOK_VERSION = 2
-"""Of the rules here and in encodings.py and text_units.py: what is remembered by other rules does not count."""
+RULES_VERSION = 2
+"""Version of the rules here, in encodings.py and in text_units.py. Formats found by other versions are not reused."""
 HEAD_BYTES = 2**16
 
 _KINDS = {
@@ -32,10 +32,10 @@ _KINDS = {
     "txt": "txt",
 }
 PLAIN_TEXT = {"txt": "lines", "paragraphs": "paragraphs", "text": "whole files"}
-"""What a document of each kind of plain text is where corpus.document says auto."""
+"""What a document of each kind of plain text is if corpus.document is auto."""
 
 _STORED_BLOCKS = 64
-"""That are unpacked at most to see a beginning."""
+"""Stored blocks that are unpacked at most to read a head."""
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
 _MAGIC = (
     (_POINTERS[0], "git_lfs_pointer"),
@@ -105,8 +105,8 @@ _UNPACKERS = {"gz": "gzip -dc", "bz2": "bzip2 -dc", "xz": "xz -dc", "zst": "zstd
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """How a file is read, or for which reason (with a detail) it is not."""
+class FileFormat:
+    """How a file is read, or the reason (with a detail) why it is not."""
 
     kind: str
     problem: str = ""
@@ -114,18 +114,18 @@ class Look:
 
 
 def suffix_of(name: str) -> str:
-    """The last suffix in small letters, that of a compression aside: json of ROWS.JSON.GZ."""
+    """The last suffix in lower case, without that of a compression: json for ROWS.JSON.GZ."""
     name = name.lower()
     return name.removesuffix(f".{compression_of(name)}").rpartition(".")[2] if "." in name else ""
 
 
 def kind_of_name(name: str) -> str:
-    """How the unpacked bytes of a file of this name are read: jsonl, parquet, arrow, txt or text."""
+    """How a file of this name is read once it is unpacked: jsonl, parquet, arrow, txt or text."""
     return _KINDS.get(suffix_of(name), "text")
 
 
 def read_head(stream: IO[bytes], compression: str) -> tuple[bytes, bool]:
-    """The first bytes of a file, unpacked, and whether they are all; of a pointer they are those that are stored."""
+    """The first unpacked bytes of a file, and whether they are all of it. A git pointer is not unpacked."""
     stored = stream.read(HEAD_BYTES)
     if not compression or stored.startswith(_POINTERS):
         return stored, len(stored) < HEAD_BYTES
@@ -138,25 +138,25 @@ def read_head(stream: IO[bytes], compression: str) -> tuple[bytes, bool]:
     return head, not unpacked.problem
 
 
-def look(head: bytes, is_whole: bool, name: str) -> Look:
-    """What a file is by its first unpacked bytes, of which there are HEAD_BYTES unless ``is_whole``."""
+def detect_format(head: bytes, is_whole: bool, name: str) -> FileFormat:
+    """The format of a file by its name and its first unpacked bytes (HEAD_BYTES of them unless ``is_whole``)."""
     kind, suffix = kind_of_name(name), suffix_of(name)
     problem = foreign_format(head, suffix)
     if kind in ("parquet", "arrow"):
         is_table = problem == kind or not problem
-        return Look(kind, "" if head and is_table else problem or "empty_file")
+        return FileFormat(kind, "" if head and is_table else problem or "empty_file")
     if problem:
-        return Look(kind, problem)
+        return FileFormat(kind, problem)
     reason, encoding = encoding_problem(head, is_whole)
     if reason:
-        return Look(kind, reason, encoding)
+        return FileFormat(kind, reason, encoding)
     if kind == "jsonl":
-        return Look(kind, _json_problem(head, is_whole, suffix))
-    return Look(kind_of_text(head, is_whole) if kind == "txt" else kind)
+        return FileFormat(kind, _json_problem(head, is_whole, suffix))
+    return FileFormat(detect_text_kind(head, is_whole) if kind == "txt" else kind)
 
 
 def foreign_format(head: bytes, suffix: str) -> str:
-    """The format of a file that holds no text to be read as it is, by magic numbers; of CSV and TSV by their suffix."""
+    """The format of a file that is not read as text, by magic numbers, and by suffix for CSV and TSV; else empty."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return next((kind for mark, kind in _IN_ZIP if mark in head), name) if name == "zip" else name
@@ -168,7 +168,7 @@ def foreign_format(head: bytes, suffix: str) -> str:
 
 
 def _json_problem(head: bytes, is_whole: bool, suffix: str) -> str:
-    """Why a file is not JSON lines. Bad lines cost themselves, so one good line in a head is enough for .jsonl."""
+    """Why a file is not JSON lines. One good line in the head is enough for .jsonl: bad lines are skipped."""
     lines = [line for line in head.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
     complete = lines if is_whole else lines[:-1]
     if not lines or not complete:
@@ -193,7 +193,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def advice(reason: str, path: str, detail: str = "") -> str:
-    """What a file is that is not read for this reason, and what to do; empty for a reason of another kind."""
+    """What a file is that is skipped for this reason, and what to do; empty for reasons that need no advice."""
     compression = compression_of(path.lower())
     stem = path.removesuffix(f".{compression}") if compression else path
     stem = stem.rpartition(".")[0] or stem if "." in stem.rpartition("/")[2] else stem

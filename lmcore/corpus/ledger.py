@@ -1,12 +1,11 @@
-"""Where every byte of a corpus went.
+"""The ledger: whether each byte of a corpus is in a document, separates documents, is filtered or is skipped.
 
-A byte is in a document, between documents, in text that corpus.filter did not keep, or in a skip with place and reason.
-Bytes are those of the decompressed text unless named stored; of Parquet and Arrow files, those of the text column,
-and offsets count rows there.
+Bytes are unpacked bytes unless they are called stored. Of a table they are the bytes of the text column, and offsets
+count rows.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lmcore.errors import CorpusError
@@ -16,45 +15,51 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A piece of a file that became no document. ``content``: its bytes, where they were still at hand."""
+    """A part of a file that is not in any document, with its place and the reason."""
 
     path: str
     offset: int
     length: int
     reason: str
     stored: int = 0
-    """Stored bytes that it cost, where no text of them was seen."""
+    """Stored bytes that gave no text."""
     detail: str = ""
-    """What is there instead: an encoding, the keys of an object."""
+    """What was found instead: an encoding, the keys of an object."""
     content: bytes = field(default=b"", compare=False, repr=False)
+    """The bytes, if they were in memory."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The skip as written to a manifest."""
+        place = {"path": self.path, "offset": self.offset, "length": self.length, "reason": self.reason}
+        stored, detail = {"stored_bytes": self.stored}, {"detail": self.detail}
+        return place | (stored if self.stored else {}) | (detail if self.detail else {})
 
 
-def shown_names(names: Iterable[Any]) -> str:
-    """Some keys or columns, as a detail of a skip."""
+def name_list(names: Iterable[Any]) -> str:
+    """The first keys or columns, as a detail of a skip."""
     names = list(names)
-    return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + (
-        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    )
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"`{name}`" for name in names[:_SHOWN]) + more
 
 
 @dataclass
 class Ledger:
-    """The account of some files, or of a part of one."""
+    """The counts of some files, or of a part of a file."""
 
     documents: int = 0
     source_bytes: int = 0
     document_bytes: int = 0
     separator_bytes: int = 0
     filtered_documents: int = 0
-    """Documents that corpus.filter did not keep."""
+    """Documents that corpus.filter rejected."""
     filtered_bytes: int = 0
     normalized_documents: int = 0
-    """Documents whose text corpus.normalize changed."""
+    """Documents that corpus.normalize changed."""
     stored_bytes: int = 0
     undecodable_stored_bytes: int = 0
-    """Stored bytes that gave no text, those behind damage or a cut-off bomb included."""
+    """Stored bytes that gave no text, including those after damage or the end of a cut bomb."""
     units: dict[str, int] = field(default_factory=dict)
-    """Documents by what they are in their files: line, paragraph or file of a plain text, row of a table."""
+    """Documents by unit: line, JSON line, paragraph, file or row."""
     skipped: list[Skip] = field(default_factory=list)
 
     @property
@@ -63,36 +68,31 @@ class Ledger:
 
     @property
     def unaccounted_bytes(self) -> int:
-        """Zero, unless this program has lost text."""
+        """0 unless the program has a bug."""
         return self.source_bytes - self.document_bytes - self.separator_bytes - self.filtered_bytes - self.skipped_bytes
 
     def require_no_skips(self) -> None:
-        """For corpus.on_bad_input = "fail". Raises CorpusError that names the first piece that became no document."""
+        """Raise CorpusError for the first skip, as corpus.on_bad_input = "fail" demands."""
         for bad in self.skipped[:1]:
             raise CorpusError(
                 f"{bad.path} at {bad.offset}: {bad.reason} ({bad.length:,} bytes), and corpus.on_bad_input is fail"
             )
 
     def add(self, other: "Ledger") -> None:
-        self.documents += other.documents
-        self.source_bytes += other.source_bytes
-        self.document_bytes += other.document_bytes
-        self.separator_bytes += other.separator_bytes
-        self.filtered_documents += other.filtered_documents
-        self.filtered_bytes += other.filtered_bytes
-        self.normalized_documents += other.normalized_documents
-        self.stored_bytes += other.stored_bytes
-        self.undecodable_stored_bytes += other.undecodable_stored_bytes
+        """Add the counts and skips of another ledger."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self.skipped += other.skipped
 
-    def leave_out(self, skips: list[Skip]) -> None:
-        """Take up whole files that are not read."""
+    def skip_files(self, skips: list[Skip]) -> None:
+        """Add whole files that are not read."""
         self.skipped += skips
         for skip in skips:
             self.stored_bytes += skip.stored
             self.undecodable_stored_bytes += skip.stored
 
     def by_reason(self) -> dict[str, dict[str, int]]:
+        """Pieces and bytes that are skipped for each reason."""
         reasons: dict[str, dict[str, int]] = {}
         for skip in self.skipped:
             row = reasons.setdefault(skip.reason, {"pieces": 0, "bytes": 0})
@@ -101,6 +101,7 @@ class Ledger:
         return dict(sorted(reasons.items()))
 
     def to_json(self) -> dict[str, Any]:
+        """The ledger as written to a manifest."""
         return {
             "documents": self.documents,
             "source_bytes": self.source_bytes,
@@ -114,17 +115,15 @@ class Ledger:
             "undecodable_stored_bytes": self.undecodable_stored_bytes,
             "documents_by_unit": self.units,
             "skipped": self.by_reason(),
-            "skips": [
-                {"path": s.path, "offset": s.offset, "length": s.length, "reason": s.reason}
-                | ({"stored_bytes": s.stored} if s.stored else {})
-                | ({"detail": s.detail} if s.detail else {})
-                for s in sorted(self.skipped, key=lambda s: (s.path, s.offset))
-            ],
+            "skips": [skip.to_json() for skip in sorted(self.skipped, key=lambda skip: (skip.path, skip.offset))],
         }
 
 
+_COUNTS = [item.name for item in fields(Ledger) if item.type in (int, "int")]
+
+
 def printable(path: str) -> str:
-    """A path on one line of a terminal; quoted where its name holds line ends or control characters."""
+    """A path as one line of a terminal, quoted if it holds line ends or control characters."""
     return path if path.isprintable() else repr(path)
 
 

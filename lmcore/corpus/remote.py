@@ -1,8 +1,8 @@
-"""Files by path or URL: local ones, and those that pyarrow.fs (s3, gs) or fsspec (https, hf and others) opens.
+"""Local files and URLs as file objects. pyarrow.fs opens s3 and gs, fsspec opens https, hf and others.
 
-A remote file is read as a stream of its stored bytes. What goes wrong is an error that names the URL:
-FileNotFoundError, PermissionError, FileChangedError when the file was replaced meanwhile, and for all else a
-ConnectionError, which is worth a retry. A URL that holds credentials is refused, since URLs stand in manifests.
+A remote file is a stream of its stored bytes. Errors name the URL: FileNotFoundError, PermissionError,
+FileChangedError if the file was replaced during the read, and ConnectionError for all else, which is retried. A URL
+with credentials is refused, because manifests contain URLs.
 """
 
 import errno
@@ -18,6 +18,7 @@ from typing import IO, Any
 from urllib.parse import parse_qsl, unquote
 
 import fsspec
+from blake3 import blake3
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.utils import glob_translate
 from pyarrow.fs import FileSelector, FileSystem
@@ -25,30 +26,28 @@ from pyarrow.fs import FileSelector, FileSystem
 from lmcore import clock
 from lmcore.errors import CorpusError, FileChangedError
 from lmcore.store.allowed_paths import check_allowed
-from lmcore.store.files import hash_stream
+from lmcore.store.files import DIGEST_BYTES
 
 SECONDS_OF_DOUBT = 2.0
-"""A file written this shortly ago may change again without a new time stamp."""
+"""A file written in the last seconds may change again without a new time stamp."""
 
 _ARROW_SCHEMES = ("s3", "gs", "gcs")
 _WEB_SCHEMES = ("http", "https")
 _READ_BYTES = 2**23
 """A request to S3 takes as long as the transfer of a few MiB."""
 _SECONDS_WITHOUT_A_BYTE = 60
-_KEPT_BYTES = 2**20
-_beginning: list[Any] = ["", b""]
-"""The URL that was hashed last, and its first bytes: each file of a server is to be asked for once."""
-_ARROW_OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")  # other question marks are part of a name, or match a character
+_BLOCK_BYTES = 2**20
+_ARROW_OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")  # other question marks belong to a name, or match a character
 _SECRET = re.compile(r"secret|token|passw|signature|credential|access_?key|api_?key|^sig$|^key$", re.IGNORECASE)
 
 
 def is_url(path: str) -> bool:
-    """Whether a path names a scheme, as in s3://bucket/folder."""
+    """True for a URL, False for a local path."""
     return "://" in path
 
 
 def file_name(path: str) -> str:
-    """The last part of a path or URL: what says how the file is read."""
+    """The last part of a path or URL. It decides how the file is read."""
     if not is_url(path):
         return os.path.basename(path)
     scheme, inside, _ = _split(path)
@@ -57,9 +56,9 @@ def file_name(path: str) -> str:
 
 
 def open_stored(path: str) -> IO[bytes]:
-    """The stored bytes of a file; seekable if it is local. What has become a pipe reads as empty, without waiting.
+    """A stream of the stored bytes of a file; seekable if it is local. A pipe reads as empty, without waiting.
 
-    Raises ConfigError when the path now leads outside LM_DATA_ROOTS.
+    Raises ConfigError if the path leads outside LM_DATA_ROOTS.
     """
     check_allowed(path, "corpus")
     if not is_url(path):
@@ -67,50 +66,46 @@ def open_stored(path: str) -> IO[bytes]:
     return io.BufferedReader(_RemoteFile(path), _READ_BYTES)
 
 
-def stored_size(path: str) -> int:
-    """Bytes. Reads the file when its server does not say."""
-    if not is_url(path):
-        return os.path.getsize(path)
-    size = _look_up(path)[0]
-    if size is None:
-        with open_stored(path) as stream:
-            size = sum(map(len, iter(lambda: stream.read(2**20), b"")))
-    return size
+def size_and_version(path: str) -> tuple[int | None, str]:
+    """Bytes of a file (None if its server does not report them) and its version.
+
+    The version is size, time and inode of a local file, size and ETag or time of a remote one. It is empty if the
+    server reports neither ETag nor time.
+    """
+    if is_url(path):
+        return _ask_server(path)
+    found = os.stat(path)
+    return found.st_size, f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
 
 
 def version(path: str) -> str:
-    """Changes when the file does: size, time and inode of a local one, size and ETag or time of a remote one.
-
-    Empty when the server says nothing that would tell.
-    """
-    if not is_url(path):
-        found = os.stat(path)
-        return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
-    return _look_up(path)[1]
+    """The version of a file, as in ``size_and_version``."""
+    return size_and_version(path)[1]
 
 
 def hash_stored(path: str) -> str:
     """``hash_file`` for paths and URLs."""
+    return read_stored(path)[0]
+
+
+def read_stored(path: str) -> tuple[str, int, bytes]:
+    """The hash of a file, its bytes, and its first megabyte, by one read."""
+    digest, size, head = blake3(), 0, b""
     with open_stored(path) as stream:
-        if not is_url(path):
-            return hash_stream(stream)
-        _beginning[:] = path, stream.read(_KEPT_BYTES)
-        return hash_stream(stream, _beginning[1])
-
-
-def open_beginning(path: str) -> IO[bytes]:
-    """At least the first megabyte of a file; of the URL that was hashed last, without asking for it again."""
-    return io.BytesIO(_beginning[1]) if is_url(path) and _beginning[0] == path else open_stored(path)
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            head, size = head or block, size + len(block)
+    return digest.hexdigest(DIGEST_BYTES), size, head
 
 
 # --- listing ---
 
 
 def remote_files(url: str, setting: str) -> dict[str, str]:
-    """The files that a URL names, as URL -> the path below it: what lies below it, or what its wildcards match.
+    """The files at or below a URL, or that match its wildcards, as URL -> path below the given URL.
 
-    A file that is named itself has no path below. Raises CorpusError when there is nothing, when it may not be
-    read, and when the URL holds credentials; ConnectionError when the server does not answer.
+    The path of a file that the URL names itself is empty. Raises CorpusError if there is no file, access is denied, or
+    the URL holds credentials; ConnectionError if the server does not answer.
     """
     _refuse_credentials(url, setting)
     scheme, _, options = _split(url)
@@ -146,9 +141,9 @@ def _listed(scheme: str, system: Any, inside: str) -> dict[str, str]:
 
 
 def _below(system: Any, folder: str, depth: int | None) -> Iterator[str]:
-    """The files below a folder, ``depth`` names down at most.
+    """The files below a folder, at most ``depth`` levels down.
 
-    ``find`` of fsspec passes over folders that it could not list; here nothing goes missing unheard.
+    fsspec's ``find`` is not used: it ignores folders that cannot be listed.
     """
     if isinstance(system, ArrowFSWrapper):
         everything = system.fs.get_file_info(FileSelector(folder, recursive=depth != 1))
@@ -189,7 +184,7 @@ def _refuse_credentials(url: str, setting: str) -> None:
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file from its beginning to its end. Raises what the head of this module says."""
+    """A remote file, read from start to end. Raises the errors that the module docstring names."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -216,8 +211,8 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
-def _look_up(url: str) -> tuple[int | None, str]:
-    """Size and version, by one question to the server."""
+def _ask_server(url: str) -> tuple[int | None, str]:
+    """Size and version, by one request to the server."""
     scheme, _, _ = _split(url)
     with _failures_named(url):
         system, inside = _system(url)
@@ -230,7 +225,7 @@ def _look_up(url: str) -> tuple[int | None, str]:
 
 
 def _opened(url: str) -> tuple[Any, int | None, str]:
-    """The stream, the size and the version of a remote file."""
+    """A stream of a remote file, its size and its version."""
     scheme, _, _ = _split(url)
     system, inside = _system(url)
     if scheme in _ARROW_SCHEMES:
@@ -265,7 +260,7 @@ def _version(size: int | None, about: Mapping[str, Any]) -> str:
 
 
 def _split(url: str) -> tuple[str, str, str]:
-    """Scheme, path in the file system, and the options behind it with their question mark."""
+    """Scheme, path in the file system, and the options with their question mark."""
     scheme, _, rest = url.partition("://")
     if scheme in _WEB_SCHEMES:
         found = re.search(r"[?#]", rest)
@@ -276,7 +271,7 @@ def _split(url: str) -> tuple[str, str, str]:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it. Raises CorpusError when nothing here opens such URLs."""
+    """The fsspec file system of a URL and the path in it. Raises CorpusError if no installed package opens it."""
     scheme, inside, options = _split(url)
     try:
         if scheme in _ARROW_SCHEMES:
@@ -297,7 +292,7 @@ def _arrow_system(scheme: str, bucket: str, options: str) -> Any:
 
 @lru_cache
 def _web_system(scheme: str) -> Any:
-    """The bytes as they are stored, however long a file takes; proxies and ~/.netrc count."""
+    """A file system without a total time limit that returns stored bytes and uses proxies and ~/.netrc."""
     import aiohttp
 
     wait = aiohttp.ClientTimeout(total=None, sock_connect=_SECONDS_WITHOUT_A_BYTE, sock_read=_SECONDS_WITHOUT_A_BYTE)
@@ -311,7 +306,7 @@ def _web_system(scheme: str) -> Any:
 
 @contextmanager
 def _failures_named(url: str) -> Iterator[None]:
-    """Whatever a file system raises becomes one of three errors that name the URL."""
+    """Turn every error of a file system into one of three errors that name the URL."""
     try:
         yield
     except (CorpusError, MemoryError):
@@ -330,7 +325,7 @@ def _failure(causes: list[Any], url: str) -> OSError:
         getattr(c, "status", None) or getattr(getattr(c, "response", None), "status_code", None) for c in causes
     ]
     status = next(filter(None, statuses), None)
-    # fsspec's FileNotFoundError may stand for a server that is down: then its cause says so.
+    # fsspec raises FileNotFoundError also if a server is down; then the cause says so.
     reason = next((str(c) for c in causes if str(c) and not isinstance(c, FileNotFoundError)), "") or repr(causes[-1])
     reason = re.sub(r"\?[^\s'\")]*", "", reason)  # a redirect may have led to a signed URL
     if status in (401, 403) or isinstance(causes[-1], PermissionError) or "ACCESS_DENIED" in reason:

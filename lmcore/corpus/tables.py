@@ -1,7 +1,7 @@
-"""Tables to texts: the text column of Parquet and Arrow files, in parts of about a megabyte.
+"""Read the text column of Parquet and Arrow files, in parts of about a megabyte.
 
-Offsets and indices are checked before anything follows them. In memory are the rows of a part (more where rows become
-a thousand times longer at once), and what the formats pack as one: a page of Parquet, the text column of a
+Offsets and indices are checked before they are followed. Memory holds the rows of a part (more if rows become a
+thousand times longer at once), and the units that the formats pack as one: a page of Parquet, the text column of a
 compressed Arrow record batch.
 """
 
@@ -18,14 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmcore.corpus.compression import is_bomb
-from lmcore.corpus.ledger import shown_names
+from lmcore.corpus.ledger import name_list
+from lmcore.corpus.range_cutter import ROW_BYTES
 from lmcore.corpus.scan import SourceFile
 from lmcore.settings.config import CorpusConfig
 
 _READ_BYTES = 2**20
 _FIRST_ROWS, _MOST_ROWS = 16, 1024
-ROW_BYTES = 8
-"""That a row without text costs."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ _BINARY = {
 
 
 class TableError(Exception):
-    """Why a table has no text that can be read, as a reason for the ledger, and what is there instead."""
+    """Why the text of a table cannot be read: a reason for the ledger, and what was found instead."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -47,9 +46,9 @@ class TableError(Exception):
 
 
 def table_texts(stream: IO[bytes], file: SourceFile, config: CorpusConfig) -> Iterator[tuple[bytes, Lengths]]:
-    """About a megabyte of texts at a time, end to end, and the length of each row's (0 for a null).
+    """About a megabyte of joined texts at a time, and the length of each row's text (0 for null).
 
-    Raises TableError, or whatever pyarrow raises when a file is damaged, after what stands before the damage.
+    Raises TableError, or the error of pyarrow for a damaged file, after all text before the damage.
     """
     parts = _parquet_texts(stream, file, config) if file.kind == "parquet" else _arrow_texts(stream, file, config)
     texts: list[memoryview] = []
@@ -87,11 +86,11 @@ def _parquet_texts(stream: Any, file: SourceFile, config: CorpusConfig) -> Itera
             part = _large(_text(batch, path))
             yield part
             rows = _next_rows(part)
-            table.reader.set_batch_size(rows)  # which counts from the next batch on
+            table.reader.set_batch_size(rows)  # for the next batch
 
 
 def _arrow_texts(stream: IO[bytes], file: SourceFile, config: CorpusConfig) -> Iterator[Any]:
-    """From a file or a stream, mapped: a record batch may be as large as the file."""
+    """The texts of a file or a stream. It is mapped, because a record batch may be as large as the file."""
     mapped = mmap(stream.fileno(), 0, access=ACCESS_READ)
     is_file = mapped[:6] == b"ARROW1"
     reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(pa.py_buffer(mapped))
@@ -101,7 +100,7 @@ def _arrow_texts(stream: IO[bytes], file: SourceFile, config: CorpusConfig) -> I
     for batch in batches:
         column, start = _text(batch, path), 0
         while start < len(column):
-            if os.fstat(stream.fileno()).st_size < len(mapped):  # to touch what is gone would end the process
+            if os.fstat(stream.fileno()).st_size < len(mapped):  # reading beyond the end would end the process
                 raise OSError("it was cut short while it was read")
             part = _large(column.slice(start, rows))
             yield part
@@ -114,14 +113,14 @@ def _arrow_texts(stream: IO[bytes], file: SourceFile, config: CorpusConfig) -> I
 
 
 def _text_path(schema: Any, field: str, file: str) -> list[str]:
-    """A column, and the members of structs on the way to the text; a name with dots may also be a column's own."""
+    """The column and the struct members that lead to the text. The name of a column may contain dots itself."""
     path = [field] if field in schema.names else field.split(".")
     if schema.names.count(path[0]) > 1:
         raise TableError("ambiguous_text_field")
     kind = pa.struct(list(schema))
     for name in path:
         if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            raise TableError("no_text_field", shown_names(schema.names))
+            raise TableError("no_text_field", name_list(schema.names))
         kind = kind.field(name).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -144,7 +143,7 @@ def _large(part: Any) -> Any:
 
 
 def _next_rows(part: Any) -> int:
-    """So many as are about a megabyte if they are like those before; at most twice as many."""
+    """About as many rows as a megabyte holds if they are like the last ones; at most twice as many."""
     return int(max(1, min(2 * len(part), _MOST_ROWS, _READ_BYTES * len(part) // max(1, part.nbytes))))
 
 

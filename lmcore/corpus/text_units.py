@@ -1,9 +1,9 @@
-"""How a .txt is cut into documents, decided by its first 16 kB: into lines, or into paragraphs between blank lines.
+"""Whether the documents of a .txt are its lines or its paragraphs. The first 16 kB of the file decide.
 
-Lines are documents where each one stands alone: sentences, records, logs. Paragraphs are documents where blank lines
-separate groups of lines, of which one at least is wrapped or most have several lines, or where all lines are wrapped:
-sentences end in mid-line and continue on the next line. Only complete lines of these first bytes count, so a file that
-grows beyond them is always cut in the same way.
+Lines are documents if each stands alone: sentences, records, logs. Paragraphs are documents if blank lines separate
+groups of lines, and most groups have several lines or one of them is wrapped; or if all lines are wrapped. In wrapped
+text sentences end in mid-line and continue on the next line. Only complete lines of the first bytes count, so a growing
+file is always cut in the same way.
 """
 
 import re
@@ -14,16 +14,16 @@ _LEAST_GROUPS = 3
 _LINES_IN_A_GROUP = 1.5
 _LEAST_WRAPPED_LINES = 5
 _LONGEST_WRAPPED_LINE = 200
-"""Characters. Nobody wraps lines at more."""
+"""Characters. Text is not wrapped at more."""
 _FULL = 0.7
-"""Share of the widest line from which a line is full."""
+"""A line is full if it has this share of the width of the widest line."""
 _SENTENCE_END = re.compile(r"""[。．！？.!?…]["'」』）)”’]*$""")
 _SENTENCE_WITHIN = re.compile(r"""[。！？][」』）]*[^\s」』）。！？]|[.!?]["')”’]* +["'(“‘]?[A-Z]""")
 _CONTINUED = re.compile(r"[a-z\u3041-\u30fe\u4e00-\u9fff]")
 
 
-def kind_of_text(head: bytes, is_whole: bool) -> str:
-    """txt (its lines are documents) or paragraphs, the same for every file that begins with these bytes."""
+def detect_text_kind(head: bytes, is_whole: bool) -> str:
+    """txt (lines are documents) or paragraphs; the same for every file that begins with these bytes."""
     is_whole = is_whole and len(head) <= _HEAD_BYTES
     text = head[:_HEAD_BYTES].decode("utf-8", "replace").removeprefix("\ufeff")
     lines = re.split(r"\n|\r(?:\r?\n)?", text)
@@ -37,7 +37,7 @@ def kind_of_text(head: bytes, is_whole: bool) -> str:
 
 
 def _holds_a_wrapped_paragraph(groups: list[list[str]]) -> bool:
-    """Whether a sentence goes on in the next line of a group. One is enough: paragraphs of one line are lines too."""
+    """Whether a sentence continues in the next line of a group. One is enough: paragraphs may have one line."""
     several = [group for group in groups if len(group) > 1]
     widest = max((len(line) for group in several for line in group), default=0)
     return widest <= _LONGEST_WRAPPED_LINE and any(
@@ -48,7 +48,7 @@ def _holds_a_wrapped_paragraph(groups: list[list[str]]) -> bool:
 
 
 def _are_wrapped(lines: list[str]) -> bool:
-    """Whether text flows over the ends of most lines, and these are about as long as each other."""
+    """Whether text flows over the ends of most lines and these are about equally long."""
     if len(lines) < _LEAST_WRAPPED_LINES:
         return False
     widest = max(map(len, lines))

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from lmcore.dataset.encoding import read_quarantine
+from lmcore.dataset.manifest import dataset_id
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
-from lmcore.dataset.tokenization import dataset_id, remake
+from lmcore.dataset.tokenization import encode_again
 from lmcore.errors import LMError, StoreError
 from lmcore.store.artifacts import read_manifest, verify_artifact
 from lmcore.tokenizer.tokenizer import TokenizerInfo
@@ -86,7 +87,7 @@ def repair(dataset: Path) -> list[str]:
     found = dict(problems(dataset))
     wrong = found.get("")
     if wrong is None and found:
-        remake(dataset, set(found))
+        encode_again(dataset, set(found))
         wrong = next((problem for _, problem in problems(dataset, set(found))), None)
     if wrong is not None:
         raise StoreError(f"{wrong}. Run the pipeline again to make the dataset again")

@@ -1,13 +1,12 @@
-"""Token ids to training blocks: ``BlockDataset``, a shuffle buffer, ``collate_fn`` and the training loader.
+"""Blocks of token ids for training: ``BlockDataset``, a shuffle buffer and ``collate_fn``.
 
 A block is ``block_size`` input ids with ``labels`` one ahead, so neighbouring blocks share one token:
 
     ids 3 1 4 1 5 9 2, block_size 3 ->  input_ids 3 1 4, labels 1 4 1
                                         input_ids 1 5 9, labels 5 9 2
 
-Two ways lead to blocks. On the fly from texts, as an iterable for torch's DataLoader. Or from a
-tokenized dataset, whose ids are one memory-mapped stream: there block i starts at token i * block_size, any
-batch is reached in O(1), and ``lmcore.dataset.loader`` gathers whole batches without a Python list.
+Blocks are cut on the fly from texts, as an iterable for torch's DataLoader, or from a tokenized dataset, whose ids are
+one memory-mapped stream: block i starts at token i * block_size, and ``lmcore.dataset.loader`` reads whole batches.
 
 Shapes: B blocks in a batch, T tokens in a block.
 """
@@ -35,9 +34,9 @@ _log = logging.getLogger(__name__)
 class BlockDataset(IterableDataset[Block]):
     """Blocks ``{"input_ids": [...], "labels": [...]}`` cut from a stream of token ids.
 
-    ``ids`` gives the stream afresh for every pass, as sequences of any length. The tail that fills no
-    block is left out, or with ``drop_last=False`` padded with ``pad_id`` (labels -100). With several DataLoader
-    workers, worker w of W yields blocks w, w + W, w + 2W ...: together each block once.
+    ``ids`` returns the stream for each pass, as sequences of any length. The incomplete last block is left out, or with
+    ``drop_last=False`` padded with ``pad_id`` (labels -100). Of W DataLoader workers, worker w yields blocks w, w + W,
+    w + 2W ...
     """
 
     def __init__(
@@ -65,8 +64,8 @@ class BlockDataset(IterableDataset[Block]):
     ) -> Self:
         """Tokenize on the fly with ``tokenizer.encode(text) -> ids``.
 
-        Nothing is added between texts, unless ``eos_token_id`` is given: then it ends every text, as in
-        the shards. ``texts`` is iterated once a pass; give a list, not a generator, for several passes.
+        ``eos_token_id`` is added after each text, as in the shards; without it nothing is added. ``texts`` is iterated
+        once for each pass, so several passes need a list, not a generator.
         """
         ids = partial(_encoded, tokenizer, texts, [] if eos_token_id is None else [eos_token_id])
         return cls(ids, block_size, drop_last, getattr(tokenizer, "pad_token_id", None) or 0)
@@ -82,7 +81,7 @@ class BlockDataset(IterableDataset[Block]):
     ) -> Self:
         """``from_texts`` over the lines of a text file (or the texts of a .jsonl), plain or .gz.
 
-        Line ends belong to no text; blank lines and lines that are no UTF-8 are left out.
+        Line ends are not part of the texts. Blank lines and lines that are not UTF-8 are left out.
         """
         return cls.from_texts(tokenizer, _Lines(Path(path)), block_size, drop_last, eos_token_id)
 
@@ -128,7 +127,7 @@ def _stored(dataset: Path, split: str) -> Iterator[list[int]]:
 
 
 class _Lines:
-    """The texts of one file, read afresh for every pass."""
+    """The texts of one file, read again for each pass."""
 
     def __init__(self, path: Path) -> None:
         self._config = CorpusConfig(paths=[str(path)], include=["*"], document="line")
@@ -143,10 +142,10 @@ class _Lines:
 
 
 class BufferedShuffleDataset(IterableDataset[Any]):
-    """Approximate shuffle of any iterable dataset: draws at random from a buffer that it keeps full.
+    """Approximate shuffle of any iterable dataset: each item is drawn at random from a full buffer.
 
-    The order is a function of (seed, epoch, worker); call ``set_epoch`` for a new one. Memory:
-    ``buffer_size`` items a worker.
+    The order is a function of (seed, epoch, worker); ``set_epoch`` gives another one. Memory: ``buffer_size`` items a
+    worker.
     """
 
     def __init__(self, dataset: IterableDataset[Any], buffer_size: int = 100, seed: int = 0) -> None:

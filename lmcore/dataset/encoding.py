@@ -1,8 +1,8 @@
-"""Chunks to shards: one job a chunk, on threads, processes, or anything with the interface of concurrent.futures.
+"""Encode chunks into shards: one job for each chunk, on threads, processes, or any executor of concurrent.futures.
 
-A job parses a chunk's spans, encodes the documents and writes shards/<key>/: a shard a split, and quarantine.arrow
-with every piece that became no document and its place. Its result is on disk, named by content, so a job that
-dies is simply done again, by anybody.
+A job parses the text ranges of a chunk, encodes the documents and writes shards/<key>/: a shard for each split, and
+quarantine.arrow with every skipped piece and its place. The folder is named by content, so a job whose worker died is
+simply run again.
 """
 
 import os
@@ -24,7 +24,7 @@ import pyarrow as pa
 from lmcore.corpus.documents import Document, parse
 from lmcore.corpus.exclusions import forgotten_hashes
 from lmcore.corpus.ledger import Ledger, Skip
-from lmcore.corpus.spans import TextRange
+from lmcore.corpus.text_range import TextRange
 from lmcore.dataset.shards import SPLITS, blanked, damage_named, shard_path, write_shard
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import write_artifact
@@ -37,70 +37,67 @@ _BATCH_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Job:
-    """One chunk to encode; everything in it can be sent to another process or machine."""
+    """One chunk to encode. A job can be sent to another process or machine."""
 
     key: str
-    spans: list[TextRange]
+    ranges: list[TextRange]
     split: str
     config: CorpusConfig
     tokenizer: Path
     store: Path
     threads: int = 1
-    """That encode this chunk."""
+    """Threads that encode this chunk."""
 
 
 def encode(job: Job, is_abandoned: Callable[[], bool] = lambda: False) -> None:
-    """Write the chunk's sealed folder.
+    """Write the chunk's artifact.
 
-    Raises CorpusError when a span's ledger does not add up, and for bad input where that is to end the run;
-    CancelledError, having written nothing, once ``is_abandoned`` says that nobody waits for it.
+    Raises CorpusError if a ledger does not add up, or for bad input if corpus.on_bad_input is "fail". Raises
+    CancelledError before anything is written if ``is_abandoned`` returns True.
     """
-    tokenizer = _tokenizer(job.tokenizer)
-    ledgers = [Ledger() for _ in job.spans]
-    spans = zip(job.spans, ledgers, strict=True)
-    documents = chain.from_iterable(parse(span, job.config, ledger) for span, ledger in spans)
-    encoded = []
+    tokenizer = _open_tokenizer(job.tokenizer)
+    ledgers = [Ledger() for _ in job.ranges]
+    parts = zip(job.ranges, ledgers, strict=True)
+    documents = chain.from_iterable(parse(text_range, job.config, ledger) for text_range, ledger in parts)
+    encoded = [_encode_batch([], tokenizer, 1)]
     for batch in _batches(documents):
         if is_abandoned():
             raise CancelledError
-        encoded.append(_encoded(batch, tokenizer, job.threads))
+        encoded.append(_encode_batch(batch, tokenizer, job.threads))
     if job.config.on_bad_input == "fail":
         for ledger in ledgers:
             ledger.require_no_skips()
-    nothing = _encoded([], tokenizer, 1)
-    tokens, lengths, text_bytes, hashes = (np.concatenate(parts) for parts in zip(nothing, *encoded, strict=True))
-    away = forgotten_hashes(job.store)
-    tokens, lengths = blanked(tokens, lengths, np.isin(hashes, away))
+    forgotten = forgotten_hashes(job.store)
+    tokens, lengths, text_bytes, hashes = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
+    tokens, lengths = blanked(tokens, lengths, np.isin(hashes, forgotten))
+    columns = (tokens, lengths, text_bytes, hashes)
     counts: dict[str, Any] = {}
-    about = {
-        "kind": "chunk",
-        "splits": counts,
-        "ledger": [_account(*pair) for pair in zip(job.spans, ledgers, strict=True)],
-    }
+    ledger_rows = [_ledger_row(*pair) for pair in zip(job.ranges, ledgers, strict=True)]
+    about = {"kind": "chunk", "splits": counts, "ledger": ledger_rows}
     with write_artifact(job.store / "shards" / job.key, lambda: about) as folder:
         for split, kept in zip(SPLITS, _split(hashes, job.split), strict=True):
-            write_shard(
-                shard_path(folder, split),
-                tokens if kept.all() else tokens[np.repeat(kept, lengths)],
-                lengths[kept],
-                text_bytes[kept],
-                np.flatnonzero(kept),
-                hashes[kept],
-                tokenizer_id=tokenizer.id,
-                eos_id=tokenizer.eos_id,
-            )
-            counts[split] = {
-                "documents": int(kept.sum()),
-                "tokens": int(lengths[kept].sum()),
-                "text_bytes": int(text_bytes[kept].sum()),
-                "longest_bytes": int(text_bytes[kept].max(initial=0)),
-            }
-        pieces = [(number, skip) for number, ledger in enumerate(ledgers) for skip in ledger.skipped]
-        write_quarantine(folder / QUARANTINE, [_piece(*piece, away) for piece in pieces])
+            counts[split] = _write_split(shard_path(folder, split), columns, kept, tokenizer)
+        skips = [(number, skip) for number, ledger in enumerate(ledgers) for skip in ledger.skipped]
+        write_quarantine(folder / QUARANTINE, [_quarantine_row(*pair, forgotten) for pair in skips])
+
+
+def _write_split(path: Path, columns: tuple[Any, ...], kept: Any, tokenizer: Tokenizer) -> dict[str, int]:
+    """Write the shard of the documents in ``kept``, and return their counts."""
+    tokens, lengths, text_bytes, hashes = columns
+    tokens = tokens if kept.all() else tokens[np.repeat(kept, lengths)]
+    lengths, text_bytes, hashes = lengths[kept], text_bytes[kept], hashes[kept]
+    about: dict[str, Any] = {"tokenizer_id": tokenizer.id, "eos_id": tokenizer.eos_id}
+    write_shard(path, tokens, lengths, text_bytes, np.flatnonzero(kept), hashes, **about)
+    return {
+        "documents": len(lengths),
+        "tokens": int(lengths.sum()),
+        "text_bytes": int(text_bytes.sum()),
+        "longest_bytes": int(text_bytes.max(initial=0)),
+    }
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Of about a megabyte: few enough to stay in the processor's cache, and for memory to be used again."""
+    """Batches of about a megabyte, which fit into the processor's cache."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -113,20 +110,20 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encoded(documents: list[Document], tokenizer: Tokenizer, threads: int) -> tuple[Any, ...]:
-    """Ids of all documents with their EOS, and per document: number of ids, bytes of text, hash."""
+def _encode_batch(documents: list[Document], tokenizer: Tokenizer, threads: int) -> tuple[Any, ...]:
+    """Ids of all documents with EOS; for each document the number of ids, the bytes of text and the hash."""
     tokens, lengths = tokenizer.encode_flat([document.utf8 for document in documents], threads)
     text_bytes = np.array([document.text_bytes for document in documents], np.int64)
     return tokens, lengths, text_bytes, np.array([document.hash for document in documents], np.uint64)
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(folder: Path) -> Tokenizer:
+def _open_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(folder)
 
 
 def _split(hashes: Any, split: str) -> tuple[Any, Any]:
-    """Which documents are trained on, and which validated on: as Document.is_validation has it."""
+    """Masks of the training and the validation documents, by the rule of Document.is_validation."""
     if split in SPLITS:
         held_out = np.full(len(hashes), split == "validation")
     else:
@@ -135,9 +132,9 @@ def _split(hashes: Any, split: str) -> tuple[Any, Any]:
     return ~held_out, held_out
 
 
-def _account(span: TextRange, ledger: Ledger) -> dict[str, Any]:
+def _ledger_row(text_range: TextRange, ledger: Ledger) -> dict[str, Any]:
     return {
-        "start": span.start,
+        "start": text_range.start,
         "documents": ledger.documents,
         "source_bytes": ledger.source_bytes,
         "document_bytes": ledger.document_bytes,
@@ -151,13 +148,13 @@ def _account(span: TextRange, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def _piece(span: int, skip: Skip, forgotten: Any) -> dict[str, Any]:
+def _quarantine_row(number: int, skip: Skip, forgotten: Any) -> dict[str, Any]:
     content = b"" if hash_text(skip.content) in forgotten else skip.content
-    return {"span": span, "offset": skip.offset, "length": skip.length, "reason": skip.reason, "content": content}
+    return {"span": number, "offset": skip.offset, "length": skip.length, "reason": skip.reason, "content": content}
 
 
 def write_quarantine(path: Path, pieces: list[dict[str, Any]]) -> None:
-    """The pieces themselves, by span, offset, length, reason and content; of one that is too long, the beginning."""
+    """Write skipped pieces: number of the text range, offset, length, reason, content (only the head if too long)."""
     types = {"span": pa.int32(), "offset": pa.int64(), "length": pa.int64(), "reason": pa.string()}
     types["content"] = pa.large_binary()
     batch = pa.record_batch({name: pa.array([row[name] for row in pieces], kind) for name, kind in types.items()})
@@ -166,15 +163,15 @@ def write_quarantine(path: Path, pieces: list[dict[str, Any]]) -> None:
 
 
 def read_quarantine(chunk_folder: Path) -> list[dict[str, Any]]:
-    """What ``write_quarantine`` was given. Raises StoreError when it is missing or damaged."""
+    """The rows that ``write_quarantine`` wrote. Raises StoreError if the file is missing or damaged."""
     with damage_named(chunk_folder / QUARANTINE):
         table = pa.ipc.open_file(pa.memory_map(str(chunk_folder / QUARANTINE))).read_all()
         pieces: list[dict[str, Any]] = table.to_pylist()
         return pieces
 
 
-class Encoders:
-    """Jobs in flight: as many as there are workers and a few waiting, so memory is bounded."""
+class EncodingPool:
+    """Runs jobs on workers. Only a few jobs wait at a time, so memory is bounded."""
 
     def __init__(self, workers: int, executor: Executor | None, progress: Callable[[int], None]) -> None:
         self.jobs = 0
@@ -182,10 +179,10 @@ class Encoders:
         self._pending: deque[tuple[Future[None] | None, int]] = deque()
         self._stack = ExitStack()
         count = workers or os.cpu_count() or 1
-        # Beside a job that parses, or at the end the last one, another may use every core.
+        # A job can use every core while the others parse, and at the end.
         self._threads_each = 1 if executor else count
         self._abandoned = threading.Event()
-        # An event cannot be sent to another process, and whoever lends an executor ends its jobs.
+        # An event cannot be sent to another process, and the owner of an executor cancels its jobs.
         self._extra = [] if executor else [self._abandoned.is_set]
         self._executor = executor or self._stack.enter_context(ThreadPoolExecutor(count, "encode"))
         self._waiting = 2 * count
@@ -204,12 +201,12 @@ class Encoders:
             self._stack.close()
 
     def submit(self, job: Job, stored_bytes: int) -> None:
-        """Start a job; waits while too many are in flight, and raises what an earlier one raised."""
+        """Start a job. Waits while too many jobs are pending, and raises the error of an earlier job."""
         self.jobs += 1
         self._add(self._executor.submit(encode, replace(job, threads=self._threads_each), *self._extra), stored_bytes)
 
-    def pass_over(self, stored_bytes: int) -> None:
-        """Count bytes that need no job."""
+    def skip(self, stored_bytes: int) -> None:
+        """Count bytes that need no job as done."""
         self._add(None, stored_bytes)
 
     def _add(self, future: Future[None] | None, stored_bytes: int) -> None:

@@ -1,9 +1,7 @@
-"""Which documents of a dataset are left out, and why.
+"""Filters: which documents of a dataset are left out, and why.
 
-They are lists of rows in the manifest. So shards never depend on each other or on a filter, and changing a filter
-encodes nothing.
-
-Every document is left out for one reason, the first of: excluded, validation_text, too_short,
+The manifest lists the rows that are left out. So shards do not depend on each other or on filters, and a changed filter
+encodes nothing. A document is left out for the first of these reasons: excluded, validation_text, too_short,
 too_long_for_max_bytes, duplicate.
 """
 
@@ -25,13 +23,13 @@ Rows = npt.NDArray[Any]
 
 
 def apply_filters(entries: list[dict[str, Any]], config: CorpusConfig, store: Path) -> dict[str, dict[str, int]]:
-    """Put ``dropped`` rows and the figures without them into the manifest's entries, which are in their final order.
+    """Set the dropped rows in the manifest's entries, with the figures without them; documents and bytes by reason.
 
-    Of documents with the same text the first in that order stays. Returns documents and text bytes by reason.
+    The entries must be in their final order: of equal documents the first one stays.
     """
-    left_out: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     asked = np.array(excluded_hashes(config), np.uint64)
-    _say_found(asked, hashes(entries, store, *SPLITS))
+    _log_found(asked, hashes(entries, store, *SPLITS))
     excluded = np.union1d(asked, forgotten_hashes(store))
     held_out = hashes(entries, store, "validation") if config.validation_paths else np.empty(0, np.uint64)
     for split in SPLITS:
@@ -45,12 +43,12 @@ def apply_filters(entries: list[dict[str, Any]], config: CorpusConfig, store: Pa
                 "too_long_for_max_bytes": shard.text_bytes > config.max_bytes,
                 "duplicate": None if first is None else ~first[number],
             }
-            filter_rows(entry[split], shard, reasons, left_out)
-    return left_out
+            filter_rows(entry[split], shard, reasons, counts)
+    return counts
 
 
-def _say_found(excluded: npt.NDArray[np.uint64], there: npt.NDArray[np.uint64]) -> None:
-    """A file that is cut otherwise than the corpus excludes nothing, so say how many are found."""
+def _log_found(excluded: npt.NDArray[np.uint64], there: npt.NDArray[np.uint64]) -> None:
+    """Log how many documents were found: a file that is cut differently from the corpus excludes nothing."""
     if len(excluded):
         found = len(np.unique(there[isin_sorted(there, excluded)]))
         level = logging.INFO if found == len(excluded) else logging.WARNING
@@ -58,7 +56,7 @@ def _say_found(excluded: npt.NDArray[np.uint64], there: npt.NDArray[np.uint64]) 
 
 
 def hashes(entries: list[dict[str, Any]], store: Path, *splits: str) -> npt.NDArray[np.uint64]:
-    """Of the documents that are not dropped."""
+    """The hashes of all documents that are not dropped."""
     parts = []
     for entry in entries:
         for split in splits:
@@ -88,14 +86,14 @@ def _firsts(
 
 
 def filter_rows(
-    figures: dict[str, Any], shard: Shard, reasons: dict[str, Rows | None], left_out: dict[str, dict[str, int]]
+    figures: dict[str, Any], shard: Shard, reasons: dict[str, Rows | None], counts: dict[str, dict[str, int]]
 ) -> None:
-    """Leave rows out of an entry's split, each for the first of its reasons, which ``left_out`` counts."""
+    """Drop rows from a split of an entry. Each row counts for the first of its reasons in ``counts``."""
     dropped = np.zeros(len(shard), np.bool_)
     for reason, rows in reasons.items():
         new = np.zeros_like(dropped) if rows is None else rows & ~dropped
         if new.any():
-            row = left_out.setdefault(reason, {"documents": 0, "bytes": 0})
+            row = counts.setdefault(reason, {"documents": 0, "bytes": 0})
             row["documents"] += int(new.sum())
             row["bytes"] += int(shard.text_bytes[new].sum())
             dropped |= new
@@ -103,9 +101,9 @@ def filter_rows(
 
 
 def set_dropped_rows(figures: dict[str, Any], shard: Shard, dropped: Rows) -> None:
-    """Put the rows that an entry's split leaves out, and the figures of the others, into the split's figures.
+    """Set the dropped rows of a split, and the figures of the remaining rows.
 
-    These must be of the whole shard where nothing is left out; it is then not read.
+    ``figures`` must describe the whole shard if no row is dropped; the shard is not read then.
     """
     figures["dropped"] = np.flatnonzero(dropped).tolist()
     if dropped.any():

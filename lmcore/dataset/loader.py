@@ -1,7 +1,7 @@
 """Training blocks to batches: at any position, for any rank, in any worker.
 
-Global batch g is the blocks at positions g * batch_size on, a pure function of the position: so it is the same for any
-number of ranks and workers, and the first batch after a resume costs what any other does.
+Global batch g holds the blocks at positions g * batch_size on. It depends on the position alone, so it is the same for
+any number of ranks and workers, and the first batch after a resume costs no more than any other.
 
 Shapes: B blocks in a batch, T tokens in a block.
 """
@@ -22,8 +22,9 @@ from lmcore.dataset.stream import IGNORED_LABEL, Ids
 Batch = dict[str, torch.Tensor]
 Item = TypeVar("Item")
 
+_PREFETCHED = 2
 _ORDER_WINDOW = 16_384
-"""Positions shuffled at once: the cost of numpy's calls is spread over many."""
+"""Positions that are shuffled at once, to spread the cost of numpy calls."""
 
 
 def loader(
@@ -40,10 +41,9 @@ def loader(
 ) -> Iterator[Batch]:
     """Batches of the blocks at positions ``first_block`` to ``last_block`` (exclusive) of training.
 
-    Yields ``input_ids`` and ``labels``, int64 (B, T), and with ``document_ids`` what ``document_boundaries`` gives. The
-    last batch may be short. Of ``world`` ranks, rank r gets rows r, r + world ... of every batch of
-    ``batch_size`` blocks; one that would have a row less than another gets a row of ignored labels. In worker w of k
-    of a DataLoader: batches w, w + k ...
+    Yields ``input_ids`` and ``labels``, int64 (B, T), and with ``document_ids`` the result of ``document_boundaries``.
+    The last batch may be short. Of ``world`` ranks, rank r gets rows r, r + world ... of each batch of ``batch_size``
+    blocks; missing rows are filled with ignored labels. Worker w of k of a DataLoader yields batches w, w + k ...
     """
     worker = get_worker_info()
     mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
@@ -77,11 +77,11 @@ class Batches(IterableDataset[Batch]):
 
 
 def document_boundaries(inputs: Ids, labels: Ids, eos_id: int) -> dict[str, Ids]:
-    """``position_ids``, from 0 in every document, and ``document_ids``, which count from 0 in every block; (B, T).
+    """``position_ids`` from 0 in each document, and ``document_ids`` from 0 in each block; (B, T).
 
-    An input EOS is the first of the document that it announces, as in evaluation. A packed remainder begins
-    where the input is not the label before it. A block's padding is a document of its own. Given ``position_ids``
-    and no attention mask, transformers lets no token see another document.
+    An input EOS belongs to the document after it, as in evaluation. A packed remainder begins where the input differs
+    from the label before it. The padding of a block is a document. With ``position_ids`` and no attention mask,
+    transformers lets no token attend to another document.
     """
     begins = np.ones(inputs.shape, np.bool_)
     begins[:, 1:] = (inputs[:, 1:] == eos_id) | (inputs[:, 1:] != labels[:, :-1])
@@ -92,21 +92,21 @@ def document_boundaries(inputs: Ids, labels: Ids, eos_id: int) -> dict[str, Ids]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on ``device``; to cuda from pinned memory, without waiting for the copy."""
+    """The batch on ``device``. The copy to cuda is from pinned memory and asynchronous."""
     if device.type == "cuda":
-        with torch.cuda.device(device):  # a thread begins on the first GPU, whichever this process has
+        with torch.cuda.device(device):  # a new thread uses the first GPU by default
             batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
-    """The same items in the same order, made in a thread of their own, ``depth`` ahead at most.
+def prefetch(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items in the same order, made in another thread, at most two ahead.
 
-    What ``items`` raises is raised here. The thread ends with this generator, wherever its consumer stops.
+    Errors of ``items`` are raised here. The thread ends with this generator.
     """
     end, source = object(), iter(items)
     with ThreadPoolExecutor(1, "prefetch") as thread:
-        waiting = deque(thread.submit(next, source, end) for _ in range(depth))
+        waiting = deque(thread.submit(next, source, end) for _ in range(_PREFETCHED))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(thread.submit(next, source, end))
             yield item  # type: ignore[misc]

@@ -1,11 +1,11 @@
-"""Which block stands at a position of training: sources, their shares, and the order of an epoch.
+"""Which block is at a position of training: sources, their shares, and the order of an epoch.
 
-An epoch of N blocks draws N_s of them from source s. Position p is slot p mod N of epoch p div N, the slots
-are permuted, and those from N_1 + .. + N_(s-1) on belong to source s. The c-th slot that a source ever had is
-place c mod n_s of its own pass c div n_s, and every pass is a permutation of its n_s blocks. So shares are exact in
-every epoch, a source's blocks are drawn equally often (give or take one), and any position costs O(1).
+An epoch of N blocks takes N_s blocks from source s. Position p is slot p mod N of epoch p div N. The slots are
+permuted, and those from N_1 + .. + N_(s-1) on belong to source s. The c-th slot that a source ever had is place
+c mod n_s of its own pass c div n_s, and each pass is a permutation of its n_s blocks. So shares are exact in every
+epoch, all blocks of a source are used equally often (give or take one), and any position costs O(1).
 
-    weights web 0.7, wiki 0.3 over 10 blocks each: epoch 0 draws 14 of web, pass 0 and 4 places of pass 1, and 6 of wiki
+    weights web 0.7, wiki 0.3 over 10 blocks each: epoch 0 takes 14 of web, pass 0 and 4 places of pass 1, and 6 of wiki
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.packing import PackedBlocks
 from lmcore.dataset.shuffle import shuffled
 from lmcore.dataset.stream import Ids, StreamBlocks, TokenStream, source_names
-from lmcore.dataset.tokenization import Dataset
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.settings.config import DEFAULT_SOURCE, DatasetConfig
 from lmcore.store.outputs import Output
@@ -25,7 +25,7 @@ from lmcore.store.outputs import Output
 
 @dataclass(frozen=True)
 class Mixture:
-    """The blocks of every source, and how many of them an epoch draws; without weights, one source that is all."""
+    """The blocks of each source, and how many of them an epoch takes. Without weights there is one source."""
 
     sources: dict[str, StreamBlocks | PackedBlocks]
     blocks_per_epoch: dict[str, int]
@@ -40,12 +40,12 @@ class Mixture:
 
     @property
     def padding(self) -> float:
-        """Share of an epoch's places that hold no token."""
+        """Share of an epoch's places that are padding."""
         used = sum(self.blocks_per_epoch[name] * blocks.tokens / len(blocks) for name, blocks in self.sources.items())
         return 1 - used / len(self) / next(iter(self.sources.values())).block_size
 
     def order(self, positions: Ids, seed: int, shuffle: bool) -> tuple[Ids, Ids]:
-        """The number of the source at every position, and the number of the block in it."""
+        """The number of the source at each position, and the number of the block in that source."""
         epochs, slots = np.divmod(positions, len(self))
         if len(self.sources) > 1:
             slots = shuffled(slots, len(self), seed, epochs)
@@ -58,13 +58,13 @@ class Mixture:
         return sources, numbers
 
     def document_hashes(self, positions: Ids, seed: int, shuffle: bool) -> list[int]:
-        """The documents that are learnt from in the blocks at ``positions``, each once, by their 64-bit hashes."""
+        """The 64-bit hashes of the documents in the blocks at ``positions``, sorted, each once."""
         sources, numbers = self.order(positions, seed, shuffle)
         parts = enumerate(self.sources.values())
         return sorted({name for source, part in parts for name in part.document_hashes(numbers[sources == source])})
 
     def read(self, sources: Ids, numbers: Ids) -> tuple[Ids, Ids]:
-        """Inputs and labels (B, T) of the blocks that ``order`` named."""
+        """Inputs and labels (B, T) of the blocks that ``order`` returned."""
         parts = list(self.sources.values())
         if len(parts) == 1:
             return parts[0].read(numbers)
@@ -79,8 +79,8 @@ class Mixture:
 def open_blocks(dataset: Path, config: DatasetConfig) -> Mixture:
     """The training blocks of a dataset (a folder datasets/<id>).
 
-    Raises ConfigError when weights or epochs name other sources than the dataset has, CorpusError when one
-    that is drawn from has no whole block.
+    Raises ConfigError if weights or epochs name other sources than the dataset has, CorpusError if a source that is
+    used has no complete block.
     """
     cut = PackedBlocks if config.packing == "best_fit" else StreamBlocks
     sources = {
@@ -109,7 +109,7 @@ def _wanted(dataset: Path, config: DatasetConfig) -> list[str]:
 
 
 def _blocks_per_epoch(blocks: dict[str, int], config: DatasetConfig) -> dict[str, int]:
-    """Blocks of every source in an epoch, at least one."""
+    """Blocks of each source in an epoch, at least one."""
     if not config.is_mixture:
         return blocks
     if config.epochs:
@@ -125,32 +125,32 @@ class SourceCounts(Output):
     tokens: int
     text_bytes: int
     share: float
-    """Of an epoch's blocks; where sources are not weighted, of the tokens."""
+    """Share of an epoch's blocks; without weights, share of the tokens."""
 
 
 class Blocks(Output):
-    """What training will draw from a dataset, in figures."""
+    """The training blocks of a dataset, in figures."""
 
     dataset_id: str
     block_size: int
     train_blocks: int
-    """In an epoch."""
+    """Blocks in an epoch."""
     tail_tokens: int
-    """Training tokens at the end of the stream that fill no block; never trained on."""
+    """Training tokens at the end of the stream that fill no block. They are not trained on."""
     validation_tokens: int
     padding: float = 0.0
-    """Share of an epoch's places that best-fit packing leaves empty."""
+    """Share of an epoch's places that are padding with best-fit packing."""
     sources: dict[str, SourceCounts] = Field({})
 
     def verify(self) -> None:
-        """The shards belong to the dataset, whose own record is verified."""
+        """Do nothing: the record of the dataset verifies its shards."""
 
 
 def count_blocks(dataset: Dataset, config: DatasetConfig) -> Blocks:
-    """Open the shards of both splits and count their blocks.
+    """Count the blocks of both splits.
 
-    Raises CorpusError when a source's training text is shorter than one block, ConfigError when the settings name
-    other sources than the dataset has, StoreError when shards do not fit.
+    Raises CorpusError if a source's training text is shorter than one block, ConfigError if the settings name other
+    sources than the dataset has, StoreError if shards do not fit.
     """
     blocks = open_blocks(dataset.folder, config)
     parts = list(blocks.sources.values())

@@ -1,11 +1,11 @@
-"""Best-fit packing: blocks in which no document is cut that fits one.
+"""Best-fit packing: blocks that cut no document that fits into one block.
 
-Every document goes, the longest first, into the block with the least room that still takes it; what stays
-free is padding. Only a document longer than a block is cut, into whole blocks and a remainder that is packed like a
-document. Ding et al., "Fewer Truncations Improve Language Modeling", arXiv 2404.10830.
+Each document goes, the longest first, into the block with the least room that still takes it; the remaining room is
+padding. Only a document longer than a block is cut, into full blocks and a remainder that is packed like a document.
+Ding et al., "Fewer Truncations Improve Language Modeling", arXiv 2404.10830.
 
-A document of n ids, EOS last, takes n places: its inputs are EOS and the ids but the last, its labels the ids. So
-every token of the stream is a label exactly once.
+A document of n ids, EOS last, takes n places: its inputs are EOS and all ids but the last, its labels are the ids. So
+each token of the stream is a label exactly once.
 
 Shapes: B blocks, T tokens in a block.
 """
@@ -18,13 +18,13 @@ from lmcore.dataset.stream import IGNORED_LABEL, Ids, TokenStream
 
 
 class PackedBlocks:
-    """A stream packed into blocks. The plan costs 16 bytes a document in memory, and 0.4 s a million documents."""
+    """A stream packed into blocks. The plan takes 16 bytes a document, and 0.4 s for a million documents."""
 
     def __init__(self, stream: TokenStream, block_size: int) -> None:
         self.stream = stream
         self.block_size = block_size
         self.tokens = len(stream)
-        """Labels in all blocks that are not padding."""
+        """Labels in all blocks, without padding."""
         starts, lengths = _pieces(stream.document_lengths(), block_size)
         blocks = best_fit(lengths, block_size)
         order = np.argsort(blocks, kind="stable")
@@ -35,18 +35,18 @@ class PackedBlocks:
         return len(self._edges) - 1
 
     def document_hashes(self, indices: Ids) -> list[int]:
-        """The documents that are learnt from in blocks, by their numbers."""
+        """The hashes of the documents in blocks, by the numbers of the blocks."""
         pieces = _ranges(self._edges[indices], self._edges[indices + 1] - self._edges[indices])
         return self.stream.hashes_in(self._starts[pieces], self._starts[pieces] + self._lengths[pieces])
 
     def read(self, indices: Ids) -> tuple[Ids, Ids]:
-        """Inputs and labels (B, T) of blocks by their numbers; padding is EOS, with labels that are ignored."""
+        """Inputs and labels (B, T) of blocks by their numbers. Padding is EOS with ignored labels."""
         counts = self._edges[indices + 1] - self._edges[indices]
         pieces = _ranges(self._edges[indices], counts)
         lengths = self._lengths[pieces]
         ends = np.cumsum(lengths + 1)
         ids = np.empty(int((lengths + 1).sum()), np.int64)
-        # One token more than the piece, the one before it: the first input.
+        # The token before the piece is its first input.
         self.stream.fill(np.split(ids, ends)[:-1], self._starts[pieces] - 1)
         filled = np.bincount(np.repeat(np.arange(len(indices)), counts), lengths, len(indices))
         is_real = np.arange(self.block_size) < filled[:, None]
@@ -58,12 +58,12 @@ class PackedBlocks:
 
 
 def _ranges(starts: Ids, counts: Ids) -> Ids:
-    """The numbers of many ranges, one after another: starts 5 9, counts 2 3 -> 5 6 9 10 11."""
+    """The numbers of many ranges, joined: starts 5 9, counts 2 3 -> 5 6 9 10 11."""
     return np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
 
 
 def _pieces(documents: Ids, block_size: int) -> tuple[Ids, Ids]:
-    """Where the pieces of all documents start in the stream, and their lengths, each at most a block."""
+    """Starts in the stream and lengths of all pieces; none is longer than a block."""
     counts = -(-documents // block_size)
     offsets = _ranges(np.zeros_like(counts), counts) * block_size
     starts = np.repeat(np.cumsum(documents) - documents, counts) + offsets
@@ -71,10 +71,10 @@ def _pieces(documents: Ids, block_size: int) -> tuple[Ids, Ids]:
 
 
 def best_fit(lengths: Ids, block_size: int) -> Ids:
-    """The block of every piece, by best-fit decreasing.
+    """The block of each piece, by best-fit decreasing.
 
-    Pieces of one length are alike, and so are blocks with the same room: they are placed together, and the cost is one
-    of the lengths that occur rather than of the pieces.
+    Pieces of equal length are placed together, into blocks with equal room. So the cost depends on the number of
+    different lengths, not on the number of pieces.
     """
     order = np.argsort(-lengths, kind="stable")
     blocks = np.empty(len(lengths), np.int64)
@@ -98,7 +98,7 @@ def best_fit(lengths: Ids, block_size: int) -> Ids:
 
 
 class _Room:
-    """Blocks by the room that is left in them."""
+    """Blocks by their remaining room."""
 
     def __init__(self) -> None:
         self._rooms: list[int] = []
@@ -111,7 +111,7 @@ class _Room:
             self._blocks.setdefault(room, []).append(blocks)
 
     def take(self, length: int) -> tuple[int, Ids]:
-        """Some blocks with the least room for ``length``, and that room; no room where there are none."""
+        """The least room that takes ``length`` and some blocks that have it; 0 and none if there are none."""
         index = bisect_left(self._rooms, length)
         if index == len(self._rooms):
             return 0, np.empty(0, np.int64)

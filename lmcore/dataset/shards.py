@@ -4,12 +4,12 @@ A file holds one record batch, one row a document:
 
     input_ids   large_list<uint16>   ids of the document, EOS last (uint32 above 65,536 ids)
     text_bytes  int64                UTF-8 bytes of its text
-    position    int64                its place in the chunk, counted over all splits
+    position    int64                its place in the chunk, counted over both splits
     hash        uint64               the first 64 bits of the BLAKE3 digest of its text
 
-The list's values are the flat token stream and its offsets the document boundaries; numpy views both
-without a copy. The schema's metadata says format version, tokenizer, special ids, counts and a
-checksum of ids and offsets. pyarrow, polars, duckdb and datasets open the file as it is.
+The list's values are the flat token stream, its offsets the document boundaries. numpy views both without a copy. The
+schema's metadata holds format version, tokenizer, special ids, counts and a checksum of ids and offsets. pyarrow,
+polars, duckdb and datasets open the file as it is.
 """
 
 import errno
@@ -27,11 +27,11 @@ from lmcore.store.artifacts import FORMAT_VERSION, check_version
 
 SPLITS = ("train", "validation")
 _NOT_MAPPED = "Memory mapping file failed"
-"""What pyarrow says, without the error's number, where there is no memory or no mapping left."""
+"""pyarrow's message, without an errno, if no memory or mapping is left."""
 
 
 def shard_path(chunk_folder: Path, split: str) -> Path:
-    """Where a chunk keeps the documents of one split."""
+    """The shard of one split of a chunk."""
     return chunk_folder / f"{split}.arrow"
 
 
@@ -46,7 +46,7 @@ def write_shard(
     tokenizer_id: str,
     eos_id: int,
 ) -> None:
-    """Write documents to ``path``: their ids one after another in ``tokens``, each with its EOS, and their lengths."""
+    """Write documents to ``path``. ``tokens`` holds the ids of all documents with EOS, ``lengths`` their numbers."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     columns = {

@@ -1,8 +1,8 @@
-"""A random order of n things without a list of them: one pure function of (n, seed, epoch).
+"""A random order of n items without a list: a pure function of (n, seed, epoch).
 
-A Feistel network permutes the numbers of 2k bits; numbers that land at or above n are sent through
-again until they land below (cycle walking), which leaves a permutation of 0..n-1. Black and
-Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
+A Feistel network permutes the numbers of 2k bits. Numbers at or above n go through it again until they are below
+(cycle walking). The result is a permutation of 0..n-1. Black and Rogaway, "Ciphers with arbitrary finite domains",
+CT-RSA 2002.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.corpus.spans import mix
+from lmcore.corpus.range_cutter import mix
 
 _ROUNDS = 6
 
@@ -18,10 +18,9 @@ _ROUNDS = 6
 def shuffled(
     positions: npt.NDArray[np.int64], n: int, seed: int, epochs: int | npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """The items that stand at ``positions`` (each in 0..n-1) of the orders of ``epochs``, one for all or one each.
+    """The items at ``positions`` (each in 0..n-1) of the orders of ``epochs``, which is one number or an array.
 
-    Cost: no memory beyond a few arrays of the input's size; 20-120 ns an item when thousands are
-    asked for at once.
+    Memory: a few arrays of the input's size. Time: 20-120 ns an item for thousands of positions at once.
     """
     half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
     found, which = np.unique(np.broadcast_to(epochs, positions.shape), return_inverse=True)

@@ -1,4 +1,4 @@
-"""The ids of a tokenized dataset as one flat stream, and the blocks that are cut from it.
+"""The ids of a tokenized dataset as one flat stream, and blocks cut from it.
 
 Shapes: B blocks, T tokens in a block.
 """
@@ -14,7 +14,7 @@ from lmcore.dataset.shards import Shard, shard_path
 from lmcore.store.artifacts import read_manifest
 
 IGNORED_LABEL = -100
-"""torch.nn.functional.cross_entropy leaves such labels out."""
+"""Label that torch.nn.functional.cross_entropy ignores."""
 
 Ids = npt.NDArray[np.int64]
 
@@ -26,9 +26,9 @@ def source_names(dataset: Path, split: str) -> list[str]:
 
 
 class TokenStream:
-    """The ids of one split of a dataset, of one source or of all, chunk after chunk, memory-mapped.
+    """The ids of one split of a dataset, of one source or of all, memory-mapped, in the order of the chunks.
 
-    Dropped documents are not part of it. Raises StoreError when a shard is missing or does not fit.
+    Dropped documents are left out. Raises StoreError if a shard is missing or does not fit.
     """
 
     def __init__(self, dataset: Path, split: str, source: str | None = None) -> None:
@@ -50,7 +50,7 @@ class TokenStream:
         self._dtype = self.segments[0].dtype if self.segments else np.dtype(np.uint16)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A worker process maps the files anew; pickle would copy them."""
+        """Pickle the arguments alone: a worker process maps the files itself."""
         return TokenStream, self._opened_with
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class TokenStream:
 
     @property
     def eos_id(self) -> int:
-        """Ends every document, and stands nowhere else."""
+        """The id that ends each document and is nowhere else."""
         return int(self._shards[0][0].metadata["eos_id"])
 
     @property
@@ -68,15 +68,15 @@ class TokenStream:
         return sum(int(shard.text_bytes[kept].sum()) for shard, kept in self._shards)
 
     def document_lengths(self) -> Ids:
-        """Tokens of every document, its EOS included."""
+        """Tokens of each document, EOS included."""
         return np.concatenate([np.diff(shard.offsets)[kept] for shard, kept in self._shards])
 
     def block_count(self, block_size: int) -> int:
-        """Whole blocks; the tail that fills none is not counted."""
+        """Complete blocks."""
         return max(0, (len(self) - 1) // block_size)
 
     def documents(self) -> Iterator[tuple[npt.NDArray[Any], int, int]]:
-        """(ids with the EOS at the end, UTF-8 bytes of the text, hash) of every document."""
+        """(ids with EOS, UTF-8 bytes of the text, hash) of each document."""
         for shard, kept in self._shards:
             for row in np.flatnonzero(kept).tolist():
                 ids = shard.tokens[shard.offsets[row] : shard.offsets[row + 1]]
@@ -93,7 +93,7 @@ class TokenStream:
         return [shard.tokens[shard.offsets[row] : shard.offsets[row + 1]] for shard, row in documents]
 
     def hashes_in(self, starts: Ids, stops: Ids) -> list[int]:
-        """The hashes of the documents that the tokens from each start to its stop (exclusive) belong to."""
+        """The hashes of the documents that the token ranges from starts to stops (exclusive) touch."""
         ends = np.cumsum(self.document_lengths())
         hashes = np.concatenate([shard.hashes[kept] for shard, kept in self._shards])
         firsts, lasts = np.searchsorted(ends, starts, "right"), np.searchsorted(ends, stops - 1, "right")
@@ -106,9 +106,9 @@ class TokenStream:
         return out
 
     def fill(self, rows: Iterable[npt.NDArray[Any]], starts: Ids) -> None:
-        """Write into every row the tokens from its start on.
+        """Fill each row with the tokens from its start on.
 
-        The stream is a ring: before its first token, at -1, stands its last, an EOS like that before any document.
+        The stream is a ring: position -1 is its last token, an EOS, as before every other document.
         """
         starts = starts % len(self)
         numbers = np.searchsorted(self._starts, starts, side="right") - 1
@@ -123,14 +123,14 @@ class TokenStream:
 
 
 def _kept_runs(shard: Shard, kept: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[Any]]:
-    """The tokens of a shard without its dropped documents, as few views as possible."""
+    """The tokens of a shard without its dropped documents, in as few views as possible."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], kept, [False]])))
     for first, stop in edges.reshape(-1, 2).tolist():
         yield shard.tokens[shard.offsets[first] : shard.offsets[stop]]
 
 
 class StreamBlocks:
-    """A stream cut every ``block_size`` tokens, across documents and shards; the tail that fills no block is left."""
+    """A stream cut every ``block_size`` tokens, across documents and shards, without its incomplete last block."""
 
     def __init__(self, stream: TokenStream, block_size: int) -> None:
         self.stream = stream
@@ -142,7 +142,7 @@ class StreamBlocks:
         return self.stream.block_count(self.block_size)
 
     def document_hashes(self, indices: Ids) -> list[int]:
-        """The documents that are learnt from in blocks, by their numbers."""
+        """The hashes of the documents in blocks, by the numbers of the blocks."""
         starts = indices * self.block_size + 1
         return self.stream.hashes_in(starts, starts + self.block_size)
 

@@ -63,10 +63,12 @@ def rollback(store: Path, name: str, to: str = "", *, reason: str) -> Version:
         return version
 
 
-def record_refusal(store: Path, name: str, reason: str, decision: dict[str, Any], **about: Any) -> None:
+def record_refusal(
+    store: Path, name: str, reason: str, decision: dict[str, Any], version: str | None = None, **about: Any
+) -> None:
     """Record that a challenger was refused; ``about`` says what it was (its run, dataset, identity)."""
     with _changing(store, name, creates=True) as folder:
-        record(folder, "refused", None, reason, decision, **about)
+        record(folder, "refused", version, reason, decision, **about)
 
 
 def record_push(store: Path, name: str, version: str, repository: str, commit: str) -> None:

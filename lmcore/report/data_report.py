@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from lmcore import markdown
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.mixture import Blocks, SourceCounts
 from lmcore.dataset.shards import SPLITS
-from lmcore.dataset.tokenization import Dataset
 from lmcore.markdown import bold, escape, figure
 from lmcore.report.tokenizer_report import dataset_report
 from lmcore.store.artifacts import read_manifest

@@ -46,7 +46,7 @@ class Report(Record):
     warnings: list[str]
     """What the losses say, in sentences for the person who started the run."""
     hashes: dict[str, str]
-    """Of report.md and report.png."""
+    """Hashes of report.md and report.png."""
 
     @property
     def path(self) -> Path:

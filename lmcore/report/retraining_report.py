@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lmcore import markdown
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.report.plots import comparison_picture
 from lmcore.retraining.challenge import Champion
 from lmcore.retraining.gate import Decision

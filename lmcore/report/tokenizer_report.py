@@ -6,7 +6,6 @@ hundred MB for any dataset.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +41,6 @@ class TokenizerReport:
     used_pieces: int
     longest: list[tuple[str, int]]
     """The 20 longest pieces in use, and how often."""
-
-    @cached_property
-    def bytes_per_token(self) -> float:
-        return self.text_bytes / max(1, self.tokens)
 
     def markdown(self) -> str:
         """The section of the tokenizer's page."""

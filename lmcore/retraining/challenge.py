@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import StoreError
 from lmcore.registry.add_version import add_version
 from lmcore.registry.registry import promote, record_refusal
@@ -63,7 +63,7 @@ class Champion:
         return int(self.receipt["record"]["config"]["dataset"]["block_size"])
 
     @property
-    def trunk(self) -> Path | None:
+    def stable_checkpoint(self) -> Path | None:
         """The stable checkpoint, before the decay, if there is one that is whole."""
         if not self.receipt["training"]["trunk"]:
             return None

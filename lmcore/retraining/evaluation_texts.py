@@ -30,15 +30,15 @@ class LabelledText(NamedTuple):
     """UTF-8 bytes of the text as it stands in its file, where it was normalized since; -1: those of ``text``."""
 
 
-def dataset_texts(dataset: Path, split: str = "validation") -> Iterator[tuple[str, str, int]]:
-    """(text, source, its bytes) of every document of a dataset, decoded from its shards.
+def dataset_texts(dataset: Path) -> Iterator[tuple[str, str, int]]:
+    """(text, source, its bytes) of every validation document of a dataset, decoded from its shards.
 
     Raises StoreError where the ids do not give the text back, proved by its hash: the tokenizer was not exact.
     """
     tokenizer_id = read_manifest(dataset)["tokenizer_id"]
     tokenizer = Tokenizer(dataset.parent.parent / "tokenizers" / tokenizer_id)
-    for source in source_names(dataset, split):
-        for ids, text_bytes, hash_ in TokenStream(dataset, split, source).documents():
+    for source in source_names(dataset, "validation"):
+        for ids, text_bytes, hash_ in TokenStream(dataset, "validation", source).documents():
             text = tokenizer.decode(ids[:-1].tolist())
             if hash_text(text.encode()) != hash_:
                 raise StoreError(

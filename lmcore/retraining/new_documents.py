@@ -1,8 +1,8 @@
 """The new documents of a dataset, compared with an earlier dataset, and the dataset split by age.
 
 A document is new if no training or validation document of the earlier dataset has its hash. ``split_by_age`` makes a
-dataset of the same chunks in which every source is two, such as ``wiki (old)`` and ``wiki (new)``: so old text can be
-replayed at a share of its own (``dataset.weights``), and losses come by age. It costs a manifest: nothing is encoded.
+dataset of the same chunks with two sources for each source, such as ``wiki (old)`` and ``wiki (new)``. Therefore old
+text can have a share of its own (``dataset.weights``), and losses are known by age. Only a manifest is written.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lmcore.corpus.document_query import isin_sorted
 from lmcore.dataset.filters import hashes, set_dropped_rows
+from lmcore.dataset.manifest import Dataset, dataset_id, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.dataset.source_age import AGES, age_of, by_age
-from lmcore.dataset.tokenization import Dataset, dataset_id, totals, write_dataset_manifest
 from lmcore.errors import StoreError
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import hash_file
@@ -26,10 +27,10 @@ Entry = dict[str, Any]
 
 
 class NewDocuments(Output):
-    """What a dataset has that an earlier one has not, in figures."""
+    """Figures of a dataset's documents that an earlier dataset does not have."""
 
     dataset_id: str
-    """Of the text told apart by age."""
+    """The id of the dataset split by age."""
     since: str
     """The id of the earlier dataset."""
     new_documents: int
@@ -40,16 +41,16 @@ class NewDocuments(Output):
     old_documents: int
     old_tokens: int
     gone_documents: int
-    """Training documents of the earlier dataset that are no longer there."""
+    """Training documents of the earlier dataset that this one does not have."""
 
     def verify(self) -> None:
-        """The datasets that it compares are verified by themselves."""
+        """Nothing: the datasets are verified separately."""
 
 
 def split_by_age(dataset: Dataset, earlier: Path) -> tuple[Dataset, NewDocuments]:
-    """The documents of ``dataset``, each source as two: what ``earlier``, a folder datasets/<id>, has too; the rest.
+    """``dataset`` with each source split in two: documents that ``earlier`` has too, and new ones; and their figures.
 
-    Raises StoreError when ``earlier`` or one of its shards is gone: what is new can then not be known.
+    ``earlier`` is a folder datasets/<id>. Raises StoreError when it or one of its shards is missing.
     """
     store = dataset.folder.parent.parent
     manifest = read_manifest(dataset.folder)
@@ -69,7 +70,7 @@ def split_by_age(dataset: Dataset, earlier: Path) -> tuple[Dataset, NewDocuments
         new_validation_documents=figures["new"]["validation"]["documents"],
         old_documents=old["documents"],
         old_tokens=old["tokens"],
-        gone_documents=int((~np.isin(document_hashes(earlier, "train"), here)).sum()),
+        gone_documents=int((~isin_sorted(document_hashes(earlier, "train"), here)).sum()),
     )
     return apart, news
 
@@ -101,7 +102,7 @@ def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator
     The chunk's spans, and with them its account, stay with the first of the two.
     """
     shards = {split: Shard(shard_path(store / "shards" / entry["key"], split)) for split in SPLITS}
-    is_known = {split: np.isin(shard.hashes, known) for split, shard in shards.items()}
+    is_known = {split: isin_sorted(shard.hashes, known) for split, shard in shards.items()}
     parts = []
     for age in AGES:
         part = deepcopy(entry) | {"source": by_age(entry["source"], age)}

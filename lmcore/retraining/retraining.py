@@ -1,9 +1,9 @@
-"""How a model is trained again when its text has grown: what it begins with, what it reads, for how long.
+"""The settings of a retraining's run: where it starts, what it reads, how long it trains.
 
-The model in use, the champion, was trained on an earlier dataset. Its challenger goes on from the champion's trunk (the
-checkpoint before the decay, with the optimizer's state) or from its exported weights, on the new text mixed with a
-replay of the old, at a cost that grows with what is new and not with what is there. docs/benchmarks.md has the
-experiment that chose the defaults.
+The model in use, the champion, was trained on an earlier dataset. Its challenger starts from the champion's stable
+checkpoint (before the decay, with the optimizer's state; retraining.start = "trunk") or from its exported weights. It
+trains on the new text mixed with a replay of the old text. The cost depends on the size of the new text, not on that of
+all text. docs/benchmarks.md has the experiment that chose the defaults.
 """
 
 from collections import Counter
@@ -26,16 +26,16 @@ def skip_reason(config: RetrainConfig, news: NewDocuments) -> str:
             f"retraining.min_new_bytes is {config.retraining.min_new_bytes:,}"
         )
     if news.new_tokens <= config.dataset.block_size:
-        return f"{news.new_tokens:,} tokens of new training text fill no block of {config.dataset.block_size}"
+        return f"{news.new_tokens:,} tokens of new training text do not fill a block of {config.dataset.block_size}"
     return ""
 
 
 def warm_start(
-    config: RetrainConfig, apart: Path, news: NewDocuments, trunk: Path | None, export: Path, tokens_per_second: float
+    config: RetrainConfig, apart: Path, news: NewDocuments, stable: Path | None, export: Path, tokens_per_second: float
 ) -> RunConfig:
-    """The settings of a challenger that goes on from ``trunk``, or without one from ``export``.
+    """The settings of a challenger that starts from the checkpoint ``stable``, or without one from ``export``.
 
-    ``apart`` is the folder of the dataset told apart by age, ``tokens_per_second`` the champion's speed.
+    ``apart`` is the folder of the dataset split by age, ``tokens_per_second`` the champion's speed.
     """
     retraining, train = config.retraining, config.train
     tokens = retraining.budget * news.new_tokens
@@ -44,12 +44,12 @@ def warm_start(
     changes = {
         "max_steps": 0,
         "max_tokens": max(1, round(tokens)),
-        "init_from": str(trunk or export),
-        "init_optimizer": trunk is not None,
+        "init_from": str(stable or export),
+        "init_optimizer": stable is not None,
         "schedule": "wsd",
-        # The trunk's rate is the peak; decayed weights are warmed up again from where their decay ended.
-        "warmup": "0 steps" if trunk else "10 %",
-        "warmup_from": 0.0 if trunk else train.min_learning_rate,
+        # Before the decay the rate is the peak. Decayed weights are warmed up from the rate at which their decay ended.
+        "warmup": "0 steps" if stable else "10 %",
+        "warmup_from": 0.0 if stable else train.min_learning_rate,
     }
     run = config.run_config()
     weights = replay_weights(tokens_by_source(apart), config.dataset, retraining.replay)
@@ -63,14 +63,15 @@ def warm_start(
 
 
 def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:
-    """Settings that are not the champion's (``champion``: those it was made with) and that the challenger cannot have.
+    """Settings that have no effect, since the challenger keeps those of the champion, each in words.
 
-    It keeps the champion's tokenizer, and unless it begins from scratch its model; then its length is the budget's.
+    ``champion`` are the settings that it was made with. A challenger keeps its tokenizer and, unless it starts from
+    scratch, its model; then retraining.budget decides the length.
     """
-    begins_anew = config.fresh_tokenizer or config.retraining.start == "scratch"
-    sections = [] if config.fresh_tokenizer else ["tokenizer"] if begins_anew else ["tokenizer", "model"]
+    is_new = config.fresh_tokenizer or config.retraining.start == "scratch"
+    sections = [] if config.fresh_tokenizer else ["tokenizer"] if is_new else ["tokenizer", "model"]
     wanted = config.model_dump(mode="json", include=set(sections))
-    lengths = {} if begins_anew else {name: getattr(config.train, name) for name in ("max_steps", "max_tokens")}
+    lengths = {} if is_new else {name: getattr(config.train, name) for name in ("max_steps", "max_tokens")}
     return [
         f"train.{name} is {value}, retraining.budget decides the length" for name, value in lengths.items() if value
     ] + [
@@ -80,9 +81,9 @@ def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:
 
 
 def from_scratch(config: RetrainConfig, apart: Path) -> RunConfig:
-    """The settings of a challenger that begins from scratch, on sources that are told apart by age.
+    """The settings of a challenger that starts from scratch, on sources that are split by age.
 
-    The two parts of a source are mixed as the one would be. Raises ConfigError as ``replay_weights`` does.
+    The two parts of a source together have the share of the source. Raises ConfigError as ``replay_weights`` does.
     """
     run, dataset, tokens, whole = config.run_config(), config.dataset, tokens_by_source(apart), Counter[str]()
     for name, count in tokens.items():
@@ -98,11 +99,11 @@ def from_scratch(config: RetrainConfig, apart: Path) -> RunConfig:
 
 
 def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float) -> dict[str, float]:
-    """Shares of an epoch by source and age: ``replay`` for all that is old, the rest for all that is new.
+    """Shares of an epoch by source and age: ``replay`` for old text, the rest for new text.
 
-    ``tokens`` are those of the sources told apart by age. Within an age sources have the shares that ``dataset`` gives
-    them, or as the text is. Where nothing is old, or nothing new, the other is all. Raises ConfigError for a source
-    that has come since and that ``dataset`` does not name.
+    ``tokens`` are those of sources split by age. Within an age, sources have the shares of ``dataset``, or without them
+    those of their tokens. Without old text, or without new text, the other has the whole epoch. Raises ConfigError when
+    ``dataset`` names sources, but not one that has text.
     """
     ages = {"old": replay, "new": 1 - replay}
     within = {name: _share(name, count, dataset) for name, count in tokens.items()}
@@ -115,7 +116,7 @@ def _share(name: str, tokens: int, dataset: DatasetConfig) -> float:
 
 
 def _given(field: Literal["weights", "epochs"], dataset: DatasetConfig, name: str) -> float:
-    """What a field of the settings says of the source that a part by age is of; 1 where it says nothing at all."""
+    """The value of a field of the settings for the source of a part; 1 where the field is empty."""
     shares, source = getattr(dataset, field), base_source(name)
     if shares and source not in shares:
         raise ConfigError(f"dataset.{field} must name every source, and {source} has text now: 0 leaves it out")

@@ -27,7 +27,8 @@ from lmcore.runs.scores import DocumentScores
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import hash_file, hash_text
-from lmcore.tokenizer.tokenizer import Tokenizer, identify_files
+from lmcore.tokenizer.make import identify_files
+from lmcore.tokenizer.tokenizer import Tokenizer
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -38,19 +39,13 @@ _TEXTS_AT_ONCE = 256
 """Texts that are encoded together."""
 
 
-def score_texts(
-    folder: Path,
-    texts: Iterable[LabelledText],
-    device: Device = "auto",
-    precision: Precision = "auto",
-    block_size: int = 0,
-) -> DocumentScores:
+def score_texts(folder: Path, texts: Iterable[LabelledText], block_size: int = 0) -> DocumentScores:
     """Score every text with the model in an export, a version, another transformers folder, a run or a checkpoint.
 
     ``block_size`` 0: the model's longest context. Raises what ``open_model`` raises, ConfigError when the model sees
     later tokens or has a shorter context, TokenizerError when its tokenizer has ids that it has no embedding for.
     """
-    return _score(folder, partial(_encoded, texts), device, precision, block_size)
+    return _score(folder, partial(_encoded, texts), "auto", "auto", block_size)
 
 
 def score_champion(best: Champion, folder: Path) -> DocumentScores:

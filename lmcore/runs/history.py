@@ -8,6 +8,7 @@ import numpy as np
 from lmcore.runs.metrics import by_step
 from lmcore.store.json_lines import Row
 
+_MOST_SOURCE_ROWS, _MOST_EVENTS = 12, 20
 _LEAST_VALIDATIONS = 3
 """Fewer validations in the last third do not make a trend."""
 _NOISE = 0.02
@@ -31,13 +32,13 @@ def loss_table(rows: list[Row], most: int = 50) -> list[dict[str, Any]]:
     ]
 
 
-def source_table(rows: list[Row], most: int = 12) -> list[dict[str, Any]]:
-    """At most ``most`` rows of step and the validation loss of every source; none where there is one source."""
+def source_table(rows: list[Row]) -> list[dict[str, Any]]:
+    """At most 12 rows of step and the validation loss of every source; none where there is one source."""
     validations = [row for row in by_step(rows, "validation").values() if row.get("sources")]
     names = sorted({name for row in validations for name in row["sources"]})
     return [
         {"step": row["step"], **{name: _rounded(row["sources"].get(name)) for name in names}}
-        for row in _spread(validations, most)
+        for row in _spread(validations, _MOST_SOURCE_ROWS)
     ]
 
 
@@ -59,9 +60,9 @@ def figures(rows: list[Row]) -> dict[str, str]:
     return found
 
 
-def events(rows: list[Row], most: int = 20) -> list[tuple[int, str]]:
+def events(rows: list[Row]) -> list[tuple[int, str]]:
     """(step, text) of the last events."""
-    return [(row["step"], row["text"]) for row in rows if row["kind"] == "event"][-most:]
+    return [(row["step"], row["text"]) for row in rows if row["kind"] == "event"][-_MOST_EVENTS:]
 
 
 def warnings(rows: list[Row]) -> list[str]:

@@ -3,8 +3,8 @@
     runs/<name>/  config.json  lock  progress.json  metrics.jsonl  samples.jsonl  tensorboard/  checkpoints/
                   training.json  evaluation.json  model/  report.md  report.png
 
-The name comes from the result fields of the settings and the dataset id, so the same command finds the
-same folder, continues what is unfinished and returns what is done. Nothing here needs torch.
+The name comes from the result fields of the settings and the dataset id. So the same command finds the same folder,
+continues an unfinished run and returns a finished one. Nothing here needs torch.
 """
 
 import logging
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from lmcore.dataset.tokenization import Dataset
+from lmcore.dataset.manifest import Dataset
 from lmcore.errors import ConfigError, RunError, StoreError
 from lmcore.runs.initial_model import InitialModel, Shape, init_fingerprint, shape_of_settings
 from lmcore.runs.run_record import damaged_record, read_record
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def run_identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
-    """Everything that decides what is trained. Two runs that agree here are one run."""
+    """Everything that decides what is trained. Equal identities are one run."""
     train = config.train
     early_stopping = {"validate_every": train.validate_every, "validation_tokens": train.validation_tokens}
     first_weights = init_fingerprint(train.init_from)
@@ -46,7 +46,7 @@ def run_identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
 
 
 def run_name(config: RunConfig, dataset: Dataset) -> str:
-    """config.run if given, else for example gpt2-4x192-0123456789abcdef, or continued-0123456789abcdef."""
+    """The name of the run: config.run, or for example gpt2-4x192-0123456789abcdef, continued-0123456789abcdef."""
     if config.run:
         return config.run
     model = config.model
@@ -57,7 +57,7 @@ def run_name(config: RunConfig, dataset: Dataset) -> str:
 
 
 def run_key(config: RunConfig, dataset: Dataset) -> str:
-    """The run's name and identity, for caches: a named run may be begun again with other settings."""
+    """The run's name and identity, for caches. A named run may be started again with other settings."""
     return f"{run_name(config, dataset)}-{fingerprint(run_identity(config, dataset))}"
 
 
@@ -70,7 +70,7 @@ class Run:
     identity: dict[str, Any]
     tokenizer_info: TokenizerInfo
     shape: Shape
-    """Of the model, as transformers writes it."""
+    """Shape of the model, as transformers writes it."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -128,7 +128,7 @@ class Run:
 
 
 def run_folders(store: Path) -> list[Path]:
-    """Of all runs. A folder without a config.json is what a killed start left, and no run."""
+    """The folders of all runs. A folder without config.json was left by a killed start and is not a run."""
     return sorted(path.parent for path in (store / "runs").glob("[!.]*/config.json"))
 
 
@@ -165,7 +165,7 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
 
 
 def _list_seen_documents(folder: Path, dataset: Dataset, initial: InitialModel | None) -> None:
-    """Write the list unless it is there. Where nobody knows what the initial model saw, there is none."""
+    """Write the list if it is missing. If the documents of the initial model are unknown, there is none."""
     if (folder / SEEN_DOCUMENTS).exists():
         return
     seen = SeenDocuments.from_dataset(dataset.folder)
@@ -180,7 +180,7 @@ def _list_seen_documents(folder: Path, dataset: Dataset, initial: InitialModel |
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The settings as a process started elsewhere must read them."""
+    """The settings with absolute paths, for a process that starts in another folder."""
     path = Path(config.train.init_from).expanduser()
     if not config.train.init_from or not path.exists():
         return config
@@ -218,36 +218,36 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
 
 
 class TrainingResult(Record):
-    """A finished training."""
+    """The result of a finished training."""
 
     file_name = "training.json"
     run: str
     step: int
-    """The step of the checkpoint that counts: the last, or after early stopping the best."""
+    """The step of the resulting checkpoint: the last one, or after early stopping the best one."""
     last_step: int
     tokens: int
-    """Tokens trained on, counted each time they were."""
+    """Tokens trained on, counting repetitions."""
     train_loss: float
-    """Nats per token, mean over the last log interval."""
+    """Mean nats per token over the last log interval."""
     validation_loss: float
-    """Nats per token of the checkpoint that counts, on the documents that were scored while training."""
+    """Nats per token of the resulting checkpoint on the documents scored during training."""
     tokens_per_second: float
-    """Over all training steps, validation and checkpoints left out."""
+    """Mean over all training steps, without validation and checkpoints."""
     skipped_steps: int
-    """By the guard."""
+    """Steps skipped by the guard."""
     weights: str
-    """Hash of the checkpoint's weights: two trainings with the same one have the same model."""
+    """Hash of the weights. Trainings with equal hashes have the same model."""
     parameters: int
     trainable_parameters: int
     flops_per_token: float
     device: str
     precision: str
     seconds: float = 0.0
-    """In training steps, validation and checkpoints left out."""
+    """Seconds in training steps, without validation and checkpoints."""
     ended: str = ""
-    """When, in ISO 8601. Empty for a training of an earlier version of this program."""
+    """Time of the end in ISO 8601. Empty for a training of an earlier version of this program."""
     trunk: Path | None
-    """The checkpoint before the decay of a wsd schedule, from which training can go on."""
+    """The checkpoint before the decay of a wsd schedule, from which training can continue."""
 
     @property
     def checkpoint(self) -> Path:
@@ -269,7 +269,7 @@ class Export(Output):
 
 
 def finished_training(run: Run) -> TrainingResult | None:
-    """The result of a training that has ended and whose checkpoint proves whole; else None."""
+    """The result of a finished training with a whole checkpoint; else None."""
     result = TrainingResult.load(run.folder)
     if result is None or not find_artifact(result.checkpoint, keep_damaged=True):
         return None
@@ -277,31 +277,31 @@ def finished_training(run: Run) -> TrainingResult | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that proves whole; damaged newer ones are set aside with a warning."""
+    """The newest whole checkpoint. Damaged newer ones are set aside with a warning."""
     return next((path for path in newest_first(folder) if find_artifact(path, keep_damaged=True)), None)
 
 
 def whole_checkpoint(folder: Path, step: int | None) -> Path | None:
-    """The checkpoint of a step, if there is one that proves whole; a damaged one is set aside with a warning."""
+    """The checkpoint of a step, or None. A damaged one is set aside with a warning."""
     path = None if step is None else checkpoint_path(folder, step)
     return path if path is not None and find_artifact(path, keep_damaged=True) else None
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, or will be."""
+    """The folder of the checkpoint of a step, whether it exists or not."""
     return folder / f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's folder is named by."""
+    """The step in the name of a checkpoint's folder."""
     return int(path.name.rpartition("-")[2])
 
 
 def weights_hash(checkpoint: Path) -> str:
-    """Hash of the weights in a checkpoint folder, by its manifest."""
+    """The hash of the weights in a checkpoint folder, from its manifest."""
     return str(read_manifest(checkpoint)["files"]["model.safetensors"]["blake3"])
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoint folders in a folder, sound or not."""
+    """The checkpoint folders in a folder, whole or damaged."""
     return sorted(folder.glob("step-*"), key=step_of, reverse=True)

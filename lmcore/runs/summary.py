@@ -13,7 +13,7 @@ from lmcore.runs.baselines import Baselines, compared
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation
-from lmcore.settings.toml_writer import toml_text
+from lmcore.settings.form import settings_text
 from lmcore.store.files import write_file
 
 _LONGER = 4
@@ -21,7 +21,7 @@ _LONGER = 4
 
 
 def summary(folder: Path, samples: list[str], account: str, warnings: list[str], page: str = "") -> str:
-    """Lines for a person about a finished run: what it wrote, how good it is, where everything is, what to do next.
+    """Lines about a finished run for a person: samples, quality, the places of its files, and what to do next.
 
     ``account`` and ``warnings`` are those of its dataset; ``page`` is the address of its page in a browser, if it has
     one. Raises StoreError when the run's records are missing.
@@ -48,8 +48,8 @@ def summary(folder: Path, samples: list[str], account: str, warnings: list[str],
 
 def write_settings(run: Run) -> None:
     """Write the run's settings as TOML into its folder, so that a command can start another run with them."""
-    settings = run.config.model_dump(mode="json", exclude_defaults=True, exclude={"store", "run", "fresh"})
-    write_file(_settings_file(run), toml_text({"store": str(run.store), **settings}).encode() + b"\n")
+    config = run.config.model_copy(update={"store": run.store, "run": "", "fresh": False})
+    write_file(_settings_file(run), settings_text(config).encode() + b"\n")
 
 
 def _goodness(evaluation: Evaluation, found: Baselines | None) -> str:

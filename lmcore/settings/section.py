@@ -10,13 +10,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from blake3 import blake3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import ComputedFieldInfo, FieldInfo
-
-Role = Literal["result", "speed", "view"]
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """A pattern of names, of runs and of models, that can be those of folders."""

@@ -22,12 +22,12 @@ class SettingsText:
         self._name = name
         self._lines = dict(_lines(text))
 
-    def of(self, path: tuple[str, ...]) -> str:
+    def place_of(self, path: tuple[str, ...]) -> str:
         """The place of a setting, or of its table; empty if neither is in the text."""
         sizes = range(len(path), 0, -1)
-        return next((place for size in sizes if (place := self.exactly(path[:size]))), "")
+        return next((place for size in sizes if (place := self.exact_place_of(path[:size]))), "")
 
-    def exactly(self, path: tuple[str, ...]) -> str:
+    def exact_place_of(self, path: tuple[str, ...]) -> str:
         """The place of exactly this setting; empty if the text does not set it."""
         return f"{self._name}, line {self._lines[path]}" if path in self._lines else ""
 
@@ -55,7 +55,7 @@ def _names(dotted: str) -> tuple[str, ...]:
 def _sentence(problem: ErrorDetails, kind: type[BaseModel], origin: SettingsText) -> str:
     """One problem: where the setting was written, its name, its value, and what is allowed."""
     path = tuple(str(part) for part in problem["loc"] if not isinstance(part, int))
-    where, name = origin.of(path), ".".join(path)
+    where, name = origin.place_of(path), ".".join(path)
     if problem["type"] == "value_error":
         return _contradiction(problem, name, path, origin)
     if problem["type"] == "extra_forbidden":
@@ -68,7 +68,7 @@ def _contradiction(problem: ErrorDetails, name: str, path: tuple[str, ...], orig
     """A contradiction between settings, with the places of those that the message names."""
     message = problem["msg"].removeprefix("Value error, ")
     words = dict.fromkeys(re.findall(r"[a-z][a-z0-9_]*", message))
-    places = [place for word in words if (place := origin.exactly((*path, word)))]
+    places = [place for word in words if (place := origin.exact_place_of((*path, word)))]
     return f"{name or 'settings'}: {message}" + (f" (set by {' and '.join(places)})" if places else "")
 
 

@@ -1,7 +1,7 @@
 """The inputs of the last starts, so that a message can say what has changed since.
 
     inputs/<task>.json          the inputs of a task's last starts, newest first
-    inputs/files-<corpus>.json  the files of a corpus: path -> hash
+    inputs/files-<corpus>.json  the listing of a corpus: its files and their hashes
 
 They are hints: without them a message lacks its reason, and no result changes.
 """
@@ -24,8 +24,6 @@ Inputs = dict[str, Any]
 
 _KEPT = 20
 """Starts of a task and corpora that are kept, since runs of different models and texts alternate."""
-_MOST_FILES = 100_000
-"""A larger corpus is not listed."""
 _SHOWN = 3
 _LONGEST = 60
 """Characters of a value."""
@@ -43,17 +41,22 @@ def remember(task: str, inputs: Inputs) -> None:
         _keep(path, [entry, *earlier][:_KEPT])
 
 
-def remember_files(store: Path, corpus_id: str, files: dict[str, str]) -> None:
-    """Keep the hashes of a corpus's files, by path."""
+def remember_files(store: Path, corpus_id: str, listing: dict[str, Any]) -> None:
+    """Keep the listing of a corpus: JSON values, with ``files`` and ``validation_files`` by path."""
     folder = _folder({"store": store})
-    path = folder / f"files-{corpus_id}.json"
     with _or_not():
-        if len(files) > _MOST_FILES or _files(folder, corpus_id) == files:
+        if remembered_files(store, corpus_id) == listing:
             return
-        _keep(path, files)
+        _keep(_listing_path(folder, corpus_id), listing)
         listed = sorted(folder.glob("files-*.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
         for old in listed[_KEPT:]:
             old.unlink(missing_ok=True)
+
+
+def remembered_files(store: Path, corpus_id: str) -> dict[str, Any] | None:
+    """The listing that ``remember_files`` kept last for the id; None if there is none or it is damaged."""
+    content: dict[str, Any] | None = _read(_listing_path(_folder({"store": store}), corpus_id), dict)
+    return content
 
 
 def what_changed(task: str, inputs: Inputs) -> str:
@@ -114,8 +117,17 @@ def _history(path: Path) -> list[dict[str, Any]]:
     return _read(path, checked) or []
 
 
-def _files(folder: Path, corpus_id: str) -> dict[str, str]:
-    return _read(folder / f"files-{corpus_id}.json", dict) or {}
+def _listing_path(folder: Path, corpus_id: str) -> Path:
+    return folder / f"files-{corpus_id}.json"
+
+
+def _files(folder: Path, corpus_id: str) -> dict[str, Any]:
+    """What is known of each file by path; empty if there is no listing."""
+
+    def files(listing: Any) -> dict[str, Any]:
+        return {**listing["files"], **listing["validation_files"]}
+
+    return _read(_listing_path(folder, corpus_id), files) or {}
 
 
 def _read(path: Path, checked: Callable[[Any], Any]) -> Any:

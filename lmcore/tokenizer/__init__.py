@@ -2,5 +2,5 @@
 
 Promises: a tokenizer trained here loses no character, and plain transformers gives the same ids.
 Imports: settings, store, corpus.
-Doors: ``tokenizer.make_tokenizer``, ``tokenizer.Tokenizer``.
+Doors: ``make.make_tokenizer``, ``tokenizer.Tokenizer``.
 """

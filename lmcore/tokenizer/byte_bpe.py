@@ -1,7 +1,7 @@
-"""Byte-level BPE, trained by the tokenizers library: all 256 bytes are in the vocabulary, so nothing is unknown.
+"""Byte-level BPE, trained by the tokenizers library. All 256 bytes are in the vocabulary, so no text is unknown.
 
-Text is cut at GPT-2's word boundaries (Radford et al. 2019), every byte written as one printable character, and
-the most frequent neighbours merged. Training is deterministic whatever the number of threads.
+Text is cut at GPT-2's word boundaries (Radford et al. 2019), each byte is written as a printable character, and the
+most frequent neighbours are merged. Training is deterministic for any number of threads.
 """
 
 import json
@@ -20,9 +20,9 @@ _LONG_RUN = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}|\s{{{_LONGEST_WORD + 1},}}"
 
 
 def train_byte_bpe(config: TokenizerConfig, texts: list[str], folder: Path) -> dict[str, Any]:
-    """Train on ``texts`` and save for transformers; the manifest's fields, seen_bytes included.
+    """Train on ``texts`` and save for transformers; the fields of the manifest, seen_bytes included.
 
-    Raises TokenizerError when a special token is also a piece that text is made of.
+    Raises TokenizerError if a special token is also a piece of ordinary text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -40,18 +40,18 @@ def train_byte_bpe(config: TokenizerConfig, texts: list[str], folder: Path) -> d
     _refuse_clashes(fast, config.special_tokens)
     save_fast(fast, folder, dict(zip(ROLES, SPECIAL_PIECES, strict=False)), config.special_tokens)
     fast.encode_special_tokens = True
+    check_in_transformers(folder, lambda text: fast.encode(text).ids, texts[:256])
     return {
         "model_type": "byte_bpe",
         "vocab_size": fast.get_vocab_size(),
         "eos_id": SPECIAL_PIECES.index("</s>"),
         "pad_id": SPECIAL_PIECES.index("<pad>"),
-        "transformers_exact": check_in_transformers(folder, lambda text: fast.encode(text).ids, texts[:256]),
         "seen_bytes": sum(len(text.encode()) for text in texts),
     }
 
 
 def _bounded(texts: list[str]) -> Iterator[str]:
-    """The texts, cut inside words of more than 256 characters; the time to train grows with the square of a word.
+    """The texts, cut inside words of more than 256 characters: training time grows with the square of a word's length.
 
     Such words are base64, DNA, lines of one letter. No useful piece is that long.
     """
@@ -65,7 +65,7 @@ def _bounded(texts: list[str]) -> Iterator[str]:
 
 
 def _refuse_clashes(fast: Any, special_tokens: list[str]) -> None:
-    """The trainer gives a merge that spells a special token that token's id, so text would become a control id."""
+    """Raise TokenizerError if a merge spells a special token: it would get that token's id, a control id."""
     merges = json.loads(fast.to_str())["model"]["merges"]
     pieces = {"".join(merge) for merge in merges} | _BYTES.keys()
     clashing = [token for token in special_tokens if token in pieces]
@@ -76,13 +76,13 @@ def _refuse_clashes(fast: Any, special_tokens: list[str]) -> None:
         )
 
 
-def spelt_in_bytes(piece: str) -> bytes:
-    """The bytes that a byte-level piece stands for."""
+def bytes_of_piece(piece: str) -> bytes:
+    """The bytes of a byte-level piece."""
     return bytes(_BYTES[character] for character in piece)
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Every byte by the character it is written as: itself if printable, else one from U+0100 on."""
+    """Character -> byte. A printable byte is written as itself, all others from U+0100 on."""
     printable = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174]
     hidden = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(hidden)}

@@ -1,14 +1,14 @@
-"""An exported folder for other programs than the transformers that wrote it: older ones, vLLM, CTranslate2, llama.cpp.
+"""Write an exported folder for other programs than the transformers that wrote it: older versions, vLLM, llama.cpp.
 
-transformers 5 writes names that 4.57 does not know, and reads the older ones too, so the older ones stand in the files:
-    tokenizer_class     PreTrainedTokenizerFast, and of a SentencePiece model that no tokenizer.json can say
-                        BertGenerationTokenizer, the one class that gives SentencePiece's own ids in both
+transformers 5 writes names that 4.57 does not know, and reads the older names. So the files contain the older ones:
+    tokenizer_class     PreTrainedTokenizerFast; for a SentencePiece model without exact tokenizer.json
+                        BertGenerationTokenizer, the only class that gives SentencePiece's ids in both versions
     special tokens      additional_special_tokens
-    rope_theta, rope_scaling, n_ctx   beside what transformers 5 calls them
+    rope_theta, rope_scaling, n_ctx   in addition to the names of transformers 5
 
-llama.cpp's converter reads tokenizer.model, and reports no error where it misreads it. So the file is written only
-where it is read correctly: for the architecture llama (for others the converter puts a space before every text) and a
-BPE model, with U+2581 for a space. Elsewhere the file is called spiece.model: the converter does not find it and fails.
+llama.cpp's converter reads tokenizer.model, and reports no error if it misreads it. So that file is written only where
+the converter is correct: for the architecture llama (it puts a space before each text for others) and a BPE model, with
+U+2581 for a space. Elsewhere the file is called spiece.model, so that the converter does not find it and fails.
 """
 
 import json
@@ -28,7 +28,7 @@ from lmcore.tokenizer.sentencepiece_model import (
 )
 
 NORMALIZATION = "normalization"
-"""In tokenizer_config.json: the Unicode normalization of the text that the model was trained on."""
+"""Key in tokenizer_config.json: the Unicode normalization of the training text."""
 
 _CONFIG = "tokenizer_config.json"
 _VIEW = "tokenizer.json"
@@ -68,10 +68,10 @@ def _write_model(proto: Any, folder: Path, normalize: str) -> None:
 
 
 def write_config(path: Path) -> None:
-    """Let a config.json say in the older names too what transformers 5 says in its own."""
+    """Add the older names to a config.json of transformers 5."""
     config = _read(path)
     rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:  # else it has one for every kind of layer
+    if isinstance(rope, dict) and "rope_theta" in rope:  # else there is one entry for each kind of layer
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
         config["rope_theta"] = rope["rope_theta"]
         config["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
@@ -83,7 +83,7 @@ def write_config(path: Path) -> None:
 
 
 def trained_on_form(folder: Path) -> str:
-    """The Unicode normalization of the text that the model in a folder was trained on; empty if none is said."""
+    """The Unicode normalization of the training text of the model in a folder; empty if none is stated."""
     path = folder / _CONFIG
     form = _read(path).get(NORMALIZATION, "") if path.exists() else ""
     return form if form in ("NFC", "NFKC") else ""
@@ -97,14 +97,14 @@ def _older_names(settings: Settings) -> Settings:
 
 
 def _of_sentencepiece(settings: Settings) -> Settings:
-    """Every role gets a token of the model; for a missing one the class would add a token to the vocabulary."""
+    """Give each role a token of the model. The class would add a token to the vocabulary for a missing one."""
     end = settings["eos_token"]
     roles = {role: settings.get(role, end) for role in ("bos_token", "unk_token", "pad_token", "sep_token")}
     return settings | roles | {"tokenizer_class": "BertGenerationTokenizer"}
 
 
 def _normalizing(view: Settings, form: str) -> Settings:
-    """The tokenizer.json with a Unicode normalization before everything else."""
+    """The tokenizer.json with a Unicode normalization as its first step."""
     steps = [{"type": form}, *([view["normalizer"]] if view["normalizer"] else [])]
     return view | {"normalizer": {"type": "Sequence", "normalizers": steps} if len(steps) > 1 else steps[0]}
 

@@ -1,13 +1,13 @@
-"""A SentencePiece model: trained without loss, and saved so that transformers reads the same.
+"""SentencePiece models: train one without loss, and save it so that transformers gives the same ids.
 
-Training keeps every character (no normalization, byte pieces for the rest). SentencePiece treats white space apart: it
-writes a space as U+2581, allows it at the beginning of a piece only, and never sees a line break. So it is given words
-and their counts, with marks for white space, and the trained model is rewritten to hold real white space. Line break
-and indent become one piece, and a literal U+2581 survives.
+Training keeps every character: no normalization, and byte pieces for rare characters. SentencePiece treats white space
+specially: it writes a space as U+2581, allows it only at the start of a piece, and never sees a line break. So the
+trainer gets words with their counts and with marks for white space, and the trained model is rewritten with real white
+space. Then a line break and an indent become one piece, and a literal U+2581 survives.
 
-For a BPE model plain transformers is exact in both directions: its tokenizer.json gives sentencepiece's own ids and
-decodes them back to the text, byte for byte. For a unigram model the ids are sentencepiece's too, but transformers'
-wrapper decodes them with loss (newlines, leading spaces, byte pieces).
+For a BPE model plain transformers is exact in both directions: its tokenizer.json gives the same ids and decodes them
+to the same text. For a unigram model the ids are equal too, but transformers decodes them with loss (newlines, leading
+spaces, byte pieces).
 """
 
 import io
@@ -28,19 +28,22 @@ from lmcore.tokenizer.transformers_view import check_in_transformers, save_fast
 
 MODEL_FILE = "tokenizer.model"
 SPIECE_FILE = "spiece.model"
-"""Its name in an export where llama.cpp would misread it (export_files.py)."""
+"""The name of the model in an export that llama.cpp would misread (export_files.py)."""
 
 
+_SENTENCEPIECE_CLASSES = ("SentencePieceBackend", "BertGenerationTokenizer")
+"""Classes of transformers that give the ids of a SentencePiece model unchanged."""
 _SPACE = "\u2581"
+_PART_CHARACTERS = 2048
 _MARKS = {" ": "\ufdd0", "\t": "\ufdd1"}
-"""What the trainer sees for white space that it treats apart. (Unicode reserves these code points for such use.)"""
+"""Stand-ins for white space that the trainer treats specially. Unicode reserves these code points for such use."""
 
-# SentencePiece drops a sentence that holds a NUL, a space of its own or the mark it reserves for unknown pieces.
+# SentencePiece drops sentences with a NUL, with U+2581, or with its mark for unknown pieces.
 _UNTRAINABLE = re.compile("[\0\u2581\u2585\ufdd0\ufdd1]")
 
 _WORD = re.compile(r"\s{0,64}(?:[^\W\d_]{1,64}|\d{1,64}|(?:_|[^\w\s]){1,64})|\s{1,64}")
-"""Pieces are trained inside words: letters, digits or other characters, with the white space before them, line breaks
-included. Bounded, so that text without white space costs no more than other text."""
+"""Pieces do not cross words: letters, digits or other characters with the white space and line breaks before them. The
+length is bounded, so that text without white space costs no more than other text."""
 
 
 def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
@@ -61,7 +64,7 @@ def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
                 vocab_size=config.vocab_size,
                 hard_vocab_limit=False,
                 character_coverage=config.character_coverage,
-                required_chars=_MARKS[" "],  # a space is a piece, which llama.cpp counts on
+                required_chars=_MARKS[" "],  # llama.cpp needs a piece that is a space
                 num_threads=config.threads,
                 pad_id=0,
                 unk_id=1,
@@ -87,7 +90,7 @@ def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
 
 
 def _words(texts: list[str]) -> Counter[str]:
-    """How often each word stands in the texts."""
+    """The number of times that each word occurs."""
     words: Counter[str] = Counter()
     for text in texts:
         for part in _UNTRAINABLE.split(text):
@@ -102,12 +105,12 @@ def _marked(word: str) -> str:
 
 
 def with_real_spaces(proto: Any) -> Any:
-    """The same model, in whose pieces a space is a space."""
+    """The same model with real spaces in its pieces."""
     return _respelt(proto, {_SPACE: " "})
 
 
 def with_marked_spaces(proto: Any) -> Any:
-    """The same model as other SentencePiece models are: in its pieces a space is U+2581."""
+    """The same model with U+2581 for spaces in its pieces, as usual for SentencePiece."""
     return _respelt(proto, {" ": _SPACE})
 
 
@@ -123,7 +126,7 @@ def _respelt(proto: Any, spellings: dict[str, str]) -> Any:
 
 
 def normalized_by(proto: Any, form: str) -> Any:
-    """The same model, which normalizes text to NFKC by itself. For other forms SentencePiece has no rules."""
+    """The same model with NFKC normalization built in. SentencePiece has no rules for other forms."""
     if form != "NFKC" or proto.normalizer_spec.precompiled_charsmap:
         return proto
     model = io.BytesIO()
@@ -144,14 +147,14 @@ def normalized_by(proto: Any, form: str) -> Any:
 
 
 def read_model(path: Path) -> Any:
-    """The SentencePiece model in a file. Raises TokenizerError when it cannot be read as one."""
+    """The SentencePiece model in a file. Raises TokenizerError if it is none."""
     proto = model_pb2.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
     except Exception as error:
-        raise TokenizerError(f"{path} is no SentencePiece model: {error}") from error
+        raise TokenizerError(f"{path} is not a SentencePiece model: {error}") from error
     if not proto.pieces:
-        raise TokenizerError(f"{path} is no SentencePiece model: it has no pieces")
+        raise TokenizerError(f"{path} is not a SentencePiece model: it has no pieces")
     eos = proto.trainer_spec.eos_id
     if not 0 <= eos < len(proto.pieces) or proto.pieces[eos].type != proto.pieces[eos].CONTROL:
         raise TokenizerError(
@@ -184,17 +187,17 @@ def save_model(proto: Any, folder: Path, texts: list[str]) -> dict[str, Any]:
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     ours = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
+    check_in_transformers(folder, ours.encode, (text[:20_000] for text in texts))
     return {
         "model_type": "bpe" if trainer.model_type == trainer.BPE else "unigram",
         "vocab_size": len(proto.pieces),
         "eos_id": ids["eos"],
         "pad_id": ids["pad"] if ids["pad"] >= 0 else ids["eos"],
-        "transformers_exact": check_in_transformers(folder, ours.encode, (text[:20_000] for text in texts)),
     }
 
 
 def has_exact_json(proto: Any) -> bool:
-    """True if a tokenizer.json can say exactly what this model does."""
+    """True if a tokenizer.json can give exactly the ids of this model."""
     normalizer = proto.normalizer_spec
     plain_types = {1, 2, 3, 6}  # normal, unknown, control and byte pieces
     return (
@@ -210,8 +213,8 @@ def has_exact_json(proto: Any) -> bool:
 def tokenizers_bpe(proto: Any) -> Any:
     """The same BPE model for the tokenizers library.
 
-    SentencePiece joins the neighbours whose joint piece scores best, however that piece was made;
-    so every split of a piece into two pieces is a merge, in the order of the pieces' scores.
+    SentencePiece merges the neighbours whose joint piece has the best score. So each split of a piece into two pieces
+    is a merge, in the order of the scores.
     """
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers import decoders, models, normalizers
@@ -240,11 +243,11 @@ def tokenizers_bpe(proto: Any) -> Any:
     return fast
 
 
-def neighbours(proto: Any) -> frozenset[str]:
-    """Every two characters that stand side by side in a piece, for ``cut``. Empty where a cut might not be exact.
+def character_pairs(proto: Any) -> frozenset[str]:
+    """All pairs of neighbouring characters in pieces, for ``split_exactly``. Empty if a split may not be exact.
 
-    BPE joins neighbours by their scores alone, so what happens left and right of a place that no piece spans is
-    independent. (Not so in a unigram model: its sums of scores are rounded, and ties fall otherwise.)
+    No merge crosses a pair of characters that is in no piece, so the text before and after it is encoded independently.
+    This does not hold for a unigram model: its sums of scores are rounded, and ties fall differently.
     """
     if not has_exact_json(proto) or proto.normalizer_spec.escape_whitespaces:
         return frozenset()
@@ -252,19 +255,49 @@ def neighbours(proto: Any) -> frozenset[str]:
     return frozenset(piece[at : at + 2] for piece in pieces for at in range(len(piece) - 1))
 
 
-def cut(text: bytes, joined: frozenset[str], size: int = 2048) -> list[bytes]:
-    """``text`` (UTF-8) in parts of about ``size`` characters whose ids are together those of the whole.
+def split_exactly(text: bytes, pairs: frozenset[str]) -> list[bytes]:
+    """Parts of a text (UTF-8) of about _PART_CHARACTERS characters. Their ids joined are those of the whole text.
 
-    SentencePiece takes four times as long for one text of 6 MB as for its parts, and one core; parts of this size
-    take 0.9 of the time of whole articles.
+    SentencePiece takes four times as long for one text of 6 MB as for its parts.
     """
-    if not joined or len(text) <= size:
+    if not pairs or len(text) <= _PART_CHARACTERS:
         return [text]
     characters = text.decode()
     ends = [0]
-    while len(characters) - ends[-1] > size:
-        end = ends[-1] + size
-        while end < len(characters) and characters[end - 1 : end + 1] in joined:
+    while len(characters) - ends[-1] > _PART_CHARACTERS:
+        end = ends[-1] + _PART_CHARACTERS
+        while end < len(characters) and characters[end - 1 : end + 1] in pairs:
             end += 1
         ends.append(end)
     return [characters[start:end].encode() for start, end in pairwise([*ends, len(characters)])]
+
+
+def sentencepiece_of(folder: Path) -> Any:
+    """The SentencePiece model that gives the ids of the transformers tokenizer in a folder; None if there is none."""
+    config, view = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "tokenizer.json")
+    files = [folder / name for name in (SPIECE_FILE, MODEL_FILE) if (folder / name).exists()]
+    if not files or (config and not view and config.get("tokenizer_class") not in _SENTENCEPIECE_CLASSES):
+        return None
+    proto = read_model(files[0])
+    return _same_model(proto, view) if view else proto
+
+
+def _same_model(proto: Any, view: dict[str, Any]) -> Any:
+    """The model with spaces as in the tokenizer.json; None if that gives other ids."""
+    if not has_exact_json(proto):
+        return None
+    if view.get("normalizer") is None:
+        proto = with_real_spaces(proto)
+    said = json.loads(tokenizers_bpe(proto).to_str())
+    return proto if all(view.get(name) == said[name] for name in ("model", "normalizer")) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no file."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise TokenizerError(f"tokenizer.source: {path} is damaged: {error}") from error
+    return content

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from lmcore.clock import Clock, iso_timestamp
-from lmcore.dataset.tokenization import verify_chunks
+from lmcore.dataset.manifest import verify_chunks
 from lmcore.errors import RunError, StoppedError, TrainingError
 from lmcore.model.device import choose_device, device_locked, peak_memory
 from lmcore.model.distributed import Ranks, process_group

@@ -1,4 +1,4 @@
-"""The care of a store: who has seen a document, forgetting it, removing what nobody needs, training again to compare.
+"""The care of a store: find what saw a document, forget it, remove what is no longer needed, replay a training.
 
 Promises: nothing that a version, a newer run or a process at work needs is removed; each action can be shown first.
 Imports: registry, model and every wing above; never training or retraining.

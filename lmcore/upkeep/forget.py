@@ -23,8 +23,8 @@ from lmcore.corpus.document_query import DocumentQuery, isin_sorted
 from lmcore.corpus.exclusions import FORGOTTEN, forgotten_hashes
 from lmcore.dataset.encoding import QUARANTINE, read_quarantine, write_quarantine
 from lmcore.dataset.filters import filter_rows
+from lmcore.dataset.manifest import dataset_id, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard, blanked, shard_path, write_shard
-from lmcore.dataset.tokenization import dataset_id, totals, write_dataset_manifest
 from lmcore.runs.run import Run, run_folders
 from lmcore.store.artifacts import content_of, read_manifest, verify_artifact, write_artifact
 from lmcore.store.json_lines import append_line

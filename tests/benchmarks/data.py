@@ -25,17 +25,19 @@ import pyarrow as pa
 import sentencepiece
 from bench import HERE, WORK, python_of, sized, table
 
-from lmcore.corpus.scan import open_corpus
+from lmcore.corpus.listing import open_corpus
 from lmcore.dataset.loader import loader
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.mixture import Mixture, open_blocks
 from lmcore.dataset.shards import SPLITS, shard_path
 from lmcore.dataset.stream import TokenStream
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.settings.config import CorpusConfig, DatasetConfig, RunConfig, TokenizerConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.temporary import remove
+from lmcore.tokenizer.make import make_tokenizer
 from lmcore.tokenizer.sentencepiece_model import MODEL_FILE
-from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 STORE = WORK / "store"
 ROUNDS = sized(3, 1)

@@ -88,12 +88,12 @@ def _promoted(simulation: Simulation, comparisons: int, config: GateConfig, new:
 
 def trained_scores(corpus: Path) -> list[DocumentScores]:
     """Scores of small models, trained alike but for the seed, on a quarter of the corpus that was held out."""
-    from lmcore.corpus.scan import open_corpus
+    from lmcore.corpus.listing import open_corpus
     from lmcore.dataset.tokenization import tokenize
     from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
     from lmcore.retraining.scoring import score_texts
     from lmcore.runs.run import prepare_run
-    from lmcore.tokenizer.tokenizer import make_tokenizer
+    from lmcore.tokenizer.make import make_tokenizer
     from lmcore.training.train import train
 
     scores = []

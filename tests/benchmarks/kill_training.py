@@ -26,12 +26,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lmcore.corpus.scan import open_corpus
+from lmcore.corpus.listing import open_corpus
 from lmcore.dataset.tokenization import tokenize
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, prepare_run
 from lmcore.settings.config import RunConfig
-from lmcore.tokenizer.tokenizer import make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
 from tests.benchmarks.kills import ROOT, Kill
 
 STEPS = 100

@@ -19,7 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads
 
 from bench import WORK, sized, table
 
-from lmcore.corpus.scan import open_corpus
+from lmcore.corpus.listing import open_corpus
 from lmcore.dataset.loader import loader
 from lmcore.dataset.mixture import open_blocks
 from lmcore.dataset.stream import IGNORED_LABEL
@@ -30,7 +30,7 @@ from lmcore.model.evaluate import evaluate
 from lmcore.runs.run import Run, prepare_run
 from lmcore.settings.config import RunConfig
 from lmcore.settings.presets import merge
-from lmcore.tokenizer.tokenizer import make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
 from lmcore.training.train import train
 from lmcore.training.train_step import TrainStep
 

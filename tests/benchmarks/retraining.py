@@ -18,9 +18,10 @@ from typing import Any
 
 from bench import WORK, sized, table
 
-from lmcore.corpus.scan import open_corpus
+from lmcore.corpus.listing import open_corpus
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.source_age import age_of
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.retraining.new_documents import split_by_age
@@ -28,7 +29,8 @@ from lmcore.retraining.retraining import warm_start
 from lmcore.runs.run import Run, TrainingResult, prepare_run
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.settings.retraining import RetrainConfig, RetrainingConfig
-from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.train import train
 
 OLD_BYTES, EPOCHS, PIECES = sized(2_000_000, 40_000), sized(4.0, 0.2), sized(2000, 400)
@@ -144,10 +146,10 @@ class Experiment:
         exported = export(champion, evaluate(Run.open(champion.folder), champion.checkpoint)).model_dir
         for name, recipe in RECIPES.items():
             retrain = RetrainConfig(**dict(config), retraining=RetrainingConfig(**recipe))
-            trunk = champion.trunk if retrain.retraining.start == "trunk" else None
-            challenger = warm_start(retrain, self.apart.folder, self.news, trunk, exported, 0)
+            stable = champion.stable_checkpoint if retrain.retraining.start == "trunk" else None
+            challenger = warm_start(retrain, self.apart.folder, self.news, stable, exported, 0)
             yield name, self.outcome(self.trained(challenger, self.apart))
-        only_old = warm_start(retrain, self.apart.folder, self.news, champion.trunk, exported, 0)
+        only_old = warm_start(retrain, self.apart.folder, self.news, champion.stable_checkpoint, exported, 0)
         only_old = only_old.model_copy(update={"dataset": self.config.dataset})
         yield "trunk, old text only, as many steps", self.outcome(self.trained(only_old, self.earlier))
 

@@ -14,13 +14,15 @@ import torch
 from bench import HERE, WORK, python_of
 from processes import Figures, Loop, told
 
-from lmcore.corpus.scan import open_corpus
+from lmcore.corpus.listing import open_corpus
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.stream import TokenStream
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, prepare_run
 from lmcore.settings.config import RunConfig
-from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 SETTLE, WARM_UP, LOG_EVERY, NEVER = 2, 5, 10, 10**9
 BYTES_A_TOKEN, MOST_PIECES, LEAST_TEXT = 8, 8000, 100_000

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.cli.settings import load_config
+from lmcore.cli.settings import read
 from lmcore.corpus.scan import scan
+from lmcore.settings.config import RunConfig
 from lmcore.settings.presets import FOLDER
 
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -14,7 +15,7 @@ FILES = sorted(FOLDER.glob("*.toml"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_shipped_config_is_valid(path: Path) -> None:
-    load_config(path)
+    read(RunConfig, {}, str(path))
 
 
 def test_the_usual_sizes_ship() -> None:
@@ -22,7 +23,7 @@ def test_the_usual_sizes_ship() -> None:
 
 
 def test_tiny_reads_the_standard_library_without_packages_and_tests() -> None:
-    files = [Path(file.path) for file in scan(load_config(FOLDER / "tiny.toml").corpus).files]
+    files = [Path(file.path) for file in scan(read(RunConfig, {}, str(FOLDER / "tiny.toml")).corpus).files]
     library = Path(sysconfig.get_path("stdlib"))
     assert len(files) > 300
     for file in files:

@@ -60,7 +60,7 @@ def test_no_server_there() -> None:
 
 def test_an_address_without_its_end_is_named(served: Api) -> None:
     with temporary_settings({PREFECT_API_URL: served.url.removesuffix("/api")}):
-        assert "PREFECT_API_URL lacks the /api" in server.reachable().remedy
+        assert "PREFECT_API_URL must end with /api" in server.reachable().remedy
 
 
 def test_no_server_named() -> None:

@@ -183,7 +183,9 @@ def test_a_run_is_cancelled_from_its_page(ui: Ui, run: str, serving: Serving, te
     ui.page.get_by_role("button", name="Cancel", exact=True).click()
     ui.page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     expect(ui.page.get_by_role("banner").get_by_text("Cancelled", exact=True)).to_be_visible()
-    expect(ui.page.get_by_role("tabpanel", name="Logs")).to_contain_text("was told to end: it can go on from its last")
+    expect(ui.page.get_by_role("tabpanel", name="Logs")).to_contain_text(
+        "was stopped on request: it can continue from its last"
+    )
     expect(ui.page.get_by_role("tabpanel", name="Logs")).not_to_contain_text(re.compile("Crash|Finished in state"))
     assert not serving.processes(TRAINING)
     assert not serving.processes(FLOW)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from prefect.artifacts import Artifact
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows.prepare_data import prepare_data
-from lmcore.corpus import spans
+from lmcore.corpus import readers
 from lmcore.errors import CorpusError, NoSpaceError, TrainingKilledError
 from lmcore.store.artifacts import StoreError
 from lmcore.store.outputs import Output
@@ -157,18 +158,19 @@ def test_a_file_that_was_rewritten_while_it_was_read_is_read_by_the_next_start(
     corpus = write_corpus(tmp_path / "corpus", documents=200)
     other, content = corpus / "other.txt", "別の文書\n" * 20
     other.write_text(content)
-    config, real = tiny_config(corpus, tmp_path / "store"), spans.open_stored
+    times = count()
+    config, real = tiny_config(corpus, tmp_path / "store"), readers.open_stored
 
     def half_rewritten(path: str) -> object:
         if path == str(other):
-            other.write_text(content[:50])
+            other.write_text(content[: 50 + next(times)])  # another content at each read
         return real(path)
 
     tokenizer = prepare_data(config).tokenizer_id
     loaded = config.tokenizer.model_copy(update={"source": str(tmp_path / "store" / "tokenizers" / tokenizer)})
     config = config.model_copy(update={"store": tmp_path / "other", "tokenizer": loaded})
     with monkeypatch.context() as patch:
-        patch.setattr(spans, "open_stored", half_rewritten)
+        patch.setattr(readers, "open_stored", half_rewritten)
         first = prepare_data(config)
     assert "1 changed_while_read" in first.account
     assert first.account.endswith("the corpus was changed meanwhile")

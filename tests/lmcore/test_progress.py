@@ -68,7 +68,7 @@ def test_what_loads_before_the_first_thing_is_done_does_not_count(clock: list[fl
 
 def test_bytes_are_shown_with_their_speed(clock: list[float], caplog: Any) -> None:
     calls = [(1, Standing(1_000_000, 8_000_000)), (21, Standing(3_000_000, 8_000_000))]
-    said = "training: 37 %, 3.0 of 8.0 MB, 0.1 MB/s, 50 s left, 0:00:21 so far"
+    said = "training: 37 %, 3.0 MB of 8.0 MB, 100.0 kB/s, 50 s left, 0:00:21 so far"
     assert lines(clock, "bytes", calls, caplog) == [said]
 
 
@@ -98,7 +98,7 @@ def test_a_poll_that_fails_costs_the_display_and_not_the_work(monkeypatch: Any) 
 
 
 @pytest.mark.parametrize(
-    ("unit", "words"), [("steps", "step 5 of 10"), ("bytes", "0.0 of 0.0 kB"), ("tokens", "5 of 10 tokens")]
+    ("unit", "words"), [("steps", "step 5 of 10"), ("bytes", "5 bytes of 10 bytes"), ("tokens", "5 of 10 tokens")]
 )
 def test_a_terminal_shows_a_bar_and_nothing_is_logged(unit: str, words: str, caplog: Any) -> None:
     caplog.set_level(logging.INFO)

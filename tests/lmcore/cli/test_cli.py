@@ -17,7 +17,7 @@ from lmcore.cli.app import refuse_undecodable
 from lmcore.cli.checks import check
 from lmcore.cli.command import print_json
 from lmcore.cli.flags import COMMON
-from lmcore.cli.settings import load_config
+from lmcore.cli.settings import read as read_settings
 from lmcore.errors import ConfigError, LMError
 from lmcore.settings.config import TEXT_PATTERNS, CorpusConfig, RunConfig
 from lmcore.settings.retraining import RetrainConfig
@@ -165,7 +165,7 @@ def test_a_warm_up_that_is_not_understood_gets_examples_and_no_pattern() -> None
 )
 def test_a_wrong_file_is_named_with_its_line(file: Path, content: str, message: str) -> None:
     file.write_text(content)
-    for read in (lambda: parse("--config", file), lambda: load_config(file)):
+    for read in (lambda: parse("--config", file), lambda: read_settings(RunConfig, {}, str(file))):
         with pytest.raises(ConfigError, match=message):
             read()
 
@@ -229,7 +229,9 @@ def test_every_setting_is_a_flag_and_a_line_of_toml(tmp_path: Path) -> None:
     (tmp_path / "all.toml").write_text(
         "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in lines.items())
     )
-    assert parse("--config", tmp_path / "all.toml") == load_config(tmp_path / "all.toml") == config
+    assert (
+        parse("--config", tmp_path / "all.toml") == read_settings(RunConfig, {}, str(tmp_path / "all.toml")) == config
+    )
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=9)
@@ -269,6 +271,11 @@ def test_any_settings_come_back_from_their_flags(content: dict[str, Any]) -> Non
     except ValidationError:
         return
     assert parse(*(word for name, value in leaves(content) for word in flags(name, value))) == config
+
+
+def test_help_shows_thirty_settings_at_most() -> None:
+    pretrain = [name for section, names in COMMON.items() if section not in ("retraining", "gate") for name in names]
+    assert len(["config", *pretrain]) <= 30
 
 
 @pytest.mark.parametrize("path", [f"{section}.{name}".lstrip(".") for section, each in COMMON.items() for name in each])

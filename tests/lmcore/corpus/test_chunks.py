@@ -7,7 +7,7 @@ import pytest
 from lmcore.corpus import chunks
 from lmcore.corpus.chunks import ChunkIndex, Group, read_chunks
 from lmcore.corpus.scan import SourceFile
-from lmcore.corpus.spans import TextRange
+from lmcore.corpus.text_range import TextRange
 from lmcore.settings.config import CorpusConfig
 
 
@@ -17,9 +17,9 @@ def test_many_small_files_cost_no_more_each_than_few(monkeypatch: pytest.MonkeyP
     group = Group("corpus", "train", [SourceFile("", 5, "")] * 20_000)
     before = process_time()
     [chunk] = read_chunks(group, CorpusConfig(paths=["x"]), ChunkIndex())
-    assert len(chunk.spans) == 20_000
+    assert len(chunk.ranges) == 20_000
     assert process_time() - before < 5  # 0.3 s; a sum over all spans at each took 11 s
     sizes = [
-        len(chunk.spans) for chunk in read_chunks(group, CorpusConfig(paths=["x"], chunk_bytes=5000), ChunkIndex())
+        len(chunk.ranges) for chunk in read_chunks(group, CorpusConfig(paths=["x"], chunk_bytes=5000), ChunkIndex())
     ]
     assert sizes == [2000] * 10

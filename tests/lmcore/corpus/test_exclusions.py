@@ -7,11 +7,13 @@ import pytest
 
 from lmcore.corpus.document_query import DocumentQuery
 from lmcore.corpus.exclusions import excluded_hashes
-from lmcore.corpus.scan import describe, scan
+from lmcore.corpus.listing import Corpus
+from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import problems
 from lmcore.dataset.filters import hashes
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.shards import SPLITS
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import ConfigError
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import read_manifest
@@ -22,7 +24,7 @@ from tests.conftest import Prepared, prepare, tiny_config, write_corpus
 
 def exclude(prepared: Prepared, *documents: str) -> Dataset:
     config = CorpusConfig.model_validate({**prepared.config.corpus.model_dump(), "exclude_documents": documents})
-    return tokenize(config, describe(scan(config), config), prepared.tokenizer, prepared.store)
+    return tokenize(config, Corpus.from_scan(scan(config), config), prepared.tokenizer, prepared.store)
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_what_is_no_hash_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"exclude_documents: 1234 is neither a document hash .* nor a file"):
         excluded_hashes(CorpusConfig(exclude_documents=["1234"]))
     (tmp_path / "list").write_text("0123456789abcdef\nhello\n")
-    with pytest.raises(ConfigError, match=r"'hello' in .*list is no hash"):
+    with pytest.raises(ConfigError, match=r"'hello' in .*list is not a hash"):
         excluded_hashes(CorpusConfig(exclude_documents=[str(tmp_path / "list")]))
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.corpus.scan import open_corpus, scan
+from lmcore.corpus.listing import open_corpus
+from lmcore.corpus.scan import scan
 from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import CorpusError
 from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig
-from lmcore.tokenizer.tokenizer import make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
 
 TEXT = "".join(f"{n}番の文です。これは短い。\n" for n in range(200))
 
@@ -69,7 +70,7 @@ def test_what_programs_keep_for_themselves_is_left_out(tmp_path: Path, what: str
         put(tmp_path / "texts/inner/folder" / name, content)
     config = CorpusConfig(paths=[str(tmp_path / "texts")])
     assert names(tmp_path / "texts") == ["own.txt"]
-    assert scan(config).beside.folders == {str(tmp_path / "texts/inner/folder"): what}
+    assert scan(config).unread.folders == {str(tmp_path / "texts/inner/folder"): what}
     with pytest.raises(CorpusError, match=f"folder is {what}"):
         names(tmp_path / "texts/inner/folder")
 
@@ -81,13 +82,13 @@ def test_hidden_folders_and_compiled_python_are_left_out_and_said(tmp_path: Path
     for number in range(7):
         put(tmp_path / f"run{number}/metrics.jsonl"), put(tmp_path / f"run{number}/config.json")
     assert names(tmp_path) == ["own.txt"]
-    beside = scan(CorpusConfig(paths=[str(tmp_path)])).beside
-    assert beside.folders_in_words() == [
+    unread = scan(CorpusConfig(paths=[str(tmp_path)])).unread
+    assert unread.folder_summary() == [
         "folders left out: 2 (hidden), 2 (compiled Python), 1 (packages of node)",
         *(f"{tmp_path}/run{number} is left out: it is a training run" for number in range(5)),
         "2 more folders of this kind left out: a training run",
     ]
-    left_out = {path for path, what in beside.folders.items() if what != "a training run"}
+    left_out = {path for path, what in unread.folders.items() if what != "a training run"}
     assert sorted(map(os.path.basename, left_out)) == [".git", ".venv", *["__pycache__"] * 2, "node_modules"]
 
 

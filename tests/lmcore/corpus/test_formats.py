@@ -16,14 +16,16 @@ import pytest
 from backports import zstd
 
 from lmcore.corpus.documents import read_documents
-from lmcore.corpus.formats import HEAD_BYTES, advice, kind_of_name, look
+from lmcore.corpus.formats import HEAD_BYTES, advice, detect_format, kind_of_name
 from lmcore.corpus.ledger import Ledger, Skip
-from lmcore.corpus.scan import describe, open_corpus, scan
+from lmcore.corpus.listing import Corpus, open_corpus
+from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import ledger_by_file
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.manifest import Dataset
+from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import CorpusError
 from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig
-from lmcore.tokenizer.tokenizer import make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
 
 JAPANESE = "".join(f"これは試験のための短い文です。番号は{n}番、カタカナも漢字もあります。\n" for n in range(60))
 ROWS = "".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(50))
@@ -158,9 +160,9 @@ def test_other_encodings_are_named_and_the_command_converts_them(
 def test_utf8_with_few_bad_lines_is_text(content: bytes) -> None:
     is_whole = len(content) <= HEAD_BYTES
     if content.startswith(b"\xff\xfe"):
-        assert look(content, True, "a.txt").problem  # a mark of UTF-16 is evidence however short
+        assert detect_format(content, True, "a.txt").problem  # a mark of UTF-16 is evidence however short
     else:
-        assert look(content[:HEAD_BYTES], is_whole, "a.txt").problem == ""
+        assert detect_format(content[:HEAD_BYTES], is_whole, "a.txt").problem == ""
 
 
 @pytest.mark.parametrize("name", ["r.json.gz", "R.JSON", "r.ndjson", "r.jsonlines.zst", "r.JSONL"])
@@ -194,9 +196,9 @@ def test_capitals_in_a_suffix_count_for_nothing(tmp_path: Path) -> None:
 def test_a_refused_file_beside_a_corpus_changes_its_listing_and_not_its_id(tmp_path: Path) -> None:
     written(tmp_path / "a.txt", "text\n")
     config = CorpusConfig(paths=[str(tmp_path)])
-    before = describe(scan(config), config)
+    before = Corpus.from_scan(scan(config), config)
     written(tmp_path / "package.json", '{\n  "name": "x"\n}\n')
-    after = describe(scan(config), config)
+    after = Corpus.from_scan(scan(config), config)
     assert before.id == after.id
     assert before.listing != after.listing
 

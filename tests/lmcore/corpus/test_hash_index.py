@@ -9,7 +9,7 @@ import pytest
 
 from lmcore import clock
 from lmcore.corpus.hash_index import HashIndex
-from lmcore.corpus.remote import hash_stored
+from lmcore.corpus.remote import hash_stored, read_stored
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def hashed(store: Path, path: Path, monkeypatch: pytest.MonkeyPatch, rehash: boo
     """The hash, and how many files were read for it."""
     calls = []
     with monkeypatch.context() as patch, HashIndex(store, rehash) as index:
-        patch.setattr("lmcore.corpus.hash_index.hash_stored", lambda name: calls.append(name) or hash_stored(name))
+        patch.setattr("lmcore.corpus.hash_index.read_stored", lambda name: calls.append(name) or read_stored(name))
         return index.hash_of(path), len(calls)
 
 
@@ -115,9 +115,9 @@ def test_where_there_is_no_store_none_is_made(file: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_outlines_are_remembered(tmp_path: Path) -> None:
+def test_values_are_remembered(tmp_path: Path) -> None:
     with HashIndex(tmp_path) as index:
-        assert index.outline("key") is None
-        index.remember("key", {"chunks": [1]})
+        assert index.get("key") is None
+        index.put("key", {"chunks": [1]})
     with HashIndex(tmp_path) as index:
-        assert index.outline("key") == {"chunks": [1]}
+        assert index.get("key") == {"chunks": [1]}

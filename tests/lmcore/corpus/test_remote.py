@@ -26,10 +26,12 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
 from lmcore.corpus.hash_index import HashIndex
-from lmcore.corpus.remote import file_name, hash_stored, open_stored, remote_files, stored_size, version
-from lmcore.corpus.scan import describe, open_corpus, scan
+from lmcore.corpus.listing import Corpus, open_corpus
+from lmcore.corpus.remote import file_name, hash_stored, open_stored, remote_files, size_and_version, version
+from lmcore.corpus.scan import scan
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.stream import TokenStream
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import CorpusError, FileChangedError, is_transient
 from lmcore.settings.config import CorpusConfig, RunConfig
 from lmcore.store.artifacts import read_manifest
@@ -190,7 +192,7 @@ def test_a_listing_leaves_out_what_a_folder_leaves_out(bucket: Bucket) -> None:
     assert names(bucket.url("texts/.git/*.txt")) == ["e.txt"]
     assert names(bucket.url("texts/.hidden.txt")) == [".hidden.txt"]
     config = CorpusConfig(paths=[bucket.url("texts")])
-    assert scan(config).beside.files == 3
+    assert scan(config).unread.files == 3
 
 
 def test_a_table_gives_the_column_that_is_asked_for(bucket: Bucket, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
@@ -281,11 +283,12 @@ def test_an_object_that_changes_while_it_is_read_costs_only_itself(
     times = count()
 
     def change_it(method: str, path: str) -> None:
-        if method == "GET" and path.endswith(f"b.{kind}") and next(times) == 1:  # after it was hashed
+        if method == "GET" and path.endswith(f"b.{kind}") and (time := next(times)):  # each time after it was hashed
             if change == "gone":
                 bucket.client.delete_object(Bucket=bucket.name, Key=f"b.{kind}")
             else:
-                bucket.put(f"b.{kind}", content[: len(content) if change == "as_long" else 99].swapcase()[::-1])
+                length = len(content) if change == "as_long" else 1999 + time
+                bucket.put(f"b.{kind}", content[:length][:: -1 if time % 2 else 1])
 
     bucket.server.before = change_it
     dataset = build(tokenizer, tmp_path / "store", bucket.url())
@@ -315,7 +318,7 @@ def test_an_object_is_read_in_parts_of_bounded_size(bucket: Bucket) -> None:
     content = LINES * 3000
     url = bucket.put("x.txt", content)
     bucket.server.requests.clear()
-    assert stored_size(url) == len(content) > 2.5 * 2**23
+    assert size_and_version(url)[0] == len(content) > 2.5 * 2**23
     assert {method for method, *_ in bucket.server.requests} == {"HEAD"}
     assert hash_stored(url) == hash_stream(io.BytesIO(content))
     ranges = [part.removeprefix("bytes=").split("-") for method, _, part in bucket.server.requests if method == "GET"]
@@ -588,4 +591,4 @@ def test_a_url_of_a_file_here_is_that_file(tmp_path: Path) -> None:
     assert hash_stored(f"file://{tmp_path}/x.txt") == hash_file(tmp_path / "x.txt")
     config = CorpusConfig(paths=[f"file://{tmp_path}/x.txt"])
     local = CorpusConfig(paths=[str(tmp_path / "x.txt")])
-    assert describe(scan(config), config).id == describe(scan(local), local).id
+    assert Corpus.from_scan(scan(config), config).id == Corpus.from_scan(scan(local), local).id

@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from lmcore import clock
-from lmcore.corpus.remote import hash_stored
-from lmcore.corpus.scan import SourceFile, describe, open_corpus, scan, scan_again
+from lmcore.corpus.hash_index import HashIndex
+from lmcore.corpus.listing import Corpus, corpus_files, open_corpus
+from lmcore.corpus.scan import SourceFile, scan
 from lmcore.errors import ConfigError, CorpusError, is_transient
 from lmcore.settings.config import CorpusConfig, DatasetConfig, RunConfig
 
@@ -43,7 +44,7 @@ def test_a_folder_is_read_through_without_hidden_excluded_and_unnamed_files(tree
     assert names(tree, exclude=["test*"]) == ["a.txt", "b.jsonl.gz", "d.md", "g.txt"]
     assert names(tree, include=["*.bin"]) == ["c.bin"]
     config = CorpusConfig(paths=[str(tree)], exclude=["test*"])
-    assert scan(config).beside.files == 2
+    assert scan(config).unread.files == 2
 
 
 def test_links_are_followed_once_and_keep_their_names(tree: Path) -> None:
@@ -112,19 +113,27 @@ def test_a_read_error_that_may_pass_is_an_error_that_names_the_file(tree: Path) 
     assert is_transient(raised.value)
 
 
+class _Refusing(HashIndex):
+    """An index that cannot read a.txt."""
+
+    def __init__(self, error: type[OSError]) -> None:
+        super().__init__(None)
+        self._error = error
+
+    def size_and_hash(self, path: str, rehash: bool = False) -> tuple[int, str]:
+        if path.endswith("a.txt"):
+            raise self._error(1, "no")
+        return super().size_and_hash(path, rehash)
+
+
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError, IsADirectoryError])
 def test_an_unreadable_file_costs_itself(tree: Path, error: type[OSError]) -> None:
-    def hash_of(path: str) -> str:
-        if path.endswith("a.txt"):
-            raise error(1, "no")
-        return hash_stored(path)
-
     config = CorpusConfig(paths=[str(tree)])
-    found = scan(config, hash_of)
+    found = scan(config, _Refusing(error))
     assert [(skip.path, skip.reason) for skip in found.skipped] == [(str(tree / "a.txt"), "unreadable")]
-    assert describe(found, config).listing != describe(scan(config), config).listing
+    assert Corpus.from_scan(found, config).listing != Corpus.from_scan(scan(config), config).listing
     with pytest.raises(CorpusError, match=r"a.txt: unreadable"):
-        scan(config.model_copy(update={"on_bad_input": "fail"}), hash_of)
+        scan(config.model_copy(update={"on_bad_input": "fail"}), _Refusing(error))
 
 
 @pytest.fixture
@@ -160,23 +169,23 @@ def test_what_may_not_be_read_costs_itself(closed: Path) -> None:
 
 def test_a_rename_changes_the_listing_and_not_the_id(tree: Path) -> None:
     config = CorpusConfig(paths=[str(tree)])
-    before = describe(scan(config), config)
+    before = Corpus.from_scan(scan(config), config)
     os.rename(tree / "a.txt", tree / "z.txt")
-    after = describe(scan(config), config)
+    after = Corpus.from_scan(scan(config), config)
     assert before.id == after.id
     assert before.listing != after.listing
 
 
 def test_what_is_read_differently_is_another_corpus(tree: Path) -> None:
     config = CorpusConfig(paths=[str(tree)])
-    ids = {describe(scan(config), config).id}
+    ids = {Corpus.from_scan(scan(config), config).id}
     for change in ({"document": "file"}, {"text_field": "body"}, {"validation_fraction": 0.1}):
         other = config.model_copy(update=change)
-        ids.add(describe(scan(other), other).id)
+        ids.add(Corpus.from_scan(scan(other), other).id)
     os.rename(tree / "a.txt", tree / "a.md")
-    ids.add(describe(scan(config), config).id)
+    ids.add(Corpus.from_scan(scan(config), config).id)
     (tree / "sub" / "d.md").write_text("more")
-    ids.add(describe(scan(config), config).id)
+    ids.add(Corpus.from_scan(scan(config), config).id)
     assert len(ids) == 6
 
 
@@ -188,10 +197,21 @@ def test_validation_files_are_not_trained_on(tree: Path) -> None:
 
 def test_a_corpus_that_changes_while_it_is_prepared_is_an_error(tree: Path) -> None:
     config = CorpusConfig(paths=[str(tree)])
-    corpus = describe(scan(config), config)
+    corpus = Corpus.from_scan(scan(config), config)
     (tree / "a.txt").write_text("changed")
     with pytest.raises(CorpusError, match="changed while it was being prepared"):
-        scan_again(config, corpus)
+        corpus_files(corpus, config, tree / "store", HashIndex(None))
+
+
+def test_one_start_scans_once(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig(corpus=CorpusConfig(paths=[str(tree)], exclude=["store"]), store=tmp_path / "store")
+    corpus, store = open_corpus(config)
+    expected = scan(config.corpus)
+    monkeypatch.setattr("lmcore.corpus.listing.scan", lambda *_: pytest.fail("scanned again"))
+    assert corpus_files(corpus, config.corpus, store, HashIndex(store)) == expected
+    (store / f"inputs/files-{corpus.id}.json").write_text('{"files": {}}')
+    monkeypatch.setattr("lmcore.corpus.listing.scan", scan)
+    assert corpus_files(corpus, config.corpus, store, HashIndex(store)) == expected
 
 
 def test_a_name_that_is_no_utf8_costs_its_file(tree: Path) -> None:
@@ -239,7 +259,9 @@ def test_a_file_that_settles_meanwhile_does_not_change_the_corpus(tree: Path, mo
     config = CorpusConfig(paths=[str(tree)], settle_seconds=60)
     now = time.time()
     os.utime(tree / "sub/d.md", (now - 3_600, now - 3_600))
-    expected = describe(scan(config), config)
+    run = RunConfig(corpus=config, store=tree.parent / f"{tree.name}-store")
+    corpus, store = open_corpus(run)
     monkeypatch.setattr(clock, "now", lambda: now + 3_600)
-    assert [os.path.basename(file.path) for file in scan_again(config, expected).files] == ["d.md"]
+    found = corpus_files(corpus, config, store, HashIndex(store))
+    assert [os.path.basename(file.path) for file in found.files] == ["d.md"]
     assert len(scan(config).files) == 5

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.corpus.scan import describe, open_corpus, scan
-from lmcore.corpus.text_units import kind_of_text
+from lmcore.corpus.listing import Corpus, open_corpus
+from lmcore.corpus.scan import scan
+from lmcore.corpus.text_units import detect_text_kind
 from lmcore.dataset.tokenization import tokenize
 from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig
-from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 SENTENCE = (
     "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"
@@ -54,12 +56,12 @@ CHAPTER = "".join(  # wrapped at 40 characters, and two paragraphs of three are 
     ],
 )
 def test_the_unit_is_what_the_lines_are(text: str, kind: str) -> None:
-    assert kind_of_text(text.encode(), True) == kind
+    assert detect_text_kind(text.encode(), True) == kind
 
 
 def test_a_growing_file_is_never_read_otherwise_once_it_is_beyond_the_beginning() -> None:
     content = NOVEL.encode()[: 2**14 + 1]
-    assert {kind_of_text(content + more, False) for more in (b"", b"one\n" * 20_000, NOVEL.encode() * 5)} == {
+    assert {detect_text_kind(content + more, False) for more in (b"", b"one\n" * 20_000, NOVEL.encode() * 5)} == {
         "paragraphs"
     }
 
@@ -94,5 +96,5 @@ def test_what_was_chosen_is_in_ledger_and_log_and_short_lines_are_said(
     assert found.warnings == []  # that they are lines was found by looking at them
     line = config.corpus.model_copy(update={"document": "line"})
     tokenizer = TokenizerInfo.open(folder / "tokenizers" / found.tokenizer_id)
-    [warning] = tokenize(line, describe(scan(line), line), tokenizer, folder).warnings
+    [warning] = tokenize(line, Corpus.from_scan(scan(line), line), tokenizer, folder).warnings
     assert "set corpus.document to paragraph or file" in warning

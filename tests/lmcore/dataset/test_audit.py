@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from lmcore.corpus.document_query import DocumentQuery
-from lmcore.corpus.scan import describe, scan
+from lmcore.corpus.listing import Corpus
+from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import (
     ledger_by_file,
     problems,
     repair,
     skipped_pieces,
 )
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.shards import Shard, write_shard
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import CorpusError, StoreError
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import MANIFEST, manifest_bytes, read_manifest
@@ -44,7 +46,7 @@ def build(prepared: Prepared, tmp_path: Path) -> Build:
 
     def make(**settings: object) -> Dataset:
         config = CorpusConfig.model_validate({"paths": [str(corpus)], "chunk_bytes": 2000, **settings})
-        return tokenize(config, describe(scan(config), config), prepared.tokenizer, store)
+        return tokenize(config, Corpus.from_scan(scan(config), config), prepared.tokenizer, store)
 
     return make
 

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmcore.dataset.loader import document_boundaries, loader, prefetch, to_device
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.mixture import Mixture, open_blocks
 from lmcore.dataset.shuffle import shuffled
 from lmcore.dataset.stream import TokenStream
-from lmcore.dataset.tokenization import Dataset
 from lmcore.model.model import new_model
 from lmcore.settings.config import DatasetConfig
 from tests.conftest import EOS, REPOSITORY, Prepared, WriteDataset
@@ -215,7 +215,7 @@ def test_items_made_in_a_thread_come_in_order_and_a_few_ahead() -> None:
             made.append(number)
             yield number
 
-    ahead = [len(made) - number for number in prefetch(items(), depth=3)]
+    ahead = [len(made) - number for number in prefetch(items())]
     assert made == list(range(100))
     assert max(ahead) <= 4
     assert list(prefetch([])) == []

@@ -7,9 +7,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.shards import Shard, shard_path
 from lmcore.dataset.stream import TokenStream, source_names
-from lmcore.dataset.tokenization import Dataset
 from lmcore.store.artifacts import manifest_bytes, read_manifest
 from tests.conftest import EOS, Prepared, WriteDataset
 

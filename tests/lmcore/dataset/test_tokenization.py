@@ -10,18 +10,21 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from distributed import Client, LocalCluster
 
-from lmcore.corpus import spans
+from lmcore.corpus import readers
 from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.scan import describe, open_corpus, scan
+from lmcore.corpus.listing import Corpus, open_corpus
+from lmcore.corpus.scan import scan
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.stream import TokenStream
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import ConfigError, CorpusError, FileChangedError
 from lmcore.settings.config import CorpusConfig, RunConfig
 from lmcore.store.artifacts import read_manifest
@@ -47,7 +50,7 @@ def tokenizer(prepared: Prepared) -> TokenizerInfo:
 
 def build(folder: Path, tokenizer: TokenizerInfo, store: Path, **settings: object) -> Dataset:
     config = CorpusConfig.model_validate({"paths": [str(folder)], "chunk_bytes": 2000, **settings})
-    return tokenize(config, describe(scan(config), config), tokenizer, prepare_store(store))
+    return tokenize(config, Corpus.from_scan(scan(config), config), tokenizer, prepare_store(store))
 
 
 def hashes(dataset: Dataset, split: str) -> set[int]:
@@ -209,7 +212,7 @@ def test_no_document_and_no_validation_document_are_errors(tokenizer: TokenizerI
 
 def test_progress_ends_at_all_bytes(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
     config = CorpusConfig(paths=[str(corpus_folder)], chunk_bytes=2000)
-    corpus = describe(scan(config), config)
+    corpus = Corpus.from_scan(scan(config), config)
     seen: list[tuple[int, int]] = []
     tokenize(
         config, corpus, tokenizer, prepare_store(tmp_path / "store"), lambda done, total: seen.append((done, total))
@@ -223,14 +226,16 @@ def test_a_file_that_changes_while_it_is_read_costs_only_itself(
 ) -> None:
     (corpus_folder / "other.txt").write_text("別の文書\n" * 3000)
     whole = build(corpus_folder, tokenizer, tmp_path / "store")
-    real = spans.open_stored
+    real = readers.open_stored
+
+    times = count()
 
     def growing(path: str) -> object:
         if path.endswith("other.txt"):
-            Path(path).write_text("変わった\n" * 3000)
+            Path(path).write_text(f"変わった{next(times)}\n" * 3000)
         return real(path)
 
-    monkeypatch.setattr(spans, "open_stored", growing)
+    monkeypatch.setattr(readers, "open_stored", growing)
     (corpus_folder / "other.txt").write_text("別の文書 \n" * 3000)
     dataset = build(corpus_folder, tokenizer, tmp_path / "store")
     assert dataset.skipped == {"changed_while_read": 1}
@@ -275,14 +280,14 @@ def test_a_file_that_is_one_no_more_when_its_turn_comes_costs_only_itself(
     whole = build(corpus_folder, tokenizer, tmp_path / "store")
     other = corpus_folder / "other.txt"
     other.write_text("別の文書\n" * 3000)
-    real = spans.open_stored
+    real = readers.open_stored
 
     def open_after_the_change(path: str) -> object:
         if path == str(other):
             change(other)
         return real(path)
 
-    monkeypatch.setattr(spans, "open_stored", open_after_the_change)
+    monkeypatch.setattr(readers, "open_stored", open_after_the_change)
     dataset = build(corpus_folder, tokenizer, tmp_path / "store")
     assert (dataset.id, dataset.skipped, dataset.unaccounted_bytes) == (whole.id, {reason: 1}, 0)
     [skip] = read_manifest(dataset.folder)["ledger"]["skips"]
@@ -395,7 +400,7 @@ def test_an_unchanged_corpus_is_not_read(
     corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = build(corpus_folder, tokenizer, tmp_path / "store")
-    monkeypatch.setattr(spans, "open_stored", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(readers, "open_stored", lambda path: pytest.fail(f"{path} was read"))
     assert build(corpus_folder, tokenizer, tmp_path / "store").id == before.id
 
 
@@ -404,7 +409,7 @@ def test_processes_give_the_same_as_threads(corpus_folder: Path, tokenizer: Toke
     config = CorpusConfig(paths=[str(corpus_folder)], chunk_bytes=2000)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         store = prepare_store(tmp_path / "other")
-        found = tokenize(config, describe(scan(config), config), tokenizer, store, executor=pool)
+        found = tokenize(config, Corpus.from_scan(scan(config), config), tokenizer, store, executor=pool)
     assert found.id == expected.id
 
 
@@ -431,7 +436,7 @@ def test_a_dask_worker_that_is_killed_amid_a_chunk_costs_nothing(
     ):
         victim, survivor = client.run(os.getpid).values()
         assert os.getpid() not in (victim, survivor)
-        corpus = describe(scan(config), config)
+        corpus = Corpus.from_scan(scan(config), config)
         found = tokenize(config, corpus, tokenizer, store, kill_once_amid_a_chunk, client.get_executor())
     [there] = chunks_at_the_kill
     assert 0 < there < found.chunks
@@ -458,7 +463,9 @@ def test_the_order_in_which_sources_are_written_changes_nothing(
     made = []
     for order in (sources, dict(reversed(sources.items()))):
         config = CorpusConfig(sources=order, chunk_bytes=2000)
-        made.append(tokenize(config, describe(scan(config), config), tokenizer, prepare_store(tmp_path / "store")))
+        made.append(
+            tokenize(config, Corpus.from_scan(scan(config), config), tokenizer, prepare_store(tmp_path / "store"))
+        )
     assert made[0].id == made[1].id
     assert {chunk["source"] for chunk in read_manifest(made[0].folder)["chunks"]} == {"a"}
 

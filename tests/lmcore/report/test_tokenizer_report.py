@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 import lmcore.report.tokenizer_report
-from lmcore.corpus.scan import describe, scan
+from lmcore.corpus.listing import Corpus
+from lmcore.corpus.scan import scan
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.shards import Shard, write_shard
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.report.tokenizer_report import TokenizerReport, dataset_report, tokenizer_report
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
 from lmcore.store.layout import prepare_store
-from lmcore.tokenizer.tokenizer import Tokenizer, make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
+from lmcore.tokenizer.tokenizer import Tokenizer
 
 TEXTS = {
     "Japanese": ["これは日本語の文です。", "カタカナと漢字が混ざる model 文章。"],
@@ -34,7 +37,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     (folder / "x.txt").write_text("\n".join(f"{line}{n}" for n, line in enumerate(lines)), encoding="utf-8")
     config = CorpusConfig(paths=[str(folder / "x.txt")])
     settings = TokenizerConfig.model_validate({"vocab_size": 450, "model_type": request.param})
-    return Tokenizer(make_tokenizer(settings, config, describe(scan(config), config), folder / "store").folder)
+    return Tokenizer(make_tokenizer(settings, config, Corpus.from_scan(scan(config), config), folder / "store").folder)
 
 
 def write(tokenizer: Tokenizer, path: Path, texts: list[str]) -> Shard:
@@ -90,7 +93,7 @@ def test_only_the_first_tokens_are_counted_and_it_says_so(
 
 def test_the_page_of_a_dataset_has_the_figures_of_its_manifest(corpus: Path, tmp_path: Path) -> None:
     store, config = prepare_store(tmp_path), CorpusConfig(paths=[str(corpus)])
-    described = describe(scan(config), config)
+    described = Corpus.from_scan(scan(config), config)
     info = make_tokenizer(TokenizerConfig(vocab_size=400), config, described, store)
     dataset: Dataset = tokenize(config, described, info, store)
     report = dataset_report(dataset.folder, info.id)

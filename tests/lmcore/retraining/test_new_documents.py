@@ -7,18 +7,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmcore.corpus.scan import describe, scan
+from lmcore.corpus.listing import Corpus
+from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import problems, skipped_pieces
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.mixture import open_blocks
 from lmcore.dataset.source_age import age_of, base_source, by_age
 from lmcore.dataset.stream import TokenStream, source_names
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import StoreError
 from lmcore.retraining.new_documents import document_hashes, split_by_age, tokens_by_source
 from lmcore.settings.config import CorpusConfig, DatasetConfig, TokenizerConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.layout import prepare_store
-from lmcore.tokenizer.tokenizer import TokenizerInfo, make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
+from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tests.conftest import write_corpus
 
 
@@ -36,7 +39,7 @@ class Growing:
         (self.folder / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
 
     def dataset(self) -> Dataset:
-        corpus = describe(scan(self.config), self.config)
+        corpus = Corpus.from_scan(scan(self.config), self.config)
         if self.tokenizer is None:
             self.tokenizer = make_tokenizer(TokenizerConfig(vocab_size=400), self.config, corpus, self.store)
         return tokenize(self.config, corpus, self.tokenizer, self.store)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, GPT2Config, LlamaConfig
 
-from lmcore.corpus.scan import describe, scan
+from lmcore.corpus.listing import Corpus
+from lmcore.corpus.scan import scan
 from lmcore.dataset.stream import TokenStream
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.model.evaluate import Scorer
@@ -23,7 +24,7 @@ from lmcore.runs.scores import DocumentScores
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
 from lmcore.store.artifacts import manifest_bytes, read_manifest
 from lmcore.store.files import hash_text
-from lmcore.tokenizer.tokenizer import make_tokenizer
+from lmcore.tokenizer.make import make_tokenizer
 from tests.conftest import Prepared, Trained, prepare, tiny_config
 
 
@@ -49,7 +50,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory, corpus: Path, prepared: Pr
     folder = tmp_path_factory.mktemp("foreign")
     config = TokenizerConfig(model_type="byte_bpe", vocab_size=300)
     settings = CorpusConfig(paths=[str(corpus)])
-    tokenizer = make_tokenizer(config, settings, describe(scan(settings), settings), prepared.store)
+    tokenizer = make_tokenizer(config, settings, Corpus.from_scan(scan(settings), settings), prepared.store)
     AutoTokenizer.from_pretrained(tokenizer.folder).save_pretrained(folder)
     shape = LlamaConfig(
         vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
@@ -160,11 +161,9 @@ def test_a_dataset_gives_its_texts_back(corpus: Path, model_type: Any, prepared:
     config = tiny_config(corpus, prepared.store)
     own = prepare(config.model_copy(update={"tokenizer": TokenizerConfig(model_type=model_type, vocab_size=400)}))
     known = {text: source for text, source, _ in corpus_texts(config.corpus)}
-    counts = {"train": own.dataset.documents, "validation": own.dataset.validation_documents}
-    for split, count in counts.items():
-        found = list(dataset_texts(own.dataset.folder, split))
-        assert len(found) == count > 0
-        assert all(known[text] == source and len(text.encode()) == size for text, source, size in found)
+    found = list(dataset_texts(own.dataset.folder))
+    assert len(found) == own.dataset.validation_documents > 0
+    assert all(known[text] == source and len(text.encode()) == size for text, source, size in found)
 
 
 def test_a_document_that_cannot_be_decoded_is_named(prepared: Prepared, tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ def test_a_document_that_cannot_be_decoded_is_named(prepared: Prepared, tmp_path
     other = make_tokenizer(
         TokenizerConfig(vocab_size=450),
         prepared.config.corpus,
-        describe(scan(prepared.config.corpus), prepared.config.corpus),
+        Corpus.from_scan(scan(prepared.config.corpus), prepared.config.corpus),
         prepared.store,
     )
     folder = tmp_path / "datasets" / "x"

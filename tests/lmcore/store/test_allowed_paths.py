@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmcore.corpus.document_query import DocumentQuery
+from lmcore.corpus.listing import open_corpus
 from lmcore.corpus.remote import hash_stored, open_stored
-from lmcore.corpus.scan import open_corpus, scan
+from lmcore.corpus.scan import scan
 from lmcore.dataset.blocks import BlockDataset
 from lmcore.errors import ConfigError
 from lmcore.registry.find import find
@@ -19,7 +20,7 @@ from lmcore.runs.initial_model import InitialModel
 from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.store.allowed_paths import VARIABLE, check_allowed
 from lmcore.store.layout import prepare_store
-from lmcore.tokenizer.tokenizer import identify
+from lmcore.tokenizer.make import identify
 from lmcore.upkeep.seen_by import seen_by
 from tests.conftest import start
 
@@ -154,7 +155,7 @@ def library(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_standard_library_is_read_as_text_and_never_written(library: Path) -> None:
     config = CorpusConfig(paths=["stdlib:"], include=["*.py"], exclude=["site-packages"])
-    files = scan(config, hash_of=hash_stored).files
+    files = scan(config).files
     assert [Path(file.path).name for file in files] == ["decoder.py", "this.py"]
     with pytest.raises(ConfigError, match=REFUSED):
         prepare_store(library / "store")

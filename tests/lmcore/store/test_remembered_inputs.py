@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmcore.corpus.scan import open_corpus
+from lmcore.corpus.listing import open_corpus
 from lmcore.store.remembered_inputs import Inputs, remember, remember_files, what_changed
 from tests.conftest import tiny_config, write_corpus
 
@@ -56,8 +56,8 @@ _FILES = st.dictionaries(st.text("abc/.", min_size=1, max_size=3), st.sampled_fr
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the files are replaced
 @given(_FILES, _FILES)
 def test_every_file_is_counted_once(tmp_path: Path, before: dict[str, str], after: dict[str, str]) -> None:
-    remember_files(tmp_path, "before", before)
-    remember_files(tmp_path, "after", after)
+    remember_files(tmp_path, "before", {"files": before, "validation_files": {}})
+    remember_files(tmp_path, "after", {"files": after, "validation_files": {}})
     remember("tokenize", inputs(tmp_path, corpus="before"))
     said = what_changed("tokenize", inputs(tmp_path, corpus="after"))
     words = said.partition(" (last")[0].removeprefix("the corpus changed: files ").split(", ")
@@ -80,14 +80,14 @@ def test_damaged_notes_cost_the_reason_only(tmp_path: Path, content: bytes) -> N
 def test_notes_that_cannot_be_written_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "inputs").write_text("a file stands here")
     remember("train", inputs(tmp_path, a=1))
-    remember_files(tmp_path, "corpus", {"a": "1"})
+    remember_files(tmp_path, "corpus", {"files": {"a": "1"}})
     assert "nothing of its kind" in what_changed("train", inputs(tmp_path, a=2))
 
 
 def test_notes_do_not_pile_up(tmp_path: Path) -> None:
     for number in range(50):
         remember("train", inputs(tmp_path, a=number))
-        remember_files(tmp_path, str(number), {"a": str(number)})
+        remember_files(tmp_path, str(number), {"files": {"a": str(number)}})
     assert len(json.loads((tmp_path / "inputs/train.json").read_bytes())) == 20
     assert len(list((tmp_path / "inputs").glob("files-*"))) == 20
     assert "a is 50, was 49" in what_changed("train", inputs(tmp_path, a=50))
@@ -97,4 +97,4 @@ def test_a_look_at_the_corpus_notes_its_files(tmp_path: Path) -> None:
     config = tiny_config(write_corpus(tmp_path / "corpus"), tmp_path / "store")
     corpus, store = open_corpus(config)
     noted = json.loads((store / f"inputs/files-{corpus.id}.json").read_bytes())
-    assert list(noted) == [str(tmp_path / "corpus/text.txt")]
+    assert list(noted["files"]) == [str(tmp_path / "corpus/text.txt")]

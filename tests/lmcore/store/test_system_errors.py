@@ -209,13 +209,13 @@ def test_no_memory_to_map_a_shard(tmp_path: Path) -> None:
 def test_a_limit_is_no_reason_to_forget_the_index(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("text")
     with HashIndex(tmp_path) as index:
-        index.remember("key", [1])
+        index.put("key", [1])
     with unchanged(tmp_path), no_more_files(), HashIndex(tmp_path) as index:
-        assert index.outline("key") is None
+        assert index.get("key") is None
     assert "is not used" in caplog.text
     with HashIndex(tmp_path) as index:
-        assert index.outline("key") == [1]
+        assert index.get("key") == [1]
         error = sqlite3.OperationalError("out of memory")
         error.sqlite_errorcode = sqlite3.SQLITE_NOMEM
-        assert not index._give_up(error)
+        assert not index._give_up(tmp_path / "index.sqlite", error)
     assert (tmp_path / "index.sqlite").exists()

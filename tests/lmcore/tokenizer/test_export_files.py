@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 from lmcore.model.export import export, open_model
 from lmcore.model.generate import generate
 from lmcore.settings.config import RunConfig, SampleConfig
-from lmcore.tokenizer.sentencepiece_model import read_model
-from lmcore.tokenizer.tokenizer import Tokenizer, identify, make_tokenizer, sentencepiece_of
+from lmcore.tokenizer.make import identify, make_tokenizer
+from lmcore.tokenizer.sentencepiece_model import read_model, sentencepiece_of
+from lmcore.tokenizer.tokenizer import Tokenizer
 from tests.conftest import Prepared, Trained, prepare, tiny_config, train_and_evaluate, write_corpus
 
 HALF_WIDTH = Path(__file__).parents[3] / "shared" / "cases" / "half-width.jsonl"

@@ -22,14 +22,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lmcore.corpus.scan import Corpus, describe, open_corpus, scan
+from lmcore.corpus.listing import Corpus, open_corpus
+from lmcore.corpus.scan import scan
 from lmcore.errors import CorpusError, FileChangedError, TokenizerError, is_transient
 from lmcore.settings.config import SPECIAL_PIECES, CorpusConfig, RunConfig, TokenizerConfig
 from lmcore.store.artifacts import verify_artifact
 from lmcore.store.layout import prepare_store
+from lmcore.tokenizer import sentencepiece_model
 from lmcore.tokenizer.byte_bpe import train_byte_bpe
-from lmcore.tokenizer.sentencepiece_model import MODEL_FILE, cut, neighbours, read_model, save_model, train_model
-from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo, identify, make_tokenizer
+from lmcore.tokenizer.make import identify, make_tokenizer
+from lmcore.tokenizer.sentencepiece_model import (
+    MODEL_FILE,
+    character_pairs,
+    read_model,
+    save_model,
+    split_exactly,
+    train_model,
+)
+from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo
+from lmcore.tokenizer.transformers_view import open_in_transformers
 from tests.conftest import write_corpus
 
 Make = Callable[..., TokenizerInfo]
@@ -41,7 +52,7 @@ def make(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Makes tokenizers for the tests' corpus in one store."""
     store = prepare_store(tmp_path_factory.mktemp("tokenizers") / "store")
     corpus_config = CorpusConfig(paths=[str(corpus)])
-    described = describe(scan(corpus_config), corpus_config)
+    described = Corpus.from_scan(scan(corpus_config), corpus_config)
 
     def make(**settings: object) -> TokenizerInfo:
         config = TokenizerConfig.model_validate({"vocab_size": 400, **settings})
@@ -59,7 +70,6 @@ def in_transformers(info: TokenizerInfo) -> Any:
 @pytest.fixture(scope="module", params=["bpe", "byte_bpe"])
 def bpe(make: Make, request: pytest.FixtureRequest) -> tuple[Tokenizer, Any]:
     info = make(model_type=request.param)
-    assert info.transformers_exact
     assert (info.model_type, info.vocab_size, info.seen_bytes) == (request.param, 400, info.corpus_bytes)
     return Tokenizer(info.folder), in_transformers(info)
 
@@ -114,7 +124,7 @@ def test_the_users_control_tokens_are_made_by_nobody_else(tmp_path: Path, model_
     (tmp_path / "x.txt").write_text("".join(f"{n % 9}<|user|>学習</答え><|us モデル{n}\n" for n in range(999)))
     corpus = CorpusConfig(paths=[str(tmp_path / "x.txt")])
     settings = TokenizerConfig(vocab_size=310, model_type=model_type, special_tokens=tokens)  # type: ignore[arg-type]
-    info = make_tokenizer(settings, corpus, describe(scan(corpus), corpus), tmp_path / "store")
+    info = make_tokenizer(settings, corpus, Corpus.from_scan(scan(corpus), corpus), tmp_path / "store")
     own, theirs, text = Tokenizer(info.folder), in_transformers(info), "<|user|>学習</答え></s>"
     assert own.decode(own.encode(text)) == text
     assert min(own.encode(text)) > 7
@@ -151,7 +161,7 @@ def test_a_loaded_tokenizer_must_have_the_special_tokens(make: Make) -> None:
     trained = make(special_tokens=["<|user|>"])
     source = str(trained.folder)
     assert make(source=source, special_tokens=["<|user|>"]).vocab_size == trained.vocab_size
-    with pytest.raises(TokenizerError, match=r"<\|system\|> is no control token of"):
+    with pytest.raises(TokenizerError, match=r"<\|system\|> is not a control token of"):
         make(source=source, special_tokens=["<|system|>"])
 
 
@@ -175,22 +185,24 @@ words = st.sampled_from(["学習", "モデル", "です。", " ", "\n", "model",
 def test_a_long_text_is_cut_where_its_ids_do_not_change(make: Make, text: str, size: int) -> None:
     path = make().folder / MODEL_FILE
     whole = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    parts = cut(text.encode(), neighbours(read_model(path)), size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentencepiece_model, "_PART_CHARACTERS", size)
+        parts = split_exactly(text.encode(), character_pairs(read_model(path)))
     assert b"".join(parts).decode() == text
     assert len(parts) > 1 or len(text) < 200
     assert [token for part in parts for token in whole.encode(part.decode())] == whole.encode(text)
 
 
 def test_a_unigram_text_is_never_cut(make: Make) -> None:
-    joined = neighbours(read_model(make(model_type="unigram").folder / MODEL_FILE))
-    assert cut(b"a\n" * 9000, joined) == [b"a\n" * 9000]
+    pairs = character_pairs(read_model(make(model_type="unigram").folder / MODEL_FILE))
+    assert split_exactly(b"a\n" * 9000, pairs) == [b"a\n" * 9000]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_same_inputs_give_the_same_bytes(make: Make, corpus: Path, tmp_path: Path, model_type: str) -> None:
     config = CorpusConfig(paths=[str(corpus)])
     settings = TokenizerConfig.model_validate({"vocab_size": 400, "model_type": model_type})
-    other = make_tokenizer(settings, config, describe(scan(config), config), prepare_store(tmp_path))
+    other = make_tokenizer(settings, config, Corpus.from_scan(scan(config), config), prepare_store(tmp_path))
     first = make(model_type=model_type)
     assert other.id == first.id
     assert verify_artifact(other.folder)["files"] == verify_artifact(first.folder)["files"]
@@ -208,7 +220,9 @@ def test_long_lines_and_reserved_marks_cost_only_themselves(tmp_path: Path) -> N
         "\n".join(json.dumps({"text": text}) for text in [line, "a\0b\u2585c", *map(str, range(1000))])
     )
     config = CorpusConfig(paths=[str(tmp_path / "x.jsonl")], validation_fraction=0.001)
-    info = make_tokenizer(TokenizerConfig(vocab_size=320), config, describe(scan(config), config), tmp_path / "store")
+    info = make_tokenizer(
+        TokenizerConfig(vocab_size=320), config, Corpus.from_scan(scan(config), config), tmp_path / "store"
+    )
     assert info.corpus_bytes - info.seen_bytes == len("\0\u2585".encode())
 
 
@@ -222,7 +236,7 @@ def test_above_the_budget_the_choice_does_not_depend_on_the_order(tmp_path: Path
         info = make_tokenizer(
             TokenizerConfig.model_validate({"vocab_size": 320, "max_train_bytes": 5000, "model_type": model_type}),
             config,
-            describe(scan(config), config),
+            Corpus.from_scan(scan(config), config),
             tmp_path / "store",
         )
         assert info.seen_bytes <= 5000 < info.corpus_bytes
@@ -251,7 +265,6 @@ def test_a_model_that_normalizes_keeps_its_own_ids(make: Make, corpus: Path, tmp
     text = "ＡＢＣ  学習 モデル"
     assert Tokenizer(info.folder).encode(text) == bare.encode(text)
     assert in_transformers(info).encode(text, add_special_tokens=False) == bare.encode(text)
-    assert not info.transformers_exact
 
 
 def test_a_transformers_folder_gives_its_own_ids(make: Make, transformers_folder: Callable[..., Path]) -> None:
@@ -277,24 +290,10 @@ def test_a_loaded_folder_makes_no_ids_in_transformers_that_it_does_not_make_here
     fast.save(str(folder / "tokenizer.json"))
     info, text = make(source=str(folder)), "学習<|end|>データ<|user|>"
     own, theirs = Tokenizer(info.folder), in_transformers(info)
-    assert info.transformers_exact
     assert own.decode(own.encode(text)) == text
     assert theirs.encode(text) == own.encode(text)
     assert not {0, theirs.convert_tokens_to_ids("<|user|>")} & {*own.encode(text)}
     assert theirs.chat_template == "{{ 1 }}"
-
-
-def test_a_loaded_tokenizer_that_changes_text_is_not_called_exact(
-    make: Make, transformers_folder: Callable[..., Path]
-) -> None:
-    from tokenizers import Tokenizer as Fast
-    from tokenizers import normalizers
-
-    folder = transformers_folder(eos_token="<|end|>")
-    fast = Fast.from_file(str(folder / "tokenizer.json"))
-    fast.normalizer = normalizers.NFKC()
-    fast.save(str(folder / "tokenizer.json"))
-    assert not make(source=str(folder)).transformers_exact
 
 
 @pytest.mark.parametrize("settings", [{"eos_id": -1}, {"user_defined_symbols": ["</s>"]}])
@@ -329,7 +328,7 @@ def test_a_tokenizer_without_an_end_is_refused(make: Make, transformers_folder: 
         ("{tmp}", "holds no tokenizer"),
         ("{tmp}/nowhere", "does not exist"),
         ("nowhere.model", "does not exist"),
-        ("{tmp}/text.model", "is no SentencePiece model"),
+        ("{tmp}/text.model", "is not a SentencePiece model"),
         ("some-user/some-tokenizer", "no tokenizer of that name came from the hub"),
     ],
 )
@@ -398,7 +397,9 @@ def test_a_folder_that_holds_only_a_model_file_is_loaded(make: Make, corpus: Pat
     config = CorpusConfig(paths=[str(corpus)])
     # A store of its own: the same file given by its own name has the same id.
     store = tmp_path / "store"
-    loaded = make_tokenizer(TokenizerConfig(source=str(tmp_path)), config, describe(scan(config), config), store)
+    loaded = make_tokenizer(
+        TokenizerConfig(source=str(tmp_path)), config, Corpus.from_scan(scan(config), config), store
+    )
     text = "学習 モデル\u2581\n"
     assert Tokenizer(loaded.folder).encode(text) == Tokenizer(trained.folder).encode(text)
 
@@ -413,7 +414,7 @@ def test_a_folder_with_a_damaged_file_is_named(make: Make, tmp_path: Path, name:
 
 def test_a_damaged_tokenizer_is_made_again(corpus: Path, tmp_path: Path) -> None:
     config = CorpusConfig(paths=[str(corpus)])
-    described = describe(scan(config), config)
+    described = Corpus.from_scan(scan(config), config)
     first = make_tokenizer(TokenizerConfig(vocab_size=400), config, described, tmp_path)
     files = verify_artifact(first.folder)["files"]
     (first.folder / MODEL_FILE).write_bytes(b"")
@@ -425,7 +426,7 @@ def test_validation_files_are_not_trained_on(corpus: Path, tmp_path: Path) -> No
     (tmp_path / "secret.txt").write_text("卍" * 500 + "\n")
     config = CorpusConfig(paths=[str(corpus), str(tmp_path)], validation_paths=[str(tmp_path / "secret.txt")])
     settings = TokenizerConfig(vocab_size=400, character_coverage=1)
-    info = make_tokenizer(settings, config, describe(scan(config), config), tmp_path / "store")
+    info = make_tokenizer(settings, config, Corpus.from_scan(scan(config), config), tmp_path / "store")
     assert len(Tokenizer(info.folder).encode("卍")) == 3  # spelt in bytes
 
 
@@ -438,11 +439,11 @@ def test_what_the_dataset_leaves_out_is_not_trained_on(tmp_path: Path) -> None:
     for name, more in (("plain.txt", []), ("more.txt", [*lines[:50], "卍卍卍卍", "亜亜", "唖" * 100])):
         (tmp_path / name).write_text("\n".join([*lines, *more]))
         config = CorpusConfig.model_validate({"paths": [str(tmp_path / name)], **settings})
-        described = describe(scan(config), config)
+        described = Corpus.from_scan(scan(config), config)
         info = make_tokenizer(TokenizerConfig(vocab_size=320), config, described, tmp_path / "store")
         seen.append((info.corpus_bytes, info.seen_bytes))
         other = CorpusConfig.model_validate({**config.model_dump(), "deduplicate": False})
-        assert describe(scan(other), other).id != described.id
+        assert Corpus.from_scan(scan(other), other).id != described.id
     assert seen[0] == seen[1] == (sum(len(line.encode()) for line in lines),) * 2
 
 
@@ -477,7 +478,7 @@ def test_no_text_and_too_small_a_vocabulary_are_errors(tmp_path: Path) -> None:
     def train(text: bytes, vocab_size: int) -> None:
         (tmp_path / "x.txt").write_bytes(text)
         config = CorpusConfig(paths=[str(tmp_path / "x.txt")], validation_fraction=0.01)
-        corpus = describe(scan(config), config)
+        corpus = Corpus.from_scan(scan(config), config)
         make_tokenizer(TokenizerConfig(vocab_size=vocab_size), config, corpus, tmp_path / "store")
 
     with pytest.raises(CorpusError, match=r"is CP932 text, not UTF-8"):
@@ -491,7 +492,7 @@ def test_no_text_and_too_small_a_vocabulary_are_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model_type", ["bpe", "byte_bpe"])
 def test_real_text_is_exact_in_both_directions(shared_data: Path, tmp_path: Path, model_type: str) -> None:
     config = CorpusConfig(paths=[str(shared_data / "ja.jsonl.gz")])
-    corpus = describe(scan(config), config)
+    corpus = Corpus.from_scan(scan(config), config)
     settings = TokenizerConfig.model_validate({"vocab_size": 8000, "model_type": model_type})
     info = make_tokenizer(settings, config, corpus, prepare_store(tmp_path))
     own, theirs = Tokenizer(info.folder), in_transformers(info)
@@ -511,8 +512,10 @@ def test_line_breaks_and_indents_are_trained_as_pieces(tmp_path: Path) -> None:
     assert {"\n    ", "\n        "} <= pieces
     assert not any(mark in piece for piece in pieces for mark in "\u2581\ufdd0\ufdd1")
     assert seen == sum(len(text.encode()) for text in texts)
-    about = save_model(proto, tmp_path, [*texts[:1], "\n \n\t\u2581 \ufdd0\0\u2585 x", "\n" * 200])
-    assert about["transformers_exact"]
+    samples = [*texts[:1], "\n \n\t\u2581 \ufdd0\0\u2585 x", "\n" * 200]
+    save_model(proto, tmp_path, samples)
+    theirs = open_in_transformers(tmp_path)
+    assert [theirs.decode(theirs.encode(text), clean_up_tokenization_spaces=False) for text in samples] == samples
     ours = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     assert len(ours.encode("\n        return 1")) < len("return 1")
     assert ours.decode(ours.encode("\n \t\u2581\ufdd0 x\n")) == "\n \t\u2581\ufdd0 x\n"

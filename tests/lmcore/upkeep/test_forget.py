@@ -15,11 +15,13 @@ import pytest
 
 from lmcore.corpus.document_query import DocumentQuery
 from lmcore.corpus.exclusions import forgotten_events
-from lmcore.corpus.scan import describe, scan
+from lmcore.corpus.listing import Corpus
+from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import problems, repair, skipped_pieces
+from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.dataset.stream import TokenStream
-from lmcore.dataset.tokenization import Dataset, tokenize
+from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import CorpusError, RunError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
@@ -49,7 +51,7 @@ def settings(corpus: Path, **more: object) -> CorpusConfig:
 
 def tokenized(store: Path, prepared: Prepared, **more: object) -> Dataset:
     config = settings(store.parent / "corpus", **more)
-    return tokenize(config, describe(scan(config), config), prepared.tokenizer, store)
+    return tokenize(config, Corpus.from_scan(scan(config), config), prepared.tokenizer, store)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Where spans end depends on the documents alone, and nothing stands outside of them unaccounted."""
+"""The documents alone decide where text ranges end, and each byte outside of ranges is counted."""
 
 import bz2
 import gzip
@@ -19,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow.feather import write_feather
 
-from lmcore.corpus import spans
+from lmcore.corpus import range_cutter, readers
 from lmcore.corpus.documents import _pieces, parse, read_documents
 from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.readers import read_ranges
 from lmcore.corpus.remote import hash_stored
 from lmcore.corpus.scan import SourceFile, scan
-from lmcore.corpus.spans import TextRange, read_ranges
+from lmcore.corpus.text_range import TextRange
 from lmcore.errors import FileChangedError
 from lmcore.settings.config import CorpusConfig
 
@@ -57,14 +58,14 @@ def cut(path: Path, **options: object) -> tuple[list[TextRange], Ledger]:
     limit=st.sampled_from([10, 10**6]),
     block=st.integers(1, 50),
 )
-def test_spans_depend_neither_on_blocks_nor_on_compression(
+def test_ranges_depend_neither_on_blocks_nor_on_compression(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, unit: str, limit: int, block: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(spans, "_LONGEST_BLANK_LINE", 4)
+        patch.setattr(range_cutter, "_LONGEST_BLANK_LINE", 4)
         expected = None
         for size, suffix in [(2**20, ""), (block, ""), (2**20, ".zst"), (block, ".gz")]:
-            patch.setattr(spans, "_READ_BYTES", size)
+            patch.setattr(readers, "_READ_BYTES", size)
             path = tmp_path / f"x.txt{suffix}"
             path.write_bytes(COMPRESS[suffix](content))
             found, ledger = cut(path, document=unit, max_document_bytes=limit)
@@ -88,7 +89,7 @@ def test_an_insertion_moves_what_follows_and_cuts_it_the_same(tmp_path: Path) ->
     assert len([span for span in after if span.digest() not in digests]) <= 3
 
 
-def test_spans_are_neither_short_nor_long(tmp_path: Path) -> None:
+def test_ranges_are_neither_short_nor_long(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("".join(f"{number}\n" for number in range(20_000)))
     sizes = [len(span.content) for span in cut(path)[0]][:-1]
@@ -307,7 +308,7 @@ from pathlib import Path
 from lmcore.settings.config import CorpusConfig
 from lmcore.corpus.scan import scan
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.spans import read_ranges
+from lmcore.corpus.readers import read_ranges
 path = Path(sys.argv[1])
 content = path.read_bytes()
 for seed in range(150):
@@ -355,7 +356,7 @@ import resource, sys
 from lmcore.settings.config import CorpusConfig
 from lmcore.corpus.scan import scan
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.spans import read_ranges
+from lmcore.corpus.readers import read_ranges
 config = CorpusConfig(paths=[sys.argv[1]], max_expansion=1e9, chunk_bytes=4_000_000)
 [file] = scan(config).files
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

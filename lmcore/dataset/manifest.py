@@ -1,0 +1,118 @@
+"""A dataset: its figures, and the manifest that lists its chunks, dropped rows, ledger and source files."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from lmcore.corpus.hash_index import HashIndex
+from lmcore.dataset.shards import SPLITS
+from lmcore.errors import StoreError
+from lmcore.settings.section import fingerprint
+from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, manifest_bytes, read_manifest, verify_artifact
+from lmcore.store.files import hash_file, write_file
+from lmcore.store.outputs import Output
+
+
+class Dataset(Output):
+    """A tokenized corpus in the store, in figures."""
+
+    id: str
+    folder: Path
+    tokenizer_id: str
+    documents: int
+    tokens: int
+    text_bytes: int
+    validation_documents: int
+    validation_tokens: int
+    validation_text_bytes: int
+    dropped_documents: int
+    """Documents left out by corpus.filter, by length, as duplicates, or because they are in validation_paths."""
+    duplicate_documents: int
+    longest_document_bytes: int
+    chunks: int
+    chunks_made: int
+    """Chunks that were not in the store before."""
+    source_bytes: int
+    skipped_bytes: int
+    skipped_pieces: int
+    unaccounted_bytes: int
+
+    skipped: dict[str, int]
+    """Pieces by reason."""
+    dropped: dict[str, int]
+    """Documents by reason."""
+    manifest_hash: str
+    """The hash of manifest.json: another corpus may give the same chunks and another ledger."""
+    warnings: list[str] = Field(default_factory=list)
+    """Sentences about text that was lost or not read."""
+    corpus_changed: bool
+    """A file changed after the corpus was scanned. The manifest says what was read; the next start reads the rest."""
+
+    @property
+    def store(self) -> Path:
+        return self.folder.parent.parent
+
+    def ledger_summary(self) -> str:
+        """The ledger in one line."""
+        reasons = ", ".join(f"{pieces:,} {reason}" for reason, pieces in self.skipped.items())
+        skipped = (
+            f", {self.skipped_bytes:,} of them skipped (pieces and whole files: {reasons})" if self.skipped else ""
+        )
+        dropped = "".join(f", {count:,} documents left out as {reason}" for reason, count in self.dropped.items())
+        changed = ", the corpus was changed meanwhile" if self.corpus_changed else ""
+        return (
+            f"{self.source_bytes:,} bytes of text read{skipped}{dropped}, {self.unaccounted_bytes} unaccounted{changed}"
+        )
+
+    def verify(self) -> None:
+        """Raise StoreError unless manifest and chunks are complete. Files with unchanged times are not read again.
+
+        A dataset of a corpus that changed during the read is refused too: another start makes another dataset.
+        """
+        if self.corpus_changed:
+            raise StoreError("the corpus was changed while it was made")
+        if hash_file(self.folder / MANIFEST) != self.manifest_hash:
+            raise StoreError(f"{self.folder / MANIFEST} was replaced by another read of the corpus")
+        verify_chunks(self.folder)
+
+
+def dataset_id(entries: list[dict[str, Any]], tokenizer_id: str) -> str:
+    """The name of the documents of some entries, whatever their files."""
+    content = [[entry["key"], entry["source"], *(entry[split]["dropped"] for split in SPLITS)] for entry in entries]
+    return fingerprint(FORMAT_VERSION, tokenizer_id, content)
+
+
+def totals(entries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Documents, tokens and text bytes of each split of some entries, without dropped rows."""
+    names = ("documents", "tokens", "text_bytes")
+    return {split: {name: sum(entry[split][name] for entry in entries) for name in names} for split in SPLITS}
+
+
+def verify_chunks(dataset: Path) -> None:
+    """Check the sizes of a dataset's shards, and the bytes of those that changed since the last check.
+
+    Raises StoreError that names the first file that is missing, truncated or changed.
+    """
+    store = dataset.parent.parent
+    try:
+        with HashIndex(store) as index:
+            for key in {chunk["key"] for chunk in read_manifest(dataset)["chunks"]}:
+                verify_artifact(store / "shards" / key, index.hash_of)
+    except StoreError as error:
+        raise StoreError(f"{error} (python -m lmcore repair {dataset.name} --store {store} makes it again)") from None
+
+
+def write_dataset_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a dataset's manifest. An equal one only gets a new time, which protects it from gc for a while.
+
+    The id names chunks and dropped rows. Their files may change (a rename): the same dataset then gets a manifest with
+    the new paths. Readers see the old one or the new.
+    """
+    content = manifest_bytes(manifest)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MANIFEST).exists() and (folder / MANIFEST).read_bytes() == content:
+        os.utime(folder / MANIFEST)
+    else:
+        write_file(folder / MANIFEST, content)
