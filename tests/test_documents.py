@@ -53,6 +53,13 @@ def test_its_commands_exist(document: Path, commands: set[str]) -> None:
 
 
 @each_document
+def test_its_make_targets_exist(document: Path) -> None:
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+    text = code_in(document) + "\n" + "\n".join(re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL))
+    assert set(re.findall(r"(?m)^make ([a-z-]+)", text)) <= targets
+
+
+@each_document
 def test_the_files_it_names_exist(document: Path) -> None:
     """A name with a folder is looked up from the root, from lmcore and beside the document."""
     for name in re.findall(r"(?m)^([a-z_]+(?:/[a-z_.]+)*/[a-z_]+\.(?:py|toml|yaml|txt|md))$", code_in(document)):
