@@ -97,16 +97,9 @@ class _Training:
         self.skipped_steps = self.train_step.guard.standing().bad
         self.clock = Clock()
         self.progress = self.recorder.progress(self.validation.tokens, self.flops_per_token, device.type)
-        _log.info(
-            "%s: %s parameters on %s in %s, step %d of %d, %d blocks an epoch",
-            run.folder.name,
-            f"{parameter_count(self.train_step.model):,}",
-            self.train_step.device,
-            self.train_step.precision,
-            self.state.step,
-            self.plan.total_steps,
-            len(self.plan.blocks),
-        )
+        step, parameters = self.train_step, f"{parameter_count(self.train_step.model):,} parameters"
+        steps = f"step {self.state.step} of {self.plan.total_steps}, {len(self.plan.blocks)} blocks an epoch"
+        _log.info("%s: %s on %s in %s, %s", run.folder.name, parameters, step.device, step.precision, steps)
 
     def _newest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint that the first rank finds."""
