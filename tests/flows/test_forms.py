@@ -14,6 +14,7 @@ from flows import actions, form
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
 from flows.retrain import retrain
+from lmcore.cli.app import ACTIONS as COMMANDS
 from lmcore.settings.form import CUSTOM, settings_of
 from lmcore.settings.presets import preset_names
 from lmcore.settings.retraining import RetrainConfig
@@ -77,6 +78,11 @@ def test_the_page_of_a_deployment_does_not_repeat_the_fields(flow: Flow[..., Any
 @every_flow
 def test_the_form_is_the_one_that_was_looked_at(flow: Flow[..., Any], check_golden: Callable[[str, str], None]) -> None:
     check_golden(f"{flow.name}.json", json.dumps(schema_of(flow), ensure_ascii=False, indent=1) + "\n")
+
+
+def test_an_action_has_one_name_as_a_form_and_as_a_command() -> None:
+    commands = {action.__name__ for group in COMMANDS.values() for action in group}
+    assert {flow.name for flow in ACTIONS} - commands == {"versions"}, "its command is models"
 
 
 def test_every_preset_is_a_size_and_has_its_deployments() -> None:
