@@ -9,10 +9,10 @@ export CORPUS
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check story serve clean
+.PHONY: help demo test test-fast check story serve clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "setting up .venv (once; this takes two to five minutes)"
@@ -31,6 +31,12 @@ demo: .venv/.installed ## train a small model on Python's standard library, or o
 
 test: .venv/.developing ## run the tests
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# No server, no training, no terminal.
+FAST = $(addprefix tests/lmcore/,settings store tokenizer $(notdir $(wildcard tests/lmcore/test_*.py))) \
+	$(addprefix tests/deployments/test_,declaration.py containers.py configs.py)
+test-fast: .venv/.developing ## run the tests that take a minute
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(FAST)
 
 check: .venv/.developing ## lint, types and import walls
 	@$(BIN)/ruff format --check .

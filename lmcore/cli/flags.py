@@ -18,11 +18,11 @@ from lmcore.settings.presets import preset_names
 COMMON = {
     "": ["store", "run", "fresh"],
     "corpus": ["paths", "sources", "include", "exclude", "document", "text_field"],
-    "tokenizer": ["source", "model_type", "vocab_size"],
+    "tokenizer": ["source", "vocab_size"],
     "dataset": ["block_size", "weights"],
     "model": ["architecture", "layers", "width", "heads"],
     "train": [
-        *("max_steps", "epochs", "max_minutes", "batch_size", "learning_rate", "schedule", "warmup"),
+        *("max_steps", "epochs", "max_minutes", "batch_size", "learning_rate", "warmup"),
         *("optimizer", "init_from", "device"),
     ],
     "sample": ["prompts"],
