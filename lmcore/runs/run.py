@@ -81,7 +81,7 @@ class Run:
                 folder=folder.absolute(),
                 config=RunConfig.model_validate(record["config"]),
                 identity=record["identity"],
-                tokenizer_info=TokenizerInfo.model_validate(record["tokenizer"]),
+                tokenizer_info=TokenizerInfo.model_validate(record["tokenizer"], extra="ignore"),
                 shape=dict(record["shape"]),
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -186,3 +186,13 @@ def test_a_run_of_a_newer_version_is_refused(start_named: Any) -> None:
     path.write_text(json.dumps(record))
     with pytest.raises(StoreError, match="update the program"):
         Run.open(path.parent)
+
+
+def test_a_run_of_an_older_version_opens(start_named: Any) -> None:
+    """Its record has a figure of the tokenizer that is no longer kept, and the lineage of its weights."""
+    run = start_named()
+    path = run.folder / "config.json"
+    record = json.loads(path.read_bytes())
+    record["tokenizer"]["transformers_exact"] = True
+    path.write_text(json.dumps({**record, "datasets": [run.identity["dataset_id"]]}))
+    assert Run.open(run.folder) == run
