@@ -56,7 +56,7 @@ def deployments(client: SyncPrefectClient) -> Finding:
     found = client.read_deployments(limit=_PAGE)
     idle = [d.name for d in found if d.status == DeploymentStatus.NOT_READY and not d.work_pool_name]
     if not found:
-        return Finding("deployments", "there are none", "make serve, or python -m deployments deploy for workers")
+        return Finding("deployments", "there are none", "lm serve, or lm deploy for workers")
     if idle:
         return Finding("deployments", f"nobody serves {', '.join(sorted(set(idle)))}", "start make serve again")
     return Finding("deployments", f"{len(found)} are there")

@@ -38,8 +38,8 @@ def ledger(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
     from lmcore.store.artifacts import read_manifest
 
     folder = find(store_folder(store), dataset, "dataset", "folder")
-    account = read_manifest(folder)["ledger"]
-    data = {name: value for name, value in account.items() if name != "skips"}
+    found = read_manifest(folder)["ledger"]
+    data = {name: value for name, value in found.items() if name != "skips"}
     return Outcome(data, text="\n".join(_ledger_lines(folder)))
 
 

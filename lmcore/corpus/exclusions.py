@@ -1,8 +1,8 @@
 """Documents to leave out: those that the settings name, and those that the store has forgotten.
 
 ``corpus.exclude_documents`` leaves documents out of one dataset. ``forgotten.jsonl`` in the store is permanent: its
-documents are in no dataset and no shard that is written in the store (forget.py). It holds hashes and names but no
-text, one event a line.
+documents are in no dataset and no shard that is written in the store (upkeep/forget.py). It holds hashes and names but
+no text, one event a line.
 """
 
 import re
@@ -30,7 +30,7 @@ def excluded_hashes(config: CorpusConfig) -> list[int]:
 
 def _hashes_of_file(entry: str, config: CorpusConfig) -> set[int]:
     """The hashes in a file that begins with a hash; else the hashes of its documents, cut as the corpus is."""
-    from lmcore.corpus.document_query import DocumentQuery  # imports this module, through documents and listing
+    from lmcore.corpus.document_query import DocumentQuery  # imports this module
 
     try:
         lines = Path(entry).expanduser().read_bytes().decode("utf-8-sig", errors="replace").split()

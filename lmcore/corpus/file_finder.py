@@ -160,7 +160,7 @@ class FileFinder:
                 continue
             visited.add((identity.st_dev, identity.st_ino))
             check_allowed(root, setting)
-            if what := program_folder(root, folders, names):
+            if what := _program_folder(root, folders, names):
                 self.unread.folders[root] = what
                 folders.clear()
                 continue
@@ -203,7 +203,7 @@ class FileFinder:
         self.skipped.append(Skip(str(error.filename), 0, 0, "unreadable"))
 
 
-def program_folder(path: str, folders: list[str], names: list[str]) -> str:
+def _program_folder(path: str, folders: list[str], names: list[str]) -> str:
     """What a folder is that a program keeps for itself; empty for a folder that may hold texts."""
     if what := _CODE_FOLDERS.get(os.path.basename(path), ""):
         return what

@@ -1,7 +1,7 @@
 """The formats of files: how each is recognized and read, and how formats that are not read can be converted.
 
 The suffix gives the kind (``_KINDS``). The first bytes overrule it: a zip or a table named .txt is not text, and a file
-named .json is read only if it holds JSON lines. To add a format, add its suffix here and its reader in text_ranges.py.
+named .json is read only if it holds JSON lines. To add a format, add its suffix here and its reader in readers.py.
 """
 
 import math

@@ -15,7 +15,7 @@ from lmcore.errors import LMError, StoreError
 from lmcore.store.artifacts import read_manifest, verify_artifact
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
-_ACCOUNT = ("documents", "document_bytes", "separator_bytes", "filtered_bytes")
+_COUNTS = ("documents", "document_bytes", "separator_bytes", "filtered_bytes")
 _SKIPS = ("skipped_pieces", "skipped_bytes", "stored_bytes", "undecodable_stored_bytes")
 
 
@@ -46,15 +46,15 @@ def problems(dataset: Path, only: set[str] | None = None) -> Iterator[tuple[str,
 
 
 def _adds_up(manifest: dict[str, Any]) -> bool:
-    """Documents, separators and skips are those of the spans and pieces, and together the bytes that were read."""
-    account, entries = manifest["ledger"], manifest["chunks"]
+    """Whether documents, separators and skips are those of the text ranges, and together the bytes that were read."""
+    ledger, entries = manifest["ledger"], manifest["chunks"]
     spans = [span for entry in entries for span in entry["spans"]]
-    skipped = sum(skip["length"] for skip in account["skips"])
+    skipped = sum(skip["length"] for skip in ledger["skips"])
     return (
-        all(sum(span.get(name, 0) for span in spans) == account.get(name, 0) for name in _ACCOUNT)
-        and skipped == account["skipped_bytes"] == sum(row["bytes"] for row in account["skipped"].values())
-        and account["source_bytes"]
-        == account["document_bytes"] + account["separator_bytes"] + account.get("filtered_bytes", 0) + skipped
+        all(sum(span.get(name, 0) for span in spans) == ledger.get(name, 0) for name in _COUNTS)
+        and skipped == ledger["skipped_bytes"] == sum(row["bytes"] for row in ledger["skipped"].values())
+        and ledger["source_bytes"]
+        == ledger["document_bytes"] + ledger["separator_bytes"] + ledger.get("filtered_bytes", 0) + skipped
         and all(
             sum(entry[split][name] for entry in entries) == total
             for split in SPLITS
@@ -103,7 +103,7 @@ def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
     kept: dict[tuple[str, int, str], bytes] = {}  # by path, offset and reason
     for entry in (entry for entry in manifest["chunks"] if entry["spans"]):
         folder = dataset.parent.parent / "shards" / entry["key"]
-        starts = [account["start"] for account in read_manifest(folder)["ledger"]]
+        starts = [row["start"] for row in read_manifest(folder)["ledger"]]
         for row in read_quarantine(folder):
             span = entry["spans"][row["span"]]
             place = row["offset"] + span["start"] - starts[row["span"]]
@@ -125,9 +125,9 @@ def ledger_by_file(dataset: Path) -> list[dict[str, Any]]:
     for file in manifest.get("inputs", []):
         add(**{name: value for name, value in file.items() if name != "blake3"})
     for span in (span for entry in manifest["chunks"] for span in entry["spans"]):
-        add(span["path"], **{name: span.get(name, 0) for name in _ACCOUNT})
+        add(span["path"], **{name: span.get(name, 0) for name in _COUNTS})
     for skip in manifest["ledger"]["skips"]:
         stored = 0 if skip["path"] in read else skip.get("stored_bytes", 0)
         lost = {"stored_bytes": stored, "undecodable_stored_bytes": stored}
         add(skip["path"], skipped_pieces=1, skipped_bytes=skip["length"], **lost)
-    return [{"path": path, **{name: files[path][name] for name in (*_ACCOUNT, *_SKIPS)}} for path in sorted(files)]
+    return [{"path": path, **{name: files[path][name] for name in (*_COUNTS, *_SKIPS)}} for path in sorted(files)]

@@ -101,7 +101,7 @@ def verify_chunks(dataset: Path) -> None:
             for key in {chunk["key"] for chunk in read_manifest(dataset)["chunks"]}:
                 verify_artifact(store / "shards" / key, index.hash_of)
     except StoreError as error:
-        raise StoreError(f"{error} (python -m lmcore repair {dataset.name} --store {store} makes it again)") from None
+        raise StoreError(f"{error} (lm repair {dataset.name} --store {store} makes it again)") from None
 
 
 def write_dataset_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ A file holds one record batch, one row a document:
     hash        uint64               the first 64 bits of the BLAKE3 digest of its text
 
 The list's values are the flat token stream, its offsets the document boundaries. numpy views both without a copy. The
-schema's metadata holds format version, tokenizer, special ids, counts and a checksum of ids and offsets. pyarrow,
-polars, duckdb and datasets open the file as it is.
+schema's metadata holds format version, tokenizer, the id of EOS, and counts. pyarrow, polars, duckdb and datasets open
+the file as it is.
 """
 
 import errno

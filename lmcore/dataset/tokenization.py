@@ -6,7 +6,6 @@ group with a known index whose chunks are all in the store is not read.
 
 import logging
 import os
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from lmcore.dataset.filters import apply_filters, hashes
 from lmcore.dataset.manifest import Dataset, dataset_id, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS
 from lmcore.errors import CorpusError, FileChangedError
+from lmcore.progress import Update, unwatched
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import result_fields
 from lmcore.store.artifacts import MANIFEST, find_artifact, read_manifest
@@ -36,9 +36,6 @@ from lmcore.store.temporary import remove, remove_stale_temp
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 _log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all), in stored bytes."""
 
 
 def dataset_inputs(config: CorpusConfig, corpus: Corpus, tokenizer: TokenizerInfo) -> dict[str, Any]:
@@ -53,14 +50,15 @@ def tokenize(
     corpus: Corpus,
     tokenizer: TokenizerInfo,
     store: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Update = unwatched,
     executor: Executor | None = None,
 ) -> Dataset:
     """Encode the chunks that the store lacks, and write the dataset's manifest.
 
     ``executor`` has the interface of ``concurrent.futures``; its workers see the store at the same path (processes,
     dask's ``client.get_executor()``). Twice config.workers chunks are submitted at a time, so set that to the number of
-    its workers. Without an executor config.workers threads encode. Memory: about three chunks a worker.
+    its workers. Without an executor config.workers threads encode. Memory: about three chunks a worker. ``progress``
+    counts stored bytes.
 
     A file that changed since the scan is read as it is now. If it changes again, or is not settled, it is skipped.
     Raises CorpusError if there is no text or no validation text.

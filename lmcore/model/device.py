@@ -13,18 +13,18 @@ import torch
 
 from lmcore.errors import ConfigError
 from lmcore.settings.config import TrainConfig
-from lmcore.settings.training import Precision
+from lmcore.settings.training import DeviceChoice, Precision, PrecisionChoice
 from lmcore.store.locks import locked
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: Literal["auto", "cuda", "mps", "cpu"], local_rank: int = 0) -> torch.device:
+def choose_device(name: DeviceChoice, local_rank: int = 0) -> torch.device:
     """The named device. "auto" is the first available of cuda, mps and cpu; of several GPUs it is that of the rank.
 
     Raises ConfigError when it is not available.
     """
-    there: dict[Literal["auto", "cuda", "mps", "cpu"], bool] = {
+    there: dict[DeviceChoice, bool] = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
@@ -54,7 +54,7 @@ def device_locked(
     return locked(Path(tempfile.gettempdir()) / f"lm-gpu-{name}.lock", when_locked, should_stop, f"GPU {name}")
 
 
-def choose_precision(name: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
+def choose_precision(name: PrecisionChoice, device: torch.device) -> Precision:
     """The precision. "auto" is bf16 on a GPU with bf16 units, and fp32 elsewhere."""
     if name != "auto":
         return name

@@ -64,7 +64,7 @@ def open_model(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
     Raises StoreError when a run has no checkpoint or what we wrote is damaged, ConfigError when it is no model that
     transformers opens, TokenizerError when it has no tokenizer or no end of text.
     """
-    folder = model_folder(folder)
+    folder = weights_folder(folder)
     if (folder / "state.json").exists():
         run = Run.open(folder.absolute().parents[1])
         verify_artifact(folder)
@@ -72,7 +72,7 @@ def open_model(folder: Path) -> tuple[PreTrainedModel, Tokenizer, int]:
     return _of_export(folder)
 
 
-def model_folder(folder: Path) -> Path:
+def weights_folder(folder: Path) -> Path:
     """The folder itself, or of a run what it trained best, or its newest checkpoint.
 
     Raises StoreError when a run has no checkpoint, and ConfigError when it is outside LM_DATA_ROOTS.

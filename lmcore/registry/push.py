@@ -66,7 +66,7 @@ def _explained(error: BaseException, version: Version, repository: str) -> Excep
     if status in (401, 403) or isinstance(cause, PermissionError):  # the latter from its xet storage
         return ConfigError(
             f"the hub does not let HF_TOKEN put {version} into {repository} ({status or reason}): give a token that "
-            f"may write there, or another repository, and push again (python -m lmcore push {version} {repository})"
+            f"may write there, or another repository, and push again (lm push {version} {repository})"
         )
     is_final = isinstance(cause, ValueError | FileNotFoundError | errors.OfflineModeIsEnabled)
     if is_final or (status and not is_no_answer(cause)):

@@ -17,9 +17,9 @@ from lmcore.markdown import escape, fenced, figure, number
 from lmcore.report.data_report import data_sections
 from lmcore.report.plots import loss_picture
 from lmcore.runs.baselines import Baselines, baselines, compared
-from lmcore.runs.history import events, figures, loss_table, source_table, warnings
 from lmcore.runs.initial_model import describe_shape
 from lmcore.runs.metrics import read_metrics
+from lmcore.runs.metrics_tables import events, figures, loss_table, source_table, warnings
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation, Score, score_rows
@@ -267,7 +267,7 @@ def run_page(training: TrainingResult) -> str:
         "TensorBoard shows this run beside others trained with `train.tensorboard`:",
         fenced(f"tensorboard --logdir {shlex.quote(str(run.folder.parent))}"),
         "These commands draw the losses of runs and generate text:",
-        fenced(f"python -m lmcore plot {(folder := shlex.quote(str(run.folder)))}\npython -m lmcore generate {folder}"),
+        fenced(f"lm plot {(folder := shlex.quote(str(run.folder)))}\nlm generate {folder}"),
         "## Losses",
         markdown.table(("step", "tokens", "train", "validation"), losses),
     ]

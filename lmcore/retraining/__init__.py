@@ -2,5 +2,6 @@
 
 Promises: a challenger becomes champion only by rules that are written down; each decision is kept.
 Imports: registry, model and every wing above; never training or upkeep.
-Doors: ``retraining.RetrainConfig``, ``challenge.compare``, ``gate.decide``.
+Doors: ``new_documents.split_by_age``, ``challenger_settings.warm_start``, ``challenge.compare``,
+``challenge.record_decision``.
 """

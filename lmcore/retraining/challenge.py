@@ -84,9 +84,9 @@ def earlier_refusal(
 
     It is a refusal by an equal gate, or a rollback after the challenger was promoted by any gate.
     """
-    key, told = run_key(config, dataset), history(store, name)
-    tried = {event["version"] for event in told if event.get("run_key") == key}
-    for event in reversed(told):
+    key, events = run_key(config, dataset), history(store, name)
+    tried = {event["version"] for event in events if event.get("run_key") == key}
+    for event in reversed(events):
         by_gate = event["event"] == "refused" and event.get("gate") == gate.model_dump() and event.get("run_key") == key
         if by_gate or (event["event"] == "rolled back" and event["from"] in tried):
             return event

@@ -83,7 +83,7 @@ def document_hashes(dataset: Path, *splits: str) -> npt.NDArray[np.uint64]:
     except StoreError as error:
         raise StoreError(
             f"{error}. What is new since dataset {dataset.name} can only be told with it: put it back (shards that are "
-            "damaged: python -m lmcore repair), or begin another model with retraining.model_name"
+            "damaged: lm repair), or begin another model with retraining.model_name"
         ) from None
 
 
@@ -99,7 +99,7 @@ def tokens_by_source(dataset: Path) -> dict[str, int]:
 def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator[Entry]:
     """The entry's old and its new documents, as entries of their own; one that has none is left out.
 
-    The chunk's spans, and with them its account, stay with the first of the two.
+    The chunk's text ranges, and with them its ledger, stay with the first of the two.
     """
     shards = {split: Shard(shard_path(store / "shards" / entry["key"], split)) for split in SPLITS}
     is_known = {split: isin_sorted(shard.hashes, known) for split, shard in shards.items()}

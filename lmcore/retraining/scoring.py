@@ -1,4 +1,4 @@
-"""Scores of any model that transformers opens, on texts of datasets or corpora (``python -m lmcore evaluate``).
+"""Scores of any model that transformers opens, on texts of datasets or corpora (``lm evaluate``).
 
 A text is encoded with the model's tokenizer and scored in windows of the model's context. The score is divided by the
 bytes of the text, so models with different tokenizers and contexts are comparable. Texts that look like control tokens
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -18,20 +17,19 @@ from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, TokenizerError
 from lmcore.model.device import choose_device, choose_precision
 from lmcore.model.evaluate import Document, Scorer
-from lmcore.model.export import model_folder, open_model
+from lmcore.model.export import open_model, weights_folder
 from lmcore.model.model import sees_ahead
 from lmcore.retraining.challenge import Champion
 from lmcore.retraining.evaluation_texts import LabelledText, held_out
 from lmcore.runs.run import Run
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.section import fingerprint
+from lmcore.settings.training import DeviceChoice, PrecisionChoice
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import hash_file, hash_text
 from lmcore.tokenizer.make import identify_files
 from lmcore.tokenizer.tokenizer import Tokenizer
 
-Device = Literal["auto", "cuda", "mps", "cpu"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Labels = list[tuple[str, str]]
 """Source and group of every document."""
 
@@ -63,7 +61,7 @@ def score_champion(best: Champion, folder: Path) -> DocumentScores:
 
 
 def score_validation(
-    folder: Path, dataset: Path, device: Device, precision: Precision, block_size: int = 0
+    folder: Path, dataset: Path, device: DeviceChoice, precision: PrecisionChoice, block_size: int = 0
 ) -> DocumentScores:
     """Score the validation documents of a dataset, in groups by age, as ``score_texts`` does.
 
@@ -83,12 +81,12 @@ def score_validation(
 def _score(
     folder: Path,
     documents: Callable[[Tokenizer, int, Labels], Iterator[Document]],
-    device: Device,
-    precision: Precision,
+    device: DeviceChoice,
+    precision: PrecisionChoice,
     block_size: int = 0,
 ) -> DocumentScores:
     """Score what ``documents`` gives for the model's tokenizer and number of embeddings; it adds to the labels."""
-    folder = model_folder(folder)
+    folder = weights_folder(folder)
     model, tokenizer, longest = open_model(folder)
     if sees_ahead(model):
         raise ConfigError(f"{type(model).__name__} in {folder} sees later tokens, so its losses mean nothing")

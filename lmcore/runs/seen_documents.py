@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from lmcore.corpus.document_query import Hashes
 from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.dataset.filters import hashes
 from lmcore.errors import StoreError, owner_named
@@ -24,7 +24,6 @@ from lmcore.store.files import write_file
 from lmcore.store.strict_json import from_json
 
 SEEN_DOCUMENTS = "seen_documents.safetensors"
-Hashes = npt.NDArray[np.uint64]
 
 
 class SeenDocuments(NamedTuple):

@@ -20,10 +20,10 @@ _LONGER = 4
 """Factor on the steps in the suggested command for a longer training."""
 
 
-def summary(folder: Path, samples: list[str], account: str, warnings: list[str], page: str = "") -> str:
+def summary(folder: Path, samples: list[str], ledger: str, warnings: list[str], page: str = "") -> str:
     """Lines about a finished run for a person: samples, quality, the places of its files, and what to do next.
 
-    ``account`` and ``warnings`` are those of its dataset; ``page`` is the address of its page in a browser, if it has
+    ``ledger`` and ``warnings`` are those of its dataset; ``page`` is the address of its page in a browser, if it has
     one. Raises StoreError when the run's records are missing.
     """
     run, training, evaluation = Run.open(folder), TrainingResult.load(folder), Evaluation.load(folder)
@@ -35,7 +35,7 @@ def summary(folder: Path, samples: list[str], account: str, warnings: list[str],
     lines = [
         ("quality", _goodness(evaluation, Baselines.load(folder))),
         ("trained", _trained(training)),
-        ("text", account),
+        ("text", ledger),
         *(("warning", warning) for warning in warnings),
         ("report", str(folder / "report.md")),
         ("picture", str(folder / "report.png")),

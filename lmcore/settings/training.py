@@ -10,6 +10,8 @@ Size = Annotated[str, Field(pattern=r"^[0-9][0-9_]*(\.[0-9]+)?[kMG]? ?(steps|tok
 """A length: "100 steps", "2.5M tokens", "0.1 epochs" or "20 %" of all steps."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
+DeviceChoice = Literal["auto", "cuda", "mps", "cpu"]
 
 
 class TrainConfig(Section):
@@ -92,7 +94,7 @@ class TrainConfig(Section):
     """Nats per token by which a validation loss must be below the best one to count as a gain."""
 
     # Precision and speed
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: PrecisionChoice = "auto"
     """auto: bf16 autocast on GPUs that support it, else fp32 (bf16 is slower on a CPU without bf16 units)."""
     tf32: bool = speed(True, title="TF32")
     """On GPUs, multiply fp32 matrices in TF32."""
@@ -110,7 +112,7 @@ class TrainConfig(Section):
     """Tokens whose logits are in memory at once. 0: all, as in transformers."""
 
     # Devices
-    device: Literal["auto", "cuda", "mps", "cpu"] = speed("auto")
+    device: DeviceChoice = speed("auto")
     """auto: the first available of cuda, mps and cpu."""
     nproc: int = speed(1, ge=1, le=1024, title="Processes")
     """Processes on this machine, one per GPU, started by torchrun."""

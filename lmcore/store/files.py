@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from blake3 import blake3
 
@@ -62,15 +62,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def hash_file(path: Path) -> str:
     """The BLAKE3 hash of a file, 32 hexadecimal digits."""
+    digest = blake3()
     with open(path, "rb") as file:
-        return hash_stream(file)
-
-
-def hash_stream(stream: IO[bytes], before: bytes = b"") -> str:
-    """The same hash of ``before`` and the rest of an open file."""
-    digest = blake3(before)
-    while block := stream.read(2**20):
-        digest.update(block)
+        while block := file.read(2**20):
+            digest.update(block)
     return digest.hexdigest(DIGEST_BYTES)
 
 

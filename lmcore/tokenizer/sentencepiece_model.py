@@ -104,7 +104,7 @@ def _marked(word: str) -> str:
     return word
 
 
-def with_real_spaces(proto: Any) -> Any:
+def _with_real_spaces(proto: Any) -> Any:
     """The same model with real spaces in its pieces."""
     return _respelt(proto, {_SPACE: " "})
 
@@ -176,7 +176,7 @@ def save_model(proto: Any, folder: Path, texts: list[str]) -> dict[str, Any]:
     extra = [piece for piece in controls if piece not in specials.values()]
     (folder / MODEL_FILE).write_bytes(proto.SerializeToString())
     if has_exact_json(proto):
-        save_fast(tokenizers_bpe(proto), folder, specials, extra)
+        save_fast(_tokenizers_bpe(proto), folder, specials, extra)
     else:
         config = {
             "tokenizer_class": "SentencePieceBackend",
@@ -210,7 +210,7 @@ def has_exact_json(proto: Any) -> bool:
     )
 
 
-def tokenizers_bpe(proto: Any) -> Any:
+def _tokenizers_bpe(proto: Any) -> Any:
     """The same BPE model for the tokenizers library.
 
     SentencePiece merges the neighbours whose joint piece has the best score. So each split of a piece into two pieces
@@ -287,8 +287,8 @@ def _same_model(proto: Any, view: dict[str, Any]) -> Any:
     if not has_exact_json(proto):
         return None
     if view.get("normalizer") is None:
-        proto = with_real_spaces(proto)
-    said = json.loads(tokenizers_bpe(proto).to_str())
+        proto = _with_real_spaces(proto)
+    said = json.loads(_tokenizers_bpe(proto).to_str())
     return proto if all(view.get(name) == said[name] for name in ("model", "normalizer")) else None
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lmcore.model.distributed import Ranks, full_tensor
-from lmcore.model.weights import load_weights, model_tensors
+from lmcore.model.weights import Tensors, load_weights, model_tensors
 from lmcore.runs.run import checkpoint_path, newest_first, step_of
 from lmcore.store.artifacts import write_artifact
 from lmcore.store.files import json_bytes
@@ -24,8 +24,7 @@ from lmcore.store.strict_json import from_json
 from lmcore.store.temporary import remove
 from lmcore.training.optim import Optimizers
 
-State = dict[str, Any]
-Tensors = dict[str, torch.Tensor]
+SavedState = dict[str, Any]
 
 
 class CheckpointWriter:
@@ -48,7 +47,12 @@ class CheckpointWriter:
             self.wait()
 
     def save(
-        self, step: int, model: torch.nn.Module, optimizers: Optimizers, state: State, random: Tensors | None = None
+        self,
+        step: int,
+        model: torch.nn.Module,
+        optimizers: Optimizers,
+        state: SavedState,
+        random: Tensors | None = None,
     ) -> None:
         """Copy all that makes up the checkpoint of ``step``, and begin to write it.
 
@@ -72,7 +76,7 @@ class CheckpointWriter:
         if writing is not None:
             writing.result()
 
-    def _write(self, step: int, parts: dict[str, Tensors], state: State, kept: set[int]) -> None:
+    def _write(self, step: int, parts: dict[str, Tensors], state: SavedState, kept: set[int]) -> None:
         with write_artifact(checkpoint_path(self._folder, step), lambda: {"kind": "checkpoint", "step": step}) as new:
             for name, tensors in parts.items():
                 save_file(tensors, new / f"{name}.safetensors")
@@ -82,12 +86,12 @@ class CheckpointWriter:
                 remove(old)
 
 
-def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, ranks: Ranks) -> State:
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, ranks: Ranks) -> SavedState:
     """The state in a checkpoint folder, after its tensors were restored into model, optimizers and random state."""
     load_weights(path, model)
     load_optimizers(path, model, optimizers)
     _set_random_state(load_file(path / "random.safetensors"), ranks)
-    state: State = from_json((path / "state.json").read_bytes())
+    state: SavedState = from_json((path / "state.json").read_bytes())
     return state
 
 

@@ -19,7 +19,7 @@ _FIGURES, _REMEMBERED = 6, 16
 
 
 @dataclass(frozen=True)
-class Standing:
+class GuardState:
     """The state of a guard."""
 
     bad: int
@@ -73,12 +73,12 @@ class Guard:
         self._state = torch.cat([torch.stack(figures), torch.where(is_here, step, self._state[_FIGURES:])])
         return skip
 
-    def standing(self) -> Standing:
+    def standing(self) -> GuardState:
         """The state now. Waits for the device."""
         figures = self.figures()
         bad, loss, norm = int(figures[3]), *figures[4:_FIGURES]
         steps = [int(step) for step in figures[_FIGURES : _FIGURES + min(bad, _REMEMBERED)]]
-        return Standing(bad, sorted(steps), loss, norm, bad > self._config.max_skipped)
+        return GuardState(bad, sorted(steps), loss, norm, bad > self._config.max_skipped)
 
     def figures(self) -> list[float]:
         """The state for a checkpoint. Waits for the device."""

@@ -27,6 +27,7 @@ from lmcore.model.distributed import Ranks, process_group
 from lmcore.model.evaluate import Validation
 from lmcore.model.generate import write_samples
 from lmcore.model.model import flops_per_token, parameter_count
+from lmcore.model.weights import Tensors
 from lmcore.runs.initial_model import init_checkpoint
 from lmcore.runs.run import (
     Run,
@@ -41,7 +42,7 @@ from lmcore.runs.run import (
 from lmcore.runs.scores import Score
 from lmcore.signals import StopRequest, say_when_stopped
 from lmcore.store.locks import locked
-from lmcore.training.checkpoint import CheckpointWriter, Tensors, load_checkpoint, load_optimizers, random_state
+from lmcore.training.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers, random_state
 from lmcore.training.guard import EarlyStopping
 from lmcore.training.plan import Plan
 from lmcore.training.recorder import Recorder

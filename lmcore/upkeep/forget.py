@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore import clock
-from lmcore.corpus.document_query import DocumentQuery, isin_sorted
+from lmcore.corpus.document_query import DocumentQuery, Hashes, isin_sorted
 from lmcore.corpus.exclusions import FORGOTTEN, forgotten_hashes
 from lmcore.dataset.encoding import QUARANTINE, read_quarantine, write_quarantine
 from lmcore.dataset.filters import filter_rows
@@ -36,8 +36,6 @@ from lmcore.upkeep.seen_by import artifact_folders, best_match, purged, seen_by
 
 _WRITTEN = ("samples.jsonl", "report.md", "report.json", "report.png", "tensorboard")
 """Files of a run that may repeat a document word for word."""
-
-_Hashes = npt.NDArray[np.uint64]
 
 
 class Forgotten(Output):
@@ -126,7 +124,7 @@ def _corpus_paths(chunks: dict[Path, "_Held"], datasets: Iterable[dict[str, Any]
 class _Held:
     """The documents that a chunk holds."""
 
-    def __init__(self, hashes: _Hashes, positions: npt.NDArray[np.int64], quarantined: list[int]) -> None:
+    def __init__(self, hashes: Hashes, positions: npt.NDArray[np.int64], quarantined: list[int]) -> None:
         self.hashes, self._positions, self._quarantined = hashes, positions, quarantined
 
     @property
@@ -143,7 +141,7 @@ class _Held:
         return bool(len(self.hashes)) or self.in_quarantine
 
 
-def _held(chunk: Path, wanted: _Hashes, query: DocumentQuery) -> _Held:
+def _held(chunk: Path, wanted: Hashes, query: DocumentQuery) -> _Held:
     """The wanted documents whose ids are still in the chunk."""
     found, positions = [wanted[:0]], [np.empty(0, np.int64)]
     for split in SPLITS:
@@ -155,7 +153,7 @@ def _held(chunk: Path, wanted: _Hashes, query: DocumentQuery) -> _Held:
     return _Held(np.unique(np.concatenate(found)), np.concatenate(positions), quarantined)
 
 
-def _hashes(query: DocumentQuery, manifests: Iterable[dict[str, Any]]) -> _Hashes:
+def _hashes(query: DocumentQuery, manifests: Iterable[dict[str, Any]]) -> Hashes:
     """All hashes that one of the documents may have in one of the datasets, sorted."""
     cuts = [query.cut(manifest["corpus"]) for manifest in manifests] or [query.cut({})]
     return np.unique(np.concatenate([cut.hashes for cut in cuts]))
@@ -164,7 +162,7 @@ def _hashes(query: DocumentQuery, manifests: Iterable[dict[str, Any]]) -> _Hashe
 def _planned(
     store: Path,
     query: DocumentQuery,
-    present: _Hashes,
+    present: Hashes,
     chunks: dict[Path, _Held],
     datasets: dict[Path, dict[str, Any]],
 ) -> tuple[Forgotten, dict[Path, dict[str, Any]]]:
@@ -192,7 +190,7 @@ def _planned(
     return plan, replaced
 
 
-def _without(manifest: dict[str, Any], store: Path, wanted: _Hashes) -> dict[str, Any] | None:
+def _without(manifest: dict[str, Any], store: Path, wanted: Hashes) -> dict[str, Any] | None:
     """The dataset's manifest without some documents: None if it holds none of them, {} if a split would be empty."""
     entries, left_out = deepcopy(manifest["chunks"]), deepcopy(manifest["ledger"]["dropped"])
     before = left_out.get("excluded", {"documents": 0})["documents"]
@@ -253,7 +251,7 @@ def _remember(store: Path, plan: Forgotten) -> None:
     append_line(store / FORGOTTEN, event)
 
 
-def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:
+def _purge_chunk(folder: Path, wanted: Hashes, query: DocumentQuery) -> None:
     """Replace the chunk by one without the ids and pieces of the documents."""
     about = content_of(verify_artifact(folder))
     with write_artifact(folder, lambda: about, replaces=True) as new:
@@ -264,7 +262,7 @@ def _purge_chunk(folder: Path, wanted: _Hashes, query: DocumentQuery) -> None:
         write_quarantine(new / QUARANTINE, pieces)
 
 
-def _purge_shard(old: Path, new: Path, wanted: _Hashes) -> int:
+def _purge_shard(old: Path, new: Path, wanted: Hashes) -> int:
     """The number of tokens that are left."""
     shard = Shard(old)
     tokens, lengths = blanked(shard.tokens, np.diff(shard.offsets), isin_sorted(shard.hashes, wanted))

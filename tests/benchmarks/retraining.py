@@ -24,8 +24,8 @@ from lmcore.dataset.source_age import age_of
 from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
+from lmcore.retraining.challenger_settings import warm_start
 from lmcore.retraining.new_documents import split_by_age
-from lmcore.retraining.retraining import warm_start
 from lmcore.runs.run import Run, TrainingResult, prepare_run
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.settings.retraining import RetrainConfig, RetrainingConfig

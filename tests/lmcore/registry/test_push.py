@@ -91,7 +91,7 @@ def test_what_an_earlier_version_left_goes_and_other_files_stay(hub: Hub, versio
 def test_a_refusal_says_what_to_do(hub: Hub, versions: tuple[Version, Version], part: str, status: int) -> None:
     hub.refuse = {part: status}
     before = history(versions[0].store, "ja")
-    with pytest.raises(ConfigError, match=rf"HF_TOKEN put ja/v0001 .*\({status}\).*python -m lmcore push") as told:
+    with pytest.raises(ConfigError, match=rf"HF_TOKEN put ja/v0001 .*\({status}\).*lm push") as told:
         push(versions[0], "team/refused")
     assert "\n" not in str(told.value)
     assert history(versions[0].store, "ja") == before

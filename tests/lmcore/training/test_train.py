@@ -211,9 +211,7 @@ def in_own_store(prepared: Prepared, tmp_path: Path) -> tuple[Run, Path]:
 def test_a_damaged_shard_is_never_trained_on(in_own_store: tuple[Run, Path], damage: Callable[[bytes], bytes]) -> None:
     run, shard = in_own_store
     shard.write_bytes(damage(shard.read_bytes()))
-    with pytest.raises(
-        StoreError, match=r"train.arrow .* \(python -m lmcore repair \w+ --store .*/store makes it again"
-    ):
+    with pytest.raises(StoreError, match=r"train.arrow .* \(lm repair \w+ --store .*/store makes it again"):
         train(run)
     assert not run.checkpoints.exists()
 

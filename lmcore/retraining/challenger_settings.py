@@ -1,4 +1,4 @@
-"""The settings of a retraining's run: where it starts, what it reads, how long it trains.
+"""The settings of a challenger: where it starts, what it reads, how long it trains.
 
 The model in use, the champion, was trained on an earlier dataset. Its challenger starts from the champion's stable
 checkpoint (before the decay, with the optimizer's state; retraining.start = "trunk") or from its exported weights. It
