@@ -28,7 +28,7 @@ def look_at_champion(store: Path, name: str) -> Champion | None:
 def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, NewDocuments]:
     """The dataset split by age, and the new documents in it. Raises as ``require_comparable`` does."""
     require_comparable(champion, dataset.folder)
-    apart, news = split_by_age(dataset, champion.dataset)
+    apart, news = split_by_age(dataset, champion.version.dataset)
     get_run_logger().info(
         "new since %s: %s documents, %s bytes", champion.version, f"{news.new_documents:,}", f"{news.new_bytes:,}"
     )
