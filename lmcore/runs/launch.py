@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from lmcore import SPIN_COUNT
 from lmcore.errors import (
     ERROR_PREFIX,
     SIGNALLED_STATUS,
@@ -28,10 +29,12 @@ from lmcore.errors import (
     TrainingKilledError,
 )
 from lmcore.runs.run import Run, TrainingResult, finished_training
+from lmcore.runs.spinning import spinning
 from lmcore.store.locks import locked
 
 _OF_A_GROUP = {f"{scope}{what}" for scope in ("", "LOCAL_", "GROUP_", "ROLE_") for what in ("RANK", "WORLD_SIZE")}
 _OF_A_GROUP |= {"ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}
+_OUTPUT = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
 _SECONDS_TO_SAVE = 25
 _PR_SET_PDEATHSIG = 1
 
@@ -56,7 +59,7 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
         text=True,
         encoding="utf-8",
         errors="replace",
-        env={**_environment_of_one(), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"},
+        env=_environment_of_one() | spinning(SPIN_COUNT) | _OUTPUT,
         start_new_session=True,
     )
     message: list[str] = []  # the last line, or all from the one that begins an error
