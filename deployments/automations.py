@@ -34,9 +34,9 @@ _RUN_NOTICE = f'{{"what": "%s", "run": "{{{{ flow_run.id }}}}", "text": {_RUN_LI
 _MODEL_NOTICE = '{"what": "%s", "text": {{ event.resource.name | tojson }}, "payload": {{ event.payload | tojson }}}'
 
 
-def create_automations(silence: timedelta = SILENCE) -> None:
+def create_automations() -> None:
     """Create missing automations on the server. Raises ConfigError when LM_NOTIFY_URL is not an http(s) address."""
-    for rescuer in rescuers(silence):
+    for rescuer in rescuers():
         _create(rescuer)
     if url := os.environ.get("LM_NOTIFY_URL"):
         if not url.startswith(("http://", "https://")):
@@ -57,9 +57,9 @@ def create_automations(silence: timedelta = SILENCE) -> None:
             _create(Automation(name=f"lm: tell of models that were {what}", trigger=trigger, actions=[call]))
 
 
-def rescuers(silence: timedelta = SILENCE) -> list[Automation]:
+def rescuers() -> list[Automation]:
     """The automations for dead runs."""
-    return [zombies_crash(silence), zombies_go_on()]
+    return [zombies_crash(SILENCE), zombies_go_on()]
 
 
 def zombies_crash(silence: timedelta) -> Automation:

@@ -69,9 +69,9 @@ def serve() -> None:
 
 
 def deploy() -> None:
-    """Put a deployment of every flow on the Prefect server, for workers; it may be repeated.
+    """Put a deployment of every flow on the Prefect server, for workers. It may be repeated.
 
-    The server is the one that PREFECT_API_URL names. What was set there stays, and is said in a line each.
+    The server is the one that PREFECT_API_URL names. What people set there stays, and each difference is a line.
     """
     import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
     from deployments.deploy import deploy as deploy_all

@@ -73,18 +73,18 @@ class Declared:
 
     @property
     def collision(self) -> str:
-        """What becomes of a start while a run of it is under way: with a schedule, the next start does its work."""
+        """What happens to a start while another run is active. With a schedule, the next start does its work."""
         return "CANCEL_NEW" if self.schedule else "ENQUEUE"
 
 
 NIGHTLY = Schedule("nightly", "0 2 * * *")
-"""Text that has come by day is in shards by morning. To be switched on when the corpus is set."""
+"""New text of the day is in shards by morning. A person switches it on when the corpus is set."""
 WEEKLY = Schedule("weekly", "0 1 * * 0")
-"""What the pipeline is for: each Sunday night it looks whether text has come. Likewise."""
+"""Each Sunday night it looks for new text. A person switches it on, likewise."""
 REHEARSAL = Schedule("weekly", "0 3 * * 1", active=True)
-"""Minutes of training each Monday show that machine, store and worker still do their work."""
+"""A few minutes of training each Monday test the machine, the store and the worker."""
 CLEANING = Schedule("weekly", "0 5 * * 0")
-"""A store does not grow for ever."""
+"""Removes what no version and no newer run needs."""
 
 
 def declared() -> list[Declared]:
@@ -121,7 +121,7 @@ def retrain_presets() -> dict[str, dict[str, Any]]:
 
 
 def parameters() -> dict[str, dict[str, Any]]:
-    """The parameters of each deployment. A build step of prefect.yaml, which so holds no copy of them."""
+    """The parameters of each deployment. A build step of prefect.yaml, which needs no copy of them."""
     return {deployment.full_name.replace("/", "_"): deployment.parameters for deployment in declared()}
 
 

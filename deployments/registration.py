@@ -95,15 +95,15 @@ def _update(
             change["paused"] = False
             yield "switched on: versions before this one paused it whenever they stopped"
     differing = sorted(name for name in wanted.keys() | found.keys() if found.get(name) != wanted.get(name))
-    news = {name: wanted.get(name) for name in differing if written.is_untouched(name, found.get(name))}
+    updates = {name: wanted.get(name) for name in differing if written.is_untouched(name, found.get(name))}
     for name in differing:
-        if name not in news:
+        if name not in updates:
             yield from _difference(name, *(_in_effect(deployment, each, name) for each in (found, wanted)))
-    wrong = misfits(deployment.schema, _parameters(found | news))
+    wrong = misfits(deployment.schema, _parameters(found | updates))
     if wrong and found.get(_ENFORCED):
-        news[_ENFORCED] = False  # else the server would refuse the new schema
+        updates[_ENFORCED] = False  # else the server would refuse the new schema
     elif wrong:
-        news.pop(_ENFORCED, None)
+        updates.pop(_ENFORCED, None)
     is_paused = change.get("paused", there.paused)
     if (must_be_paused := _must_be_paused(is_paused, wrong, written)) != is_paused:
         change["paused"] = must_be_paused
@@ -111,15 +111,15 @@ def _update(
         yield _unfit(wrong)
     elif is_paused:
         yield "paused: kept as set on the server" if must_be_paused else "switched on again: its parameters fit now"
-    settings = _of_api(news) | change
+    settings = _of_api(updates) | change
     settings |= {name: value for name, value in _owned(deployment, pool).items() if getattr(there, name) != value}
-    if any(name.startswith(_PARAMETER) for name in news):
-        settings["parameters"] = _parameters(found | news)
+    if any(name.startswith(_PARAMETER) for name in updates):
+        settings["parameters"] = _parameters(found | updates)
     if settings:  # an empty update would plan its scheduled runs again
         client.update_deployment(there.id, DeploymentUpdate(**settings))
-    _write_schedules(client, there, news)
+    _write_schedules(client, there, updates)
     same = {name: value for name, value in wanted.items() if name not in differing}
-    written.note(same | news | {_MISFITS: wrong or None})
+    written.note(same | updates | {_MISFITS: wrong or None})
 
 
 def _must_be_paused(is_paused: bool, wrong: list[str], written: Written) -> bool:
@@ -199,13 +199,13 @@ def _parameters(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _write_schedules(client: SyncPrefectClient, there: DeploymentResponse, news: Settings) -> None:
+def _write_schedules(client: SyncPrefectClient, there: DeploymentResponse, updates: Settings) -> None:
     ids = {f"{_SCHEDULE}{schedule.slug}": schedule.id for schedule in there.schedules}
-    for name in filter(lambda name: name.startswith(_SCHEDULE), news):
+    for name in filter(lambda name: name.startswith(_SCHEDULE), updates):
         if name in ids:  # an update would lose the parameters of the schedule
             client.delete_deployment_schedule(there.id, ids[name])
-        if news[name]:
-            client.create_deployment_schedules(there.id, [_schedule(name, news[name])])
+        if updates[name]:
+            client.create_deployment_schedules(there.id, [_schedule(name, updates[name])])
 
 
 def _schedule(name: str, value: Settings) -> DeploymentScheduleCreate:

@@ -73,7 +73,7 @@ def _port() -> int:
 
 
 def _wait_for_port(port: int) -> None:
-    """Raises ConfigError where no server could listen. The server of a serve that was killed ends by itself, soon."""
+    """Wait for the end of a server that a killed ``make serve`` left. Raises ConfigError if the port stays taken."""
     from tasks.server import why_silent
 
     why = _why_taken(port)
@@ -91,7 +91,7 @@ def _wait_for_port(port: int) -> None:
 
 
 def _why_taken(port: int) -> str:
-    """Empty if it is free."""
+    """Why no server can listen on the port; empty if it is free."""
     with socket.socket() as ours:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: what closed may linger
         try:
@@ -103,7 +103,7 @@ def _why_taken(port: int) -> str:
 
 @contextmanager
 def _server(port: int) -> Iterator[None]:
-    """A server that is there while the body runs: started again when it dies, and ended with us however we end."""
+    """Run a server while the body runs. It is started again if it dies, and ends with this process."""
     from tasks.server import Server  # imports Prefect, which reads its settings only then
 
     _wait_for_port(port)
@@ -125,7 +125,7 @@ def _server(port: int) -> Iterator[None]:
 
 
 def _keep(server: "Server", is_over: threading.Event) -> None:
-    """Start it again whenever it dies: runs wait for it a minute at their ends, and so would Ctrl-C."""
+    """Start the server again whenever it dies. Otherwise a run that ends, and Ctrl-C, would wait a minute for it."""
     while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
         if (status := server.start_again_if_dead()) is not None:
             print(f"The Prefect server ended with status {status}: it was started again", flush=True)

@@ -37,7 +37,7 @@ from lmcore.store.locks import locked
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.pages import name_run
 from tasks.policies import stopped
-from tasks.retraining import gate, look_at_champion, look_for_news, promotion, push_to_hub, retraining_report
+from tasks.retraining import gate, look_at_champion, look_for_new_text, promotion, push_to_hub, retraining_report
 
 Verdict = Literal["first model", "nothing new", "refused before", "promoted", "refused"]
 
@@ -136,24 +136,24 @@ def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
     dataset, tokenizer, _ = prepare(config.run_config(), stages, known)
     if champion is None:
         return _challenged(config, store, stages, None, config.run_config(), dataset, tokenizer, None)
-    apart, news = stages.run(look_for_news, dataset, champion)
+    by_age, news = stages.run(look_for_new_text, dataset, champion)
     if why := skip_reason(config, news):
         return _left_alone(config, stages, champion, "nothing new", why, dataset, news)
-    challenger = _challenger(config, champion, apart, news)
-    if event := earlier_refusal(store, config.retraining.model_name, challenger, apart, config.gate):
+    challenger = _challenger(config, champion, by_age, news)
+    if event := earlier_refusal(store, config.retraining.model_name, challenger, by_age, config.gate):
         why = f"the same text and settings were {event['event']} at {event['time']}: {event['reason']}"
-        return _left_alone(config, stages, champion, "refused before", why, apart, news)
+        return _left_alone(config, stages, champion, "refused before", why, by_age, news)
     for setting in unused(config, champion.receipt["record"]["config"]):
         get_run_logger().warning("not used, since %s is trained again: %s", champion.version, setting)
-    return _challenged(config, store, stages, champion, challenger, apart, tokenizer, news)
+    return _challenged(config, store, stages, champion, challenger, by_age, tokenizer, news)
 
 
-def _challenger(config: RetrainConfig, champion: Champion, apart: Dataset, news: NewDocuments) -> RunConfig:
+def _challenger(config: RetrainConfig, champion: Champion, by_age: Dataset, news: NewDocuments) -> RunConfig:
     """The settings of the challenger's run."""
     if config.fresh_tokenizer or config.retraining.start == "scratch":
-        return from_scratch(config, apart.folder)
+        return from_scratch(config, by_age.folder)
     stable = champion.stable_checkpoint if config.retraining.start == "trunk" else None
-    return warm_start(config, apart.folder, news, stable, champion.version.folder, champion.tokens_per_second)
+    return warm_start(config, by_age.folder, news, stable, champion.version.folder, champion.tokens_per_second)
 
 
 def _left_alone(

@@ -17,6 +17,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
 from lmcore import clock
+from lmcore.markdown import escape
 from lmcore.settings.config import RunConfig
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def show_table(key: str, rows: list[dict[str, str]], description: str) -> None:
     get_run_logger().info(description)
     if len(rows) > _ROWS:
         description = f"{description}. The first {_ROWS:,} rows of {len(rows):,}"
-    create_table_artifact(rows[:_ROWS], key=re.sub("[^a-z0-9]+", "-", key.lower()), description=description)
+    table = [{name: escape(cell) for name, cell in row.items()} for row in rows[:_ROWS]]  # the UI reads Markdown
+    create_table_artifact(table, key=re.sub("[^a-z0-9]+", "-", key.lower()), description=description)
 
 
 def name_run(what: str, config: RunConfig) -> None:

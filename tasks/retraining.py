@@ -25,14 +25,14 @@ def look_at_champion(store: Path, name: str) -> Champion | None:
 
 
 @task(name="news", task_run_name="look for new text", **NEVER_CACHED)
-def look_for_news(dataset: Dataset, champion: Champion) -> tuple[Dataset, NewDocuments]:
+def look_for_new_text(dataset: Dataset, champion: Champion) -> tuple[Dataset, NewDocuments]:
     """The dataset split by age, and the new documents in it. Raises as ``require_comparable`` does."""
     require_comparable(champion, dataset.folder)
-    apart, news = split_by_age(dataset, champion.dataset)
+    by_age, news = split_by_age(dataset, champion.version.dataset)
     get_run_logger().info(
         "new since %s: %s documents, %s bytes", champion.version, f"{news.new_documents:,}", f"{news.new_bytes:,}"
     )
-    return apart, news
+    return by_age, news
 
 
 @task(name="gate", task_run_name="champion against challenger", **NEVER_CACHED)

@@ -139,9 +139,9 @@ def zombies(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Fi
     return Finding("zombie runs", f"dead, but shown: {names}", "--fix marks them as crashed", fix)
 
 
-def slots(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Finding:
+def slots(client: SyncPrefectClient) -> Finding:
     """Whether more slots of a limit are taken than runs are alive. A run takes at most one slot of a limit."""
-    living = sum(_heard(client, run, silence) for run in _runs(client, [*_WITH_PROCESS, StateType.PAUSED]))
+    living = sum(_heard(client, run, _SECONDS_OF_SILENCE) for run in _runs(client, [*_WITH_PROCESS, StateType.PAUSED]))
     surplus = {
         limit.name: limit.active_slots - living
         for limit in client.read_global_concurrency_limits(limit=_PAGE)

@@ -72,7 +72,7 @@ def blanked(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Ids and lengths in which only the EOS of the given documents stays.
 
-    Their rows keep their places, since drop-lists count rows.
+    Their rows keep their places, because manifests list dropped rows by number.
     """
     is_kept = np.repeat(~rows, lengths)
     is_kept[np.cumsum(lengths) - 1] = True

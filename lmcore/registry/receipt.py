@@ -29,7 +29,7 @@ from lmcore.dataset.shards import SPLITS
 from lmcore.errors import LMError, StoreError
 from lmcore.registry.versions import Version
 from lmcore.runs.initial_model import InitialModel
-from lmcore.runs.run import Run
+from lmcore.runs.run import Run, checkpoint_path
 from lmcore.runs.run_record import read_record
 from lmcore.settings.section import differences
 from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, read_manifest, verify_artifact
@@ -123,7 +123,7 @@ def _origin(run: Run) -> dict[str, str] | None:
 
 def _checkpoints(run: Run, training: dict[str, Any]) -> dict[str, str]:
     """The checkpoint that was exported, and the stable checkpoint to continue from, if there is one."""
-    paths = [run.checkpoints / f"step-{training['step']:08d}"]
+    paths = [checkpoint_path(run.checkpoints, training["step"])]
     paths += [run.checkpoints / Path(training["trunk"]).name] if training["trunk"] else []
     return {path_in_store(run.store, path): _manifest_hash(path) for path in paths}
 

@@ -29,14 +29,14 @@ def data_page(dataset: Dataset) -> str:
 
 
 def _source_rows(chunks: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    for name in sorted({chunk["source"] for chunk in chunks}):
-        own = [chunk for chunk in chunks if chunk["source"] == name]
+    for source in sorted({chunk["source"] for chunk in chunks}):
+        own = [chunk for chunk in chunks if chunk["source"] == source]
         files = {span["path"] for chunk in own for span in chunk["spans"]}
         totals = (
-            sum(chunk[split][figure] for chunk in own for split in SPLITS)
-            for figure in ("documents", "tokens", "text_bytes")
+            sum(chunk[split][name] for chunk in own for split in SPLITS)
+            for name in ("documents", "tokens", "text_bytes")
         )
-        yield (name, f"{len(files):,}", *(f"{total:,}" for total in totals))
+        yield (source, f"{len(files):,}", *(f"{total:,}" for total in totals))
 
 
 def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lmcore import markdown
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
-from lmcore.markdown import escape
 from lmcore.store.artifacts import read_manifest
 from lmcore.tokenizer.tokenizer import Tokenizer
 
@@ -49,6 +49,8 @@ class TokenizerReport:
             "unknown ids": self.unknown_tokens / max(1, self.tokens),
             "vocabulary in use": self.used_pieces / self.pieces,
         }
+        rows = [("all", self.documents, self.tokens, self.text_bytes)]
+        rows += [(name, *figures) for name, figures in self.sources.items() if len(self.sources) > 1]
         part = self.documents + self.tokens < self.all_tokens
         lines = [
             "## How it fits the text",
@@ -56,10 +58,7 @@ class TokenizerReport:
             f"Counted over {'the first ' if part else ''}{self.tokens:,} tokens in {self.documents:,} documents"
             f"{f' of {self.all_tokens:,} tokens' if part else ''}.",
             "",
-            "| text | documents | tokens | bytes | bytes per token |",
-            "| --- | --- | --- | --- | --- |",
-            _row("all", self.documents, self.tokens, self.text_bytes),
-            *(_row(escape(name), *figures) for name, figures in self.sources.items() if len(self.sources) > 1),
+            markdown.table(("text", "documents", "tokens", "bytes", "bytes per token"), (_row(*row) for row in rows)),
             "",
             *(f"- {name}: {share:.3%}" for name, share in shares.items()),
             "",
@@ -71,8 +70,8 @@ class TokenizerReport:
         return "\n".join(lines)
 
 
-def _row(name: str, documents: int, tokens: int, text_bytes: int) -> str:
-    return f"| {name} | {documents:,} | {tokens:,} | {text_bytes:,} | {text_bytes / max(1, tokens):.2f} |"
+def _row(name: str, documents: int, tokens: int, text_bytes: int) -> tuple[str, ...]:
+    return name, f"{documents:,}", f"{tokens:,}", f"{text_bytes:,}", f"{text_bytes / max(1, tokens):.2f}"
 
 
 def dataset_report(dataset_folder: Path, tokenizer_id: str) -> TokenizerReport:

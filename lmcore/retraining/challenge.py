@@ -43,11 +43,6 @@ class Champion:
         return None if version is None else cls(version, version.receipt())
 
     @property
-    def dataset(self) -> Path:
-        """The folder of the dataset it was trained on, without documents that were forgotten since."""
-        return self.version.dataset
-
-    @property
     def tokenizer(self) -> TokenizerInfo:
         """Raises StoreError when it is gone from the store."""
         return TokenizerInfo.open(self.version.store / "tokenizers" / str(self.receipt["tokenizer"]["id"]))

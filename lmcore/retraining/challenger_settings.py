@@ -31,11 +31,11 @@ def skip_reason(config: RetrainConfig, news: NewDocuments) -> str:
 
 
 def warm_start(
-    config: RetrainConfig, apart: Path, news: NewDocuments, stable: Path | None, export: Path, tokens_per_second: float
+    config: RetrainConfig, by_age: Path, news: NewDocuments, stable: Path | None, export: Path, tokens_per_second: float
 ) -> RunConfig:
     """The settings of a challenger that starts from the checkpoint ``stable``, or without one from ``export``.
 
-    ``apart`` is the folder of the dataset split by age, ``tokens_per_second`` the champion's speed.
+    ``by_age`` is the folder of the dataset split by age, ``tokens_per_second`` the champion's speed.
     """
     retraining, train = config.retraining, config.train
     tokens = retraining.budget * news.new_tokens
@@ -52,7 +52,7 @@ def warm_start(
         "warmup_from": 0.0 if stable else train.min_learning_rate,
     }
     run = config.run_config()
-    weights = replay_weights(tokens_by_source(apart), config.dataset, retraining.replay)
+    weights = replay_weights(tokens_by_source(by_age), config.dataset, retraining.replay)
     return run.model_copy(
         update={
             "run": "",
@@ -80,12 +80,12 @@ def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:
     ]
 
 
-def from_scratch(config: RetrainConfig, apart: Path) -> RunConfig:
+def from_scratch(config: RetrainConfig, by_age: Path) -> RunConfig:
     """The settings of a challenger that starts from scratch, on sources that are split by age.
 
     The two parts of a source together have the share of the source. Raises ConfigError as ``replay_weights`` does.
     """
-    run, dataset, tokens, whole = config.run_config(), config.dataset, tokens_by_source(apart), Counter[str]()
+    run, dataset, tokens, whole = config.run_config(), config.dataset, tokens_by_source(by_age), Counter[str]()
     for name, count in tokens.items():
         whole[base_source(name)] += count
     mixture: dict[str, dict[str, float]] = {}

@@ -57,7 +57,7 @@ def split_by_age(dataset: Dataset, earlier: Path) -> tuple[Dataset, NewDocuments
     known = document_hashes(earlier)
     entries = [part for entry in manifest["chunks"] for part in _parts(entry, store, known)]
     name = dataset_id(entries, dataset.tokenizer_id)
-    apart = _written(dataset, {**manifest, "id": name, "chunks": entries})
+    split = _written(dataset, {**manifest, "id": name, "chunks": entries})
     figures = {age: totals([entry for entry in entries if age_of(entry["source"]) == age]) for age in AGES}
     new, old = figures["new"]["train"], figures["old"]["train"]
     here = document_hashes(dataset.folder, "train")
@@ -72,7 +72,7 @@ def split_by_age(dataset: Dataset, earlier: Path) -> tuple[Dataset, NewDocuments
         old_tokens=old["tokens"],
         gone_documents=int((~isin_sorted(document_hashes(earlier, "train"), here)).sum()),
     )
-    return apart, news
+    return split, news
 
 
 def document_hashes(dataset: Path, *splits: str) -> npt.NDArray[np.uint64]:

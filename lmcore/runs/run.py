@@ -135,10 +135,9 @@ def run_folders(store: Path) -> list[Path]:
 def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, store: Path, fresh: bool = False) -> Run:
     """Create the run's folder, or find it. ``fresh`` empties it first.
 
-    Raises RunError when a run of that name was started with other settings or other data, and shows
-    each difference; also when it is running and config.when_locked is "refuse". Raises ConfigError when ``fresh``
-    would delete what train.init_from leads to. What train.init_from leads to
-    is looked at first, and what is raised about it is in initial_model.py.
+    Raises RunError when a run of that name was started with other settings or other data, and shows each difference;
+    also when it is running and config.when_locked is "refuse". Raises ConfigError when ``fresh`` would delete what
+    train.init_from names, and what ``InitialModel.find`` and ``InitialModel.check`` raise.
     """
     initial = InitialModel.find(config.train.init_from) if config.train.init_from else None
     if initial is not None:

@@ -19,9 +19,9 @@ from lmcore.corpus.document_query import Hashes
 from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.dataset.filters import hashes
 from lmcore.errors import StoreError, owner_named
+from lmcore.runs.run_record import read_record
 from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, check_version, read_manifest
 from lmcore.store.files import write_file
-from lmcore.store.strict_json import from_json
 
 SEEN_DOCUMENTS = "seen_documents.safetensors"
 
@@ -99,6 +99,5 @@ def _from_lineage(home: Path, store: Path) -> SeenDocuments:
 def _record(home: Path) -> dict[str, Any]:
     """What says how weights were made; empty for a folder that was not made here."""
     if (home / "checkpoints").is_dir():
-        record: dict[str, Any] = from_json((home / "config.json").read_bytes())
-        return record
+        return read_record(home)
     return read_manifest(home) if (home / MANIFEST).exists() else {}

@@ -49,10 +49,8 @@ def is_no_answer(error: BaseException) -> bool:
     """True for a failed connection or a server error; False for a refusal, and where the hub is switched off."""
     from huggingface_hub import errors
 
-    if isinstance(
-        error, errors.LocalEntryNotFoundError
-    ):  # not in the cache either; its cause says why the hub gave none
-        cause = error.__cause__
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        cause = error.__cause__  # why the hub gave none; it is not in the cache either
         return cause is not None and not isinstance(cause, errors.OfflineModeIsEnabled) and is_no_answer(cause)
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500

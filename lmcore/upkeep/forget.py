@@ -119,7 +119,7 @@ def _corpus_paths(chunks: dict[Path, "_Held"], datasets: Iterable[dict[str, Any]
     for manifest in datasets:
         counts: Counter[str] = Counter()
         for entry in (entry for entry in manifest["chunks"] if entry["spans"] and entry["key"] in held):
-            counts.update(entry["spans"][number]["path"] for number in held[entry["key"]].spans(entry["spans"]))
+            counts.update(entry["spans"][number]["path"] for number in held[entry["key"]].ranges(entry["spans"]))
         files = {path: max(counts[path], files.get(path, 0)) for path in {*files, *counts}}
     return dict(sorted(files.items()))
 
@@ -134,7 +134,7 @@ class _Held:
     def in_quarantine(self) -> bool:
         return bool(self._quarantined)
 
-    def spans(self, spans: list[dict[str, Any]]) -> list[int]:
+    def ranges(self, spans: list[dict[str, Any]]) -> list[int]:
         """The number of the text range of each document."""
         ends = np.cumsum([span["documents"] for span in spans])
         return [*np.searchsorted(ends, self._positions, side="right").tolist(), *self._quarantined]

@@ -135,7 +135,7 @@ def test_a_forgotten_document_is_nowhere_and_who_saw_it_is_named(store: Path, do
     assert (of_kind(store, document, "run"), of_kind(store, document, "version")) == ([run], ["lm/v0001"])
     best = Champion.from_store(store, "lm")
     assert best is not None
-    assert best.dataset == store / "datasets" / done.datasets[old]
+    assert best.version.dataset == store / "datasets" / done.datasets[old]
 
 
 def test_what_went_on_from_a_model_that_saw_it_has_seen_it(store: Path, original: Prepared, document: str) -> None:
