@@ -30,7 +30,7 @@ demo: .venv/.installed ## train a small model on Python's standard library, or o
 	@$(BIN)/python -m deployments pretrain --config $(CONFIG) $(if $(CORPUS),--corpus.paths "$$CORPUS")
 
 test: .venv/.developing ## run the tests
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # No server, no training, no terminal.
 FAST = $(addprefix tests/lmcore/,settings store tokenizer $(notdir $(wildcard tests/lmcore/test_*.py))) \

@@ -30,7 +30,7 @@ def reachable() -> Finding:
     """Whether the server answers, accepts the password, and has the version of this client."""
     url = PREFECT_API_URL.value()
     if not url:
-        return Finding("server", "none is configured", "make serve, or set PREFECT_API_URL")
+        return Finding("server", "none is configured", "lm serve, or set PREFECT_API_URL")
     try:
         with get_client(sync_client=True) as client:
             server, here = client.api_version(), client.client_version()
@@ -58,7 +58,7 @@ def deployments(client: SyncPrefectClient) -> Finding:
     if not found:
         return Finding("deployments", "there are none", "lm serve, or lm deploy for workers")
     if idle:
-        return Finding("deployments", f"nobody serves {', '.join(sorted(set(idle)))}", "start make serve again")
+        return Finding("deployments", f"nobody serves {', '.join(sorted(set(idle)))}", "start lm serve again")
     return Finding("deployments", f"{len(found)} are there")
 
 

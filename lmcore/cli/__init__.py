@@ -8,5 +8,3 @@ options.py    parameters that several actions share
 outcome.py    the result of an action, for a terminal, as JSON and for a page
 pipeline.py, runs.py, versions.py, store.py   the actions
 """
-
-from lmcore.cli.command import main as main

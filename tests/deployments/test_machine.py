@@ -194,7 +194,7 @@ def test_doctor_without_a_server(tmp_path: Path) -> None:
     done = deployments(tmp_path, "doctor")
     assert done.returncode == 1, done.stderr
     assert "ok     store: " in done.stdout
-    assert "WRONG  server: none is configured\n       to fix it: make serve, or set PREFECT_API_URL" in done.stdout
+    assert "WRONG  server: none is configured\n       to fix it: lm serve, or set PREFECT_API_URL" in done.stdout
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["--fix"], 2), (["doctor"], 2)])

@@ -191,7 +191,7 @@ def test_prefect_s_own_command_deploys_the_same_and_forgets_what_was_set(product
 def test_what_the_doctor_says_on_the_way(production: Production) -> None:
     bare, idle = production.before_setup, production.before_worker
     assert {name for name, finding in bare.items() if finding.remedy} == {"deployments", "limits", "automations"}
-    assert "python -m deployments deploy" in bare["deployments"].remedy
+    assert "lm deploy" in bare["deployments"].remedy
     assert idle["work pools"].fact == "lm has no living worker"
     assert not idle["limits"].remedy
     assert not idle["automations"].remedy

@@ -221,7 +221,7 @@ def test_the_bytes_of_a_dataset_are_checked_once_its_sizes_at_every_start(
 ) -> None:
     run, shard = in_own_store
     stop_after(run, 1)
-    monkeypatch.setattr(lmcore.corpus.hash_index, "hash_stored", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(lmcore.corpus.hash_index, "read_stored", lambda path: pytest.fail(f"{path} was read again"))
     train(run)
     shard.write_bytes(shard.read_bytes() + b"?")
     with pytest.raises(StoreError, match=r"train.arrow has [\d,]+ bytes, expected"):
