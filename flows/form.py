@@ -112,7 +112,8 @@ def chosen(kind: type[Settings], size: str, advanced: str, fields: Tables, unuse
     entered = given(kind, fields)
     config = settings_of(kind, size, entered, advanced)
     log = get_run_logger()
-    log.info("size %s; all settings that are not the defaults:\n%s", size, settings_text(config))
+    about = "" if size == CUSTOM else f"size {size}; "
+    log.info("%sall settings that are not the defaults:\n%s", about, settings_text(config))
     for what in without_effect(entered, advanced, config, unused):
         log.warning("without effect: %s", what)
     return config

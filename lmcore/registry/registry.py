@@ -39,6 +39,8 @@ def promote(
     with _changing(store, name) as folder:
         challenger = find_version(store, f"{name}/{version}")
         read_manifest(challenger.folder)
+        if champion_id(folder) == challenger.id != expected:
+            raise RegistryError(f"{challenger} already is the champion")
         decision = decision if decision is not None else challenger.receipt().get("decision", {})
         if not decision.get("promoted") and not force:
             reasons = "; ".join(decision.get("reasons", [])) or "there is no decision about it"
@@ -56,7 +58,10 @@ def rollback(store: Path, name: str, to: str = "", *, reason: str) -> Version:
     with _changing(store, name) as folder:
         kept = [version for version in earlier_champions(folder) if (folder / version).is_dir()]
         if not to and not kept:
-            raise RegistryError(f"model {name} has no earlier champion to go back to: name a version, such as v0001")
+            others = ", ".join(each.id for each in versions(store, name) if each.id != champion_id(folder)) or "none"
+            raise RegistryError(
+                f"model {name} has no earlier champion to go back to: name a version (there are: {others})"
+            )
         version = find_version(store, f"{name}/{to or kept[-1]}")
         read_manifest(version.folder)
         record(folder, "rolled back", version.id, reason, None)

@@ -96,6 +96,7 @@ def all_versions(store: Path) -> list[Version]:
 def find_version(store: Path, name: str) -> Version:
     """The version NAME/v0001, or the champion of NAME. Raises RegistryError when there is none."""
     model, _, number = name.partition("/")
+    require_model(model_folder(store, model))
     if not number:
         if (found := champion(store, model)) is None:
             raise RegistryError(f"model {model} has no champion in {store / 'models'}: name a version, {model}/v0001")

@@ -110,12 +110,15 @@ def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
 
 
 def _corpus_paths(chunks: dict[Path, "_Held"], datasets: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Files of the corpus, and how many of the documents are in each. Datasets may cut one file in different ways."""
+    """Files of the corpus, and how many of the documents are in each. Datasets may cut one file in different ways.
+
+    Of a chunk that was split by age, only the first entry has the text ranges.
+    """
     held = {folder.name: held for folder, held in chunks.items()}
     files: dict[str, int] = {}
     for manifest in datasets:
         counts: Counter[str] = Counter()
-        for entry in (entry for entry in manifest["chunks"] if entry["key"] in held):
+        for entry in (entry for entry in manifest["chunks"] if entry["spans"] and entry["key"] in held):
             counts.update(entry["spans"][number]["path"] for number in held[entry["key"]].ranges(entry["spans"]))
         files = {path: max(counts[path], files.get(path, 0)) for path in {*files, *counts}}
     return dict(sorted(files.items()))

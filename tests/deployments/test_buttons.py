@@ -55,7 +55,7 @@ def test_what_the_buttons_of_a_model_say(served: Api, store: Path) -> None:
     assert states["rollback"]["type"] == states["promote"]["type"] == "FAILED"
     assert not any("Traceback" in served.logs(run["id"]) for run in started.values())
     assert "no earlier champion to go back to" in states["rollback"]["message"]
-    assert "expected was none, found is v0001" in states["promote"]["message"]
+    assert "ours/v0001 already is the champion" in states["promote"]["message"]
     current = champion(store, "ours")
     assert current is not None
     assert current.id == "v0001"

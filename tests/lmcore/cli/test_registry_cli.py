@@ -26,6 +26,7 @@ def last_line(status: int, *arguments: object) -> dict[str, Any]:
 def test_a_model_from_promotion_to_gc(store: Path) -> None:
     here = ("--store", store)
     assert last_line(0, "promote", "lm/v0001", *here)["champion"] == "v0001"
+    assert_fails(1, "lm/v0001 already is the champion", "promote", "lm", *here)
     assert_fails(1, "lm/v0002 was not found better: old text +0.014 bits per byte", "promote", "lm/v0002", *here)
     assert_fails(
         1, "expected was none, found is v0001, promoted at", "promote", "lm/v0002", "--force", "--expect", "", *here

@@ -86,7 +86,7 @@ def test_rollback_goes_back_one_champion_at_a_time(tmp_path: Path) -> None:
         promote(tmp_path, "ja", f"v000{number}", expected=champion_id(tmp_path), reason="")
     assert rollback(tmp_path, "ja", reason="bad").id == "v0002"
     assert rollback(tmp_path, "ja", reason="bad too").id == "v0001"
-    with pytest.raises(RegistryError, match="no earlier champion"):
+    with pytest.raises(RegistryError, match=r"no earlier champion .*there are: v0002, v0003"):
         rollback(tmp_path, "ja", reason="")
     assert rollback(tmp_path, "ja", to="v0003", reason="it was good").id == "v0003"
     assert rollback(tmp_path, "ja", reason="no").id == "v0001"
@@ -137,6 +137,9 @@ def test_a_version_is_called_by_its_number(tmp_path: Path, number: str) -> None:
 def test_what_is_not_there_is_an_error_that_says_what_is(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"there is no model jaa .*\(there are: none\)"):
         rollback(tmp_path, "jaa", reason="")
+    for name in ("jaa", "jaa/v0001"):
+        with pytest.raises(RegistryError, match=r"there is no model jaa .*\(there are: none\)"):
+            find_version(tmp_path, name)
     assert not (tmp_path / "models").exists()
     add(tmp_path)
     with pytest.raises(RegistryError, match=r"has no version v0009 .*there are: v0001"):

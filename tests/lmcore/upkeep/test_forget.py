@@ -30,6 +30,7 @@ from lmcore.registry.receipt import check_receipt
 from lmcore.registry.registry import promote
 from lmcore.registry.versions import versions
 from lmcore.retraining.challenge import Champion
+from lmcore.retraining.new_documents import split_by_age
 from lmcore.runs.run import Run
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import verify_artifact
@@ -357,3 +358,11 @@ def test_files_of_the_corpus_are_named_with_how_many_of_the_documents_they_hold(
     assert about["other.txt"].startswith("holds 1 of the documents: delete what is theirs there too")
     nowhere = forget(store, f"{7:016x}", dry_run=True).rows(dry_run=True)
     assert [row["about it"] for row in nowhere] == ["was not found in this store. It would be left out from now on"]
+
+
+def test_a_file_that_retraining_found_new_is_named(store: Path, original: Prepared) -> None:
+    asked = store.parent / "corpus" / "asked.txt"
+    asked.write_bytes(b"first line of it\nsecond line of it\n")
+    split_by_age(tokenized(store, original, chunk_bytes=1 << 20), store / "datasets" / original.dataset.id)
+    said = forget(store, str(asked), dry_run=True)
+    assert {Path(path).name: count for path, count in said.corpus_paths.items()} == {"asked.txt": 2}
