@@ -146,10 +146,10 @@ class Experiment:
         exported = export(champion, evaluate(Run.open(champion.folder), champion.checkpoint)).model_dir
         for name, recipe in RECIPES.items():
             retrain = RetrainConfig(**dict(config), retraining=RetrainingConfig(**recipe))
-            stable = champion.stable_checkpoint if retrain.retraining.start == "trunk" else None
+            stable = champion.trunk if retrain.retraining.start == "trunk" else None
             challenger = warm_start(retrain, self.apart.folder, self.news, stable, exported, 0)
             yield name, self.outcome(self.trained(challenger, self.apart))
-        only_old = warm_start(retrain, self.apart.folder, self.news, champion.stable_checkpoint, exported, 0)
+        only_old = warm_start(retrain, self.apart.folder, self.news, champion.trunk, exported, 0)
         only_old = only_old.model_copy(update={"dataset": self.config.dataset})
         yield "trunk, old text only, as many steps", self.outcome(self.trained(only_old, self.earlier))
 

@@ -137,8 +137,8 @@ def test_the_form_refuses_what_is_out_of_bounds(ui: Ui, serving: Serving) -> Non
 
 def test_a_run_started_from_the_form_explains_itself(ui: Ui, run: str) -> None:
     ui.open(f"/runs/flow-run/{run}")
-    ui.shows(re.compile(r"^\W*pretrain gpt2 1x16 on さくら \d{4}-\d\d-\d\d \d\d:\d\d UTC$"))
-    for tag in ("corpus さくら", re.compile("^dataset [0-9a-f]{16}$"), "gpt2", "lm", "tiny"):
+    ui.shows(re.compile(r"^\W*pretrain llama 1x16 on さくら \d{4}-\d\d-\d\d \d\d:\d\d UTC$"))
+    for tag in ("corpus さくら", re.compile("^dataset [0-9a-f]{16}$"), "llama", "lm", "tiny"):
         expect(ui.page.get_by_text(tag, exact=True).first).to_be_visible()
     expect(ui.page.get_by_text("Completed", exact=True).first).to_be_visible()
     logs = ui.page.get_by_role("tabpanel", name="Logs")
@@ -155,7 +155,7 @@ def test_the_pages_of_a_run_are_its_artifacts_and_have_a_history(ui: Ui, run: st
         expect(ui.artifact(page)).to_be_visible()
     ui.artifact("report").click()
     ui.page.get_by_role("link", name="report", exact=True).first.click()
-    expect(ui.page.get_by_role("link", name=re.compile("^pretrain gpt2 1x16 on さくら")).first).to_be_visible()
+    expect(ui.page.get_by_role("link", name=re.compile("^pretrain llama 1x16 on さくら")).first).to_be_visible()
     ui.page.get_by_role("banner").get_by_role("link", name="Artifacts").click()
     for page in PAGES:
         expect(ui.page.get_by_role("link").filter(has_text=re.compile(f"(markdown|table) ?{page}"))).to_be_visible()

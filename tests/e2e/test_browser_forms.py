@@ -48,7 +48,7 @@ def ui(logged_in: Ui) -> Iterator[Ui]:
 def unexpected(errors: list[str]) -> list[str]:
     """Without the answers of a busy database, and what V2 makes of one; `Ui.save` presses again then."""
     busy = [error for error in errors if "503" in error]
-    said = "Unknown error while updating deployment" if busy else "503"
+    said = ("Unknown error while updating deployment", "Unknown error while creating flow run") if busy else "503"
     return [error for error in errors if error not in busy and not error.startswith(said)]
 
 

@@ -8,13 +8,13 @@ import pytest
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
-from flows import models, store
+from flows.actions import OF_MODEL, OF_STORE
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
 from flows.retrain import retrain
 
 LONE = "a\ud83d"
-FLOWS = [pretrain, prepare_data, retrain, *models.BUTTONS, *store.BUTTONS]
+FLOWS = [pretrain, prepare_data, retrain, *OF_MODEL, *OF_STORE]
 
 
 def nodes(schema: Any) -> Iterator[dict[str, Any]]:
