@@ -14,6 +14,9 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT", "false")
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "60")
+# What lmcore logs during a run stands in the log of the run. Outside of a run it goes to the terminal only.
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "lmcore")
+os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 # tasks.server says so as an error, in one line.
 warnings.filterwarnings("ignore", "Failed to create the Prefect home directory")
 # A proxy is for other machines: what listens on this one is asked directly.

@@ -20,6 +20,7 @@ from lmcore.cli.options import (
 )
 from lmcore.cli.outcome import Outcome
 from lmcore.cli.versions import verify_version
+from lmcore.errors import StoreError
 
 _Dataset = Annotated[str, Parameter(help="The id of a dataset.")]
 _Document = Annotated[
@@ -86,8 +87,11 @@ def _verify_dataset(store: Path, name: str) -> Outcome:
     from lmcore.registry.find import find
 
     dataset = find(store, name, "dataset", "folder", "version")
+    if dataset.parent.name != "datasets":
+        raise StoreError(f"{dataset} is no dataset of a store: give the id of a dataset, or a version of a model")
     found = [f"{chunk or 'manifest'}: {problem}" for chunk, problem in problems(dataset)]
-    return Outcome({"dataset_id": dataset.name, "problems": len(found)}, text="\n".join(found), ok=not found)
+    sentence = f"dataset {dataset.name}: {len(found)} problems" if found else f"dataset {dataset.name}: all matches"
+    return Outcome({"dataset_id": dataset.name, "problems": len(found)}, sentence, text="\n".join(found), ok=not found)
 
 
 def repair(dataset: _Dataset, /, *, store: Store = "") -> Outcome:

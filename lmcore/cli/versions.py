@@ -27,17 +27,28 @@ _log = logging.getLogger("lmcore")
 _FIGURES = ("nats_per_token", "bits_per_byte")
 
 
-def models(model_name: ModelName, /, *, store: Store = "") -> Outcome:
-    """List the versions of a model, its champion and its history."""
+def models(model_name: ModelName = "", /, *, store: Store = "") -> Outcome:
+    """List the versions of a model, its champion and its history; without a name, all models."""
     from lmcore.registry.versions import champion, model_folder, require_model, versions
 
     folder = store_folder(store)
+    if not model_name:
+        return _all_models(folder)
     require_model(model_folder(folder, model_name))
     current = champion(folder, model_name)
     rows = [_row(version, version == current) for version in versions(folder, model_name)]
     data = {"model": model_name, "champion": current.id if current else None, "versions": rows}
     shown = [{**row, **{name: f"{row[name]:.4f}" for name in _FIGURES}} for row in rows]
     return _with_history(folder, model_name, data, {f"figures-{model_name}": shown})
+
+
+def _all_models(folder: Path) -> Outcome:
+    from lmcore.registry.versions import champion, models, versions
+
+    named = {name: (champion(folder, name), len(versions(folder, name))) for name in models(folder)}
+    rows = [{"model": name, "champion": best.id if best else "", "versions": n} for name, (best, n) in named.items()]
+    shown = [{name: str(value) for name, value in row.items()} for row in rows]
+    return Outcome({"models": rows}, f"{len(rows)} models in {folder}", {"models": shown})
 
 
 def _row(version: Any, is_champion: bool) -> dict[str, Any]:
@@ -104,6 +115,8 @@ def rollback(
     from lmcore.registry import registry
 
     folder = store_folder(store)
+    model_name, _, named = model_name.partition("/")
+    version = version or named
     used = registry.rollback(folder, model_name, version, reason=reason)
     return _with_history(folder, model_name, {"model": used.model, "champion": used.id})
 

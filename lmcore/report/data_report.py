@@ -29,9 +29,11 @@ def data_page(dataset: Dataset) -> str:
 
 
 def _source_rows(chunks: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    # Of a chunk that was split by age, only the first entry has the text ranges.
+    spans = {chunk["key"]: chunk["spans"] for chunk in chunks if chunk["spans"]}
     for source in sorted({chunk["source"] for chunk in chunks}):
         own = [chunk for chunk in chunks if chunk["source"] == source]
-        files = {span["path"] for chunk in own for span in chunk["spans"]}
+        files = {span["path"] for chunk in own for span in spans.get(chunk["key"], ())}
         totals = (
             sum(chunk[split][name] for chunk in own for split in SPLITS)
             for name in ("documents", "tokens", "text_bytes")

@@ -36,6 +36,10 @@ def test_a_run_asked_for_through_the_api_completes(served: Api, completed: Compl
     assert list((completed.store / "runs").glob("*/model/model.safetensors"))
 
 
+def test_the_log_of_a_run_says_how_its_corpus_was_read(served: Api, completed: Completed) -> None:
+    assert served.logs(completed.run["id"]).count("documents of plain text (corpus.document = auto)") == 1
+
+
 @pytest.mark.parametrize("name", ["pretrain/tiny", "prepare_data/tiny"])
 def test_a_form_never_chooses_code(served: Api, corpus: Path, tmp_path: Path, name: str) -> None:
     config = tiny_config(corpus, tmp_path / "store").model_dump(mode="json")

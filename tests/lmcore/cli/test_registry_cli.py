@@ -32,14 +32,17 @@ def test_a_model_from_promotion_to_gc(store: Path) -> None:
         1, "expected was none, found is v0001, promoted at", "promote", "lm/v0002", "--force", "--expect", "", *here
     )
     assert last_line(0, "promote", "lm/v0002", "--force", "--expect", "v0001", *here)["champion"] == "v0002"
+    assert last_line(0, "models", *here)["models"] == [{"model": "lm", "champion": "v0002", "versions": 2}]
     listed = last_line(0, "models", "lm", *here)
     assert (listed["champion"], [row["role"] for row in listed["versions"]]) == ("v0002", ["", "champion"])
-    assert last_line(0, "rollback", "lm", "--reason", "it swears", *here) == {"model": "lm", "champion": "v0001"}
+    assert last_line(0, "rollback", "lm/v0001", "--reason", "it swears", *here) == {"model": "lm", "champion": "v0001"}
     scored = last_line(0, "evaluate", "lm", *here)
     assert (scored["model"], set(scored["groups"])) == ("lm", {"new"})
     differences = last_line(0, "diff", "lm", "lm/v0002", *here)["differences"]
     assert differences["config.train.seed"] == [0, 1]
     assert last_line(0, "verify", "lm", *here) == {"version": "lm/v0001", "problems": 0}
+    run = store / "runs" / listed["versions"][0]["run"]
+    assert_fails(1, f"{run} is no dataset of a store: give the id of a dataset", "verify", run, *here)
     assert last_line(0, "replay", "lm/v0001", *here)["differences"] == []
     assert last_line(0, "prune", "lm", "--keep", 0, "--dry-run", *here)["pruned"] == ["v0002"]
     assert last_line(0, "prune", "lm", "--keep", 0, *here)["pruned"] == ["v0002"]

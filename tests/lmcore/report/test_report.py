@@ -21,6 +21,7 @@ from lmcore.report.report import Report, evaluation_rows, report, run_page, samp
 from lmcore.runs.metrics import Row, read_metrics
 from lmcore.runs.scores import Score
 from lmcore.settings.config import SampleConfig
+from lmcore.store.artifacts import manifest_bytes, read_manifest
 from tests.conftest import Prepared, Trained, train_and_evaluate
 
 SAMPLE = SampleConfig(prompts=[""], tokens=20)
@@ -218,6 +219,16 @@ def test_the_page_of_a_dataset_counts_its_sources(mixed: Prepared) -> None:
     totals = [sum(int(row[column].strip(" |").replace(",", "")) for row in rows) for column in (2, 3)]
     dataset = mixed.dataset
     assert totals == [dataset.documents + dataset.validation_documents, dataset.tokens + dataset.validation_tokens]
+
+
+def test_files_of_a_chunk_that_was_split_by_age_count_for_both_sources(mixed: Prepared, tmp_path: Path) -> None:
+    manifest = read_manifest(mixed.dataset.folder)
+    new = [{**chunk, "source": f"{chunk['source']} (new)", "spans": []} for chunk in manifest["chunks"]]
+    (tmp_path / "manifest.json").write_bytes(manifest_bytes({**manifest, "chunks": [*manifest["chunks"], *new]}))
+    text = data_page(mixed.dataset.model_copy(update={"folder": tmp_path}))
+    rows = [line.split(" | ") for line in text[text.index("## Sources") :].splitlines() if line.startswith("| w")]
+    assert [row[0] for row in rows] == ["| web", "| web (new)", "| wiki", "| wiki (new)"]
+    assert [row[1] for row in rows] == ["1"] * 4
 
 
 def test_the_page_of_a_tokenizer_says_what_it_is_and_how_it_fits(prepared: Prepared) -> None:
