@@ -42,7 +42,9 @@ _FILTERS = (_NoTraceback(), _NoMachinery())
 
 
 def quiet_prefect() -> None:
-    """Filter Prefect's loggers in this process."""
+    """Filter Prefect's loggers in this process, and let it log what lmcore says."""
+    if (lmcore := logging.getLogger("lmcore")).level == logging.NOTSET:
+        lmcore.setLevel(logging.INFO)
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.flows"):
         for unwanted in _FILTERS:
             logging.getLogger(name).addFilter(unwanted)
