@@ -177,9 +177,11 @@ def test_a_run_is_cancelled_from_its_page(ui: Ui, run: str, serving: Serving, te
     ui.page.get_by_role("heading", name="Parameters").locator("xpath=..").get_by_role("button").click()
     ui.page.get_by_role("button", name="Use JSON input").click()
     ui.page.get_by_role("textbox").last.fill(json.dumps(settings_form(config)))
-    ui.start()
-    ui.shows("tokenization: cached because its inputs are unchanged and its output is whole")
-    ui.shows("step 0 of 1000000")
+    started = ui.start()
+    # The page draws only the lines that can be seen, and the last ones are those.
+    serving.api.wait(lambda: "step 0 of 1000000" in serving.api.logs(started))
+    said = "tokenization: cached because its inputs are unchanged and its output is whole"
+    assert said in serving.api.logs(started)
     ui.page.get_by_role("button", name="Cancel", exact=True).click()
     ui.page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     expect(ui.page.get_by_role("banner").get_by_text("Cancelled", exact=True)).to_be_visible()

@@ -12,7 +12,7 @@ from tests.serving import Api
 
 SECONDS = 300
 """For what a user waits for: pages, and runs on a busy machine."""
-WHOLE_PAGES: ViewportSize = {"width": 1280, "height": 1600}
+WHOLE_PAGES: ViewportSize = {"width": 1280, "height": 3000}
 """Lists are drawn only where they can be seen."""
 V1, V2 = "", "/v2"
 """The two UIs, by the beginning of their addresses. The second is what / shows."""
