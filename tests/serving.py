@@ -21,7 +21,7 @@ from lmcore.settings.form import CUSTOM
 from lmcore.settings.toml_writer import toml_text
 
 REPOSITORY = Path(__file__).parents[1]
-SECONDS = 150
+SECONDS = 300
 _MARK = "LM_SERVING"
 _LOOK = 0.1
 """Seconds."""

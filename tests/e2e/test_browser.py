@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import tiny_config, write_corpus
+from tests.conftest import write_corpus
 
 pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]' brings it")
 
@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, expect
 
 from tests.e2e.conftest import PASSWORD
 from tests.e2e.ui import V2, WHOLE_PAGES, Ui
-from tests.serving import FLOW, TRAINING, Serving, settings_form
+from tests.serving import FLOW, TRAINING, Serving
 
 pytestmark = pytest.mark.e2e
 
@@ -172,11 +172,11 @@ def test_the_report_shows_its_picture_and_its_figures(ui: Ui, run: str) -> None:
 
 
 def test_a_run_is_cancelled_from_its_page(ui: Ui, run: str, serving: Serving, text: Path, store: Path) -> None:
-    config = tiny_config(text, store, device="cpu", max_steps=10**6).model_dump(mode="json")
+    entered = {"text": [str(text)], "size": "tiny", "length": "1000000 steps", "store": str(store), "advanced": SMALL}
     ui.open_form("pretrain", "tiny")
     ui.page.get_by_role("heading", name="Parameters").locator("xpath=..").get_by_role("button").click()
     ui.page.get_by_role("button", name="Use JSON input").click()
-    ui.page.get_by_role("textbox").last.fill(json.dumps(settings_form(config)))
+    ui.page.get_by_role("textbox").last.fill(json.dumps(entered))
     started = ui.start()
     # The page draws only the lines that can be seen, and the last ones are those.
     serving.api.wait(lambda: "step 0 of 1000000" in serving.api.logs(started))
