@@ -335,10 +335,10 @@ def test_names_that_may_be_elsewhere_are_no_paths(tmp_path: Path) -> None:
 def test_a_deliberate_end_is_one_line_and_a_status(error: str, status: int, said: str) -> None:
     code = (
         "import os\n"
-        "from lmcore import cli\n"
+        "from lmcore.cli.command import main\n"
         "from lmcore.errors import StoppedError, StoreError\n"
         f"def fail(): {error}\n"
-        "cli.main(fail)"
+        "main(fail)"
     )
     with start("-c", code) as process:
         assert process.communicate() == ("", said)
