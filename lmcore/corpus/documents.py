@@ -47,7 +47,12 @@ class Document:
 
     def is_validation(self, fraction: float) -> bool:
         """True if the hash is in the lowest ``fraction``; the same for a text in every corpus."""
-        return self.hash < fraction * 2**64
+        return is_validation(self.hash, fraction)
+
+
+def is_validation(document_hash: int, fraction: float) -> bool:
+    """The rule of ``Document.is_validation``, for a hash alone."""
+    return document_hash < fraction * 2**64
 
 
 def read_documents(file: SourceFile, config: CorpusConfig, ledger: Ledger) -> Iterator[Document]:

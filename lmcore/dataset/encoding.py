@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from lmcore.corpus.documents import Document, parse
+from lmcore.corpus.documents import Document, is_validation, parse
 from lmcore.corpus.exclusions import forgotten_hashes
 from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.text_range import TextRange
@@ -123,12 +123,12 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _split(hashes: Any, split: str) -> tuple[Any, Any]:
-    """Masks of the training and the validation documents, by the rule of Document.is_validation."""
+    """Masks of the training and the validation documents, by the rule of ``is_validation``."""
     if split in SPLITS:
         held_out = np.full(len(hashes), split == "validation")
     else:
         fraction = float(split.removeprefix("hash:"))
-        held_out = np.array([value < fraction * 2**64 for value in hashes.tolist()], np.bool_)
+        held_out = np.array([is_validation(value, fraction) for value in hashes.tolist()], np.bool_)
     return ~held_out, held_out
 
 

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lmcore import SPIN_COUNT
 from lmcore.errors import (
     ERROR_PREFIX,
     SIGNALLED_STATUS,
@@ -59,7 +58,7 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=_environment_of_one() | spinning(SPIN_COUNT) | _OUTPUT,
+        env=_environment_of_one() | spinning() | _OUTPUT,
         start_new_session=True,
     )
     message: list[str] = []  # the last line, or all from the one that begins an error

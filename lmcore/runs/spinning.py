@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from lmcore import SPIN_COUNT
+
 FREE_CPUS, BUSY_CPUS = "2000", "0"
 """Turns. 0: a thread sleeps at once."""
 SECONDS_TO_LOOK = 0.3
@@ -18,15 +20,15 @@ _IDLE = (3, 4)
 """Columns of /proc/stat: idle, and waiting for a disk."""
 
 
-def spinning(default: str) -> dict[str, str]:
-    """The environment variable for a training process that starts now; ``default`` is what lmcore sets by itself.
+def spinning() -> dict[str, str]:
+    """The environment variable for a training process that starts now.
 
     Empty where a person has chosen (GOMP_SPINCOUNT, OMP_WAIT_POLICY), and on systems without libgomp.
     """
-    if sys.platform != "linux" or "OMP_WAIT_POLICY" in os.environ or os.environ.get("GOMP_SPINCOUNT") != default:
+    if sys.platform != "linux" or "OMP_WAIT_POLICY" in os.environ or os.environ.get("GOMP_SPINCOUNT") != SPIN_COUNT:
         return {}
     threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-    return {"GOMP_SPINCOUNT": FREE_CPUS if idle_cpus() > threads - 0.5 else BUSY_CPUS}
+    return {"GOMP_SPINCOUNT": FREE_CPUS if threads == 1 or idle_cpus() > threads - 0.5 else BUSY_CPUS}
 
 
 def idle_cpus(seconds: float = SECONDS_TO_LOOK) -> float:

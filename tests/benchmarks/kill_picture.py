@@ -65,29 +65,6 @@ def _starts(campaign: Train) -> Iterator[Start]:
 
 def _newest_whole(run: Run) -> int:
     """The step that the next start goes on from."""
-    whole = (path for path in run.checkpoints.glob("step-*") if find_artifact(path, keep_damaged=True))
-    return max((int(path.name.removeprefix("step-")) for path in whole), default=0)
-
-
-def _starts(campaign: Train) -> Iterator[Start]:
-    """Of one run, killed some times: every start makes again what its newest whole checkpoint does not have."""
-    draw, first = random.Random(0), 0
-    for number in range(MOST_KILLS):
-        run = campaign.prepared("drawn", nproc=1)
-        first = _newest_whole(run)
-        if first + FURTHEST > STEPS:
-            break
-        campaign.kill_at(run, step=first + draw.randint(NEAREST, FURTHEST))
-        is_cut = number % 3 == 2 and truncate_newest(run, draw)
-        yield _start(run, first, TRUNCATED if is_cut else SIGKILL)
-    run = campaign.prepared("drawn", nproc=1)
-    first = _newest_whole(run)
-    campaign.run_to_end(run)
-    yield _start(run, first)
-
-
-def _newest_whole(run: Run) -> int:
-    """The step that the next start goes on from."""
     return max(
         (
             int(path.name.removeprefix("step-"))
