@@ -5,7 +5,7 @@ from typing import Any
 
 from lmcore.errors import StoreError, owner_named
 from lmcore.store.artifacts import check_version
-from lmcore.store.strict_json import from_json
+from lmcore.store.json_files import from_json
 
 
 def read_record(folder: Path) -> dict[str, Any]:
