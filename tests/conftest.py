@@ -43,7 +43,8 @@ from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.registry.registry import add_version
 from lmcore.runs.metrics import read_metrics
-from lmcore.runs.run import Run, TrainingResult, prepare_run
+from lmcore.runs.prepare import prepare_run
+from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.scores import Evaluation
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.settings.retraining import RetrainConfig, RetrainingConfig

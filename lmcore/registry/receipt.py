@@ -30,7 +30,6 @@ from lmcore.errors import LMError, StoreError
 from lmcore.registry.versions import Version
 from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run, checkpoint_path
-from lmcore.runs.run_record import read_record
 from lmcore.settings.section import differences
 from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, read_manifest, verify_artifact
 from lmcore.store.files import DIGEST_BYTES, hash_file
@@ -57,7 +56,7 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
         "champion_before": champion_before,
         "decision": decision,
         "run": run.folder.name,
-        "record": read_record(run.folder),
+        "record": run.record,
         "origin": _origin(run),
         "corpus": {
             "files": {row["path"]: row.get("blake3") for row in manifest["inputs"]},

@@ -19,7 +19,8 @@ from lmcore.registry.registry import add_version, promote, record_refusal
 from lmcore.registry.versions import Version, champion, history, versions
 from lmcore.retraining.evaluation_texts import dataset_texts
 from lmcore.retraining.gate import Decision, decide, decide_first
-from lmcore.runs.run import Run, TrainingResult, run_key
+from lmcore.runs.prepare import run_key
+from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.scores import DocumentScores, scores_path
 from lmcore.runs.seen_documents import seen_documents
 from lmcore.settings.config import RunConfig

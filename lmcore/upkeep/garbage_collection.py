@@ -18,7 +18,6 @@ from lmcore.corpus.exclusions import current_dataset_id
 from lmcore.errors import LMError, RunError
 from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run
-from lmcore.runs.run_record import read_record
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import remove, remove_stale_temp
@@ -66,7 +65,7 @@ class _Reached:
         self.paths.add(f"runs/{folder.name}")
         if (folder / _CONFIG).exists():
             run = Run.open(folder)
-            self._trained_on(read_record(folder).get("datasets", [run.identity["dataset_id"]]))
+            self._trained_on(run.record.get("datasets", [run.identity["dataset_id"]]))
             self.paths.add(f"tokenizers/{run.identity['tokenizer_id']}")
             self._origin(path_in_store(self.store, Path(run.config.train.init_from)))
 
