@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lmcore.errors import ConfigError
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.allowed_paths import check_allowed
-from lmcore.store.json_lines import read_lines
+from lmcore.store.json_files import read_lines
 
 FORGOTTEN = "forgotten.jsonl"
 HASH = "[0-9a-fA-F]{16}"

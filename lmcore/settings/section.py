@@ -99,7 +99,7 @@ def result_fields(section: BaseModel) -> dict[str, Any]:
 
 
 def locations(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, path or URL) of every setting that is a Location or a path."""
+    """(dotted name, path or URL) of every setting that is a Location, or a Path, which is made absolute."""
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
@@ -119,7 +119,7 @@ def _each_text(value: Any, name: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         yield from ((name, text) for text in value)
     else:
-        yield name, str(value)
+        yield name, str(value.expanduser().absolute() if isinstance(value, Path) else value)
 
 
 def _json(section: BaseModel, name: str) -> Any:

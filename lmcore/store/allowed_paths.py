@@ -21,7 +21,7 @@ from lmcore.settings.section import locations
 VARIABLE = "LM_DATA_ROOTS"
 
 _SEPARATOR = re.compile(rf"{re.escape(os.pathsep)}(?=/(?!/)|~|[A-Za-z][A-Za-z0-9+.-]*:|$)")
-"""A colon inside a URL is no separator: a root or the end follows a separator."""
+"""A separator is followed by a root or by the end. So a colon inside a URL does not separate."""
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")
 _STEP = re.compile(r"[/\\?#;]")
 """What may end a name in a URL: one server or another takes each of them for an end."""

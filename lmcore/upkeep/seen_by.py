@@ -14,7 +14,6 @@ from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run, run_folders
-from lmcore.runs.run_record import read_record
 from lmcore.runs.seen_documents import SeenDocuments
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.layout import path_in_store
@@ -148,7 +147,7 @@ def _trained_on(store: Path, holders: dict[str, str], wanted: Hashes) -> Iterato
 
 def _training(run: Run) -> _Training:
     origin = path_in_store(run.store, Path(run.config.train.init_from))
-    datasets = read_record(run.folder).get("datasets", [run.identity["dataset_id"]])
+    datasets = run.record.get("datasets", [run.identity["dataset_id"]])
     return _Training(f"runs/{run.folder.name}", run.folder, datasets, origin)
 
 

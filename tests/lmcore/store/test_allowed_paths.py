@@ -16,8 +16,7 @@ from lmcore.corpus.remote import hash_stored, open_stored
 from lmcore.corpus.scan import scan
 from lmcore.dataset.blocks import BlockDataset
 from lmcore.errors import ConfigError
-from lmcore.registry.find import find
-from lmcore.registry.versions import champion
+from lmcore.registry.versions import champion, find
 from lmcore.runs.initial_model import InitialModel
 from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.store.allowed_paths import VARIABLE, check_allowed
