@@ -15,8 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmcore.errors import ConfigError, RunError, StoreError, TokenizerError
 from lmcore.model.export import export
-from lmcore.model.model import new_model
-from lmcore.model.weights import trained_model
+from lmcore.model.model import new_model, trained_model
 from lmcore.runs.initial_model import init_checkpoint, init_fingerprint
 from lmcore.runs.run import Run, prepare_run, run_name
 from lmcore.store.artifacts import MANIFEST
