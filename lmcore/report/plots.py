@@ -23,7 +23,7 @@ _VERDICTS = {"met": "#2e8b57", "not met": "#c0392b", "shown only": "#8a8a8a"}
 _LIMIT = {"color": "#444444", "linestyle": "--"}
 _MOST_POINTS = 1000
 """Most points of a curve. A longer curve is drawn as means of neighbouring points."""
-_STYLE = {
+_STYLE: Any = {
     "font.family": ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "Hiragino Sans", "Yu Gothic"],
     "text.parse_math": False,  # $ stands for itself
 }
