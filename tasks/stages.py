@@ -21,7 +21,7 @@ from lmcore.report.report import Report, evaluation_rows, report, report_key, ru
 from lmcore.runs.launch import train_in_child
 from lmcore.runs.metrics import loss_table, read_metrics
 from lmcore.runs.prepare import prepare_run, run_identity
-from lmcore.runs.run import Export, Run, TrainingResult
+from lmcore.runs.run import Export, Run, TrainingResult, finished_training
 from lmcore.runs.scores import Evaluation
 from lmcore.runs.training_progress import training_poll
 from lmcore.settings.config import RunConfig, SampleConfig
@@ -30,7 +30,7 @@ from lmcore.store.remembered_inputs import Inputs
 from lmcore.tokenizer.make import make_tokenizer, tokenizer_inputs
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.locks import gpu_slot
-from tasks.policies import NEVER_CACHED, RETRIED, stage, stopped
+from tasks.policies import NEVER_CACHED, RETRIED, found, stage, stopped
 from tasks.progress import LiveTable, report_progress, run_logger
 
 
@@ -115,6 +115,9 @@ def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
     context = TaskRunContext.get()
     first_try = context is None or context.task_run.run_count <= 1
     run = prepare_run(config, dataset, tokenizer, store, fresh=config.fresh and first_try)
+    if finished := finished_training(run):
+        made_before: TrainingResult = found(finished)
+        return made_before
     about = f"Losses of {run.folder.name}, nats per token"
     losses = LiveTable("losses", about, lambda: loss_table(read_metrics(run.metrics)))
     logger = run_logger()

@@ -26,7 +26,7 @@ from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_file, write_file
-from lmcore.store.json_lines import Row
+from lmcore.store.json_files import Row
 from lmcore.store.outputs import Record
 
 Writer = Callable[[Run, Path, SampleConfig], list[str]]

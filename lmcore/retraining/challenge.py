@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from lmcore.dataset.manifest import Dataset
 from lmcore.errors import StoreError
-from lmcore.registry.add_version import add_version
-from lmcore.registry.registry import promote, record_refusal
+from lmcore.registry.registry import add_version, promote, record_refusal
 from lmcore.registry.versions import Version, champion, history, versions
 from lmcore.retraining.evaluation_texts import dataset_texts
 from lmcore.retraining.gate import Decision, decide, decide_first

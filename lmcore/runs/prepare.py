@@ -16,9 +16,9 @@ from lmcore.runs.seen_documents import SEEN_DOCUMENTS, SeenDocuments, seen_docum
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import differences, fingerprint, result_fields
 from lmcore.store.artifacts import FORMAT_VERSION
-from lmcore.store.files import json_bytes, write_file
+from lmcore.store.files import remove, remove_stale_temp, write_file
+from lmcore.store.json_files import json_bytes
 from lmcore.store.locks import locked
-from lmcore.store.temporary import remove, remove_stale_temp
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 _log = logging.getLogger(__name__)
@@ -67,8 +67,7 @@ def prepare_run(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, s
         config = config.model_copy(update={"train": train})
     folder, identity = store / "runs" / run_name(config, dataset), run_identity(config, dataset)
     with locked(folder / "lock", config.when_locked):
-        remove_stale_temp(folder)
-        remove_stale_temp(folder / "checkpoints")
+        remove_stale_temp(folder, folder / "checkpoints")
         if fresh:
             _clear(folder, initial)
         elif (folder / "config.json").exists():

@@ -11,8 +11,8 @@ from typing import Any, Self
 from lmcore.errors import StoreError, owner_named
 from lmcore.settings.config import RunConfig
 from lmcore.store.artifacts import check_version, find_artifact, read_manifest, verify_artifact
+from lmcore.store.json_files import from_json
 from lmcore.store.outputs import Output, Record
-from lmcore.store.strict_json import from_json
 from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo
 
 Shape = dict[str, Any]

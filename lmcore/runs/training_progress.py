@@ -16,7 +16,7 @@ from lmcore.clock import duration
 from lmcore.progress import Standing
 from lmcore.runs.metrics import training_note
 from lmcore.runs.run import Run
-from lmcore.store.strict_json import from_json, to_json
+from lmcore.store.json_files import from_json, to_json
 
 _SECONDS_BETWEEN_WRITES = 0.5
 _SECONDS_TO_MEASURE = 3.0
