@@ -20,9 +20,8 @@ from safetensors.torch import load_file, save_file
 from lmcore.model.model import Tensors, load_weights, model_tensors
 from lmcore.runs.run import checkpoint_path, newest_first, step_of
 from lmcore.store.artifacts import write_artifact
-from lmcore.store.files import json_bytes
-from lmcore.store.strict_json import from_json
-from lmcore.store.temporary import remove
+from lmcore.store.files import remove
+from lmcore.store.json_files import from_json, json_bytes
 from lmcore.training.distributed import Ranks, full_tensor
 from lmcore.training.optim import Optimizers
 from lmcore.training.validation import EarlyStopping

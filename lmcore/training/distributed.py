@@ -63,13 +63,14 @@ def run_workers(run: Run) -> int:
 
 
 def _status(run: Run, statuses: set[int]) -> int:
-    if STOPPED_STATUS in statuses:
-        return STOPPED_STATUS
+    """The status that says most: what one worker does ends the others, by SIGTERM or with an abort in gloo."""
     if finished_training(run) is not None:
-        return 0  # gloo may abort a process that ends after its work is done
-    # The agent sends SIGTERM to the others of one that was killed.
-    killed = sorted((-status for status in statuses if status < 0), key=lambda number: number == signal.SIGTERM)
-    return SIGNALLED_STATUS + killed[0] if killed else max(statuses)
+        return 0
+    found = {SIGNALLED_STATUS - status if status < 0 else status for status in statuses}
+    for status in (SIGNALLED_STATUS + signal.SIGKILL, STOPPED_STATUS):
+        if status in found:
+            return status
+    return max(found - {SIGNALLED_STATUS + signal.SIGTERM} or found)
 
 
 def is_worker() -> bool:

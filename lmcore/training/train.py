@@ -119,7 +119,7 @@ class _Training:
         """The writer of rows after the present step, which drops those of later steps; None in other ranks."""
         if not self.ranks.is_first:
             return None
-        tensorboard = self.run.tensorboard if self.config.tensorboard else None
+        tensorboard = self.run.folder / "tensorboard" if self.config.tensorboard else None
         return MetricsWriter(self.run.metrics, self.state.step, tensorboard, keep_events)
 
     def _open_progress(self) -> ProgressWriter:
@@ -131,8 +131,8 @@ class _Training:
             "checkpoint": RecurringWork(self.config.checkpoint_every),
             "samples": RecurringWork(self.run.config.sample.every),
         }
-        path, flops = self.run.progress if self.ranks.is_first else None, self.flops_per_token * plan.step_tokens
-        return ProgressWriter(path, plan.total_steps, recurring, flops, self.train_step.device.type)
+        path = self.run.progress if self.ranks.is_first else None
+        return ProgressWriter(path, plan.total_steps, recurring, self.train_step.device.type)
 
     def run_to_end(self, should_stop: Callable[[], bool]) -> None:
         """Train, with at most one rollback, and write the result."""

@@ -25,7 +25,8 @@ from lmcore.errors import ConfigError, NoSpaceError, RunError, StoppedError, Sto
 from lmcore.model.loss import NextTokenLoss
 from lmcore.model.model import new_model
 from lmcore.runs.metrics import read_metrics
-from lmcore.runs.run import Run, TrainingResult, newest_checkpoint, run_name, step_of
+from lmcore.runs.prepare import run_name
+from lmcore.runs.run import Run, TrainingResult, newest_checkpoint, step_of
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_text
 from lmcore.store.locks import locked
