@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lmcore.dataset.mixture import Mixture, open_blocks
-from lmcore.dataset.shuffle import shuffled
+from lmcore.dataset.mixture import Mixture, open_blocks, shuffled
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.settings.config import DatasetConfig
 from tests.conftest import WriteDataset

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcore.dataset.mixture import open_blocks
-from lmcore.dataset.packing import PackedBlocks, best_fit
-from lmcore.dataset.stream import IGNORED_LABEL, TokenStream
+from lmcore.dataset.stream import IGNORED_LABEL, PackedBlocks, TokenStream, best_fit
 from lmcore.settings.config import DatasetConfig
 from tests.conftest import EOS, WriteDataset
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.shards import Shard, shard_path
-from lmcore.dataset.stream import TokenStream, source_names
+from lmcore.dataset.stream import StreamBlocks, TokenStream, source_names
 from lmcore.store.artifacts import manifest_bytes, read_manifest
 from tests.conftest import EOS, Prepared, WriteDataset
 
 
-def test_gather_is_the_flat_stream_across_segments(prepared: Prepared) -> None:
+def test_blocks_are_the_flat_stream_across_segments(prepared: Prepared) -> None:
     stream = TokenStream(prepared.dataset.folder, "train")
     assert len(stream.segments) >= 1
     flat = np.concatenate(stream.segments)
@@ -22,9 +22,10 @@ def test_gather_is_the_flat_stream_across_segments(prepared: Prepared) -> None:
     stream.segments = np.split(flat, np.sort(np.random.default_rng(0).choice(len(flat), 200, replace=False)))
     stream._starts = np.concatenate([[0], np.cumsum([len(segment) for segment in stream.segments])])
     for size in (2, 7, 16):
-        blocks = stream.gather(np.arange(stream.block_count(size)), size)
-        assert np.array_equal(blocks[:, :-1].ravel(), flat[: blocks[:, :-1].size])
-        assert np.array_equal(blocks[:, 1:].ravel(), flat[1 : blocks[:, 1:].size + 1])
+        blocks = StreamBlocks(stream, size)
+        inputs, labels = blocks.read(np.arange(len(blocks)))
+        assert np.array_equal(inputs.ravel(), flat[: inputs.size])
+        assert np.array_equal(labels.ravel(), flat[1 : labels.size + 1])
 
 
 @settings(max_examples=60)
@@ -48,11 +49,11 @@ def test_dropped_documents_are_as_if_they_were_not_there(
     flat = [number for ids in kept for number in ids]
     assert [ids.tolist() for ids, *_ in stream.documents()] == kept
     assert len(stream) == len(flat)
-    numbers = np.array(
-        draw.choices(range(stream.block_count(size)), k=50) if stream.block_count(size) else [], np.int64
-    )
-    blocks = stream.gather(numbers, size)
-    assert blocks.tolist() == [flat[number * size : (number + 1) * size + 1] for number in numbers.tolist()]
+    blocks = StreamBlocks(stream, size)
+    numbers = np.array(draw.choices(range(len(blocks)), k=50) if len(blocks) else [], np.int64)
+    inputs, labels = blocks.read(numbers)
+    assert inputs.tolist() == [flat[number * size : (number + 1) * size] for number in numbers.tolist()]
+    assert labels.tolist() == [flat[number * size + 1 : (number + 1) * size + 1] for number in numbers.tolist()]
 
 
 def test_a_stream_of_one_source_is_its_chunks(write_dataset: WriteDataset) -> None:
@@ -72,7 +73,7 @@ def test_a_pickled_stream_holds_no_ids(prepared: Prepared) -> None:
     stream = TokenStream(prepared.dataset.folder, "train")
     copy = pickle.dumps(stream)
     assert len(copy) < 1000
-    assert np.array_equal(pickle.loads(copy).gather(np.arange(5), 16), stream.gather(np.arange(5), 16))
+    assert np.array_equal(pickle.loads(copy).segments[0], stream.segments[0])
 
 
 def test_the_first_documents_by_hash_are_those_of_the_smallest_hashes(prepared: Prepared) -> None:
