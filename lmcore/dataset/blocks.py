@@ -15,6 +15,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,11 +41,7 @@ class BlockDataset(IterableDataset[Block]):
     """
 
     def __init__(
-        self,
-        ids: Callable[[], Iterable[Sequence[int]]],
-        block_size: int,
-        drop_last: bool = True,
-        pad_id: int = 0,
+        self, ids: Callable[[], Iterable[Sequence[int]]], block_size: int, drop_last: bool = True, pad_id: int = 0
     ) -> None:
         if block_size < 1:
             raise ValueError(f"block_size is {block_size}, needs at least 1")
@@ -92,10 +89,7 @@ class BlockDataset(IterableDataset[Block]):
 
     def __iter__(self) -> Iterator[Block]:
         worker = get_worker_info()
-        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for index, block in enumerate(self._blocks()):
-            if index % workers == mine:
-                yield block
+        return islice(self._blocks(), worker.id, None, worker.num_workers) if worker else self._blocks()
 
     def _blocks(self) -> Iterator[Block]:
         size = self.block_size
@@ -104,17 +98,12 @@ class BlockDataset(IterableDataset[Block]):
             left.extend(ids)
             whole = max(0, (len(left) - 1) // size) * size
             for start in range(0, whole, size):
-                yield {
-                    "input_ids": left[start : start + size],
-                    "labels": left[start + 1 : start + size + 1],
-                }
+                yield {"input_ids": left[start : start + size], "labels": left[start + 1 : start + size + 1]}
             del left[:whole]
         if len(left) > 1 and not self.drop_last:
             missing = size - (len(left) - 1)
-            yield {
-                "input_ids": left[:-1] + [self.pad_id] * missing,
-                "labels": left[1:] + [IGNORED_LABEL] * missing,
-            }
+            inputs, labels = left[:-1] + [self.pad_id] * missing, left[1:] + [IGNORED_LABEL] * missing
+            yield {"input_ids": inputs, "labels": labels}
 
 
 def _encoded(tokenizer: Any, texts: Iterable[str], end: list[int]) -> Iterator[list[int]]:
