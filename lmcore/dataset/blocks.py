@@ -5,10 +5,8 @@ A block is ``block_size`` input ids with ``labels`` one ahead, so neighbouring b
     ids 3 1 4 1 5 9 2, block_size 3 ->  input_ids 3 1 4, labels 1 4 1
                                         input_ids 1 5 9, labels 5 9 2
 
-Blocks are cut on the fly from texts, as an iterable for torch's DataLoader, or from a tokenized dataset, whose ids are
-one memory-mapped stream: block i starts at token i * block_size, and ``lmcore.dataset.loader`` reads whole batches.
-
-Shapes: B blocks in a batch, T tokens in a block.
+Blocks are cut on the fly from texts, as an iterable for torch's DataLoader, or from a tokenized dataset. The training
+reads whole batches instead (``lmcore.dataset.loader``). Shapes: B blocks in a batch, T tokens in a block.
 """
 
 import logging
@@ -69,12 +67,7 @@ class BlockDataset(IterableDataset[Block]):
 
     @classmethod
     def from_file(
-        cls,
-        tokenizer: Any,
-        path: str | Path,
-        block_size: int,
-        drop_last: bool = True,
-        eos_token_id: int | None = None,
+        cls, tokenizer: Any, path: str | Path, block_size: int, drop_last: bool = True, eos_token_id: int | None = None
     ) -> Self:
         """``from_texts`` over the lines of a text file (or the texts of a .jsonl), plain or .gz.
 

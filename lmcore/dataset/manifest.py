@@ -18,6 +18,9 @@ from lmcore.store.outputs import Output
 Entry = dict[str, Any]
 """A chunk in a manifest: key, source, text ranges (``spans``), and for each split its figures and dropped rows."""
 
+Splits = dict[str, dict[str, int]]
+"""Documents, tokens and text bytes of each split."""
+
 Age = Literal["old", "new"]
 AGES: tuple[Age, Age] = ("old", "new")
 
@@ -97,7 +100,7 @@ def dataset_id(entries: list[Entry], tokenizer_id: str) -> str:
     return fingerprint(FORMAT_VERSION, tokenizer_id, content)
 
 
-def totals(entries: list[Entry]) -> dict[str, dict[str, int]]:
+def totals(entries: list[Entry]) -> Splits:
     """Documents, tokens and text bytes of each split of some entries, without dropped rows."""
     names = ("documents", "tokens", "text_bytes")
     return {split: {name: sum(entry[split][name] for entry in entries) for name in names} for split in SPLITS}

@@ -24,7 +24,7 @@ from lmcore.corpus.scan import Scan, SourceFile, examine, scan
 from lmcore.corpus.text_range import unit_of
 from lmcore.dataset.encoding import Job, encode_all
 from lmcore.dataset.filters import apply_filters, hashes
-from lmcore.dataset.manifest import Dataset, Entry, dataset_id, text_ranges, totals, write_dataset_manifest
+from lmcore.dataset.manifest import Dataset, Entry, Splits, dataset_id, text_ranges, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS
 from lmcore.errors import CorpusError, FileChangedError
 from lmcore.progress import Update, unwatched
@@ -222,8 +222,10 @@ def _write_dataset(reader: _Reader, found: Scan, jobs: int) -> Dataset:
     dropped = apply_filters(entries, config, store)
     if ledger.filtered_documents:
         dropped["filter"] = {"documents": ledger.filtered_documents, "bytes": ledger.filtered_bytes}
-    _require_documents(entries, ledger, dropped, config)
+    skips = {reason: row["pieces"] for reason, row in ledger.by_reason().items()}
+    left_out = {reason: row["documents"] for reason, row in dropped.items()}
     name, splits, texts = dataset_id(entries, tokenizer_id), totals(entries), hashes(entries, store, *SPLITS)
+    _require_documents(splits, [*skips.items(), *left_out.items()], ledger, config)
     folder = store / "datasets" / name
     manifest = {
         "kind": "dataset",
@@ -249,10 +251,10 @@ def _write_dataset(reader: _Reader, found: Scan, jobs: int) -> Dataset:
         source_bytes=ledger.source_bytes,
         skipped_bytes=ledger.skipped_bytes,
         unaccounted_bytes=ledger.unaccounted_bytes,
-        skipped={reason: row["pieces"] for reason, row in ledger.by_reason().items()},
-        dropped={reason: row["documents"] for reason, row in dropped.items()},
+        skipped=skips,
+        dropped=left_out,
         manifest_hash=hash_file(folder / MANIFEST),
-        warnings=corpus_warnings(ledger, found.unread, config, name) + _short_lines(entries, found, config),
+        warnings=corpus_warnings(ledger, found.unread, config, name) + _short_lines(entries, splits, found, config),
         corpus_changed={row["path"]: row["blake3"] for row in reader.inputs}
         != {file.path: file.digest for file in found.all_files},
     )
@@ -281,11 +283,11 @@ def _unit(file: SourceFile, config: CorpusConfig) -> str:
     return "JSON line" if file.kind == "jsonl" else unit_of(file.kind, config)
 
 
-def _short_lines(entries: list[Entry], found: Scan, config: CorpusConfig) -> list[str]:
+def _short_lines(entries: list[Entry], splits: Splits, found: Scan, config: CorpusConfig) -> list[str]:
     """A warning of short lines if the settings ask for lines. With corpus.document = auto it is only logged."""
     spans = [span for entry in entries for span in entry["spans"]]
     paths = {file.path for file in found.files if _unit(file, config) == "line"}
-    tokens, text_bytes = (sum(row[name] for row in totals(entries).values()) for name in ("tokens", "text_bytes"))
+    tokens, text_bytes = (sum(row[name] for row in splits.values()) for name in ("tokens", "text_bytes"))
     warning = short_line_warning(spans, paths, tokens / max(1, text_bytes))
     if warning and config.document == "auto":
         _log.info("%s", warning)
@@ -299,17 +301,14 @@ def _require_accounted(unaccounted_bytes: int, what: str) -> None:
         )
 
 
-def _require_documents(
-    entries: list[Entry], ledger: Ledger, dropped: dict[str, dict[str, int]], config: CorpusConfig
-) -> None:
-    reasons = [f"{row['pieces']} {why}" for why, row in ledger.by_reason().items()]
-    reasons += [f"{row['documents']} {why}" for why, row in dropped.items()]
-    read = f"{ledger.source_bytes:,} bytes of text read, left out: {', '.join(reasons) or 'nothing'}"
-    if not sum(entry["train"]["documents"] for entry in entries):
+def _require_documents(splits: Splits, left_out: list[tuple[str, int]], ledger: Ledger, config: CorpusConfig) -> None:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out)
+    read = f"{ledger.source_bytes:,} bytes of text read, left out: {reasons or 'nothing'}"
+    if not splits["train"]["documents"]:
         paths = [path for some in (config.paths, *config.sources.values()) for path in some]
         causes = "; ".join(skip_causes(ledger, config))
         raise CorpusError(f"no training document in {', '.join(paths)}: {read} ({causes})")
-    if not sum(entry["validation"]["documents"] for entry in entries):
+    if not splits["validation"]["documents"]:
         if config.validation_paths:
             raise CorpusError(f"no document to validate on in {', '.join(config.validation_paths)}: {read}")
         raise CorpusError(

@@ -110,27 +110,17 @@ def normalized_by(proto: Any, form: str) -> Any:
     """The same model with NFKC normalization built in. SentencePiece has no rules for other forms."""
     if form != "NFKC" or proto.normalizer_spec.precompiled_charsmap:
         return proto
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a b"]),
-        model_writer=model,
-        vocab_size=6,
-        hard_vocab_limit=False,
-        normalization_rule_name="nfkc",
-        minloglevel=2,
-    )
-    rules = model_pb2.ModelProto.FromString(model.getvalue()).normalizer_spec
-    normalizing = deepcopy(proto)
-    normalizing.normalizer_spec.name = rules.name
-    normalizing.normalizer_spec.precompiled_charsmap = rules.precompiled_charsmap
+    rules = sentencepiece.SentencePieceNormalizer(rule_name="nfkc").serialized_model_proto()
+    found, normalizing = model_pb2.ModelProto.FromString(rules).normalizer_spec, deepcopy(proto)
+    normalizing.normalizer_spec.name = found.name
+    normalizing.normalizer_spec.precompiled_charsmap = found.precompiled_charsmap
     return normalizing
 
 
 def read_model(path: Path) -> Any:
     """The SentencePiece model in a file. Raises TokenizerError if it is none."""
-    proto = model_pb2.ModelProto()
     try:
-        proto.ParseFromString(path.read_bytes())
+        proto = model_pb2.ModelProto.FromString(path.read_bytes())
     except Exception as error:
         raise TokenizerError(f"{path} is not a SentencePiece model: {error}") from error
     if not proto.pieces:
@@ -148,11 +138,9 @@ def save_model(proto: Any, folder: Path, texts: list[str]) -> dict[str, Any]:
     """Save a model in a folder that transformers opens; the facts that TokenizerInfo keeps of it."""
     trainer = proto.trainer_spec
     ids = {"unk": trainer.unk_id, "bos": trainer.bos_id, "eos": trainer.eos_id, "pad": trainer.pad_id}
-    specials = {f"{name}_token": proto.pieces[i].piece for name, i in ids.items() if i >= 0}
-    for name, piece in (("cls_token", "<cls>"), ("sep_token", "<sep>")):
-        if any(entry.piece == piece and entry.type == entry.CONTROL for entry in proto.pieces):
-            specials[name] = piece
     controls = [piece.piece for piece in proto.pieces if piece.type == piece.CONTROL]
+    specials = {f"{name}_token": proto.pieces[i].piece for name, i in ids.items() if i >= 0}
+    specials |= {f"{name}_token": f"<{name}>" for name in ("cls", "sep") if f"<{name}>" in controls}
     extra = [piece for piece in controls if piece not in specials.values()]
     (folder / MODEL_FILE).write_bytes(proto.SerializeToString())
     if has_exact_json(proto):
