@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmcore.dataset.source_age import age_of, base_source
+from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, TokenizerError
 from lmcore.model.device import choose_device
