@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from lmcore.dataset.source_age import AGES, age_of, base_source
+from lmcore.dataset.manifest import AGES, age_of, base_source
 from lmcore.errors import ConfigError
 from lmcore.retraining.new_documents import NewDocuments, tokens_by_source
 from lmcore.settings.config import DatasetConfig, RunConfig
@@ -105,7 +105,7 @@ def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float
     those of their tokens. Without old text, or without new text, the other has the whole epoch. Raises ConfigError when
     ``dataset`` names sources, but not one that has text.
     """
-    ages = {"old": replay, "new": 1 - replay}
+    ages = {"old": replay, "new": round(1 - replay, 12)}  # 0.15, not 0.15000000000000002
     within = {name: _share(name, count, dataset) for name, count in tokens.items()}
     totals = {age: sum(share for name, share in within.items() if age_of(name) == age) for age in AGES}
     return {name: ages[age_of(name)] * share / (totals[age_of(name)] or 1) for name, share in within.items()}
