@@ -17,8 +17,8 @@
 A message says what was found, where, and what to do next. ``is_transient`` alone decides about retries: a flaky disk or
 network may recover, an LMError other than a killed child does not.
 
-Damaged content is a StoreError. A file that cannot be read (no permission, too many open files, a failing disk) stays an
-OSError or MemoryError. Its content may be good, so no caller removes, replaces or sets aside that file.
+Damaged content is a StoreError. A file that cannot be read (no permission, too many open files, a failing disk) stays
+an OSError or MemoryError. Its content may be good, so no caller removes, replaces or sets aside that file.
 """
 
 import errno

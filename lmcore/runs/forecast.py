@@ -10,7 +10,7 @@ from lmcore.runs.metrics import training_note
 from lmcore.runs.run import Run
 from lmcore.runs.training_progress import STEPS, TrainingProgress
 from lmcore.settings.config import ModelConfig, RunConfig
-from lmcore.settings.presets import preset_names, read_preset
+from lmcore.settings.read import preset_names, read_preset
 from lmcore.store.artifacts import read_manifest
 
 _LONG = 3600.0

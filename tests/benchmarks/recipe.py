@@ -29,7 +29,7 @@ from lmcore.model.distributed import Ranks
 from lmcore.model.evaluate import evaluate
 from lmcore.runs.run import Run, prepare_run
 from lmcore.settings.config import RunConfig
-from lmcore.settings.presets import merge
+from lmcore.settings.read import merge
 from lmcore.tokenizer.make import make_tokenizer
 from lmcore.training.train import train
 from lmcore.training.train_step import TrainStep

@@ -11,7 +11,7 @@ from lmcore.progress import Standing
 from lmcore.runs.forecast import estimated_flops_per_token, forecast, preset_seconds, training_poll
 from lmcore.runs.training_progress import TrainingProgress
 from lmcore.settings.config import ModelConfig, RunConfig
-from lmcore.settings.presets import preset_names, read_settings
+from lmcore.settings.read import preset_names, read_settings
 from tests.conftest import Prepared
 
 START = TrainingProgress(
