@@ -11,7 +11,7 @@ from typing import Any
 from lmcore import signals
 from lmcore.errors import ERROR_PREFIX, STOPPED_STATUS, LMError, StoppedError
 from lmcore.markdown import columns
-from lmcore.store.strict_json import to_json
+from lmcore.store.json_files import to_json
 
 _FOR_READERS = ("samples", "account", "warnings")
 """Texts of a result, which commands print in full before it."""

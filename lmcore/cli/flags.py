@@ -4,7 +4,6 @@ cyclopts reads the words; what they mean is left to the model, which checks sett
 """
 
 import inspect
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from cyclopts import Group, Parameter, Token
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lmcore.errors import ConfigError, who_may
+from lmcore.errors import ConfigError
 from lmcore.settings.config import RunConfig
 from lmcore.settings.read import preset_names, settings_of_flags
 from lmcore.settings.validation import flag
@@ -141,20 +140,14 @@ def check(config: RunConfig) -> None:
     """Raise the error that a run with these settings would end with, where names and folders alone show it."""
     from lmcore.corpus.listing import check_paths
     from lmcore.store.hub import is_local_path
+    from lmcore.store.layout import check_store
     from lmcore.training.schedule import Schedule
 
     check_paths(config)
     for setting, name in (("tokenizer.source", config.tokenizer.source), ("train.init_from", config.train.init_from)):
         if is_local_path(name) and "://" not in name and not Path(name).expanduser().exists():
             raise ConfigError(f"{setting}: {name} does not exist (looked in {Path.cwd()})")
-    _check_store(config.store.expanduser().absolute())
+    check_store(config.store.expanduser())
     train = config.train
     if train.max_steps and "epochs" not in train.warmup + train.decay:  # the steps follow from the settings alone
         Schedule.from_config(train, train.max_steps, blocks=1, block_size=config.dataset.block_size)
-
-
-def _check_store(store: Path) -> None:
-    there = next(folder for folder in (store, *store.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        fault = f"cannot be written, permission denied {who_may(there)}" if there.is_dir() else "is a file"
-        raise ConfigError(f"store: {there} {fault}: give another folder with --store or LM_STORE")

@@ -8,8 +8,7 @@ from cyclopts import Parameter
 from lmcore.cli.command import Outcome
 from lmcore.cli.options import HIDDEN, InForm, ModelName, OutputFile, Store, Texts, store_folder
 from lmcore.errors import ConfigError
-from lmcore.registry.find import find
-from lmcore.registry.versions import find_version
+from lmcore.registry.versions import find, find_version
 from lmcore.settings.config import SampleConfig
 from lmcore.settings.read import settings_of_flags
 from lmcore.settings.section import Text

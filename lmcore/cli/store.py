@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from lmcore.cli.command import Outcome
 from lmcore.cli.options import Amount, Count, DryRun, InForm, SomeText, Store, store_folder
 from lmcore.corpus.ledger import printable
-from lmcore.registry.find import find
+from lmcore.registry.versions import find
 from lmcore.store.artifacts import read_manifest
 
 _Dataset = Annotated[str, Parameter(help="The id of a dataset.")]

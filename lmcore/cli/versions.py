@@ -23,10 +23,10 @@ from lmcore.cli.options import (
 from lmcore.cli.options import Version as VersionName
 from lmcore.errors import StoreError
 from lmcore.registry import registry
-from lmcore.registry.find import find
 from lmcore.registry.versions import (
     Version,
     champion,
+    find,
     find_version,
     history_rows,
     model_folder,
@@ -166,8 +166,9 @@ def diff(version: VersionName, other: VersionName, /, *, model_name: ModelName =
     folder = store_folder(store)
     old, new = (find_version(folder, version_name(model_name, each)) for each in (version, other))
     found = {name: [before, after] for name, before, after in receipt.diff(old, new)}
-    rows = {f"diff-{old.model}": receipt.difference_rows(old, new)}
-    return Outcome({"versions": [str(old), str(new)], "differences": found}, f"{old} and {new}", rows)
+    rows = [{"field": name, "one": str(before), "other": str(after)} for name, (before, after) in found.items()]
+    data = {"versions": [str(old), str(new)], "differences": found}
+    return Outcome(data, f"{old} and {new}", {f"diff-{old.model}": rows})
 
 
 def verify(

@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 from lmcore import clock
 from lmcore.corpus.remote import SECONDS_OF_DOUBT, is_url, open_stored, read_stored, size_and_version, version
 from lmcore.settings.section import fingerprint
-from lmcore.store.strict_json import from_json, to_json
+from lmcore.store.json_files import from_json, to_json
 
 _TABLE = "create table if not exists hints (key text primary key, value text, checksum text)"
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}

@@ -30,9 +30,8 @@ from lmcore.progress import Update, unwatched
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import result_fields
 from lmcore.store.artifacts import MANIFEST, find_artifact, read_manifest
-from lmcore.store.files import hash_file
+from lmcore.store.files import hash_file, remove, remove_stale_temp
 from lmcore.store.locks import store_locked
-from lmcore.store.temporary import remove, remove_stale_temp
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 _log = logging.getLogger(__name__)

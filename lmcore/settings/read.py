@@ -63,13 +63,16 @@ def settings_of_flags(kind: type[_Kind], flags: Tables, file: str = "") -> _Kind
     return _checked(kind, [_parsed(text, file), flags], places(file, text) | of_flags)
 
 
-def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str) -> Settings:
+def settings_of(
+    kind: type[Settings], preset: str, fields: Tables, advanced: str, origin: dict[str, str] | None = None
+) -> Settings:
     """Settings of a kind: the TOML text ``advanced`` over the fields of a form over a preset or CUSTOM.
 
-    Raises ConfigError with the wrong value and its line in ``advanced``.
+    Raises ConfigError with the wrong value and its place by ``origin``, by default its line in ``advanced``.
     """
     beneath = {} if preset == CUSTOM else read_preset(preset)
-    return _checked(kind, [beneath, fields, _parsed(advanced, "advanced")], places("advanced", advanced))
+    origin = places("advanced", advanced) if origin is None else origin
+    return _checked(kind, [beneath, fields, _parsed(advanced, "advanced")], origin)
 
 
 def given(kind: type[RunConfig], fields: Tables) -> Tables:

@@ -30,8 +30,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def places(name: str, text: str) -> dict[str, str]:
-    """The places of the settings and tables in a TOML text, by their dotted names."""
+def places(name: str, text: str, within: str = "") -> dict[str, str]:
+    """The places of the settings and tables in a TOML text, by their dotted names.
+
+    ``within`` names the only table of ``text`` that holds settings, with a dot at its end.
+    """
     found, table = {}, ""
     for number, line in enumerate(text.splitlines(), 1):
         if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
@@ -41,7 +44,8 @@ def places(name: str, text: str) -> dict[str, str]:
             setting = table + _unquoted(key[1])
         else:
             continue
-        found[setting] = f"{name}, line {number}"
+        if setting.startswith(within):
+            found[setting.removeprefix(within)] = f"{name}, line {number}".removeprefix(", ")
     return found
 
 

@@ -27,11 +27,11 @@ from lmcore.dataset.manifest import dataset_id, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard, blanked, shard_path, write_shard
 from lmcore.runs.run import Run, run_folders
 from lmcore.store.artifacts import content_of, read_manifest, verify_artifact, write_artifact
-from lmcore.store.json_lines import append_line
+from lmcore.store.files import remove
+from lmcore.store.json_files import append_line
 from lmcore.store.layout import prepare_store
 from lmcore.store.locks import locked, store_locked
 from lmcore.store.outputs import Output
-from lmcore.store.temporary import remove
 from lmcore.upkeep.seen_by import artifact_folders, best_match, purged, seen_by
 
 _WRITTEN = ("samples.jsonl", "report.md", "report.json", "report.png", "tensorboard")

@@ -14,9 +14,7 @@ from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run, run_folders
-from lmcore.runs.run_record import read_record
 from lmcore.runs.seen_documents import SeenDocuments
-from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.layout import path_in_store
 
@@ -48,10 +46,8 @@ def seen_by(store: Path, query: DocumentQuery) -> Sightings:
     """What holds the documents, and what saw them.
 
     A run has seen a document when its dataset holds it or held it until it was forgotten, or when the list of documents
-    beside its weights has it. A dataset or run that cannot be read may hold it too, so it is named. Raises ConfigError
-    when the store is outside LM_DATA_ROOTS.
+    beside its weights has it. A dataset or run that cannot be read may hold it too, so it is named.
     """
-    check_allowed(store, "store")
     holders: dict[str, str] = {}
     unreadable: list[Sighting] = []
     present: dict[Cut, Hashes] = {}
@@ -151,7 +147,7 @@ def _trained_on(store: Path, holders: dict[str, str], wanted: Hashes) -> Iterato
 
 def _training(run: Run) -> _Training:
     origin = path_in_store(run.store, Path(run.config.train.init_from))
-    datasets = read_record(run.folder).get("datasets", [run.identity["dataset_id"]])
+    datasets = run.record.get("datasets", [run.identity["dataset_id"]])
     return _Training(f"runs/{run.folder.name}", run.folder, datasets, origin)
 
 
