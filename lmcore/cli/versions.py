@@ -23,17 +23,7 @@ from lmcore.cli.options import (
 from lmcore.cli.options import Version as VersionName
 from lmcore.errors import StoreError
 from lmcore.registry import registry
-from lmcore.registry.versions import (
-    Version,
-    champion,
-    find,
-    find_version,
-    history_rows,
-    model_folder,
-    require_model,
-)
-from lmcore.registry.versions import models as all_models
-from lmcore.registry.versions import versions as all_versions
+from lmcore.registry import versions as stored
 from lmcore.settings.section import NAME, NUMBER
 
 _log = logging.getLogger("lmcore")
@@ -45,9 +35,9 @@ def models(model_name: ModelName = "", /, *, store: Store = "") -> Outcome:
     folder = store_folder(store)
     if not model_name:
         return _all_models(folder)
-    require_model(model_folder(folder, model_name))
-    current = champion(folder, model_name)
-    rows = [_row(version, version == current) for version in all_versions(folder, model_name)]
+    stored.require_model(stored.model_folder(folder, model_name))
+    current = stored.champion(folder, model_name)
+    rows = [_row(version, version == current) for version in stored.versions(folder, model_name)]
     data = {"model": model_name, "champion": current.id if current else None, "versions": rows}
     shown = [{**row, **{name: f"{row[name]:.4f}" for name in _FIGURES}} for row in rows]
     return _with_history(folder, model_name, data, {f"figures-{model_name}": shown})
@@ -55,14 +45,16 @@ def models(model_name: ModelName = "", /, *, store: Store = "") -> Outcome:
 
 def _all_models(folder: Path) -> Outcome:
     rows: list[dict[str, Any]] = []
-    for name in all_models(folder):
-        best = champion(folder, name)
-        rows.append({"model": name, "champion": best.id if best else "", "versions": len(all_versions(folder, name))})
+    for name in stored.models(folder):
+        best = stored.champion(folder, name)
+        rows.append(
+            {"model": name, "champion": best.id if best else "", "versions": len(stored.versions(folder, name))}
+        )
     shown = [{name: str(value) for name, value in row.items()} for row in rows]
     return Outcome({"models": rows}, f"{len(rows)} models in {folder}", {"models": shown})
 
 
-def _row(version: Version, is_champion: bool) -> dict[str, Any]:
+def _row(version: stored.Version, is_champion: bool) -> dict[str, Any]:
     receipt = version.receipt()
     figures = {name: receipt["evaluation"][name] for name in _FIGURES}
     role = "champion" if is_champion else ""
@@ -71,9 +63,11 @@ def _row(version: Version, is_champion: bool) -> dict[str, Any]:
 
 def _with_history(folder: Path, model_name: str, data: dict[str, Any], tables: Any = None) -> Outcome:
     """An outcome that also shows the model's history and which version is in use."""
-    current = champion(folder, model_name)
+    current = stored.champion(folder, model_name)
     sentence = f"{model_name}: {current.id if current else 'none'} is in use"
-    return Outcome(data, sentence, {**(tables or {}), f"versions-{model_name}": history_rows(folder, model_name)})
+    return Outcome(
+        data, sentence, {**(tables or {}), f"versions-{model_name}": stored.history_rows(folder, model_name)}
+    )
 
 
 def promote(
@@ -98,7 +92,7 @@ def promote(
         force: Promote it although the gate refused it.
     """
     folder = store_folder(store)
-    found = find_version(folder, version_name(model_name, version))
+    found = stored.find_version(folder, version_name(model_name, version))
     before = (found.receipt()["champion_before"] if expected is None else expected) or None
     done = registry.promote(folder, found.model, found.id, expected=before, reason=reason, force=force)
     data = {"model": done.model, "champion": done.id, "champion_before": before}
@@ -154,7 +148,7 @@ def push(
     from lmcore.registry.push import push as push_version
 
     folder = store_folder(store)
-    found = find_version(folder, version_name(model_name, version))
+    found = stored.find_version(folder, version_name(model_name, version))
     data = {"version": str(found), "repository": repository, "commit": push_version(found, repository)}
     return _with_history(folder, found.model, data)
 
@@ -164,7 +158,7 @@ def diff(version: VersionName, other: VersionName, /, *, model_name: ModelName =
     from lmcore.registry import receipt
 
     folder = store_folder(store)
-    old, new = (find_version(folder, version_name(model_name, each)) for each in (version, other))
+    old, new = (stored.find_version(folder, version_name(model_name, each)) for each in (version, other))
     found = {name: [before, after] for name, before, after in receipt.diff(old, new)}
     rows = [{"field": name, "one": str(before), "other": str(after)} for name, (before, after) in found.items()]
     data = {"versions": [str(old), str(new)], "differences": found}
@@ -184,12 +178,12 @@ def verify(
 ) -> Outcome:
     """Read a version and all that it was made from again, or a dataset, and compare; failed if anything is wrong."""
     folder, name = store_folder(store), version_name(model_name, version)
-    if not version or name.partition("/")[0] in all_models(folder):
-        return _verify_version(find_version(folder, name))
-    return _verify_dataset(find(folder, name, "dataset", "folder", "version"))
+    if not version or name.partition("/")[0] in stored.models(folder):
+        return _verify_version(stored.find_version(folder, name))
+    return _verify_dataset(stored.find(folder, name, "dataset", "folder", "version"))
 
 
-def _verify_version(version: Version) -> Outcome:
+def _verify_version(version: stored.Version) -> Outcome:
     from lmcore.registry.receipt import check_receipt, program_differences
 
     lines = list(check_receipt(version))
@@ -220,7 +214,7 @@ def replay(
     from lmcore.registry.receipt import program_differences
     from lmcore.upkeep.replay import replay as train_again
 
-    found = find_version(store_folder(store), version)
+    found = stored.find_version(store_folder(store), version)
     for line in program_differences(found.receipt()):
         _log.warning("made by another program: %s", line)
     result = train_again(found, _log.info)
