@@ -18,13 +18,12 @@ from lmcore.dataset.tokenization import dataset_inputs, tokenize
 from lmcore.errors import StoppedError
 from lmcore.report.data_report import data_page, tokenizer_page
 from lmcore.report.report import Report, evaluation_rows, report, report_key, run_page, samples_page
-from lmcore.runs.forecast import training_poll
 from lmcore.runs.launch import train_in_child
-from lmcore.runs.metrics import read_metrics
-from lmcore.runs.metrics_tables import loss_table
+from lmcore.runs.metrics import loss_table, read_metrics
 from lmcore.runs.prepare import prepare_run, run_identity
 from lmcore.runs.run import Export, Run, TrainingResult, finished_training
 from lmcore.runs.scores import Evaluation
+from lmcore.runs.training_progress import training_poll
 from lmcore.settings.config import RunConfig, SampleConfig
 from lmcore.settings.section import result_fields
 from lmcore.store.remembered_inputs import Inputs

@@ -65,9 +65,8 @@ def _with_history(folder: Path, model_name: str, data: dict[str, Any], tables: A
     """An outcome that also shows the model's history and which version is in use."""
     current = stored.champion(folder, model_name)
     sentence = f"{model_name}: {current.id if current else 'none'} is in use"
-    return Outcome(
-        data, sentence, {**(tables or {}), f"versions-{model_name}": stored.history_rows(folder, model_name)}
-    )
+    history = {f"versions-{model_name}": stored.history_rows(folder, model_name)}
+    return Outcome(data, sentence, (tables or {}) | history)
 
 
 def promote(
