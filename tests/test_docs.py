@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lmcore.model.export import export
-from lmcore.model.weights import trained_model
+from lmcore.model.model import trained_model
 from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
 from lmcore.retraining.scoring import score_texts
 from lmcore.runs.metrics import MetricsWriter

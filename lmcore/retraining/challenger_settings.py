@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from lmcore.dataset.source_age import AGES, age_of, base_source
+from lmcore.dataset.manifest import AGES, age_of, base_source
 from lmcore.errors import ConfigError
 from lmcore.retraining.new_documents import NewDocuments, tokens_by_source
 from lmcore.settings.config import DatasetConfig, RunConfig

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.scan import scan
-from lmcore.dataset.source_age import age_of, base_source
+from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, StoreError
 from lmcore.registry.versions import champion, find, models

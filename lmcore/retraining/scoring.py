@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lmcore.dataset.source_age import age_of, base_source
+from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, TokenizerError
-from lmcore.model.device import choose_device, choose_precision
+from lmcore.model.device import choose_device
 from lmcore.model.evaluate import Document, Scorer
 from lmcore.model.export import open_model, weights_folder
-from lmcore.model.model import sees_ahead
+from lmcore.model.loss import NextTokenLoss, sees_ahead
 from lmcore.retraining.challenge import Champion
 from lmcore.retraining.evaluation_texts import LabelledText, held_out
 from lmcore.runs.run import Run
@@ -94,7 +94,7 @@ def _score(
         raise ConfigError(f"block_size is {block_size}, and the model in {folder} has a context of {longest} tokens")
     model.to(choose_device(device))
     block_size = block_size or longest
-    scorer = Scorer.from_model(model, block_size, tokenizer.eos_id, choose_precision(precision, model.device))
+    scorer = Scorer(NextTokenLoss(model), block_size, tokenizer.eos_id, precision)
     labels: Labels = []
     scored = scorer.each(documents(tokenizer, model.get_input_embeddings().num_embeddings, labels))
     return DocumentScores(
