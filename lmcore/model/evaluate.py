@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from lmcore.dataset.source_age import age_of, base_source
+from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import IGNORED_LABEL, TokenStream, source_names
 from lmcore.model.device import autocast, choose_device, choose_precision
 from lmcore.model.distributed import Ranks

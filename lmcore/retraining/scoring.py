@@ -16,7 +16,7 @@ import numpy as np
 from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.scan import scan
-from lmcore.dataset.source_age import age_of, base_source
+from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.model.device import choose_device, choose_precision
