@@ -24,7 +24,7 @@ from typing import IO, Any
 import prefect
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.context import get_settings_context
+from prefect.context import FlowRunContext, get_settings_context
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
 from prefect.runtime import deployment
@@ -145,11 +145,14 @@ def why_silent(url: str) -> str:
 
 @contextmanager
 def reachable_server() -> Iterator[None]:
-    """While the body runs, this process has a Prefect server: the configured one, or a temporary one.
+    """While the body runs, this process has a Prefect server: the configured one, that of its run, or a temporary one.
 
     Raises ConfigError when PREFECT_API_URL in the environment names a server that does not answer. A server that only
     a profile or a settings file names is ignored with a warning; it may be left from other work.
     """
+    if FlowRunContext.get():
+        yield
+        return
     check_home()
     url = PREFECT_API_URL.value()
     if url and not (why := _why_silent_for_long(url)):
@@ -183,6 +186,10 @@ def _temporary_server() -> Iterator[None]:
     """Prefect's temporary server, in a session of its own, with its output kept for errors."""
     from prefect.server.api.server import SubprocessASGIServer  # takes seconds
 
+    known = SubprocessASGIServer()
+    if known.running:
+        yield
+        return
     if copied := copy_before_upgrade():
         get_logger("prefect").warning(copied)
     get_logger("prefect").info("starting a temporary Prefect server")
@@ -194,11 +201,11 @@ def _temporary_server() -> Iterator[None]:
         try:
             server.wait_until_healthy(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
             # Prefect asks this object before it starts a server, and finds that one runs.
-            known = SubprocessASGIServer()
             known.port, known.server_process, known.running = port, server.process, True
             yield
         except (KeyboardInterrupt, Terminated):
             server.stop()  # there are no exit handlers then
+            known.running = False
             raise
 
 

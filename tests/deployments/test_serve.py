@@ -153,10 +153,6 @@ def test_a_second_serve_in_the_same_home_is_refused_in_one_line(served: Api) -> 
     assert "stop that one, or name another PREFECT_HOME and port" in line
 
 
-def test_new_runs_are_looked_for_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert serve._DEFAULTS["PREFECT_RUNNER_POLL_FREQUENCY"] == "1"
-
-
 def test_a_cancel_that_nobody_answers_ends_after_a_minute(served: Api) -> None:
     cleanup = served.call("/admin/settings")["server"]["services"]["cancellation_cleanup"]
     assert cleanup["cancelling_timeout_seconds"] == 60
