@@ -16,8 +16,8 @@ from prefect.states import Failed
 from flows.form import ACTION, FormFlow, documented
 from lmcore.cli import runs, store
 from lmcore.cli import versions as of_model
+from lmcore.cli.command import Outcome
 from lmcore.cli.options import InForm
-from lmcore.cli.outcome import Outcome
 from tasks.pages import show_table
 from tasks.policies import NEVER_CACHED, RETRIED
 from tasks.retraining import use_hub_token
@@ -83,7 +83,7 @@ def _positional(signature: Signature) -> list[Parameter]:
 
 
 evaluate = action_flow(runs.evaluate, "evaluate {model_name} {model}", persist_result=True)
-verify = action_flow(store.verify, "verify {model_name} {version}")
+verify = action_flow(of_model.verify, "verify {model_name} {version}")
 diff = action_flow(of_model.diff, "differences of {model_name}")
 rollback = action_flow(of_model.rollback, "roll {model_name} back")
 promote = action_flow(of_model.promote, "promote {model_name} {version}")

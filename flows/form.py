@@ -18,7 +18,7 @@ from pydantic import Field
 from lmcore.cli.app import Pipeline
 from lmcore.cli.options import Count, Texts
 from lmcore.settings.config import RunConfig
-from lmcore.settings.form import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
+from lmcore.settings.read import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
 from lmcore.settings.section import NAME, Text
 from tasks.policies import restart_after_crash
 from tasks.server import reachable_server, settle_in

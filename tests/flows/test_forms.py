@@ -17,8 +17,7 @@ from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
 from flows.retrain import retrain
 from lmcore.cli.app import ACTIONS as COMMANDS
-from lmcore.settings.form import CUSTOM, settings_of
-from lmcore.settings.presets import preset_names
+from lmcore.settings.read import CUSTOM, preset_names, settings_of
 from lmcore.settings.retraining import RetrainConfig
 from tests.conftest import REPOSITORY
 from tests.serving import clean_environment
