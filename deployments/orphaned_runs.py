@@ -13,7 +13,7 @@ from prefect.states import Cancelled, Scheduled
 from deployments.automations import SILENCE
 from lmcore import clock
 from lmcore.store.locks import is_locked
-from tasks.locks import run_lock
+from tasks.locks import remove_free_run_locks, run_lock
 
 _OPEN = [StateType.PENDING.value, StateType.RUNNING.value, StateType.CANCELLING.value]
 
@@ -30,7 +30,7 @@ def start_orphaned_runs(deployments: Iterable[str]) -> None:
         for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted)):
             if not run.work_pool_name and _is_dead(client, run):
                 _settle(client, run)
-                run_lock(run.id).unlink(missing_ok=True)
+    remove_free_run_locks()
 
 
 def is_heard(client: SyncPrefectClient, run: FlowRun, silence: timedelta) -> bool:

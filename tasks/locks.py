@@ -90,6 +90,13 @@ def hold_run(run: UUID) -> ExitStack:
     return held
 
 
+def remove_free_run_locks() -> None:
+    """Remove what runs left that were killed."""
+    for path in _path("").glob("flow-run-*"):
+        if not is_locked(path):
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def gpu_slot(config: RunConfig) -> Iterator[None]:
     """Hold a slot of the limit "gpu", for a training of a deployment that does not use the CPU.

@@ -29,7 +29,7 @@ from lmcore.model.evaluate import evaluate
 from lmcore.runs.prepare import prepare_run
 from lmcore.runs.run import Run
 from lmcore.settings.config import RunConfig
-from lmcore.settings.presets import merge
+from lmcore.settings.read import merge
 from lmcore.tokenizer.make import make_tokenizer
 from lmcore.training.distributed import Ranks
 from lmcore.training.train import train
