@@ -236,7 +236,7 @@ def test_the_page_of_a_tokenizer_says_what_it_is_and_how_it_fits(prepared: Prepa
     assert text.startswith(f"# Tokenizer {prepared.tokenizer.id}\n")
     assert f"| seen bytes | {prepared.tokenizer.seen_bytes:,} |" in text
     assert f"| vocab size | {prepared.tokenizer.vocab_size} |" in text
-    assert "bytes per token" in text
+    assert "## How it fits the text" in text
 
 
 def test_the_page_of_a_run_says_where_it_is(trained: Trained) -> None:
