@@ -14,14 +14,14 @@ from lmcore.dataset.mixture import Blocks
 from lmcore.dataset.stream import source_names
 from lmcore.errors import StoreError
 from lmcore.markdown import escape, fenced, figure, number
+from lmcore.report.baselines import Baselines, baselines, compared
 from lmcore.report.data_report import data_sections
 from lmcore.report.plots import loss_picture
-from lmcore.runs.baselines import Baselines, baselines, compared
+from lmcore.report.summary import write_settings
 from lmcore.runs.metrics import events, figures, loss_table, read_metrics, source_table, warnings
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation, Score, score_rows
-from lmcore.runs.summary import write_settings
 from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import read_manifest
