@@ -67,8 +67,8 @@ def test_sources_have_their_counts_and_losses_on_the_page(mixed: Prepared) -> No
         counts = f"| {name} | {source.documents:,} | {source.tokens:,} | {source.text_bytes:,} | "
         share_in_page = text.split(counts)[1].split("%")[0]
         assert float(share_in_page) == pytest.approx(float(share), abs=0.2)
-        losses = f"{score.nats_per_token:.4f} | {score.bits_per_byte:.4f} |"
-        assert f"| {name} | {score.documents} | {score.tokens:,} | {losses}" in text
+        losses = f"{score.nats_per_token:.4f} | {score.perplexity:,.2f} | {score.bits_per_byte:.4f} |"
+        assert f"| {name} | {score.documents} | {score.text_bytes:,} | {score.tokens:,} | {losses}" in text
 
 
 def test_the_picture_is_a_png_and_can_stand_in_the_page(page: Report) -> None:
