@@ -10,6 +10,7 @@ from inspect import Parameter, Signature
 from typing import Annotated, Any, get_args
 
 from prefect import get_run_logger, task
+from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from flows.form import ACTION, FormFlow, documented
@@ -32,6 +33,9 @@ def action_flow(action: Action, flow_run_name: str, name: str = "", **options: A
         arguments = [entered.pop(each.name) for each in _positional(signature) if each.name in entered]
         return show(action(*arguments, **entered))
 
+    def run_name() -> str:
+        return " ".join(flow_run_name.format(**flow_run.parameters).split())  # without the gaps of empty fields
+
     form = Signature(sorted(_fields(signature), key=_position))
     flow.__signature__ = form  # type: ignore[attr-defined]
     flow.__annotations__ = {field.name: field.annotation for field in form.parameters.values()}
@@ -41,7 +45,7 @@ def action_flow(action: Action, flow_run_name: str, name: str = "", **options: A
         documented(flow),
         name=name,
         description=about.partition("\n\nArgs:")[0],
-        flow_run_name=flow_run_name,
+        flow_run_name=run_name,
         **ACTION | options,
     )
 
@@ -88,8 +92,8 @@ promote = action_flow(of_model.promote, "promote {model_name} {version}")
 _push: Any = task(name="push", task_run_name="push to {repository}", **NEVER_CACHED, **RETRIED)(of_model.push)
 push = action_flow(_push, "push {model_name} {version} to {repository}")
 prune = action_flow(of_model.prune, "prune {model_name}")
-versions = action_flow(of_model.models, "versions of {model_name}", name="versions")
-gc = action_flow(store.gc, "gc of {store}")
+versions = action_flow(of_model.models, "versions {model_name}", name="versions")
+gc = action_flow(store.gc, "gc {store}")
 forget = action_flow(store.forget, "forget {document}")
 
 OF_MODEL = [evaluate, verify, diff, rollback, promote, push, prune, versions]
