@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lmcore.settings.section import NAME, ByName, Location, Section, Text, TextPath, speed, view
 from lmcore.settings.training import TrainConfig as TrainConfig
@@ -21,20 +21,17 @@ SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
 STANDARD_LIBRARY = "stdlib:"
 """In ``corpus.paths``: the folder of the running Python's standard library."""
 
-_COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
-_TEXT_KINDS = ("txt", "md", "py", "jsonl", "ndjson", "jsonlines", "json")
-TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in _TEXT_KINDS for suffix in _COMPRESSIONS]
-TEXT_PATTERNS += ["*.parquet", "*.arrow", "*.feather"]
+TEXT_PATTERNS = [
+    f"*.{kind}{compression}"
+    for kind in ("txt", "md", "py", "jsonl", "ndjson", "jsonlines", "json")
+    for compression in ("", ".gz", ".bz2", ".xz", ".zst")
+] + ["*.parquet", "*.arrow", "*.feather"]
 
 DEFAULT_SOURCE = "corpus"
 """The name of the source in corpus.paths."""
 
 # One path is enough: web=texts/ on the command line.
 _Paths = Annotated[list[Location], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
-
-
-_LABELS = 2
-"""Most names in a corpus's label."""
 
 
 def _last_name(path: str) -> str:
@@ -49,8 +46,6 @@ def _last_name(path: str) -> str:
 class CorpusConfig(Section):
     """Which text is read, and how it is cut into documents."""
 
-    model_config = ConfigDict(title="Corpus")
-
     paths: list[Location] = []
     """Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). `stdlib:` is the standard
     library of the running Python."""
@@ -59,34 +54,29 @@ class CorpusConfig(Section):
     source named corpus. A file under several sources belongs to `paths`, else to the first source by name."""
     include: list[Text] = TEXT_PATTERNS
     """Patterns of file names to read; case is ignored. .jsonl, .ndjson, .jsonlines and .json are JSON lines, .parquet,
-    .arrow and .feather are tables, all others plain text. .gz, .bz2, .xz and .zst are unpacked. Setting paths on the
-    command line resets include, exclude, document and sample.prompts."""
+    .arrow and .feather are tables, all others plain text; .gz, .bz2, .xz and .zst are unpacked. Other paths on the
+    command line reset include, exclude, document and sample.prompts."""
     exclude: list[Text] = []
     """Patterns of names of files and folders to leave out (site-packages, test*)."""
     exclude_documents: list[Location] = []
-    """Documents to leave out: their hashes (16 hexadecimal digits), files with one hash a line, or files of documents,
-    which are cut as the corpus is."""
+    """Documents to leave out: hashes (16 hexadecimal digits), files of hashes, or files of documents."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
-    """One document of plain text. auto: in .txt a line or a paragraph, as the beginning of the file suggests; in other
-    files the whole file."""
+    """One document of plain text. auto: a line or a paragraph, as the start of a .txt file suggests; else the file."""
     settle_seconds: float = Field(0.0, ge=0, le=86_400)
-    """Leave out local files that changed within this many seconds, because they may be half-copied. The next start
-    reads them; the ledger calls them unsettled. 0: read every file."""
+    """Leave out local files that changed within this many seconds, because they may be half-copied. 0: none."""
     text_field: Text = Field("text", min_length=1)
     """The key of a JSON line, or the column of a table, that holds the text. meta.body is body within meta."""
     max_document_bytes: int = Field(16 * 2**20, ge=1, le=2**30)
     """Bytes. Longer documents are skipped; the ledger calls them too_long."""
     max_expansion: float = Field(500, ge=2, le=1e9)
-    """Bytes of text from one stored byte. A compressed file above it is cut there; the ledger calls the rest
-    decompression_bomb."""
+    """Bytes of text from one stored byte. The rest of a compressed file is skipped as a decompression_bomb."""
     on_bad_input: Literal["quarantine", "fail"] = view("quarantine")
-    """quarantine: text that cannot be read is left out, kept aside and recorded in the ledger. fail: the first such
-    piece ends the run."""
+    """quarantine: text that cannot be read is kept aside and recorded in the ledger. fail: it ends the run."""
     normalize: Literal["", "NFC", "NFKC"] = ""
     """Unicode normalization of every text before it is tokenized (UAX #15). Empty: text is not changed."""
     filter: str = Field("", pattern=r"^([A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+)?$")
-    """Dotted name of a Python function text -> bool. Only documents for which it returns True are kept. For Python and
-    config files; deployments refuse it, because a form must not choose code."""
+    """Dotted name of a Python function text -> bool; documents for which it is False are left out. Deployments refuse
+    it, because a form must not choose code."""
     min_bytes: int = Field(0, ge=0, le=2**30)
     """Bytes of text. Shorter documents are left out."""
     max_bytes: int = Field(2**30, ge=1, le=2**30)
@@ -98,16 +88,15 @@ class CorpusConfig(Section):
     validation_paths: list[Location] = []
     """Files, folders and globs to validate on. Training documents that are also in them are left out."""
     chunk_bytes: int = Field(16_000_000, ge=1_000, le=2**30)
-    """Average bytes of text in a chunk of a large file. A chunk is encoded and cached as a whole. Small files share
-    chunks of a quarter of that."""
+    """Average bytes of text in a chunk of a large file, which is encoded and cached as a whole."""
     workers: int = speed(0, ge=0, le=1024)
     """Threads that tokenize. 0: one for each core."""
 
     @property
     def label(self) -> str:
         """A short name for people: the names of its sources, or the last names of its paths."""
-        names = [*dict.fromkeys(map(_last_name, self.paths)), *sorted(self.sources)] or ["no text"]
-        return " and ".join(names if len(names) <= _LABELS else [*names[: _LABELS - 1], f"{len(names) - 1} more"])
+        first, *others = [*dict.fromkeys(map(_last_name, self.paths)), *sorted(self.sources)] or ["no text"]
+        return " and ".join([first, *(others if len(others) < 2 else [f"{len(others)} more"])])
 
     @property
     def source_names(self) -> list[str]:
@@ -125,13 +114,11 @@ class CorpusConfig(Section):
 class TokenizerConfig(Section):
     """Train a tokenizer, or load one."""
 
-    model_config = ConfigDict(title="Tokenizer")
-
     source: Location = Field("train", min_length=1)
     """train: train on the corpus. Otherwise a SentencePiece .model file, a transformers folder or a hub name."""
     model_type: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
-    """bpe and unigram are SentencePiece's; byte_bpe is byte-level BPE as in GPT-2. Plain transformers encodes and
-    decodes bpe and byte_bpe exactly; it decodes unigram with loss."""
+    """bpe and unigram are SentencePiece's; byte_bpe is byte-level BPE as in GPT-2. Plain transformers decodes unigram
+    with loss, the others exactly."""
     vocab_size: int = Field(8_000, ge=300, le=1_000_000)
     """Pieces to train, including the 256 byte pieces and 6 special ones. A small corpus may give fewer."""
     character_coverage: float = Field(0.9995, ge=0.9, le=1)
@@ -159,20 +146,17 @@ class TokenizerConfig(Section):
 class DatasetConfig(Section):
     """How the token stream becomes training blocks."""
 
-    model_config = ConfigDict(title="Dataset")
-
     block_size: int = Field(256, ge=2, le=1_048_576)
     """Tokens in a block. This is also the longest context of the model."""
     shuffle: bool = True
     """Read the blocks of every epoch in a new random order."""
     weights: ByName[Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]] = {}
-    """Share of each source in an epoch's blocks (web 0.7, wiki 0.3). The sum need not be 1. Empty: in proportion to the
-    text."""
+    """Share of each source in an epoch's blocks (web 0.7, wiki 0.3), of any sum. Empty: in proportion to the text."""
     epochs: ByName[Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]] = {}
     """Passes over each source in one epoch, instead of weights."""
     packing: Literal["stream", "best_fit"] = "stream"
-    """stream: each block continues where the last one ended. best_fit: no document that fits a block is cut, at the
-    cost of padding (arXiv 2404.10830)."""
+    """stream: each block continues where the last one ended. best_fit: no document that fits a block is cut, but
+    blocks are padded (arXiv 2404.10830)."""
     document_masking: bool = False
     """Restart attention and positions at each document in a block, as in evaluation."""
 
@@ -194,8 +178,6 @@ class DatasetConfig(Section):
 class ModelConfig(Section):
     """A transformers causal language model with new weights."""
 
-    model_config = ConfigDict(title="Model", protected_namespaces=())
-
     architecture: Literal["gpt2", "llama", "qwen3"] = "gpt2"
     """The transformers model type."""
     layers: int = Field(6, ge=1, le=256)
@@ -204,9 +186,9 @@ class ModelConfig(Section):
     """Hidden size: the length of a token's vector. A multiple of heads."""
     heads: int = Field(6, ge=1, le=256)
     """Attention heads in a layer."""
-    kv_heads: int = Field(0, ge=0, le=256, title="Key and value heads")
+    kv_heads: int = Field(0, ge=0, le=256)
     """Key and value heads, a divisor of heads (llama and qwen3). 0: the same as heads."""
-    mlp_width: int = Field(0, ge=0, le=131_072, title="Feed-forward width")
+    mlp_width: int = Field(0, ge=0, le=131_072)
     """Width of the feed-forward layer. 0: 4 x width for gpt2, 8/3 x width for the gated ones."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability in training (gpt2: everywhere; llama and qwen3: in attention only)."""
@@ -218,10 +200,8 @@ class ModelConfig(Section):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.kv_heads and (self.architecture == "gpt2" or self.heads % self.kv_heads):
-            raise ValueError(
-                f"kv_heads {self.kv_heads} needs llama or qwen3 and a multiple of it as heads "
-                f"(here {self.architecture}, heads {self.heads})"
-            )
+            here = f"(here {self.architecture}, heads {self.heads})"
+            raise ValueError(f"kv_heads {self.kv_heads} needs llama or qwen3 and a multiple of it as heads {here}")
         if self.architecture != "gpt2" and (self.width // self.heads) % 2:
             raise ValueError(f"width / heads = {self.width // self.heads} is odd; rotary positions need it even")
         return self
@@ -230,21 +210,18 @@ class ModelConfig(Section):
 class SampleConfig(Section):
     """The texts that the model writes for the report and during training."""
 
-    model_config = ConfigDict(title="Sample")
-
     prompts: list[Text] = view([])
-    """Texts that the model continues, one sample each. An empty prompt begins a document. No prompts: the first words
-    of three validation documents. End a prompt with a word, not with a space: tokenizers join a space to the word after
-    it."""
-    every: int = view(0, ge=0, le=1_000_000_000, title="Sample every")
+    """Texts that the model continues, one sample each. They end with a word, not with a space. An empty prompt begins a
+    document. No prompts: the first words of three validation documents."""
+    every: int = view(0, ge=0, le=1_000_000_000)
     """Steps between samples during training. 0: only after training."""
     tokens: int = view(200, ge=1, le=100_000)
     """Most tokens to write."""
     temperature: float = view(0.8, ge=0, le=10)
     """Divides the logits before a token is drawn. Higher is more varied. 0: always the most likely token."""
-    top_k: int = view(50, ge=0, le=1_000_000, title="Top-k")
+    top_k: int = view(50, ge=0, le=1_000_000)
     """Draw from this many most likely tokens. 0: from all."""
-    top_p: float = view(1.0, gt=0, le=1, title="Top-p")
+    top_p: float = view(1.0, gt=0, le=1)
     """Draw from the most likely tokens that together have this probability (arXiv 1904.09751)."""
     seed: int = view(0, ge=0, le=2**31 - 1)
     """Seed of the draws: the same seed gives the same text."""
@@ -253,11 +230,8 @@ class SampleConfig(Section):
 class CardConfig(Section):
     """What only you can say in the model card."""
 
-    model_config = ConfigDict(title="Model card")
-
     licence: Text = view("", max_length=100, pattern=r"^[A-Za-z0-9.+-]*$")
-    """The model's licence, as the Hugging Face hub spells it (apache-2.0, cc-by-sa-4.0). Empty: the card says that none
-    is stated."""
+    """The model's licence, as the Hugging Face hub spells it (apache-2.0, cc-by-sa-4.0). Empty: none is stated."""
     languages: list[Annotated[str, Field(pattern="^[a-z]{2,8}(-[A-Za-z0-9]{2,8})*$")]] = view([])
     """Codes of the languages of the text (ja, en)."""
 
@@ -270,21 +244,19 @@ def default_store() -> Path:
 class RunConfig(Section):
     """Everything one run of the pipeline needs to know."""
 
-    model_config = ConfigDict(title="Run")
-
-    corpus: CorpusConfig = Field(CorpusConfig(), title="Corpus")
+    corpus: CorpusConfig = CorpusConfig()
     """Which text is read."""
-    tokenizer: TokenizerConfig = Field(TokenizerConfig(), title="Tokenizer")
+    tokenizer: TokenizerConfig = TokenizerConfig()
     """How text becomes token ids."""
-    dataset: DatasetConfig = Field(DatasetConfig(), title="Dataset")
+    dataset: DatasetConfig = DatasetConfig()
     """How token ids become blocks."""
-    model: ModelConfig = Field(ModelConfig(), title="Model")
+    model: ModelConfig = ModelConfig()
     """What is trained."""
-    train: TrainConfig = Field(TrainConfig(), title="Training")
+    train: TrainConfig = TrainConfig()
     """How it is trained."""
-    sample: SampleConfig = Field(SampleConfig(), title="Sample")
+    sample: SampleConfig = SampleConfig()
     """What the trained model writes for the report."""
-    card: CardConfig = Field(CardConfig(), title="Model card")
+    card: CardConfig = CardConfig()
     """What the model card says about licence and languages."""
     store: TextPath = Field(default_factory=default_store, json_schema_extra={"role": "view"})
     """Folder for all results. Default: the environment variable LM_STORE, else ./store."""
