@@ -55,5 +55,6 @@ def _decided(decision: Decision) -> Iterator[str]:
         yield "Bits per byte. Below 0 the challenger is better.\n\n" + markdown.table(
             tuple(rows[0]), [row.values() for row in rows]
         )
+        yield decision.power
         picture = comparison_picture(decision.comparisons, decision.verdict.partition(":")[0])
         yield f"![comparison](data:image/png;base64,{base64.b64encode(picture).decode()})"

@@ -1,21 +1,31 @@
 """The gate: rules that decide whether a challenger replaces the champion.
 
 The gate compares losses. It cannot judge the quality of new text. Both models have scores of the same documents, and
-the compared figure is the difference in bits per byte, challenger minus champion: the sum of the differences in nats,
-divided by ln 2 and the bytes of the text. Its confidence interval is that of a paired bootstrap (Efron and Tibshirani
-1993, chapter 16): documents are resampled with replacement. Equal texts count as one document.
+the compared figure is the difference in bits per byte, challenger minus champion (intervals.py). Equal texts count as
+one document, and a long one counts by ``gate.unit_bytes``, so that a few long documents do not decide alone.
 
-A challenger is promoted if all rules hold. Nothing here needs torch.
+A challenger is promoted if all rules hold:
+
+1. Old text: the upper end of the one-sided 97.5 % interval is at most ``gate.old_margin``.
+2. New text: the upper end of the one-sided 90 % interval is below 0. An equal model that passes does no harm, because
+   the other rules guard the old text.
+3. No source is proved worse: with S sources, the lower end at 1 - 5 %/S is not above ``gate.old_margin``.
+4. There are enough units of each, and nothing was trained on the text that both are scored on.
+
+The levels and the least numbers of units come from a simulation (tests/benchmarks/gate.py). Nothing here needs torch.
 """
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from lmcore.retraining.intervals import Difference, Floats, pooled
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.retraining import GateConfig
 from lmcore.store.outputs import Record
@@ -27,6 +37,9 @@ unknown."""
 
 _GROUPS = ("new", "old")
 _BITS_PER_NAT = 1 / np.log(2)
+_OLD_LEVEL, _NEW_LEVEL, _SOURCES_LEVEL = 0.975, 0.90, 0.95
+"""Levels of the one-sided intervals; that of the sources is shared among them."""
+_WANTED_POWER = 0.8
 _SHOWN_DIGITS = 12
 """Digits of a fingerprint in a table."""
 
@@ -55,19 +68,24 @@ class Comparison(BaseModel):
     source: str
     """The name of a source; empty for all sources."""
     documents: int
-    """Number of different documents."""
+    """Number of different documents: the units of the interval."""
     text_bytes: int
     champion: float
     challenger: float
+    """Over the whole text, long documents included."""
     difference: float
-    """Challenger minus champion; below 0 the challenger is better."""
+    """Challenger minus champion, where a document counts by at most gate.unit_bytes; below 0 the challenger is better.
+    """
     low: float
     high: float
-    """Ends of the confidence interval."""
+    """Ends of the interval: each is that of a one-sided interval of ``level``."""
+    level: float
     limit: float | None
-    """Upper limit of ``high``; None if the comparison is only shown."""
-    must_improve: bool = False
-    """True if ``high`` must be below the limit, not equal to it."""
+    """Limit of the rule; None if the comparison is only shown."""
+    power: float | None = None
+    """Probability that an equal model passes the rule of old text."""
+    documents_for_power: float | None = None
+    """Documents with which it would be _WANTED_POWER; None if the limit is 0 or there is one document."""
 
     @property
     def name(self) -> str:
@@ -76,8 +94,24 @@ class Comparison(BaseModel):
 
     @property
     def is_within(self) -> bool:
-        """True if the interval is within the limit."""
-        return self.limit is None or self.high < self.limit or (self.high == self.limit and not self.must_improve)
+        """True if the rule holds: sources must not be proved worse, new text must be better, old text not worse."""
+        if self.limit is None:
+            return True
+        if self.source:
+            return self.low <= self.limit
+        return self.high < self.limit if self.group == "new" else self.high <= self.limit
+
+    @property
+    def found(self) -> str:
+        """The difference and the end of the interval that the rule looks at."""
+        end = f"at least {self.low:+.4f}" if self.source else f"at most {self.high:+.4f}"
+        return f"{self.difference:+.4f} bits per byte ({100 * self.level:.3g} %: {end})"
+
+    @property
+    def needed(self) -> str:
+        if self.source:
+            return f"not proved above {self.limit:g}"
+        return "below 0" if self.group == "new" else f"at most {self.limit:g}"
 
 
 class Decision(Record):
@@ -89,9 +123,6 @@ class Decision(Record):
     """The rules that failed; if promoted, the comparisons."""
     rules: list[Rule]
     comparisons: list[Comparison]
-    confidence: float
-    evaluation_set: str
-    """Fingerprint of the challenger's evaluation set."""
     champion: str
     """Hash of the champion's weights; empty without a champion."""
     challenger: str
@@ -100,6 +131,19 @@ class Decision(Record):
     def verdict(self) -> str:
         """The decision and its reasons in one line."""
         return f"{'promoted' if self.promoted else 'refused'}: {'; '.join(self.reasons)}"
+
+    @property
+    def power(self) -> str:
+        """A sentence about what the number of held-out documents allows; empty where nothing was compared."""
+        for each in self.comparisons:
+            if each.power is not None:
+                more = each.documents_for_power or 0
+                enough = f"; {more:,.0f} documents would make it {100 * _WANTED_POWER:.0f} %"
+                return (
+                    f"With {each.documents:,} held-out documents of old text, a model that is equal on it passes that "
+                    f"rule in {100 * each.power:.0f} % of retrainings" + (enough if more > each.documents else "") + "."
+                )
+        return ""
 
     def rows(self) -> list[dict[str, str]]:
         """The rules as rows of a table."""
@@ -118,7 +162,7 @@ class Decision(Record):
                 "champion": f"{each.champion:.4f}",
                 "challenger": f"{each.challenger:.4f}",
                 "difference": f"{each.difference:+.4f}",
-                f"{100 * self.confidence:g} %": f"{each.low:+.4f} to {each.high:+.4f}",
+                "interval": f"{each.low:+.4f} to {each.high:+.4f} ({100 * each.level:.3g} % each)",
             }
             for each in self.comparisons
         ]
@@ -133,7 +177,7 @@ def decide(
 ) -> Decision:
     """The decision about a challenger against the champion; without scores of the champion it is refused.
 
-    ``folder`` is where ``Decision.save`` writes. Takes about 5 s for 100,000 documents of several sources.
+    ``folder`` is where ``Decision.save`` writes.
     """
     rules = [_rule("champion", "no scores" if champion is None else "its scores", "its scores", champion is not None)]
     rules += _soundness("challenger", challenger, trained_on)
@@ -171,8 +215,6 @@ def _decision(
         reasons=refused or found or [f"the first model: {challenger.total.bits_per_byte:.4f} bits per byte"],
         rules=rules,
         comparisons=comparisons,
-        confidence=config.confidence,
-        evaluation_set=challenger.fingerprint,
         champion="" if champion is None else champion.weights,
         challenger=challenger.weights,
     )
@@ -198,69 +240,85 @@ def _soundness(side: Side, scores: DocumentScores, trained_on: TrainedOn) -> Ite
 def _comparisons(champion: DocumentScores, challenger: DocumentScores, config: GateConfig) -> Iterator[Comparison]:
     """The comparisons on new text and old text, and on each source where there are several."""
     before, after = champion.order(), challenger.order()
-    text_bytes, hashes = challenger.text_bytes[after], challenger.hashes[after]
+    texts = _Texts(
+        nats=np.stack([champion.nats[before], challenger.nats[after]]),
+        text_bytes=challenger.text_bytes[after],
+        hashes=challenger.hashes[after],
+    )
     groups, sources = challenger.groups[after], challenger.sources[after]
-    nats = np.stack([champion.nats[before], challenger.nats[after]])
-    limits = {"new": 0.0 if config.must_improve_new else None, "old": config.old_margin_bits_per_byte}
-    for group in _GROUPS:
-        names = np.unique(sources[groups == group]).tolist()
-        for source in ["", *(names if len(names) > 1 else [])]:
-            rows = (groups == group) & (text_bytes > 0) & ((sources == source) if source else True)
-            limit = limits[group]
-            if source:
-                limit = config.old_margin_bits_per_byte if config.every_source else None
-            if rows.any():
-                figures = _compare(nats[:, rows], text_bytes[rows], hashes[rows], config)
-                is_new = group == "new" and not source
-                yield Comparison(group=group, source=source, limit=limit, must_improve=is_new, **figures)
+    limits = {"new": 0.0 if config.must_improve_new else None, "old": config.old_margin}
+    for group, level in (("new", _NEW_LEVEL), ("old", _OLD_LEVEL)):
+        mine = (groups == group) & (texts.text_bytes > 0)
+        if not mine.any():
+            continue
+        found = Difference.of_units(*texts.units(mine, config.unit_bytes))
+        whole = texts.comparison(group, "", mine, found, level, limits[group])
+        yield whole.model_copy(update=_power(found, config.old_margin)) if group == "old" else whole
+        names = np.unique(sources[mine]).tolist()
+        if len(names) > 1:
+            rows = [mine & (sources == name) for name in names]
+            differences = pooled(texts.units(each, config.unit_bytes) for each in rows)
+            shared = 1 - (1 - _SOURCES_LEVEL) / len(names)
+            limit = config.old_margin if group == "old" else None
+            for name, each, difference in zip(names, rows, differences, strict=True):
+                yield texts.comparison(group, name, each, difference, shared, limit)
 
 
-def _compare(
-    nats: npt.NDArray[np.float64], text_bytes: npt.NDArray[np.int64], hashes: npt.NDArray[np.uint64], config: GateConfig
-) -> dict[str, Any]:
-    """The figures of a ``Comparison``. ``nats`` (2, n) are of champion and challenger."""
-    _, texts = np.unique(hashes, return_inverse=True)
-    sizes = np.bincount(texts, text_bytes).astype(np.float64)
-    bits = np.bincount(texts, (nats[1] - nats[0]) * _BITS_PER_NAT).astype(np.float64)
-    low, high = _interval(bits, sizes, config)
-    champion, challenger = (nats.sum(axis=1) * _BITS_PER_NAT / text_bytes.sum()).tolist()
+def _power(found: Difference, limit: float) -> dict[str, float | None]:
+    """How often the rule of old text lets an equal model pass, and how many documents it takes to be sure of it."""
+    documents = found.units_for(_WANTED_POWER, limit, _OLD_LEVEL)
     return {
-        "documents": len(sizes),
-        "text_bytes": int(text_bytes.sum()),
-        "champion": champion,
-        "challenger": challenger,
-        "difference": float(bits.sum() / sizes.sum()),
-        "low": low,
-        "high": high,
+        "power": found.power(limit, _OLD_LEVEL),
+        "documents_for_power": documents if math.isfinite(documents) else None,
     }
 
 
-def _interval(bits: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], config: GateConfig) -> tuple[float, float]:
-    """Percentiles of sum(bits) / sum(sizes) over resamples of the documents. Memory: a few numbers per document."""
-    draw, columns = np.random.default_rng(config.seed), np.stack([bits, sizes], axis=1)
-    sums = np.empty((config.resamples, 2))
-    for row in sums:
-        times = np.bincount(draw.integers(len(bits), size=len(bits), dtype=np.uint32), minlength=len(bits))
-        row[:] = times @ columns
-    tail = (1 - config.confidence) / 2
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], [tail, 1 - tail]).tolist()
-    return low, high
+@dataclass(frozen=True)
+class _Texts:
+    """Documents with the losses of both models, in one order."""
+
+    nats: Floats
+    """(2, n): of champion and challenger."""
+    text_bytes: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.uint64]
+
+    def units(self, rows: npt.NDArray[np.bool_], most: int) -> tuple[Floats, Floats]:
+        """Bits of difference and bytes of each different text; one of more than ``most`` bytes counts by ``most``."""
+        _, first = np.unique(self.hashes[rows], return_index=True)
+        sizes = self.text_bytes[rows][first].astype(np.float64)
+        bits = (self.nats[1, rows] - self.nats[0, rows])[first] * _BITS_PER_NAT
+        share = np.minimum(1.0, most / sizes)
+        return bits * share, sizes * share
+
+    def comparison(
+        self, group: str, source: str, rows: npt.NDArray[np.bool_], found: Difference, level: float, limit: float | None
+    ) -> Comparison:
+        """The comparison on some rows."""
+        text_bytes = int(self.text_bytes[rows].sum())
+        champion, challenger = (self.nats[:, rows].sum(axis=1) * _BITS_PER_NAT / text_bytes).tolist()
+        return Comparison(
+            group=group,
+            source=source,
+            documents=found.units,
+            text_bytes=text_bytes,
+            champion=champion,
+            challenger=challenger,
+            difference=found.value,
+            low=found.low(level),
+            high=found.high(level),
+            level=level,
+            limit=limit,
+        )
 
 
 def _judgement(comparisons: list[Comparison], config: GateConfig) -> Iterator[Rule]:
     judged = {each.name: each for each in comparisons if each.limit is not None}
-    wanted = ["new text", "old text"] if config.must_improve_new else ["old text"]
-    for name in dict.fromkeys([*wanted, *judged]):
-        documents, least = judged[name].documents if name in judged else 0, config.minimum_documents
-        few = "" if documents >= least else " (too few)"
-        yield _rule(f"documents of {name}", f"{documents:,}{few}", f"{least:,}", not few)
-        if name in judged:
-            yield _verdict(judged[name], config.confidence)
-
-
-def _verdict(each: Comparison, confidence: float) -> Rule:
-    ends = f"{each.low:+.4f} to {each.high:+.4f}" if each.must_improve else f"up to {each.high:+.4f}"
-    needed = "all of it below 0" if each.must_improve else f"at most {each.limit:g}"
-    return _rule(
-        each.name, f"{each.difference:+.4f} bits per byte ({100 * confidence:g} % {ends})", needed, each.is_within
-    )
+    least = {"old text": config.minimum_old_documents}
+    if config.must_improve_new:
+        least = {"new text": config.minimum_new_documents, **least}
+    for name, needed in least.items():
+        documents = judged[name].documents if name in judged else 0
+        few = "" if documents >= needed else " (too few)"
+        yield _rule(f"documents of {name}", f"{documents:,}{few}", f"{needed:,}", not few)
+    for name, each in judged.items():
+        yield _rule(name, each.found, each.needed, each.is_within)

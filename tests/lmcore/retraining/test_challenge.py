@@ -23,7 +23,7 @@ from lmcore.training.train import train
 from lmcore.upkeep.garbage_collection import collect
 from tests.conftest import prepare, tiny_config, write_corpus
 
-GATE = GateConfig(minimum_documents=2, resamples=200)
+GATE = GateConfig(minimum_old_documents=2, minimum_new_documents=2)
 
 
 class Line:
@@ -183,7 +183,7 @@ def test_what_a_gate_refused_or_somebody_took_back_is_not_tried_again(line: Line
 
     assert reason(GATE) is None
     settled(GATE, promoted=False, reasons=["worse"])
-    lax = GATE.model_copy(update={"old_margin_bits_per_byte": 1.0})
+    lax = GATE.model_copy(update={"old_margin": 1.0})
     assert (reason(GATE), reason(lax)) == ("worse", None)
     settled(lax, promoted=True)
     assert reason(lax) is None
