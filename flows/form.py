@@ -21,6 +21,7 @@ from lmcore.settings.config import RunConfig
 from lmcore.settings.form import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
 from lmcore.settings.section import NAME, Text
 from tasks.policies import restart_after_crash
+from tasks.server import settle_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,7 +57,7 @@ Advanced = Annotated[
     ),
 ]
 
-ACTION: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
+ACTION: dict[str, Any] = {"persist_result": False, "result_serializer": "json", "on_running": [settle_in]}
 """Options of a flow that does one thing and whose page says what came of it."""
 STAGES: dict[str, Any] = ACTION | {"on_crashed": [restart_after_crash]}
 """Options of a flow of stages, which a run that is started again continues."""

@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import prefect
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import get_settings_context
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
@@ -39,6 +41,7 @@ from lmcore.errors import ConfigError, LMError
 from lmcore.runs.launch import end_with_parent
 from lmcore.signals import Terminated, resend_lost
 from tasks.database import copy_before_upgrade
+from tasks.locks import hold_run
 
 HOST = "127.0.0.1"
 _EPHEMERAL = ["uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1]), "--factory"]
@@ -147,7 +150,7 @@ def reachable_server() -> Iterator[None]:
     Raises ConfigError when PREFECT_API_URL in the environment names a server that does not answer. A server that only
     a profile or a settings file names is ignored with a warning; it may be left from other work.
     """
-    _check_home()
+    check_home()
     url = PREFECT_API_URL.value()
     if url and not (why := _why_silent_for_long(url)):
         yield
@@ -211,7 +214,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _check_home() -> None:
+def check_home() -> None:
+    """Raise ConfigError if PREFECT_HOME cannot be written."""
     home = PREFECT_HOME.value()
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -239,3 +243,11 @@ def stop_with_parent() -> "subprocess.Popen[bytes] | None":
 def keep_terminations() -> None:
     """Keep the exception that Prefect raises on a cancel from being lost."""
     resend_lost(TerminationSignal, lambda number: os.kill(os.getpid(), number))
+
+
+def settle_in(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A flow's hook on_running: its process ends with the one that serves it, and holds the lock of the run."""
+    stop_with_parent()
+    keep_terminations()
+    if flow_run.deployment_id and not flow_run.work_pool_name:
+        hold_run(flow_run.id)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from lmcore.errors import ConfigError
 from lmcore.settings.config import CorpusConfig
+from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.json_files import read_lines
 
 FORGOTTEN = "forgotten.jsonl"
@@ -32,6 +33,7 @@ def _hashes_of_file(entry: str, config: CorpusConfig) -> set[int]:
     """The hashes in a file that begins with a hash; else the hashes of its documents, cut as the corpus is."""
     from lmcore.corpus.document_query import DocumentQuery  # imports this module
 
+    check_allowed(entry, "corpus.exclude_documents")
     try:
         lines = Path(entry).expanduser().read_bytes().decode("utf-8-sig", errors="replace").split()
     except OSError as error:
@@ -41,10 +43,11 @@ def _hashes_of_file(entry: str, config: CorpusConfig) -> set[int]:
         ) from None
     if not lines or not re.fullmatch(HASH, lines[0]):
         return set(DocumentQuery.parse(entry).cut(config.model_dump()).ways[0].tolist())
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         if not re.fullmatch(HASH, line):
             raise ConfigError(
-                f"corpus.exclude_documents: {line[:40]!r} in {entry} is not a hash of 16 hexadecimal digits"
+                f"corpus.exclude_documents: word {number} of {entry} is not a hash of 16 hexadecimal digits, as the "
+                "first word is: give one hash a line"
             )
     return {int(line, 16) for line in lines}
 

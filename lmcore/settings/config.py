@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from lmcore.settings.section import NAME, ByName, Section, Text, TextPath, speed, view
+from lmcore.settings.section import NAME, ByName, Location, Section, Text, TextPath, speed, view
 from lmcore.settings.training import TrainConfig as TrainConfig
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
@@ -30,7 +30,7 @@ DEFAULT_SOURCE = "corpus"
 """The name of the source in corpus.paths."""
 
 # One path is enough: web=texts/ on the command line.
-_Paths = Annotated[list[Text], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
+_Paths = Annotated[list[Location], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
 
 
 _LABELS = 2
@@ -51,7 +51,7 @@ class CorpusConfig(Section):
 
     model_config = ConfigDict(title="Corpus")
 
-    paths: list[Text] = []
+    paths: list[Location] = []
     """Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). `stdlib:` is the standard
     library of the running Python."""
     sources: ByName[_Paths] = {}
@@ -63,7 +63,7 @@ class CorpusConfig(Section):
     command line resets include, exclude, document and sample.prompts."""
     exclude: list[Text] = []
     """Patterns of names of files and folders to leave out (site-packages, test*)."""
-    exclude_documents: list[Text] = []
+    exclude_documents: list[Location] = []
     """Documents to leave out: their hashes (16 hexadecimal digits), files with one hash a line, or files of documents,
     which are cut as the corpus is."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
@@ -95,7 +95,7 @@ class CorpusConfig(Section):
     """Keep only one of the documents with the same text, across the whole corpus."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of documents held out for validation, chosen by each document's hash. Unused with validation_paths."""
-    validation_paths: list[Text] = []
+    validation_paths: list[Location] = []
     """Files, folders and globs to validate on. Training documents that are also in them are left out."""
     chunk_bytes: int = Field(16_000_000, ge=1_000, le=2**30)
     """Average bytes of text in a chunk of a large file. A chunk is encoded and cached as a whole. Small files share
@@ -127,7 +127,7 @@ class TokenizerConfig(Section):
 
     model_config = ConfigDict(title="Tokenizer")
 
-    source: Text = Field("train", min_length=1)
+    source: Location = Field("train", min_length=1)
     """train: train on the corpus. Otherwise a SentencePiece .model file, a transformers folder or a hub name."""
     model_type: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
     """bpe and unigram are SentencePiece's; byte_bpe is byte-level BPE as in GPT-2. Plain transformers encodes and

@@ -28,14 +28,19 @@ def given(kind: type[RunConfig], fields: Tables) -> Tables:
     return _without(fields, kind().model_dump(mode="json"))
 
 
-def settings_of(kind: type[Settings], preset: str, fields: Tables, advanced: str) -> Settings:
-    """Checked settings of a kind. Raises ConfigError with the wrong value and its line in ``advanced``."""
+def settings_of(
+    kind: type[Settings], preset: str, fields: Tables, advanced: str, origin: SettingsText | None = None
+) -> Settings:
+    """Checked settings of a kind. ``origin`` is the text that people wrote, by default ``advanced``.
+
+    Raises ConfigError with the wrong value and its line in that text.
+    """
     beneath = {} if preset == CUSTOM else read_preset(preset)
     tables = merge(merge(beneath, fields), _read(advanced))
     try:
         return kind.model_validate(tables)
     except ValidationError as error:
-        raise ConfigError(explain(error, kind, SettingsText("advanced", advanced))) from None
+        raise ConfigError(explain(error, kind, origin or SettingsText("advanced", advanced))) from None
 
 
 def without_effect(fields: Tables, advanced: str, config: RunConfig, unused: tuple[str, ...] = ()) -> list[str]:

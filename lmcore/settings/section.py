@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from blake3 import blake3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -47,6 +47,9 @@ Text = Annotated[str, *_UNICODE]
 """Free text. A lone surrogate is refused: a database on SQLite would store it and could never show it again."""
 TextPath = Annotated[Path, *_UNICODE]
 """A path, likewise."""
+_LOCATION = object()
+Location = Annotated[Text, _LOCATION]
+"""Text that is a path or a URL, or may be one beside other things. LM_DATA_ROOTS confines it."""
 _Value = TypeVar("_Value")
 ByName = Annotated[
     dict[str, _Value],
@@ -93,6 +96,30 @@ def result_fields(section: BaseModel) -> dict[str, Any]:
         value = getattr(section, name)
         fields[name] = result_fields(value) if isinstance(value, BaseModel) else _json(section, name)
     return fields
+
+
+def locations(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, path or URL) of every setting that is a Location, or a Path, which is made absolute."""
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from locations(value, f"{prefix}{name}.")
+        elif _is_location(info.annotation) or any(map(_is_location, info.metadata)):
+            yield from _each_text(value, f"{prefix}{name}")
+
+
+def _is_location(hint: Any) -> bool:
+    return hint in (Path, _LOCATION) or any(map(_is_location, get_args(hint)))
+
+
+def _each_text(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, content in value.items():
+            yield from _each_text(content, f"{name}.{key}")
+    elif isinstance(value, list):
+        yield from ((name, text) for text in value)
+    else:
+        yield name, str(value.expanduser().absolute() if isinstance(value, Path) else value)
 
 
 def _json(section: BaseModel, name: str) -> Any:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from lmcore.settings.section import Section, Text, speed, view
+from lmcore.settings.section import Location, Section, Text, speed, view
 
 Size = Annotated[str, Field(pattern=r"^[0-9][0-9_]*(\.[0-9]+)?[kMG]? ?(steps|tokens|epochs|%)$")]
 """A length: "100 steps", "2.5M tokens", "0.1 epochs" or "20 %" of all steps."""
@@ -34,7 +34,7 @@ class TrainConfig(Section):
     """Seed of the initial weights, the order of blocks and dropout."""
 
     # Initial weights
-    init_from: Text = view("", title="Begin with the weights of")
+    init_from: Location = view("", title="Begin with the weights of")
     """Start from the weights of a checkpoint folder, an exported or other transformers folder, or a hub name. Its
     tokenizer must be this run's. The model's shape and dropout are then its own, and the section `model` is unused. The
     run is named by the content of the weights, not by their path."""

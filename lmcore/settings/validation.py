@@ -18,9 +18,11 @@ class SettingsText:
     all_settings = "lmcore/settings/config.py lists all"
     """A hint on where all settings are listed."""
 
-    def __init__(self, name: str, text: str) -> None:
+    def __init__(self, name: str, text: str, within: str = "") -> None:
+        """``within`` names the only table of ``text`` that holds settings."""
         self._name = name
-        self._lines = dict(_lines(text))
+        lines = dict(_lines(text))
+        self._lines = {path[1:]: line for path, line in lines.items() if path[0] == within} if within else lines
 
     def place_of(self, path: tuple[str, ...]) -> str:
         """The place of a setting, or of its table; empty if neither is in the text."""
@@ -29,7 +31,7 @@ class SettingsText:
 
     def exact_place_of(self, path: tuple[str, ...]) -> str:
         """The place of exactly this setting; empty if the text does not set it."""
-        return f"{self._name}, line {self._lines[path]}" if path in self._lines else ""
+        return ", ".join(filter(None, [self._name, f"line {self._lines[path]}"])) if path in self._lines else ""
 
 
 def explain(error: ValidationError, kind: type[BaseModel], origin: SettingsText) -> str:

@@ -15,7 +15,6 @@ from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run, run_folders
 from lmcore.runs.seen_documents import SeenDocuments
-from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.layout import path_in_store
 
@@ -47,10 +46,8 @@ def seen_by(store: Path, query: DocumentQuery) -> Sightings:
     """What holds the documents, and what saw them.
 
     A run has seen a document when its dataset holds it or held it until it was forgotten, or when the list of documents
-    beside its weights has it. A dataset or run that cannot be read may hold it too, so it is named. Raises ConfigError
-    when the store is outside LM_DATA_ROOTS.
+    beside its weights has it. A dataset or run that cannot be read may hold it too, so it is named.
     """
-    check_allowed(store, "store")
     holders: dict[str, str] = {}
     unreadable: list[Sighting] = []
     present: dict[Cut, Hashes] = {}

@@ -161,7 +161,7 @@ def test_a_zombie_is_marked_and_a_run_with_a_heartbeat_is_not(served: Api, clien
 
     def found() -> Finding | None:
         beat(served, alive)
-        finding = server.zombies(client, silence=4)
+        finding = server.zombies(client, silence=timedelta(seconds=4))
         return finding if dead["id"] in finding.fact and alive["id"] not in finding.fact else None
 
     finding = served.wait(found)

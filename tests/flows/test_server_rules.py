@@ -1,14 +1,20 @@
 """What a server is told at set-up: automations once, and runs that nobody works on any more."""
 
+from collections.abc import Callable
+from datetime import timedelta
+
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Cancelling, Completed, Crashed, Running
+from prefect.states import Cancelling, Completed, Crashed, Pending, Running
 
+from deployments import orphaned_runs
 from deployments.automations import create_automations
 from deployments.orphaned_runs import start_orphaned_runs
 from lmcore.errors import ConfigError
+from lmcore.store.locks import locked
+from tasks.locks import run_lock
 from tasks.policies import STARTS, restart_after_crash
 
 pytestmark = pytest.mark.flows
@@ -61,12 +67,36 @@ def test_an_address_that_nobody_can_be_told_at_is_refused(monkeypatch: pytest.Mo
 )
 def test_only_runs_that_have_not_ended_are_settled(states: list[State], after: str) -> None:
     run = run_in(*states)
+    run_lock(run.id).parent.mkdir(exist_ok=True)
+    run_lock(run.id).touch()  # what a process of this home leaves that was killed
     start_orphaned_runs(["nothing/rules", "nothing/not-there"])
     assert state_of(run) == after
 
 
-def test_runs_of_deployments_that_others_serve_are_left_alone() -> None:
+def test_a_run_whose_process_lives_is_left_alone() -> None:
     run = run_in(Running())
+    with locked(run_lock(run.id), "refuse"):
+        start_orphaned_runs(["nothing/rules"])
+    assert state_of(run) == "Running"
+
+
+@pytest.mark.parametrize(
+    ("state", "silence", "after"),
+    [(Running, 9, "Running"), (Running, 0, "Scheduled"), (Cancelling, 0, "Cancelled"), (Pending, 9, "Scheduled")],
+)
+def test_of_a_run_that_did_not_begin_here_the_heartbeats_are_asked(
+    state: Callable[[], State], silence: int, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orphaned_runs, "SILENCE", timedelta(minutes=silence))
+    run = run_in(state())
+    start_orphaned_runs(["nothing/rules"])
+    assert state_of(run) == after
+
+
+def test_runs_of_deployments_that_others_serve_are_left_alone() -> None:
+    """Such as those of a user's own ``.serve(tags=["lm"])``."""
+    run = run_in(Running())
+    run_lock(run.id).touch()
     start_orphaned_runs(["pretrain/tiny"])
     assert state_of(run) == "Running"
 
