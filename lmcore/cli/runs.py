@@ -93,8 +93,7 @@ def evaluate(
     name = model or str(find_version(store_path, model_name))
     folder, champion = _find_model(store_path, name), model_name or name.partition("/")[0]
 
-    from lmcore.retraining.evaluation_texts import evaluation_texts
-    from lmcore.retraining.scoring import score_texts
+    from lmcore.retraining.scoring import evaluation_texts, score_texts
 
     texts = evaluation_texts(store_path, list(text), dataset, champion)
     scores = score_texts(folder, texts, block_size=block_size)

@@ -8,7 +8,7 @@ version that is not removed yet: the next change completes both. No torch.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,11 @@ from lmcore.store.locks import locked
 METRICS = "metrics.jsonl"
 
 
-def add_version(store: Path, name: str, run: Run, decision: dict[str, Any]) -> Version:
+def add_version(store: Path, name: str, run: Run, decision: dict[str, Any], scores: Iterable[Path] = ()) -> Version:
     """Make the run's export the next version of model ``name``. ``promote`` makes it the champion.
 
-    ``decision`` is the gate's: promoted (bool), reasons (list of str), rules (list of dict). Raises
-    StoreError when the run has no whole export, RegistryError for a name that cannot be one.
+    ``decision`` is the gate's: promoted (bool), reasons (list of str), rules (list of dict). ``scores`` are files that
+    the version keeps for later decisions. Raises StoreError when the run has no whole export, RegistryError for a name that cannot be one.
     """
     export = run.folder / "model"
     about = content_of(verify_artifact(export))
@@ -58,7 +58,8 @@ def add_version(store: Path, name: str, run: Run, decision: dict[str, Any]) -> V
             for file in export.iterdir():
                 if file.name not in (MANIFEST, CARD):
                     _link(file, folder / file.name)
-            shutil.copy(run.metrics, folder / METRICS)
+            for file in (run.metrics, *scores):
+                shutil.copy(file, folder / file.name)
             (folder / RECEIPT).write_bytes(json_bytes(receipt))
             (folder / CARD).write_text(_card(receipt, run), encoding="utf-8")
         return version

@@ -5,24 +5,32 @@ bytes of the text, so models with different tokenizers and contexts are comparab
 are encoded as text.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from lmcore.corpus.document_query import Hashes
+from lmcore.corpus.documents import read_documents
+from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.scan import scan
 from lmcore.dataset.source_age import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
-from lmcore.errors import ConfigError, TokenizerError
+from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.model.device import choose_device, choose_precision
 from lmcore.model.evaluate import Document, Scorer
 from lmcore.model.export import open_model, weights_folder
 from lmcore.model.model import sees_ahead
-from lmcore.retraining.challenge import Champion
-from lmcore.retraining.evaluation_texts import LabelledText, held_out
-from lmcore.runs.run import Run
-from lmcore.runs.scores import DocumentScores
+from lmcore.registry.versions import Version, champion, find, models, versions
+from lmcore.retraining.anchor import aligned, own_scores_path, reference
+from lmcore.runs.run import Run, trained_weights
+from lmcore.runs.scores import DocumentScores, scores_path
+from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import fingerprint
 from lmcore.settings.training import DeviceChoice, PrecisionChoice
 from lmcore.store.artifacts import MANIFEST, read_manifest
@@ -30,11 +38,85 @@ from lmcore.store.files import hash_file, hash_text
 from lmcore.tokenizer.make import identify_files
 from lmcore.tokenizer.tokenizer import Tokenizer
 
-Labels = list[tuple[str, str]]
-"""Source and group of every document."""
+_log = logging.getLogger(__name__)
 
 _TEXTS_AT_ONCE = 256
 """Texts that are encoded together."""
+
+
+class LabelledText(NamedTuple):
+    """A document of an evaluation set."""
+
+    text: str
+    source: str
+    group: str
+    """What it is compared with: old or new."""
+    text_bytes: int = -1
+    """UTF-8 bytes of the text as it stands in its file, where it was normalized since; -1: those of ``text``."""
+
+
+Labels = list[tuple[str, str]]
+"""Source and group of every document."""
+
+
+# --- texts ---
+
+
+def dataset_texts(dataset: Path) -> Iterator[tuple[str, str, int]]:
+    """(text, source, its bytes) of every validation document of a dataset, decoded from its shards.
+
+    Raises StoreError where the ids do not give the text back, proved by its hash: the tokenizer was not exact.
+    """
+    tokenizer_id = read_manifest(dataset)["tokenizer_id"]
+    tokenizer = Tokenizer(dataset.parent.parent / "tokenizers" / tokenizer_id)
+    for source in source_names(dataset, "validation"):
+        for ids, text_bytes, hash_ in TokenStream(dataset, "validation", source).documents():
+            text = tokenizer.decode(ids[:-1].tolist())
+            if hash_text(text.encode()) != hash_:
+                raise StoreError(
+                    f"document {hash_:016x} of dataset {dataset.name} cannot be decoded to its text: tokenizer "
+                    f"{tokenizer_id} is not exact, so no model with another tokenizer can be scored on it. Give the "
+                    "files of its text instead (--corpus), or retrain with the champion's tokenizer or an exact one"
+                )
+            yield text, source, text_bytes
+
+
+def corpus_texts(config: CorpusConfig) -> Iterator[tuple[str, str, int]]:
+    """(text, source, its bytes) of every document of a corpus. Raises as ``scan`` and ``read_documents`` do."""
+    for file in scan(config).files:
+        for document in read_documents(file, config, Ledger()):
+            yield document.text, file.source, document.text_bytes
+
+
+def held_out(dataset: Path) -> Iterator[LabelledText]:
+    """The validation documents of a dataset, old and new as it tells them apart."""
+    for text, source, text_bytes in dataset_texts(dataset):
+        yield LabelledText(text, base_source(source), age_of(source), text_bytes)
+
+
+def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: str = "") -> Iterator[LabelledText]:
+    """The validation documents of a dataset, by its id, as old text, and those of a corpus as new; a path is a source.
+
+    Where neither is named, what is held out of the dataset of the champion of ``model``. Raises ConfigError when there
+    is none, and as ``find``, ``dataset_texts`` and ``corpus_texts`` do.
+    """
+    if not corpus and not dataset:
+        best = champion(store, model) if model in models(store) else None
+        if best is None:
+            raise ConfigError(
+                f"there is no text to score: {model!r} is no model with a champion, whose validation text it could be. "
+                "Give --corpus PATH, --dataset ID or --champion NAME"
+            )
+        return held_out(best.dataset)
+    old = dataset_texts(find(store, dataset, "dataset", "folder")) if dataset else ()
+    new = corpus_texts(CorpusConfig(sources={path: [path] for path in corpus})) if corpus else ()
+    return chain(
+        (LabelledText(text, source, "old", text_bytes) for text, source, text_bytes in old),
+        (LabelledText(text, source, "new", text_bytes) for text, source, text_bytes in new),
+    )
+
+
+# --- scores ---
 
 
 def score_texts(folder: Path, texts: Iterable[LabelledText], block_size: int = 0) -> DocumentScores:
@@ -46,7 +128,7 @@ def score_texts(folder: Path, texts: Iterable[LabelledText], block_size: int = 0
     return _score(folder, partial(_encoded, texts), "auto", "auto", block_size)
 
 
-def score_champion(best: Champion, folder: Path) -> DocumentScores:
+def score_champion(best: Version, folder: Path) -> DocumentScores:
     """The champion's scores of the validation documents of the challenger's run in ``folder``, which keeps them.
 
     Each model is scored with the block size that it was trained with. Raises as ``score_validation`` does.
@@ -55,9 +137,46 @@ def score_champion(best: Champion, folder: Path) -> DocumentScores:
     if found is not None:
         return found
     run = Run.open(folder)
-    train = run.config.train
-    scores = score_validation(best.version.folder, run.dataset_folder, train.device, train.precision, best.block_size)
+    train, block_size = run.config.train, best.receipt()["record"]["config"]["dataset"]["block_size"]
+    scores = score_validation(best.folder, run.dataset_folder, train.device, train.precision, block_size)
     return scores.save_in(folder)
+
+
+def score_on_anchor(best: Version, folder: Path) -> DocumentScores:
+    """The challenger's scores of the documents of the champion's anchor; the run in ``folder`` keeps them.
+
+    Most are among its validation documents. Those that left the corpus are scored now, from the datasets of the
+    model's versions. A document that is in none of them is left out.
+    """
+    run, champions = Run.open(folder), DocumentScores.load(scores_path(folder, best.weights))
+    own = DocumentScores.load(scores_path(folder, trained_weights(folder)))
+    anchor = reference(best, champions)
+    missing = np.setdiff1d(anchor.hashes, own.hashes)
+    if len(missing):
+        train = run.config.train
+        texts = partial(_left_corpus, versions(best.store, best.model), missing)
+        own = own.joined(_score(folder, texts, train.device, train.precision, own.block_size))
+    scores = aligned(anchor, own)
+    if gone := len(anchor) - len(scores):
+        _log.warning("%d of %d documents of the anchor of %s are in no dataset any more", gone, len(anchor), best.model)
+    return scores.save(own_scores_path(folder))
+
+
+def _left_corpus(
+    known: list[Version], hashes: Hashes, tokenizer: Tokenizer, embeddings: int, labels: Labels
+) -> Iterator[Document]:
+    """The documents with these hashes from the datasets of versions. A dataset that is gone is passed over."""
+    remaining = set(hashes.tolist())
+    for version in reversed(known):
+        if not remaining:
+            return
+        with suppress(StoreError):
+            for document in _validation_documents(version.dataset, tokenizer, embeddings, labels):
+                if document[2] in remaining:
+                    remaining.remove(document[2])
+                    yield document
+                else:
+                    labels.pop()
 
 
 def score_validation(
@@ -68,14 +187,13 @@ def score_validation(
     With the model's own tokenizer the ids of the dataset are scored as they are, so that it need not be exact; with
     another one their texts, and what ``dataset_texts`` raises is raised.
     """
+    return _score(folder, partial(_validation_documents, dataset), device, precision, block_size)
 
-    def documents(tokenizer: Tokenizer, embeddings: int, labels: Labels) -> Iterator[Document]:
-        if tokenizer.id == read_manifest(dataset)["tokenizer_id"]:
-            yield from _stored(dataset, labels)
-        else:
-            yield from _encoded(held_out(dataset), tokenizer, embeddings, labels)
 
-    return _score(folder, documents, device, precision, block_size)
+def _validation_documents(dataset: Path, tokenizer: Tokenizer, embeddings: int, labels: Labels) -> Iterator[Document]:
+    if tokenizer.id == read_manifest(dataset)["tokenizer_id"]:
+        return _stored(dataset, labels)
+    return _encoded(held_out(dataset), tokenizer, embeddings, labels)
 
 
 def _score(
@@ -138,4 +256,4 @@ def _weights(folder: Path) -> str:
         if "weights" in manifest:
             return str(manifest["weights"])
     hashes = {path.name: hash_file(path) for path in sorted(folder.glob("model*.safetensors"))}
-    return hashes["model.safetensors"] if list(hashes) == ["model.safetensors"] else fingerprint(hashes)
+    return next(iter(hashes.values())) if len(hashes) == 1 else fingerprint(hashes)

@@ -154,6 +154,18 @@ class DocumentScores:
         named = [(name, score) for label in LABELS for name, score in self.by(label).items()]
         return score_rows([("all", self.total), *named])
 
+    def taken(self, rows: npt.NDArray[np.intp]) -> Self:
+        """The scores of some rows, by their numbers."""
+        return self._with({name: column[rows] for name, column in self._columns().items()})
+
+    def joined(self, other: Self) -> Self:
+        """These rows and those of the same model or another one."""
+        others = other._columns()
+        return self._with({name: np.concatenate([column, others[name]]) for name, column in self._columns().items()})
+
+    def _with(self, columns: dict[str, npt.NDArray[Any]]) -> Self:
+        return type(self)(self.weights, self.tokenizer_id, self.block_size, *columns.values())
+
     def order(self) -> npt.NDArray[np.intp]:
         """Row numbers in an order that does not depend on the present order."""
         return np.lexsort((self.nats, self.text_bytes, self.groups, self.sources, self.hashes))

@@ -42,6 +42,9 @@ class GateConfig(Section):
     old_margin: float = Field(0.005, ge=0, le=1)
     """Bits per byte by which a challenger may be worse than the champion on old text, with 97.5 % confidence. No
     source may be proved worse by more."""
+    total_margin: float = Field(0.010, ge=0, le=1)
+    """Bits per byte by which a challenger may be worse on the anchor than its reference, with 97.5 % confidence: the
+    limit of what many promotions may lose together. The anchor is the held-out text that the champions brought."""
     must_improve_new: bool = True
     """The challenger must be better on new text, with 90 % confidence. If off, only old text counts, and no new text
     is needed."""

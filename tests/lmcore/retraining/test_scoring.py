@@ -17,8 +17,7 @@ from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.model.evaluate import Scorer
 from lmcore.model.export import export
 from lmcore.model.weights import trained_model
-from lmcore.retraining.evaluation_texts import LabelledText, corpus_texts, dataset_texts, evaluation_texts
-from lmcore.retraining.scoring import score_texts
+from lmcore.retraining.scoring import LabelledText, corpus_texts, dataset_texts, evaluation_texts, score_texts
 from lmcore.runs.run import weights_hash
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.config import CorpusConfig, TokenizerConfig

@@ -27,8 +27,7 @@ from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.registry.receipt import check_receipt
 from lmcore.registry.registry import add_version, promote
-from lmcore.registry.versions import versions
-from lmcore.retraining.challenge import Champion
+from lmcore.registry.versions import champion, versions
 from lmcore.retraining.new_documents import split_by_age
 from lmcore.runs.run import Run
 from lmcore.settings.config import CorpusConfig
@@ -132,9 +131,9 @@ def test_a_forgotten_document_is_nowhere_and_who_saw_it_is_named(store: Path, do
     assert list(problems(store / "datasets" / done.datasets[old])) == []
     assert of_kind(store, document, "dataset") == []
     assert (of_kind(store, document, "run"), of_kind(store, document, "version")) == ([run], ["lm/v0001"])
-    best = Champion.from_store(store, "lm")
+    best = champion(store, "lm")
     assert best is not None
-    assert best.version.dataset == store / "datasets" / done.datasets[old]
+    assert best.dataset == store / "datasets" / done.datasets[old]
 
 
 def test_what_went_on_from_a_model_that_saw_it_has_seen_it(store: Path, original: Prepared, document: str) -> None:
