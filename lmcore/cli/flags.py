@@ -27,7 +27,7 @@ COMMON = {
     ],
     "sample": ["prompts"],
     "retraining": ["model_name", "min_new_bytes", "replay"],
-    "gate": ["old_margin_bits_per_byte"],
+    "gate": ["old_margin"],
 }
 """What most people set. ``--help`` shows these, ``--help-all`` every setting."""
 

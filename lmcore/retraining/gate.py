@@ -7,9 +7,9 @@ one document. A long document counts by ``gate.unit_bytes``, so that a few long 
 A challenger is promoted if all rules hold:
 
 1. Old text: the upper end of the one-sided 97.5 % interval is at most ``gate.old_margin``.
-2. The anchor (anchor.py): the upper end of the same interval against the reference is at most ``gate.total_margin``, for
-   the founding text and for the text that joined. The two are never pooled, because a new source that is learnt well
-   would hide a loss on all others.
+2. The anchor (anchor.py): the upper end of the same interval against the reference is at most ``gate.total_margin``,
+   for the founding text and for the text that joined. The two are never pooled, because a new source that is learnt
+   well would hide a loss on all others.
 3. No source of old text or of the anchor is proved worse: with S sources the lower end at 1 - 5 %/S is within the
    margin. The spread is pooled over the sources, so one document is enough.
 4. New text: the upper end of the one-sided 90 % interval is below 0. An equal model that passes does no harm, because
@@ -128,7 +128,7 @@ class Decision(Record):
     """The rules that failed; if promoted, the comparisons."""
     rules: list[Rule]
     comparisons: list[Comparison]
-    references: list[str] = []
+    references: list[str]
     """Parts of the anchor on which the challenger becomes the reference if it is promoted."""
     champion: str
     """Hash of the champion's weights; empty without a champion."""
@@ -199,8 +199,8 @@ def decide(
             pair = champion.taken(champion.order()), challenger.taken(challenger.order())
             comparisons += _compare(pair, "new", _NEW_LEVEL, 0.0 if config.must_improve_new else None, config)
             comparisons += _compare(pair, "old", _OLD_LEVEL, config.old_margin, config)
-            for part in PARTS if anchor is not None else ():
-                comparisons += _compare(anchor, part, _OLD_LEVEL, config.total_margin, config)
+            for scores, part in ((anchor, part) for part in PARTS if anchor is not None):
+                comparisons += _compare(scores, part, _OLD_LEVEL, config.total_margin, config)
             rules += _judgement(comparisons, config)
     refused = [rule.sentence for rule in rules if not rule.passed]
     judged = {each.name for each in comparisons if not each.source}

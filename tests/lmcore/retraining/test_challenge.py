@@ -12,7 +12,14 @@ from lmcore.registry.registry import add_version, promote, prune, rollback
 from lmcore.registry.versions import Version, champion
 from lmcore.retraining.challenge import compare, earlier_refusal, record_decision, require_comparable
 from lmcore.retraining.gate import Decision
-from lmcore.retraining.scoring import LabelledText, dataset_texts, score_champion, score_texts, score_validation
+from lmcore.retraining.scoring import (
+    LabelledText,
+    dataset_texts,
+    score_champion,
+    score_on_anchor,
+    score_texts,
+    score_validation,
+)
 from lmcore.runs.prepare import prepare_run, run_key
 from lmcore.runs.run import Run
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
@@ -23,6 +30,7 @@ from lmcore.training.train import train
 from lmcore.upkeep.garbage_collection import collect
 from tests.conftest import prepare, tiny_config, write_corpus
 
+MODELS = ("champion", "challenger")
 GATE = GateConfig(minimum_old_documents=2, minimum_new_documents=2)
 
 
@@ -64,8 +72,9 @@ class Line:
 
 
 def compared(best: Version, folder: Path, gate: GateConfig = GATE) -> Decision:
-    """The decision after the champion was scored."""
+    """The decision after the champion and the anchor were scored."""
     score_champion(best, folder)
+    score_on_anchor(best, folder)
     return compare(best, folder, gate)
 
 
@@ -76,8 +85,8 @@ def line(tmp_path: Path) -> Line:
 
 def training_text(decision: Decision) -> dict[str, str]:
     """What the rules found of champion and challenger."""
-    name = "training text of the "
-    return {r.rule.removeprefix(name): r.found for r in decision.rules if r.rule.startswith(name)}
+    found = {rule.rule: rule.found for rule in decision.rules}
+    return {side: found[rule] for side in MODELS if (rule := f"training text of the {side}") in found}
 
 
 def third_generation(line: Line, first: Run, begin_with: Callable[[Run], Path]) -> tuple[Version, Run]:

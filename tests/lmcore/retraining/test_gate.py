@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from lmcore.errors import StoreError
 from lmcore.report.plots import comparison_picture
-from lmcore.retraining.gate import Comparison, Decision, decide, decide_first
+from lmcore.retraining.gate import Comparison, Decision, decide
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.retraining import GateConfig
-from tests.benchmarks.gate import Simulation, rates
+from tests.benchmarks.gate import creep, mixture, year
 
 GATE = GateConfig()
 NOWHERE = Path("nowhere")
@@ -58,11 +58,8 @@ def test_a_better_model_is_promoted_and_says_by_how_much() -> None:
     decision = judge(champion, changed(champion, new=0.97, old=1))
     assert decision.promoted
     assert all(rule.passed for rule in decision.rules)
-    assert [reason.partition(":")[0] for reason in decision.reasons] == [
-        *("new text", "old text", "old text of web", "old text of wiki")
-    ]
+    assert [reason.partition(":")[0] for reason in decision.reasons] == ["new text", "old text"]
     new = decision.comparisons[0]
-    assert new.difference == pytest.approx(new.challenger - new.champion)
     assert new.difference == pytest.approx(-0.03 * new.champion, rel=0.1)
     assert new.low < new.difference < new.high < 0
     assert decision.verdict.startswith(
@@ -107,7 +104,7 @@ def test_a_loss_that_is_no_number_never_promotes(row: int, value: float, side: s
     assert_refused(decision, f"losses of the {side}: 1 are no finite number")
     assert decision.comparisons == []
     if side == "challenger":
-        assert_refused(decide_first(models[side], GATE, UNSEEN, NOWHERE), "1 are no finite number")
+        assert_refused(decide(None, models[side], GATE, UNSEEN, NOWHERE), "1 are no finite number")
 
 
 @settings(max_examples=25)
@@ -119,7 +116,7 @@ def test_a_document_that_was_trained_on_never_promotes(row: int, side: Any) -> N
     assert_refused(decision, f"training text of the {side}: 1 of these documents")
     assert_refused(decide(champion, champion, GATE, {**UNSEEN, side: "unknown, for"}, NOWHERE), f"{side}: unknown")
     if side == "challenger":
-        assert_refused(decide_first(champion, GATE, seen, NOWHERE), "1 of these documents")
+        assert_refused(decide(None, champion, GATE, seen, NOWHERE), "1 of these documents")
 
 
 CHANGES: dict[str, Any] = {
@@ -171,12 +168,11 @@ def test_too_few_documents_never_promote_and_copies_do_not_count(new: int, old: 
 
 
 def test_without_a_champion_only_the_rule_of_the_first_model_promotes() -> None:
-    assert_refused(judge(None, scores_of()), "champion: no scores")
-    decision = decide_first(scores_of(), GATE, UNSEEN, NOWHERE)
+    decision = decide(None, scores_of(), GATE, UNSEEN, NOWHERE)
     assert decision.promoted
     assert decision.verdict.startswith("promoted: the first model: 2.0")
     empty = _rows(scores_of(), np.arange(0))
-    assert_refused(decide_first(empty, GATE, UNSEEN, NOWHERE), "0 documents")
+    assert_refused(decide(None, empty, GATE, UNSEEN, NOWHERE), "0 documents")
 
 
 def test_a_group_of_another_name_is_refused() -> None:
@@ -253,10 +249,10 @@ def test_the_page_says_how_often_an_equal_model_passes() -> None:
     [old] = [each for each in judge(champion, changed(champion, 0.9, 1)).comparisons if each.name == "old text"]
     assert 0 < old.power < 0.8
     assert old.documents_for_power > old.documents
-    sentence = judge(champion, changed(champion, 0.9, 1)).power
+    [sentence] = judge(champion, changed(champion, 0.9, 1)).power
     assert f"in {100 * old.power:.0f} % of retrainings; {old.documents_for_power:,.0f} documents would" in sentence
-    assert judge(champion, champion).power.endswith("passes that rule in 100 % of retrainings.")
-    assert judge(None, champion).power == ""
+    assert judge(champion, champion).power[0].endswith("passes that rule in 100 % of retrainings.")
+    assert judge(None, champion).power == []
 
 
 def test_a_decision_is_kept_as_json(tmp_path: Path) -> None:
@@ -294,14 +290,17 @@ def test_a_limit_of_zero_is_met_by_zero_on_old_text_only() -> None:
     figures = {"source": "", "documents": 9, "text_bytes": 9, "champion": 1, "challenger": 1, "level": 0.9, "limit": 0}
     at_zero = Comparison(group="old", difference=0, low=0, high=0, **figures)
     assert at_zero.is_within
-    assert not at_zero.model_copy(update={"group": "new"}).is_within
+    assert not replace(at_zero, group="new").is_within
 
 
-def test_equal_models_are_rarely_promoted_and_a_regression_is_nearly_always_seen() -> None:
-    simulation = Simulation.from_shapes(np.random.default_rng(0), documents=300)
-    found = rates(simulation, comparisons=40, config=GATE)
-    assert found["A/A"] <= 0.05
-    assert found["1 % worse on old text"] == 0
-    # Of two models that are equal on old text, 300 documents show no more than that they are within some hundredths.
-    lenient = GATE.model_copy(update={"old_margin": 0.1})
-    assert rates(simulation, comparisons=40, config=lenient)["3 % better on new text"] >= 0.9
+def test_a_year_of_retrainings_promotes_good_weeks_and_no_bad_ones() -> None:
+    promoted, lost = year("400 pieces", mixture, seed=3)
+    assert np.mean(promoted["good"]) >= 0.8
+    assert not any(promoted["forgets"] + promoted.get("bad", []) + promoted.get("ruins a source", []))
+    assert lost <= GATE.total_margin
+
+
+def test_a_creep_of_small_losses_ends_at_the_total_margin() -> None:
+    promoted, lost = year("400 pieces", creep, seed=0)
+    assert 3 <= sum(promoted["creeps"]) < 20
+    assert lost <= GATE.total_margin + 0.0017  # one standard error
