@@ -35,7 +35,7 @@ class Standing:
     """0: not known."""
     note: str = ""
     seconds_left: float | None = None
-    """As the work itself measures it. None: by the speed at which ``done`` grows."""
+    """The estimate of the work itself. None: estimated from the growth of ``done``."""
 
 
 class Update(Protocol):

@@ -106,7 +106,7 @@ def _parameter(info: FieldInfo, show_all: bool, number: int, path: tuple[str, ..
         show=is_common or show_all,
         show_default=_shown_default(info),
         allow_repeating=None if kind in (list, dict) else True,  # the last one holds
-        consume_multiple=True if kind is list else None,
+        consume_multiple=1 if kind is list else None,
         n_tokens=-1 if kind is dict else None,
         converter=_to_dictionary if kind is dict else None,
         json_dict=False,

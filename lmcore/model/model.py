@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lmcore.errors import ConfigError, RunError
 from lmcore.model.attention import can_flex, causal_mask, document_mask, use_own_attention, uses_own_attention
 from lmcore.model.loss import cross_entropy, linear_cross_entropy
-from lmcore.runs.forecast import training_flops
 from lmcore.runs.initial_model import InitialModel, in_transformers
 from lmcore.runs.run import Run
 
@@ -249,9 +248,11 @@ def parameter_count(model: PreTrainedModel, trainable_only: bool = False) -> int
 
 
 def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
-    """Floating-point operations to train on one token (``training_flops``).
+    """Floating-point operations to train on one token: 6 N + 12 L C T (PaLM, arXiv 2204.02311, appendix B).
 
-    Tables that are looked up, of positions and untied input embeddings, do not multiply.
+    N parameters that multiply, L layers, C numbers in all queries of a token, T tokens of a block. Tables that are
+    looked up, of positions and untied input embeddings, do not multiply. Attention counts as if it saw the whole block,
+    and activations that are computed twice count once.
     """
     shape: Any = model.config.get_text_config()
     head = model.get_output_embeddings()
@@ -259,4 +260,4 @@ def flops_per_token(model: PreTrainedModel, block_size: int) -> float:
     looked_up = sum(weight.numel() for weight in tables if head is None or weight is not head.weight)
     head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     width: int = head_size * shape.num_attention_heads
-    return training_flops(parameter_count(model) - looked_up, int(shape.num_hidden_layers), width, block_size)
+    return 6.0 * (parameter_count(model) - looked_up) + 12.0 * int(shape.num_hidden_layers) * width * block_size

@@ -93,7 +93,7 @@ def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float
     those of their tokens. Without old text, or without new text, the other has the whole epoch. Raises ConfigError when
     ``dataset`` names sources, but not one that has text.
     """
-    ages = {"old": replay, "new": 1 - replay}
+    ages = {"old": replay, "new": round(1 - replay, 12)}  # 0.15, not 0.15000000000000002
     within = {
         name: _given("weights", dataset, name) if dataset.weights else count * _given("epochs", dataset, name)
         for name, count in tokens.items()

@@ -15,8 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from lmcore.errors import ConfigError
-from lmcore.settings.config import STANDARD_LIBRARY, RunConfig
-from lmcore.settings.section import locations
+from lmcore.settings.section import Section, locations
 
 VARIABLE = "LM_DATA_ROOTS"
 
@@ -58,12 +57,11 @@ def check_folder_allowed(folder: Path, setting: str) -> None:
             check_allowed(path, setting)
 
 
-def check_settings_allowed(config: RunConfig) -> None:
+def check_settings_allowed(config: Section) -> None:
     """``check_allowed`` for each path in the settings. A pattern is checked by the folder before its first wildcard."""
     for setting, text in locations(config):
         path = text if "://" in text else _beginning(text)
-        is_path = "://" in path or path.startswith((".", "/", "~")) or os.path.exists(path)
-        if is_path and text != STANDARD_LIBRARY:  # corpus.scan knows where that is
+        if "://" in path or path.startswith((".", "/", "~")) or os.path.exists(path):
             check_allowed(path, setting)
 
 

@@ -24,7 +24,7 @@ class Recorder:
             tensorboard = self._run.folder / "tensorboard" if self._run.config.train.tensorboard else None
             self.metrics = MetricsWriter(self._run.metrics, step, tensorboard, keep_events)
 
-    def progress(self, validation_tokens: int, flops_per_token: float, device: str) -> ProgressWriter:
+    def progress(self, validation_tokens: int, device: str) -> ProgressWriter:
         """The writer of progress.json. A validation scores ``validation_tokens``."""
         plan, config = self._plan, self._run.config
         every = min(plan.validate_every, plan.epoch_steps)
@@ -35,7 +35,7 @@ class Recorder:
             "samples": RecurringWork(config.sample.every),
         }
         path = self._run.progress if self._is_first else None
-        return ProgressWriter(path, plan.total_steps, recurring, flops_per_token * plan.step_tokens, device)
+        return ProgressWriter(path, plan.total_steps, recurring, device)
 
     def write(self, kind: str, step: int, tokens: int, **figures: Any) -> None:
         """Append a row. ``tokens`` are those trained on so far."""

@@ -97,7 +97,7 @@ class _Training:
         self.recorder.open(self.state.step)
         self.skipped_steps = self.train_step.guard.standing().bad
         self.clock = Clock()
-        self.progress = self.recorder.progress(self.validation.tokens, self.flops_per_token, device.type)
+        self.progress = self.recorder.progress(self.validation.tokens, device.type)
         step, parameters = self.train_step, f"{parameter_count(self.train_step.model):,} parameters"
         steps = f"step {self.state.step} of {self.plan.total_steps}, {len(self.plan.blocks)} blocks an epoch"
         _log.info("%s: %s on %s in %s, %s", run.folder.name, parameters, step.device, step.precision, steps)

@@ -130,6 +130,7 @@ def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], message: 
         (["--train.max-step", "3"], "Did you mean --train.max-steps?"),
         (["--train.optimizer", "adm"], 'Did you mean "adam"?'),
         (["--train.max-steps"], "--train.max-steps requires an argument"),
+        (["--sample.prompts", "--run", "r"], "--sample.prompts requires"),
         (["--train.tf32=perhaps"], "perhaps"),
         (["--dataset.weights", "web"], "'web' is not NAME=VALUE"),
     ],

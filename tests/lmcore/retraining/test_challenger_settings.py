@@ -26,6 +26,10 @@ def test_within_an_age_sources_have_the_shares_that_were_asked_for(
     assert replay_weights(TOKENS, dataset, 0.9) == pytest.approx({**expected, "web (new)": 0.1})
 
 
+def test_the_share_of_new_text_reads_as_people_write_it() -> None:
+    assert replay_weights({"web (old)": 6, "web (new)": 2}, DatasetConfig(), 0.85)["web (new)"] == 0.15
+
+
 @pytest.mark.parametrize("dataset", [DatasetConfig(weights={"web": 1}), DatasetConfig(epochs={"web": 1})])
 def test_a_source_that_came_since_must_be_named(dataset: DatasetConfig) -> None:
     with pytest.raises(ConfigError, match="must name every source, and wiki has text now"):

@@ -353,7 +353,7 @@ def test_files_of_the_corpus_are_named_with_how_many_of_the_documents_they_hold(
     counts = {Path(path).name: count for path, count in said.corpus_paths.items()}
     assert counts == {"asked.txt": 3, "other.txt": 1, "text.txt": 1}
     about = {Path(row["what"]).name: row["about it"] for row in said.rows(dry_run=True)}
-    assert about["other.txt"].startswith("holds 1 of the documents: delete what is theirs there too")
+    assert about["other.txt"].startswith("holds 1 of the documents: delete them there too")
     nowhere = forget(store, f"{7:016x}", dry_run=True).rows(dry_run=True)
     assert [row["about it"] for row in nowhere] == ["was not found in this store. It would be left out from now on"]
 
