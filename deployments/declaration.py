@@ -13,7 +13,7 @@ from flows import actions
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
 from flows.retrain import retrain
-from lmcore.settings.presets import preset_names
+from lmcore.settings.read import preset_names
 
 ROOT = Path(__file__).parents[1]
 """The folder that holds the packages: entrypoints are relative to it."""

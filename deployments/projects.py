@@ -22,10 +22,8 @@ from flows.pretrain import pretrain
 from flows.retrain import retrain
 from lmcore.cli.app import PREPARE, PRETRAIN, RETRAIN
 from lmcore.errors import ConfigError
-from lmcore.settings.form import CUSTOM, settings_of
-from lmcore.settings.presets import merge
-from lmcore.settings.toml_writer import toml_text
-from lmcore.settings.validation import SettingsText
+from lmcore.settings.read import CUSTOM, merge, settings_of, toml_text
+from lmcore.settings.validation import places
 
 TAG = "project"
 """The tag of their deployments."""
@@ -95,7 +93,7 @@ def _project(path: Path, text: str) -> Declared:
     project = Declared(flow, path.stem, fields, ["lm", TAG], _schedule(schedule))
     if wrong := misfits(project.schema, fields):
         raise ConfigError(f"{'; '.join(wrong)}. The fields are those of the form of {name}")
-    settings_of(kind, fields.get("size", CUSTOM), {}, fields["advanced"], SettingsText("", text, within="advanced"))
+    settings_of(kind, fields.get("size", CUSTOM), {}, fields["advanced"], places("", text, within="advanced."))
     if project.full_name in (each.full_name for each in declared()):
         raise ConfigError(f"there is a deployment {project.full_name} already: give the file another name")
     return project

@@ -24,6 +24,7 @@ from lmcore.store.locks import is_locked, locked
 GPU_LIMIT = "gpu"
 """The global concurrency limit for the number of trainings of deployments at a time."""
 
+_RUN = "flow-run-"
 _SECONDS_OF_LEASE = 60
 """Prefect's shortest lease: the slot of a killed training stays taken for so long."""
 
@@ -78,7 +79,7 @@ def _path(key: str) -> Path:
 
 def run_lock(run: UUID) -> Path:
     """The lock of a flow run. While it is held the run's process lives; a file that nobody holds is of a dead one."""
-    return _path(f"flow-run-{run}")
+    return _path(f"{_RUN}{run}")
 
 
 @cache
@@ -88,6 +89,11 @@ def hold_run(run: UUID) -> ExitStack:
     held.enter_context(locked(path, "refuse", what=f"the flow run {run}"))
     atexit.register(path.unlink, missing_ok=True)
     return held
+
+
+def runs_here() -> dict[UUID, bool]:
+    """The flow runs that began in this PREFECT_HOME and did not end by themselves, and whether their processes live."""
+    return {UUID(path.name.removeprefix(_RUN)): is_locked(path) for path in _path("").glob(f"{_RUN}*")}
 
 
 @contextmanager

@@ -1,9 +1,13 @@
 """The tasks of a retraining: what is new, the gate, the promotion, the page, and the push."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.blocks.system import Secret
 from prefect.events import emit_event
 
 from lmcore.dataset.manifest import Dataset
@@ -68,9 +72,18 @@ def retraining_report(page: str) -> None:
     create_markdown_artifact(key="retraining", markdown=page, description=page.partition("\n")[0].lstrip("# "))
 
 
+def use_hub_token() -> None:
+    """Take the token of the Hugging Face hub from Prefect's block Secret ``hf-token``, if HF_TOKEN is not set."""
+    if not os.environ.get("HF_TOKEN"):
+        with suppress(ValueError):  # there is none
+            secret: Any = Secret.load("hf-token")
+            os.environ["HF_TOKEN"] = secret.get()
+
+
 @task(name="push", task_run_name="push {version} to {repository}", **NEVER_CACHED, **RETRIED)
 def push_to_hub(version: Version, repository: str) -> str:
     """Push a version to a repository of the hub. Returns the address of the commit."""
+    use_hub_token()
     commit = push(version, repository)
     get_run_logger().info("%s is in %s: %s", version, repository, commit)
     return commit

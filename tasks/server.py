@@ -24,7 +24,7 @@ from typing import IO, Any
 import prefect
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.context import get_settings_context
+from prefect.context import FlowRunContext, get_settings_context
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
 from prefect.runtime import deployment
@@ -40,7 +40,7 @@ from prefect.settings import (
 from lmcore.errors import ConfigError, LMError
 from lmcore.runs.launch import end_with_parent
 from lmcore.signals import Terminated, resend_lost
-from tasks.database import copy_before_upgrade
+from tasks.database import copy_before_upgrade, make_private
 from tasks.locks import hold_run
 
 HOST = "127.0.0.1"
@@ -68,6 +68,7 @@ class Server:
         self._start()
 
     def _start(self) -> None:
+        make_private()
         # The server must not ask on the terminal: nobody would see the question.
         self.process = subprocess.Popen(
             [sys.executable, "-m", *self._command],
@@ -76,6 +77,7 @@ class Server:
             stderr=self._output,
             env=self._settings,
             start_new_session=True,
+            umask=0o077,
         )
         self._tie = terminate_after_us(self.process.pid, self._outlives_us)
 
@@ -145,11 +147,14 @@ def why_silent(url: str) -> str:
 
 @contextmanager
 def reachable_server() -> Iterator[None]:
-    """While the body runs, this process has a Prefect server: the configured one, or a temporary one.
+    """While the body runs, this process has a Prefect server: the configured one, that of its run, or a temporary one.
 
     Raises ConfigError when PREFECT_API_URL in the environment names a server that does not answer. A server that only
     a profile or a settings file names is ignored with a warning; it may be left from other work.
     """
+    if FlowRunContext.get():
+        yield
+        return
     check_home()
     url = PREFECT_API_URL.value()
     if url and not (why := _why_silent_for_long(url)):
@@ -183,6 +188,10 @@ def _temporary_server() -> Iterator[None]:
     """Prefect's temporary server, in a session of its own, with its output kept for errors."""
     from prefect.server.api.server import SubprocessASGIServer  # takes seconds
 
+    known = SubprocessASGIServer()
+    if known.running:
+        yield
+        return
     if copied := copy_before_upgrade():
         get_logger("prefect").warning(copied)
     get_logger("prefect").info("starting a temporary Prefect server")
@@ -194,11 +203,11 @@ def _temporary_server() -> Iterator[None]:
         try:
             server.wait_until_healthy(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
             # Prefect asks this object before it starts a server, and finds that one runs.
-            known = SubprocessASGIServer()
             known.port, known.server_process, known.running = port, server.process, True
             yield
         except (KeyboardInterrupt, Terminated):
             server.stop()  # there are no exit handlers then
+            known.running = False
             raise
 
 
@@ -246,8 +255,8 @@ def keep_terminations() -> None:
 
 
 def settle_in(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A flow's hook on_running: its process ends with the one that serves it, and holds the lock of the run."""
+    """A flow's hook on_running: its process ends with the one that started it, and holds the lock of the run."""
     stop_with_parent()
     keep_terminations()
-    if flow_run.deployment_id and not flow_run.work_pool_name:
+    if flow_run.deployment_id:
         hold_run(flow_run.id)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lmcore.model.export import export
-from lmcore.model.weights import trained_model
+from lmcore.model.model import trained_model
 from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts
 from lmcore.runs.metrics import MetricsWriter
 from tests.conftest import Prepared, Trained, prepare, tiny_config, train_and_evaluate, write_corpus

@@ -1,7 +1,6 @@
 """The doctor's checks of the Prefect server: deployments, workers, limits, automations, and dead runs."""
 
 from collections.abc import Iterator
-from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 
@@ -15,8 +14,8 @@ from prefect.states import Crashed
 
 from deployments.automations import SILENCE, create_automations, rescuers
 from deployments.declaration import misfits
-from deployments.deploy import create_limits
-from deployments.doctor.finding import Check, Finding
+from deployments.deploy import POOL, create_limits
+from deployments.doctor import Check, Finding
 from deployments.orphaned_runs import is_heard
 from tasks.locks import GPU_LIMIT as GPU
 
@@ -93,7 +92,7 @@ def work_pools(client: SyncPrefectClient) -> Finding:
             remedies.append(f"prefect work-pool resume {name}")
         elif not online:
             wrong.append(f"{name} has no living worker")
-            remedies.append(f"prefect worker start --pool {name}")
+            remedies.append("lm worker" if name == POOL else f"prefect worker start --pool {name}")
         else:
             fine.append(f"{name} has {', '.join(online)}")
     if wrong:
@@ -123,15 +122,15 @@ def automations(client: SyncPrefectClient) -> Finding:
     return Finding("automations", f"{len(ours)} are on")
 
 
-def zombies(client: SyncPrefectClient, silence: timedelta = SILENCE) -> Finding:
-    """Whether flow runs are shown as running without a heartbeat for ``silence``."""
-    dead = [run for run in _runs(client, _WITH_PROCESS) if not is_heard(client, run, silence)]
+def zombies(client: SyncPrefectClient) -> Finding:
+    """Whether flow runs are shown as running without a heartbeat for SILENCE."""
+    dead = [run for run in _runs(client, _WITH_PROCESS) if not is_heard(client, run, SILENCE)]
     if not dead:
         return Finding("zombie runs", "none")
 
     def fix() -> None:
         for run in dead:
-            client.set_flow_run_state(run.id, Crashed(message=f"no heartbeat for {silence}"), force=True)
+            client.set_flow_run_state(run.id, Crashed(message=f"no heartbeat for {SILENCE}"), force=True)
 
     names = ", ".join(f"{run.name} ({run.id}) as {run.state_name}" for run in dead)
     return Finding("zombie runs", f"dead, but shown: {names}", "--fix marks them as crashed", fix)

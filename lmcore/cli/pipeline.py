@@ -103,11 +103,10 @@ def train(
     """Start or continue the training of one run, as the pipeline does for each."""
     should_stop = StopRequest()
 
-    from lmcore.model.distributed import Ranks, is_worker
     from lmcore.runs.launch import end_with_parent
     from lmcore.runs.run import Run, TrainingResult
+    from lmcore.training.distributed import Ranks, is_worker, run_workers
     from lmcore.training.train import train as train_run
-    from lmcore.training.workers import run_workers
 
     is_first = Ranks.from_environment().is_first
     if not is_first:

@@ -14,8 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.dataset.manifest import Dataset
-from lmcore.dataset.source_age import AGES, age_of, base_source
+from lmcore.dataset.manifest import AGES, Dataset, age_of, base_source
 from lmcore.errors import ConfigError, StoreError
 from lmcore.registry.registry import add_version, promote, record_refusal
 from lmcore.registry.versions import Version, history, versions

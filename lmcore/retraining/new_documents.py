@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from lmcore.corpus.document_query import isin_sorted
 from lmcore.dataset.filters import set_dropped_rows
-from lmcore.dataset.manifest import Dataset, dataset_id, totals, write_dataset_manifest
-from lmcore.dataset.shards import SPLITS, Shard, shard_path
-from lmcore.dataset.source_age import AGES, age_of, by_age
+from lmcore.dataset.manifest import AGES, Dataset, age_of, by_age, dataset_id, totals, write_dataset_manifest
+from lmcore.dataset.shards import SPLITS, Shard
 from lmcore.errors import StoreError
 from lmcore.runs.seen_documents import SeenDocuments
 from lmcore.store.artifacts import MANIFEST, read_manifest
@@ -87,15 +86,14 @@ def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator
 
     The chunk's text ranges, and with them its ledger, stay with the first of the two.
     """
-    shards = {split: Shard(shard_path(store / "shards" / entry["key"], split)) for split in SPLITS}
+    shards = {split: Shard.of_chunk(store, entry, split) for split in SPLITS}
     is_known = {split: isin_sorted(shard.hashes, known) for split, shard in shards.items()}
     parts = []
     for age in AGES:
         part = deepcopy(entry) | {"source": by_age(entry["source"], age)}
         for split, shard in shards.items():
-            dropped = ~is_known[split] if age == "old" else is_known[split].copy()
-            dropped[entry[split]["dropped"]] = True
-            set_dropped_rows(part[split], shard, dropped)
+            other = ~is_known[split] if age == "old" else is_known[split]
+            set_dropped_rows(part[split], shard, other | ~shard.all_but(entry[split]["dropped"]))
         parts.append(part)
     kept = [part for part in parts if any(part[split]["documents"] for split in SPLITS)] or parts[:1]
     for part in kept[1:]:

@@ -19,13 +19,13 @@ from lmcore.corpus.document_query import Hashes
 from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.scan import scan
-from lmcore.dataset.source_age import age_of, base_source
+from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, StoreError, TokenizerError
-from lmcore.model.device import choose_device, choose_precision
+from lmcore.model.device import choose_device
 from lmcore.model.evaluate import Document, Scorer
 from lmcore.model.export import open_model, weights_folder
-from lmcore.model.model import sees_ahead
+from lmcore.model.loss import NextTokenLoss, sees_ahead
 from lmcore.registry.versions import Version, champion, find, models, versions
 from lmcore.retraining.anchor import aligned, own_scores_path, reference
 from lmcore.runs.run import Run, trained_weights
@@ -212,7 +212,7 @@ def _score(
         raise ConfigError(f"block_size is {block_size}, and the model in {folder} has a context of {longest} tokens")
     model.to(choose_device(device))
     block_size = block_size or longest
-    scorer = Scorer.from_model(model, block_size, tokenizer.eos_id, choose_precision(precision, model.device))
+    scorer = Scorer(NextTokenLoss(model), block_size, tokenizer.eos_id, precision)
     labels: Labels = []
     scored = scorer.each(documents(tokenizer, model.get_input_embeddings().num_embeddings, labels))
     return DocumentScores(
@@ -256,4 +256,4 @@ def _weights(folder: Path) -> str:
         if "weights" in manifest:
             return str(manifest["weights"])
     hashes = {path.name: hash_file(path) for path in sorted(folder.glob("model*.safetensors"))}
-    return next(iter(hashes.values())) if len(hashes) == 1 else fingerprint(hashes)
+    return hashes["model.safetensors"] if list(hashes) == ["model.safetensors"] else fingerprint(hashes)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lmcore.settings.section import NAME, ByName, Location, Section, Text, TextPath, speed, view
 from lmcore.settings.training import TrainConfig as TrainConfig
@@ -48,8 +48,6 @@ def _last_name(path: str) -> str:
 
 class CorpusConfig(Section):
     """Which text is read, and how it is cut into documents."""
-
-    model_config = ConfigDict(title="Corpus")
 
     paths: list[Location] = []
     """Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). `stdlib:` is the standard
@@ -125,8 +123,6 @@ class CorpusConfig(Section):
 class TokenizerConfig(Section):
     """Train a tokenizer, or load one."""
 
-    model_config = ConfigDict(title="Tokenizer")
-
     source: Location = Field("train", min_length=1)
     """train: train on the corpus. Otherwise a SentencePiece .model file, a transformers folder or a hub name."""
     model_type: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
@@ -158,8 +154,6 @@ class TokenizerConfig(Section):
 
 class DatasetConfig(Section):
     """How the token stream becomes training blocks."""
-
-    model_config = ConfigDict(title="Dataset")
 
     block_size: int = Field(256, ge=2, le=1_048_576)
     """Tokens in a block. This is also the longest context of the model."""
@@ -194,8 +188,6 @@ class DatasetConfig(Section):
 class ModelConfig(Section):
     """A transformers causal language model with new weights."""
 
-    model_config = ConfigDict(title="Model", protected_namespaces=())
-
     architecture: Literal["gpt2", "llama", "qwen3"] = "gpt2"
     """The transformers model type."""
     layers: int = Field(6, ge=1, le=256)
@@ -204,9 +196,9 @@ class ModelConfig(Section):
     """Hidden size: the length of a token's vector. A multiple of heads."""
     heads: int = Field(6, ge=1, le=256)
     """Attention heads in a layer."""
-    kv_heads: int = Field(0, ge=0, le=256, title="Key and value heads")
+    kv_heads: int = Field(0, ge=0, le=256)
     """Key and value heads, a divisor of heads (llama and qwen3). 0: the same as heads."""
-    mlp_width: int = Field(0, ge=0, le=131_072, title="Feed-forward width")
+    mlp_width: int = Field(0, ge=0, le=131_072)
     """Width of the feed-forward layer. 0: 4 x width for gpt2, 8/3 x width for the gated ones."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability in training (gpt2: everywhere; llama and qwen3: in attention only)."""
@@ -230,21 +222,19 @@ class ModelConfig(Section):
 class SampleConfig(Section):
     """The texts that the model writes for the report and during training."""
 
-    model_config = ConfigDict(title="Sample")
-
     prompts: list[Text] = view([])
     """Texts that the model continues, one sample each. An empty prompt begins a document. No prompts: the first words
     of three validation documents. End a prompt with a word, not with a space: tokenizers join a space to the word after
     it."""
-    every: int = view(0, ge=0, le=1_000_000_000, title="Sample every")
+    every: int = view(0, ge=0, le=1_000_000_000)
     """Steps between samples during training. 0: only after training."""
     tokens: int = view(200, ge=1, le=100_000)
     """Most tokens to write."""
     temperature: float = view(0.8, ge=0, le=10)
     """Divides the logits before a token is drawn. Higher is more varied. 0: always the most likely token."""
-    top_k: int = view(50, ge=0, le=1_000_000, title="Top-k")
+    top_k: int = view(50, ge=0, le=1_000_000)
     """Draw from this many most likely tokens. 0: from all."""
-    top_p: float = view(1.0, gt=0, le=1, title="Top-p")
+    top_p: float = view(1.0, gt=0, le=1)
     """Draw from the most likely tokens that together have this probability (arXiv 1904.09751)."""
     seed: int = view(0, ge=0, le=2**31 - 1)
     """Seed of the draws: the same seed gives the same text."""
@@ -252,8 +242,6 @@ class SampleConfig(Section):
 
 class CardConfig(Section):
     """What only you can say in the model card."""
-
-    model_config = ConfigDict(title="Model card")
 
     licence: Text = view("", max_length=100, pattern=r"^[A-Za-z0-9.+-]*$")
     """The model's licence, as the Hugging Face hub spells it (apache-2.0, cc-by-sa-4.0). Empty: the card says that none
@@ -270,21 +258,19 @@ def default_store() -> Path:
 class RunConfig(Section):
     """Everything one run of the pipeline needs to know."""
 
-    model_config = ConfigDict(title="Run")
-
-    corpus: CorpusConfig = Field(CorpusConfig(), title="Corpus")
+    corpus: CorpusConfig = CorpusConfig()
     """Which text is read."""
-    tokenizer: TokenizerConfig = Field(TokenizerConfig(), title="Tokenizer")
+    tokenizer: TokenizerConfig = TokenizerConfig()
     """How text becomes token ids."""
-    dataset: DatasetConfig = Field(DatasetConfig(), title="Dataset")
+    dataset: DatasetConfig = DatasetConfig()
     """How token ids become blocks."""
-    model: ModelConfig = Field(ModelConfig(), title="Model")
+    model: ModelConfig = ModelConfig()
     """What is trained."""
-    train: TrainConfig = Field(TrainConfig(), title="Training")
+    train: TrainConfig = TrainConfig()
     """How it is trained."""
-    sample: SampleConfig = Field(SampleConfig(), title="Sample")
+    sample: SampleConfig = SampleConfig()
     """What the trained model writes for the report."""
-    card: CardConfig = Field(CardConfig(), title="Model card")
+    card: CardConfig = CardConfig()
     """What the model card says about licence and languages."""
     store: TextPath = Field(default_factory=default_store, json_schema_extra={"role": "view"})
     """Folder for all results. Default: the environment variable LM_STORE, else ./store."""

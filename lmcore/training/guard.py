@@ -1,4 +1,4 @@
-"""Skipping of bad steps (a loss or gradient that is not finite, a loss spike), and early stopping.
+"""Skipping of bad steps: a loss or gradient that is not finite, or a loss spike.
 
 Each step is tested on the device, so the CPU does not wait for the result. After more bad steps than
 ``train.max_skipped`` all later steps are skipped too, so the weights stay those before the step that exceeded the limit
@@ -20,18 +20,18 @@ _FIGURES, _REMEMBERED = 6, 16
 
 @dataclass(frozen=True)
 class GuardState:
-    """The state of a guard."""
+    """Bad steps so far."""
 
     bad: int
-    """Number of bad steps in this run."""
+    """Their number in this run."""
     steps: list[int]
-    """The last bad steps, at most 16."""
+    """The last ones, at most 16."""
     loss: float
-    """Loss of the last bad step, in nats per token."""
+    """Loss of the last one, in nats per token."""
     norm: float
     """Norm of its gradient."""
     is_over: bool
-    """True if there were more bad steps than allowed."""
+    """True if there were more than allowed."""
 
 
 class Guard:
@@ -54,11 +54,9 @@ class Guard:
         loss, norm = loss.to(self._state.dtype), norm.to(self._state.dtype)
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         if self._config.spike_deviations:
-            limit = mean + self._config.spike_deviations * variance.sqrt()
-            is_bad |= (good >= _WINDOW) & (loss > limit)
+            is_bad |= (good >= _WINDOW) & (loss > mean + self._config.spike_deviations * variance.sqrt())
         is_over = bad > self._config.max_skipped
-        is_counted = is_bad & ~is_over
-        skip = is_bad | is_over
+        is_counted, skip = is_bad & ~is_over, is_bad | is_over
         share = torch.where(skip, 0, 1 / (good + 1).clamp(max=_WINDOW))
         change = torch.where(skip, 0, loss - mean)
         figures = [
@@ -75,30 +73,11 @@ class Guard:
 
     def standing(self) -> GuardState:
         """The state now. Waits for the device."""
-        figures = self.figures()
-        bad, loss, norm = int(figures[3]), *figures[4:_FIGURES]
-        steps = [int(step) for step in figures[_FIGURES : _FIGURES + min(bad, _REMEMBERED)]]
-        return GuardState(bad, sorted(steps), loss, norm, bad > self._config.max_skipped)
+        _, _, _, bad, loss, norm, *steps = self.figures()
+        last = sorted(int(step) for step in steps[: min(int(bad), _REMEMBERED)])
+        return GuardState(int(bad), last, loss, norm, bad > self._config.max_skipped)
 
     def figures(self) -> list[float]:
         """The state for a checkpoint. Waits for the device."""
         figures: list[float] = self._state.tolist()
         return figures
-
-
-@dataclass
-class EarlyStopping:
-    """Counts validations in a row that did not lower the loss."""
-
-    best_loss: float = float("inf")
-    """Nats per token."""
-    best_step: int = 0
-    without_gain: int = 0
-
-    def gains(self, step: int, loss: float, min_gain: float) -> bool:
-        """True if a validation's loss is the lowest so far by at least ``min_gain``, which is then recorded."""
-        if loss < self.best_loss - min_gain:
-            self.best_loss, self.best_step, self.without_gain = loss, step, 0
-            return True
-        self.without_gain += 1
-        return False

@@ -4,19 +4,16 @@ Adam and AdamW use one fused kernel on CUDA and on the CPU. On one core of a ser
 of torch's default, and its results are equal for any number of threads.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Embedding, Module, ModuleList, Parameter
 
 from lmcore.errors import StoreError
+from lmcore.model.model import like
 from lmcore.settings.config import TrainConfig
-
-_Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -37,20 +34,13 @@ class Optimizers:
         if config.optimizer != "muon":
             return cls([_adam(trained, config)])
         inside = _block_matrices(model)
-        matrices = [p for p in trained if p in inside]
-        others = [p for p in trained if p not in inside]
+        matrices, others = [p for p in trained if p in inside], [p for p in trained if p not in inside]
         return cls(([_muon(matrices, config)] if matrices else []) + ([_adam(others, config)] if others else []))
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the learning rate of the next step for all parameters."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
-
-    def zero_grad(self) -> None:
-        """Remove the gradients, and free their memory."""
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
 
     def step(self, skip: Tensor) -> None:
         """Update the parameters by their gradients, unless ``skip`` (a bool, shape ()) is true.
@@ -84,20 +74,40 @@ class Optimizers:
         Raises StoreError, before anything changes, when they are of another type of optimizer or another model. Adam
         and AdamW have the same state.
         """
-        saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for entry, tensor in tensors.items():
-            name, key = entry.rsplit("/", 1)
-            saved[name][key] = tensor
+        self._check(tensors, model)
         parameters, owners = dict(model.named_parameters()), self._owners()
-        for name, state in saved.items():
-            parameter = parameters.get(name)
-            _check(name, state, parameter, owners.get(parameter) if parameter is not None else None)
         for part in self.parts:
             part.state.clear()
-        for name, state in saved.items():
+        for entry, tensor in tensors.items():
+            name, _, key = entry.rpartition("/")
             parameter = parameters[name]
             part = owners[parameter]
-            part.state[parameter] = {key: _placed(value, key, parameter, part) for key, value in state.items()}
+            # Adam counts its steps on the CPU unless it is fused.
+            step = tensor.clone().to(parameter.device if _is_fused(part) else "cpu")
+            part.state[parameter][key] = step if key == "step" else like(tensor.clone(), parameter)
+
+    def _check(self, tensors: dict[str, Tensor], model: Module) -> None:
+        names, owners, own = (
+            {entry.rpartition("/")[0] for entry in tensors},
+            self._owners(),
+            dict[str, tuple[int, ...]](),
+        )
+        for name, parameter in model.named_parameters():
+            if name in names and parameter in owners:
+                shape, is_muon = tuple(parameter.shape), isinstance(owners[parameter], torch.optim.Muon)
+                form = {"momentum_buffer": shape} if is_muon else {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+                own |= {f"{name}/{key}": each for key, each in form.items()}
+        saved = {entry: tuple(tensor.shape) for entry, tensor in tensors.items()}
+        if saved != own:
+            theirs, ours = (
+                ", ".join(f"{entry} {list(shape)}" for entry, shape in sorted(some)[:4]) or "nothing"
+                for some in (saved.items() - own.items(), own.items() - saved.items())
+            )
+            kinds = " and ".join(type(part).__name__ for part in self.parts)
+            raise StoreError(
+                f"the saved optimizer's state does not fit: only it has {theirs}, and only that here ({kinds}) has "
+                f"{ours}. It goes on only with the optimizer, model and train.trainable that it was saved with"
+            )
 
     def _owners(self) -> dict[Parameter, torch.optim.Optimizer]:
         return {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
@@ -105,10 +115,8 @@ class Optimizers:
 
 def _adam(parameters: list[Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = ({"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0})
     return kind(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
@@ -139,43 +147,3 @@ def _block_matrices(model: Module) -> set[Parameter]:
 
 def _is_fused(part: torch.optim.Optimizer) -> bool:
     return any(group.get("fused") for group in part.param_groups)
-
-
-def _check(
-    name: str, state: dict[str, Tensor], parameter: Parameter | None, part: torch.optim.Optimizer | None
-) -> None:
-    """Raise StoreError unless ``state`` has the form that ``part`` keeps for ``parameter``."""
-    saved = {key: tuple(value.shape) for key, value in state.items()}
-    own = _form(parameter, part) if parameter is not None and part is not None else {}
-    if saved != own:
-        raise StoreError(
-            f"the saved optimizer's state does not fit: of {name} it has {_words(saved)}, and {_kind(part)} here has "
-            f"{_words(own)}. It goes on only with the optimizer, model and train.trainable that it was saved with"
-        )
-
-
-def _form(parameter: Parameter, part: torch.optim.Optimizer) -> _Shapes:
-    shape = tuple(parameter.shape)
-    if isinstance(part, torch.optim.Muon):
-        return {"momentum_buffer": shape}
-    return {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
-
-
-def _kind(part: torch.optim.Optimizer | None) -> str:
-    return type(part).__name__ if part else "the optimizer"
-
-
-def _words(shapes: _Shapes) -> str:
-    return ", ".join(f"{key} {list(shape)}" for key, shape in sorted(shapes.items())) or "nothing"
-
-
-def _placed(value: Tensor, key: str, parameter: Parameter, part: torch.optim.Optimizer) -> Tensor:
-    """A copy of ``value`` where ``part`` keeps it."""
-    if key == "step":
-        # Adam counts on the CPU unless it is fused.
-        return value.to(parameter.device if _is_fused(part) else "cpu", copy=True)
-    copy = value.to(parameter.device, copy=True)
-    if isinstance(parameter, DTensor) and not isinstance(copy, DTensor):
-        # Every rank has read the whole; none needs to send anything.
-        return distribute_tensor(copy, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return copy

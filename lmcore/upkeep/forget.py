@@ -21,10 +21,9 @@ import numpy.typing as npt
 from lmcore import clock
 from lmcore.corpus.document_query import DocumentQuery, Hashes, isin_sorted
 from lmcore.corpus.exclusions import FORGOTTEN, forgotten_hashes
-from lmcore.dataset.encoding import QUARANTINE, read_quarantine, write_quarantine
 from lmcore.dataset.filters import filter_rows
-from lmcore.dataset.manifest import dataset_id, totals, write_dataset_manifest
-from lmcore.dataset.shards import SPLITS, Shard, blanked, shard_path, write_shard
+from lmcore.dataset.manifest import dataset_id, text_ranges, totals, write_dataset_manifest
+from lmcore.dataset.shards import SPLITS, Shard, blanked, read_quarantine, shard_path, write_quarantine, write_shard
 from lmcore.runs.run import Run, run_folders
 from lmcore.store.artifacts import content_of, read_manifest, verify_artifact, write_artifact
 from lmcore.store.files import remove
@@ -158,15 +157,13 @@ def _planned(
 
 
 def _corpus_paths(chunks: dict[str, _Held], datasets: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Files of the corpus, and how many of the documents are in each. Datasets may cut one file in different ways.
-
-    Of a chunk that was split by age, only the first entry has the text ranges.
-    """
+    """Files of the corpus, and how many of the documents are in each. Datasets may cut one file in different ways."""
     files: Counter[str] = Counter()
     for manifest in datasets:
         counts: Counter[str] = Counter()
-        for entry in (entry for entry in manifest["chunks"] if entry["spans"] and entry["key"] in chunks):
-            counts.update(entry["spans"][number]["path"] for number in chunks[entry["key"]].ranges(entry["spans"]))
+        for key, spans in text_ranges(manifest):
+            if key in chunks:
+                counts.update(spans[number]["path"] for number in chunks[key].ranges(spans))
         files |= counts  # the greater count of each
     return dict(sorted(files.items()))
 
@@ -176,9 +173,8 @@ def _without(manifest: dict[str, Any], store: Path, wanted: Hashes) -> dict[str,
     entries, left_out = deepcopy(manifest["chunks"]), deepcopy(manifest["ledger"]["dropped"])
     for entry in entries:
         for split in SPLITS:
-            shard = Shard(shard_path(store / "shards" / entry["key"], split))
-            earlier = np.zeros(len(shard), np.bool_)
-            earlier[entry[split]["dropped"]] = True
+            shard = Shard.of_chunk(store, entry, split)
+            earlier = ~shard.all_but(entry[split]["dropped"])
             new = isin_sorted(shard.hashes, wanted)
             if (new & ~earlier).any():
                 filter_rows(entry[split], shard, {"": earlier, "excluded": new}, left_out)
@@ -236,7 +232,7 @@ def _purge_chunk(folder: Path, wanted: Hashes, query: DocumentQuery) -> None:
             about["splits"][split]["tokens"] = _purge_shard(shard_path(folder, split), shard_path(new, split), wanted)
         rows = read_quarantine(folder)
         pieces = [row | ({"content": b""} if query.is_in(row["content"]) else {}) for row in rows]
-        write_quarantine(new / QUARANTINE, pieces)
+        write_quarantine(new, pieces)
 
 
 def _purge_shard(old: Path, new: Path, wanted: Hashes) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, isin_sorted
 from lmcore.corpus.exclusions import forgotten_events
-from lmcore.dataset.shards import SPLITS, Shard, shard_path
+from lmcore.dataset.shards import SPLITS, Shard
 from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.versions import Version, all_versions
 from lmcore.runs.run import Run, run_folders
@@ -141,8 +141,8 @@ def _held(store: Path, manifest: dict[str, Any], wanted: Hashes) -> dict[str, Ha
     found: dict[str, list[Hashes]] = {split: [wanted[:0]] for split in SPLITS}
     for entry in manifest["chunks"]:
         for split in SPLITS:
-            hashes = Shard(shard_path(store / "shards" / entry["key"], split)).hashes
-            kept = np.delete(hashes, entry[split]["dropped"])
+            shard = Shard.of_chunk(store, entry, split)
+            kept = shard.hashes[shard.all_but(entry[split]["dropped"])]
             found[split].append(kept[isin_sorted(kept, wanted)])
     return {split: np.unique(np.concatenate(parts)) for split, parts in found.items()}
 

@@ -19,8 +19,7 @@ from typing import Any
 from bench import WORK, sized, table
 
 from lmcore.corpus.listing import open_corpus
-from lmcore.dataset.manifest import Dataset
-from lmcore.dataset.source_age import age_of
+from lmcore.dataset.manifest import Dataset, age_of
 from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export

@@ -7,7 +7,7 @@ import pytest
 from deployments.declaration import Schedule
 from deployments.projects import projects
 from lmcore.errors import ConfigError
-from lmcore.settings.form import settings_of
+from lmcore.settings.read import settings_of
 from lmcore.settings.retraining import RetrainConfig
 
 WEEKLY = """\
@@ -53,7 +53,7 @@ def test_another_flow_and_what_may_be_left_out(folder: Path) -> None:
     a, b = projects()
     assert (a.full_name, a.parameters["model_name"], a.schedule) == ("retrain/a", "a", None)
     assert b.full_name == "pretrain/b"
-    assert b.parameters == {"length": "3 epochs", "advanced": '[corpus.sources]\nweb = ["/w"]'}
+    assert b.parameters == {"length": "3 epochs", "advanced": '[corpus]\nsources = {web = ["/w"]}'}
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,12 @@ SET_BY_SERVE = [
 ]
 
 
+def test_only_its_owner_reads_the_database(served: Api) -> None:
+    files = [*served.home.glob("prefect.db*")]
+    assert files
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
 def test_a_run_asked_for_through_the_api_completes(served: Api, completed: Completed) -> None:
     assert completed.state["type"] == "COMPLETED", completed.state
     artifacts = served.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [completed.run["id"]]}}})
@@ -151,10 +157,6 @@ def test_a_second_serve_in_the_same_home_is_refused_in_one_line(served: Api) -> 
     [line] = second.stderr.splitlines()
     assert line.startswith(f'error: the Prefect home {served.home} is in use by {{"boot"')
     assert "stop that one, or name another PREFECT_HOME and port" in line
-
-
-def test_new_runs_are_looked_for_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert serve._DEFAULTS["PREFECT_RUNNER_POLL_FREQUENCY"] == "1"
 
 
 def test_a_cancel_that_nobody_answers_ends_after_a_minute(served: Api) -> None:

@@ -1,13 +1,19 @@
 """What a server is told at set-up: automations once, and runs that nobody works on any more."""
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from prefect import flow
+from prefect.blocks.notifications import SlackWebhook
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.events.actions import SendNotification
 from prefect.states import Cancelling, Completed, Crashed, Pending, Running
+from pydantic import SecretStr
 
 from deployments import orphaned_runs
 from deployments.automations import create_automations
@@ -16,6 +22,7 @@ from lmcore.errors import ConfigError
 from lmcore.store.locks import locked
 from tasks.locks import run_lock
 from tasks.policies import STARTS, restart_after_crash
+from tasks.retraining import use_hub_token
 
 pytestmark = pytest.mark.flows
 
@@ -71,6 +78,7 @@ def test_only_runs_that_have_not_ended_are_settled(states: list[State], after: s
     run_lock(run.id).touch()  # what a process of this home leaves that was killed
     start_orphaned_runs(["nothing/rules", "nothing/not-there"])
     assert state_of(run) == after
+    assert not run_lock(run.id).exists()
 
 
 def test_a_run_whose_process_lives_is_left_alone() -> None:
@@ -114,3 +122,36 @@ def test_a_crashed_run_starts_again_if_it_had_begun_and_not_too_often(states: li
     run = run_in(*states)
     restart_after_crash(nothing, run, Crashed())
     assert state_of(run) == after
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated")  # what Prefect sends with imports it
+def test_a_notification_block_of_a_person_is_used_and_one_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LM_NOTIFY_BLOCK", "slack-webhook/team")
+    with pytest.raises(ConfigError, match="the server has no block slack-webhook/team: create it in the UI"):
+        create_automations()
+    made: Any = SlackWebhook(url=SecretStr("https://hooks.slack.com/services/a/b/c"))
+    block = made.save("team", overwrite=True)
+    create_automations()
+    with get_client(sync_client=True) as client:
+        found = [each for each in client.read_automations() if each.name.startswith("lm: notify slack-webhook/team")]
+        for each in found:
+            client.delete_automation(each.id)
+    assert len(found) == 5
+    for action in (action for each in found for action in each.actions):
+        assert isinstance(action, SendNotification)
+        assert action.block_document_id == block
+
+
+def test_the_token_of_the_hub_may_be_a_secret_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    use_hub_token()
+    assert os.environ["HF_TOKEN"] == ""
+    made: Any = Secret(value="hf_secret")
+    made.save("hf-token", overwrite=True)
+    try:
+        use_hub_token()
+        assert os.environ["HF_TOKEN"] == "hf_secret"
+    finally:
+        Secret.delete("hf-token")

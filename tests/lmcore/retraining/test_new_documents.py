@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from lmcore.corpus.listing import Corpus
 from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import problems, skipped_pieces
-from lmcore.dataset.manifest import Dataset
+from lmcore.dataset.manifest import Dataset, age_of, base_source, by_age
 from lmcore.dataset.mixture import open_blocks
-from lmcore.dataset.source_age import age_of, base_source, by_age
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import StoreError
