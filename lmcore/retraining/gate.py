@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.dataset.source_age import AGES
+from lmcore.dataset.manifest import AGES
 from lmcore.retraining.anchor import PARTS
 from lmcore.retraining.intervals import Difference, Floats, pooled
 from lmcore.runs.scores import DocumentScores
