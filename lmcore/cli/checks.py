@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lmcore.errors import ConfigError, who_may
 from lmcore.settings.config import RunConfig
+from lmcore.settings.urls import is_url
 
 
 def check(config: RunConfig) -> None:
@@ -21,7 +22,7 @@ def check(config: RunConfig) -> None:
 def _check_path(setting: str, name: str) -> None:
     from lmcore.store.hub import is_local_path
 
-    if is_local_path(name) and "://" not in name and not Path(name).expanduser().exists():
+    if is_local_path(name) and not is_url(name) and not Path(name).expanduser().exists():
         raise ConfigError(f"{setting}: {name} does not exist (looked in {Path.cwd()})")
 
 

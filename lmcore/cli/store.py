@@ -108,7 +108,7 @@ def seen_by(document: _Document, /, *, store: Store = "") -> Outcome:
     from lmcore.corpus.document_query import DocumentQuery
     from lmcore.upkeep.seen_by import seen_by as holders_of
 
-    folder, query = store_folder(store), DocumentQuery.parse(document)
+    folder, query = store_folder(store), DocumentQuery(document)
     seen = holders_of(folder, query)
     if not seen.rows and not len(seen.match.found):
         query.require_text()

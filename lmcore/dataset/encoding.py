@@ -21,8 +21,8 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from lmcore.corpus.documents import Document, is_validation, parse
-from lmcore.corpus.exclusions import forgotten_hashes
+from lmcore.corpus.document_hashes import forgotten_hashes, is_validation
+from lmcore.corpus.documents import Document, parse
 from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.text_range import TextRange
 from lmcore.dataset.shards import SPLITS, blanked, damage_named, shard_path, write_shard

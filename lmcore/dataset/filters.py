@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.corpus.document_query import isin_sorted
-from lmcore.corpus.exclusions import excluded_hashes, forgotten_hashes
+from lmcore.corpus.document_hashes import forgotten_hashes, isin_sorted
+from lmcore.corpus.listing import excluded_hashes
 from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.settings.config import CorpusConfig
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from lmcore.corpus.chunks import ChunkIndex, ChunkRef, Group, chunk_key, group_files, read_chunks
 from lmcore.corpus.corpus_warnings import corpus_warnings, short_line_warning, skip_causes
+from lmcore.corpus.formats import SourceFile
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.listing import Corpus, corpus_files, with_absolute_paths
-from lmcore.corpus.remote import is_url
-from lmcore.corpus.scan import Scan, SourceFile, examine, scan
+from lmcore.corpus.scan import Scan, examine, scan
 from lmcore.corpus.text_range import unit_of
 from lmcore.dataset.encoding import EncodingPool, Job
 from lmcore.dataset.filters import apply_filters, hashes
@@ -29,6 +29,7 @@ from lmcore.errors import CorpusError, FileChangedError
 from lmcore.progress import Update, unwatched
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import result_fields
+from lmcore.settings.urls import is_url
 from lmcore.store.artifacts import MANIFEST, find_artifact, read_manifest
 from lmcore.store.files import hash_file
 from lmcore.store.locks import store_locked

@@ -21,7 +21,7 @@ import numpy as np
 from blake3 import blake3
 
 from lmcore import clock
-from lmcore.corpus.exclusions import forgotten_events
+from lmcore.corpus.document_hashes import forgotten_events
 from lmcore.corpus.remote import hash_stored
 from lmcore.dataset.audit import problems
 from lmcore.dataset.filters import hashes

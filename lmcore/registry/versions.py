@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lmcore.corpus.exclusions import current_dataset_id
+from lmcore.corpus.document_hashes import current_dataset_id
 from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.history import Event, champion_id, read_history
 from lmcore.settings.section import NAME, NUMBER

@@ -5,8 +5,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.readers import read_documents
 from lmcore.corpus.scan import scan
 from lmcore.dataset.source_age import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names

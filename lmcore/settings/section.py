@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from blake3 import blake3
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import ComputedFieldInfo, FieldInfo
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -71,6 +71,10 @@ def _title(name: str, info: FieldInfo | ComputedFieldInfo) -> str:
     return name.replace("_", " ").capitalize()
 
 
+_REMOVED = {"CorpusConfig": {"filter": ""}}
+"""Settings of earlier versions by section, with the value that changed nothing."""
+
+
 class Section(BaseModel):
     """Base of all settings: frozen, no unknown keys, docstrings as descriptions."""
 
@@ -81,6 +85,15 @@ class Section(BaseModel):
         validate_default=True,
         field_title_generator=_title,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, values: Any) -> Any:
+        removed = _REMOVED.get(cls.__name__, {}) if isinstance(values, dict) else {}
+        for name in removed.keys() & values:
+            if values[name] != removed[name]:
+                raise ValueError(f"{name} was removed: leave it out, or use an earlier version of this program")
+        return {name: value for name, value in values.items() if name not in removed} if removed else values
 
 
 def result_fields(section: BaseModel) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from lmcore.errors import ConfigError
 from lmcore.settings.config import STANDARD_LIBRARY, RunConfig
+from lmcore.settings.urls import is_url
 
 VARIABLE = "LM_DATA_ROOTS"
 
@@ -31,7 +32,7 @@ def check_allowed(path: str | Path, setting: str) -> None:
         return
     folders, urls = _roots(given)
     text = str(path)
-    if "://" in text:
+    if is_url(text):
         if not any(_is_below(text, url) for url in urls):
             raise _outside(setting, text, text, given)
         return
@@ -60,9 +61,9 @@ def check_settings_allowed(config: RunConfig) -> None:
     for setting, paths in places.items():
         for path in paths:
             if path != STANDARD_LIBRARY:  # corpus.scan knows where that is
-                check_allowed(path if "://" in path else _beginning(path), setting)
+                check_allowed(path if is_url(path) else _beginning(path), setting)
     for setting, name in (("tokenizer.source", config.tokenizer.source), ("train.init_from", config.train.init_from)):
-        if name and (os.path.exists(os.path.expanduser(name)) or "://" in name or name.startswith((".", "/", "~"))):
+        if name and (os.path.exists(os.path.expanduser(name)) or is_url(name) or name.startswith((".", "/", "~"))):
             check_allowed(name, setting)
 
 
@@ -83,7 +84,7 @@ def _roots(given: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """(folders with all links followed, URLs). Raises ConfigError for a root that is neither."""
     folders, urls = [], []
     for root in filter(None, _SEPARATOR.split(given)):
-        if "://" in root and not root.startswith(("/", "file:")):
+        if is_url(root) and not root.startswith(("/", "file:")):
             urls.append(root)
         elif root.startswith(("/", "~")):
             folders.append(Path(os.path.realpath(os.path.expanduser(root))))

@@ -6,12 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from lmcore.corpus.corpus_warnings import skip_causes
-from lmcore.corpus.documents import Document, read_documents
-from lmcore.corpus.exclusions import excluded_hashes, forgotten_hashes
+from lmcore.corpus.document_hashes import forgotten_hashes
+from lmcore.corpus.documents import Document
+from lmcore.corpus.formats import SourceFile
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.listing import Corpus, corpus_files
-from lmcore.corpus.scan import Scan, SourceFile
+from lmcore.corpus.listing import Corpus, corpus_files, excluded_hashes
+from lmcore.corpus.readers import read_documents
+from lmcore.corpus.scan import Scan
 from lmcore.errors import CorpusError, FileChangedError
 from lmcore.markdown import byte_size
 from lmcore.progress import Update

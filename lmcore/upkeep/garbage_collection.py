@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore import clock
-from lmcore.corpus.exclusions import current_dataset_id
+from lmcore.corpus.document_hashes import current_dataset_id
 from lmcore.errors import LMError, RunError
 from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run

@@ -6,7 +6,7 @@ import pytest
 
 from lmcore.corpus import chunks
 from lmcore.corpus.chunks import ChunkIndex, Group, read_chunks
-from lmcore.corpus.scan import SourceFile
+from lmcore.corpus.formats import SourceFile
 from lmcore.corpus.text_range import TextRange
 from lmcore.settings.config import CorpusConfig
 

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 
-from lmcore.corpus.documents import read_documents
-from lmcore.corpus.formats import HEAD_BYTES, advice, detect_format, kind_of_name
+from lmcore.corpus.detection import HEAD_BYTES, detect_format
+from lmcore.corpus.formats import advice, kind_of_name
 from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.listing import Corpus, open_corpus
+from lmcore.corpus.readers import read_documents
 from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import ledger_by_file
 from lmcore.dataset.manifest import Dataset

@@ -28,13 +28,14 @@ from werkzeug.wrappers import Response
 
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.listing import Corpus, open_corpus
-from lmcore.corpus.remote import file_name, hash_stored, open_stored, remote_files, size_and_version, version
+from lmcore.corpus.remote import hash_stored, open_stored, remote_files, size_and_version, version
 from lmcore.corpus.scan import scan
 from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.stream import TokenStream
 from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import CorpusError, FileChangedError, is_transient
 from lmcore.settings.config import CorpusConfig, RunConfig
+from lmcore.settings.urls import file_name
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import DIGEST_BYTES, hash_file
 from lmcore.tokenizer.tokenizer import TokenizerInfo

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from pyarrow.feather import write_feather
 
 from lmcore.corpus import range_cutter, readers
-from lmcore.corpus.documents import _pieces, parse, read_documents
+from lmcore.corpus.documents import _pieces, parse
+from lmcore.corpus.formats import SourceFile
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.readers import read_ranges
+from lmcore.corpus.readers import read_documents, read_ranges
 from lmcore.corpus.remote import hash_stored
-from lmcore.corpus.scan import SourceFile, scan
+from lmcore.corpus.scan import scan
 from lmcore.corpus.text_range import TextRange
 from lmcore.errors import FileChangedError
 from lmcore.settings.config import CorpusConfig

@@ -18,9 +18,9 @@ import pytest
 from distributed import Client, LocalCluster
 
 from lmcore.corpus import readers
-from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.listing import Corpus, open_corpus
+from lmcore.corpus.readers import read_documents
 from lmcore.corpus.scan import scan
 from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.stream import TokenStream

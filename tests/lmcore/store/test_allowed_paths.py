@@ -226,7 +226,7 @@ def test_the_command_line_keeps_to_the_roots(tree: Path) -> None:
 
 def test_nobody_asks_about_a_store_elsewhere(tree: Path) -> None:
     for ask in (
-        lambda store: seen_by(store, DocumentQuery.parse("0123456789abcdef")),
+        lambda store: seen_by(store, DocumentQuery("0123456789abcdef")),
         lambda store: champion(store, "lm"),
         lambda store: find(store, "deep", "run"),
         lambda store: prepare_store(store, creates=False),
