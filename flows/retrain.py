@@ -30,7 +30,7 @@ from lmcore.report.retraining_report import retraining_page
 from lmcore.retraining.challenge import Champion, earlier_refusal
 from lmcore.retraining.challenger_settings import from_scratch, skip_reason, unused, warm_start
 from lmcore.retraining.new_documents import NewDocuments
-from lmcore.runs.run import run_key
+from lmcore.runs.prepare import run_key
 from lmcore.settings.config import RunConfig
 from lmcore.settings.retraining import RetrainConfig, Start
 from lmcore.store.locks import locked

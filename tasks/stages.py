@@ -22,7 +22,8 @@ from lmcore.runs.forecast import training_poll
 from lmcore.runs.launch import train_in_child
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.metrics_tables import loss_table
-from lmcore.runs.run import Export, Run, TrainingResult, prepare_run, run_identity
+from lmcore.runs.prepare import prepare_run, run_identity
+from lmcore.runs.run import Export, Run, TrainingResult
 from lmcore.runs.scores import Evaluation
 from lmcore.settings.config import RunConfig, SampleConfig
 from lmcore.settings.section import result_fields

@@ -41,9 +41,10 @@ from lmcore.dataset.shards import shard_path, write_shard
 from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.add_version import add_version
+from lmcore.registry.registry import add_version
 from lmcore.runs.metrics import read_metrics
-from lmcore.runs.run import Run, TrainingResult, prepare_run
+from lmcore.runs.prepare import prepare_run
+from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.scores import Evaluation
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.settings.retraining import RetrainConfig, RetrainingConfig

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from deployments.doctor.finding import Finding
-from lmcore.errors import StoreError
+from lmcore.errors import LMError
 from lmcore.markdown import byte_size
-from lmcore.store.artifacts import check_version
+from lmcore.store.files import boot_id, is_alive, remove_stale_temp, stale_temp
+from lmcore.store.layout import check_store
 from lmcore.store.locks import is_locked
-from lmcore.store.temporary import boot_id, is_alive, remove_stale_temp, stale_temp
 
 LEAST_FREE_BYTES = 5 * 10**9
 """About ten checkpoints of the preset base."""
@@ -47,19 +47,10 @@ def _installed(package: str) -> str | None:
 
 def store(folder: Path) -> Finding:
     """Whether the store can be written and has a format that this program knows."""
-    record = folder / "format.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        if record.exists():
-            check_version(json.loads(record.read_bytes()), record)
-    except OSError as error:
-        return Finding("store", f"{folder} cannot be written: {error}", "correct its permissions, or set LM_STORE")
-    except StoreError as error:
-        return Finding("store", str(error), "update the program, or set LM_STORE to another folder")
-    except ValueError as error:
-        return Finding("store", f"{record} is damaged: {error}", f"delete {record}: the next run writes it again")
+        check_store(folder)
+    except LMError as error:
+        return Finding("store", str(error), "correct this, or set LM_STORE to another folder")
     return Finding("store", f"{folder} can be written")
 
 
@@ -71,8 +62,7 @@ def half_written(store: Path) -> Finding:
         return Finding("half-written", "nothing")
 
     def fix() -> None:
-        for path in found:
-            remove_stale_temp(path.parent)
+        remove_stale_temp(*{path.parent for path in found})
 
     return Finding("half-written", f"left by dead processes: {_some(found)}", "--fix removes it", fix)
 

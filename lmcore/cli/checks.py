@@ -1,9 +1,8 @@
 """Errors that can be found before anything starts: missing paths, a schedule that does not fit."""
 
-import os
 from pathlib import Path
 
-from lmcore.errors import ConfigError, who_may
+from lmcore.errors import ConfigError
 from lmcore.settings.config import RunConfig
 from lmcore.settings.urls import is_url
 
@@ -11,11 +10,12 @@ from lmcore.settings.urls import is_url
 def check(config: RunConfig) -> None:
     """Raise the error that a run with these settings would end with, where names and folders alone show it."""
     from lmcore.corpus.listing import check_paths
+    from lmcore.store.layout import check_store
 
     check_paths(config)
     for setting, name in (("tokenizer.source", config.tokenizer.source), ("train.init_from", config.train.init_from)):
         _check_path(setting, name)
-    _check_store(config.store.expanduser().absolute())
+    check_store(config.store.expanduser())
     _check_schedule(config)
 
 
@@ -24,13 +24,6 @@ def _check_path(setting: str, name: str) -> None:
 
     if is_local_path(name) and not is_url(name) and not Path(name).expanduser().exists():
         raise ConfigError(f"{setting}: {name} does not exist (looked in {Path.cwd()})")
-
-
-def _check_store(store: Path) -> None:
-    there = next(folder for folder in (store, *store.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        fault = f"cannot be written, permission denied {who_may(there)}" if there.is_dir() else "is a file"
-        raise ConfigError(f"store: {there} {fault}: give another folder with --store or LM_STORE")
 
 
 def _check_schedule(config: RunConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmcore import signals
 from lmcore.errors import ERROR_PREFIX, STOPPED_STATUS, LMError, StoppedError
-from lmcore.store.strict_json import to_json
+from lmcore.store.json_files import to_json
 
 USAGE_STATUS = 2
 """Exit status of a command line that is not understood."""

@@ -35,7 +35,7 @@ def pretrain(config: RunConfig) -> None:
     from lmcore.report.report import report
     from lmcore.runs.forecast import training_poll
     from lmcore.runs.launch import train_in_child
-    from lmcore.runs.run import prepare_run
+    from lmcore.runs.prepare import prepare_run
     from lmcore.runs.summary import summary
 
     dataset, tokenizer, store = _prepare(config)

@@ -122,6 +122,6 @@ def plot(
 
 
 def _find_model(store: Path, name: str) -> Path:
-    from lmcore.registry.find import find
+    from lmcore.registry.versions import find
 
     return find(store, name, "folder", "run", "version")

@@ -35,7 +35,7 @@ _Document = Annotated[
 
 def ledger(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
     """Show where every byte of a dataset's corpus went, and the pieces that were left out."""
-    from lmcore.registry.find import find
+    from lmcore.registry.versions import find
     from lmcore.store.artifacts import read_manifest
 
     folder = find(store_folder(store), dataset, "dataset", "folder")
@@ -48,7 +48,7 @@ def _ledger_lines(dataset: Path) -> Iterator[str]:
     from lmcore.corpus.ledger import printable
     from lmcore.dataset.audit import ledger_by_file, skipped_pieces
 
-    names = ("documents", "in documents", "between", "filtered", "skipped", "bytes", "stored", "undecodable")
+    names = ("documents", "in documents", "between", "skipped", "bytes", "stored", "undecodable")
     yield " ".join([*(f"{name:>12}" for name in names), "file"])
     rows = ledger_by_file(dataset)
     for row in rows:
@@ -84,7 +84,7 @@ def verify(
 
 def _verify_dataset(store: Path, name: str) -> Outcome:
     from lmcore.dataset.audit import problems
-    from lmcore.registry.find import find
+    from lmcore.registry.versions import find
 
     dataset = find(store, name, "dataset", "folder", "version")
     if dataset.parent.name != "datasets":
@@ -97,7 +97,7 @@ def _verify_dataset(store: Path, name: str) -> Outcome:
 def repair(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
     """Encode the damaged chunks of a dataset again."""
     from lmcore.dataset.audit import repair as encode_again
-    from lmcore.registry.find import find
+    from lmcore.registry.versions import find
 
     folder = find(store_folder(store), dataset, "dataset", "folder")
     return Outcome({"dataset_id": folder.name, "repaired": encode_again(folder)})

@@ -181,8 +181,9 @@ def diff(
     folder = store_folder(store)
     old, new = (find_version(folder, version_name(model_name, each)) for each in (version, other))
     found = {name: [before, after] for name, before, after in receipt.diff(old, new)}
-    rows = {f"diff-{old.model}": receipt.difference_rows(old, new)}
-    return Outcome({"versions": [str(old), str(new)], "differences": found}, f"{old} and {new}", rows)
+    rows = [{"field": name, "one": str(before), "other": str(after)} for name, (before, after) in found.items()]
+    data = {"versions": [str(old), str(new)], "differences": found}
+    return Outcome(data, f"{old} and {new}", {f"diff-{old.model}": rows})
 
 
 def verify_version(store: Path, name: str) -> Outcome:

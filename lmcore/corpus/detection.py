@@ -1,8 +1,8 @@
 """What the first unpacked bytes of a file show: another format, another encoding, or what a document in it is.
 
-Magic numbers overrule a suffix: a zip or a table named .txt is not text, and a file named .json is read only if it holds
-JSON lines. ISO-2022-JP is valid UTF-8 byte for byte, and so are NULs and escape sequences of a terminal: they must not
-be trained on. A few bad lines are skipped one by one and do not exclude the file.
+Magic numbers overrule a suffix: a zip or a table named .txt is not text, and a file named .json is read only if it
+holds JSON lines. ISO-2022-JP is valid UTF-8 byte for byte, and so are NULs and escape sequences of a terminal: they
+must not be trained on. A few bad lines are skipped one by one and do not exclude the file.
 
 The documents of a .txt are its lines if each stands alone: sentences, records, logs. They are its paragraphs if blank
 lines separate groups of lines, and most groups have several lines or one of them is wrapped; or if all lines are

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.store.json_lines import read_lines
+from lmcore.store.json_files import read_lines
 
 Hashes = npt.NDArray[np.uint64]
 """Hashes of documents: the first 64 bits of the BLAKE3 digest of the text."""

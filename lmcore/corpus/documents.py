@@ -100,7 +100,7 @@ def _text_place(piece: bytes, unit: str) -> tuple[int, bytes]:
 
 
 def _is_open(separators: bytes, unit: str) -> bool:
-    """True if the text may continue behind these separators: a line without an end, a paragraph without a blank line."""
+    """True if the text may continue behind these separators: no line end, or no blank line."""
     return not (separators if unit == "line" else _LINE_END.sub(b"", separators, count=1))
 
 

@@ -1,7 +1,7 @@
 """The formats of files: what a name says, and how files that are not read can be converted.
 
-The suffix gives the kind. The first bytes overrule it (detection.py). To add a format, add its suffix here and its reader
-in readers.py.
+The suffix gives the kind. The first bytes overrule it (detection.py). To add a format, add its suffix here and its
+reader in readers.py.
 """
 
 import shlex

@@ -17,7 +17,7 @@ from lmcore import clock
 from lmcore.corpus.remote import SECONDS_OF_DOUBT, open_stored, read_stored, size_and_version
 from lmcore.settings.section import fingerprint
 from lmcore.settings.urls import is_url
-from lmcore.store.strict_json import from_json, to_json
+from lmcore.store.json_files import from_json, to_json
 
 _TABLE = "create table if not exists hints (key text primary key, value text, checksum text)"
 _SELECT = "select value, checksum from hints where key = ?"

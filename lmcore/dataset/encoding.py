@@ -139,8 +139,6 @@ def _ledger_row(text_range: TextRange, ledger: Ledger) -> dict[str, Any]:
         "source_bytes": ledger.source_bytes,
         "document_bytes": ledger.document_bytes,
         "separator_bytes": ledger.separator_bytes,
-        "filtered_documents": ledger.filtered_documents,
-        "filtered_bytes": ledger.filtered_bytes,
         "normalized_documents": ledger.normalized_documents,
         "skips": [
             [skip.offset, skip.length, skip.reason, *([skip.detail] if skip.detail else [])] for skip in ledger.skipped

@@ -28,7 +28,7 @@ def apply_filters(entries: list[dict[str, Any]], config: CorpusConfig, store: Pa
     The entries must be in their final order: of equal documents the first one stays.
     """
     counts: dict[str, dict[str, int]] = {}
-    asked = np.array(excluded_hashes(config), np.uint64)
+    asked = excluded_hashes(config)
     _log_found(asked, hashes(entries, store, *SPLITS))
     excluded = np.union1d(asked, forgotten_hashes(store))
     held_out = hashes(entries, store, "validation") if config.validation_paths else np.empty(0, np.uint64)

@@ -31,9 +31,8 @@ from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import result_fields
 from lmcore.settings.urls import is_url
 from lmcore.store.artifacts import MANIFEST, find_artifact, read_manifest
-from lmcore.store.files import hash_file
+from lmcore.store.files import hash_file, remove, remove_stale_temp
 from lmcore.store.locks import store_locked
-from lmcore.store.temporary import remove, remove_stale_temp
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 _log = logging.getLogger(__name__)
@@ -143,7 +142,7 @@ class _GroupEncoder:
 
     def _submit(self, group: Group) -> ChunkIndex:
         chunk_index, counted = ChunkIndex(), 0
-        for chunk in read_chunks(group, self.config, chunk_index):
+        for ranges in read_chunks(group, self.config, chunk_index):
             if self.config.on_bad_input == "fail":
                 chunk_index.files[-1].require_no_skips()
             stored = sum(file.stored_bytes for file in chunk_index.files) - counted
@@ -155,7 +154,7 @@ class _GroupEncoder:
             if key in self.redo:
                 remove(self.store / "shards" / key)
                 self.redo.discard(key)
-            job = Job(key, chunk.ranges, group.split, self.config, self.tokenizer.folder, self.store)
+            job = Job(key, ranges, group.split, self.config, self.tokenizer.folder, self.store)
             self.pool.submit(job, stored)
         return chunk_index
 
@@ -223,8 +222,6 @@ def _write_dataset(plans: list[_Plan], encoder: _GroupEncoder, found: Scan) -> D
     _require_accounted(ledger.unaccounted_bytes, "the corpus")
     entries.sort(key=lambda entry: (entry["key"], entry["source"], entry["spans"][0]["path"]))
     dropped = apply_filters(entries, config, store)
-    if ledger.filtered_documents:
-        dropped["filter"] = {"documents": ledger.filtered_documents, "bytes": ledger.filtered_bytes}
     _require_documents(entries, ledger, dropped, config)
     manifest = _manifest(entries, dropped, encoder, found)
     name, splits = manifest["id"], manifest["splits"]
@@ -277,6 +274,8 @@ def _entry(plan: _Plan, store: Path, config: CorpusConfig, ledger: Ledger) -> di
     spans = []
     for (number, start, stop, _), counts in zip(plan.chunk.spans, manifest["ledger"], strict=True):
         file, skips = plan.group.files[number], counts.pop("skips")
+        for name in ("filtered_documents", "filtered_bytes"):
+            counts.pop(name, 0)  # an earlier version had a filter
         # The chunk stores offsets from the place where the text was when it was encoded.
         moved = start - counts.pop("start")
         skipped = [

@@ -16,7 +16,7 @@ from lmcore.runs.scores import Evaluation
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.store.allowed_paths import check_folder_allowed
 from lmcore.store.artifacts import MANIFEST, find_artifact, verify_artifact, write_artifact
-from lmcore.store.temporary import remove
+from lmcore.store.files import remove
 from lmcore.tokenizer.export_files import trained_on_form, write_config, write_tokenizer
 from lmcore.tokenizer.tokenizer import Tokenizer
 from lmcore.tokenizer.transformers_view import open_in_transformers

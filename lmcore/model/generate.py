@@ -24,7 +24,7 @@ from lmcore.runs.run import Run
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.json_lines import write_lines
+from lmcore.store.json_files import write_lines
 from lmcore.tokenizer.tokenizer import Tokenizer
 
 _PROMPTS_AT_ONCE = 32

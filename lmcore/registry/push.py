@@ -41,7 +41,7 @@ def push(version: Version, repository: str) -> str:
         commit = hub.create_commit(repository, changes, commit_message=f"{version.model} {version.id}").commit_url
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
         raise _explained(error, version, repository) from error
-    record_push(version.store, version.model, version.id, repository, commit)
+    record_push(version, repository, commit)
     return str(commit)
 
 

@@ -30,10 +30,10 @@ from lmcore.errors import LMError, StoreError
 from lmcore.registry.versions import Version
 from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run, checkpoint_path
-from lmcore.runs.run_record import read_record
 from lmcore.settings.section import differences
 from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, read_manifest, verify_artifact
-from lmcore.store.files import DIGEST_BYTES, hash_file, read_object
+from lmcore.store.files import DIGEST_BYTES, hash_file
+from lmcore.store.json_files import read_object
 from lmcore.store.layout import path_in_store
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "pyarrow", "numpy")
@@ -56,7 +56,7 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
         "champion_before": champion_before,
         "decision": decision,
         "run": run.folder.name,
-        "record": read_record(run.folder),
+        "record": run.record,
         "origin": _origin(run),
         "corpus": {
             "files": {row["path"]: row.get("blake3") for row in manifest["inputs"]},
@@ -242,11 +242,6 @@ def program_differences(receipt: Receipt) -> list[str]:
 def diff(one: Version, other: Version) -> list[tuple[str, Any, Any]]:
     """(field, value of one, value of the other) where two versions differ: settings, data, losses, ids, program."""
     return list(differences(_compared(one.receipt()), _compared(other.receipt())))
-
-
-def difference_rows(one: Version, other: Version) -> list[dict[str, str]]:
-    """``diff`` as a table."""
-    return [{"field": name, "one": str(old), "other": str(new)} for name, old, new in diff(one, other)]
 
 
 def _compared(receipt: Receipt) -> dict[str, Any]:

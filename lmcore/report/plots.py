@@ -15,7 +15,7 @@ from lmcore.errors import ConfigError, StoreError
 from lmcore.retraining.gate import Comparison
 from lmcore.runs.metrics import by_step, read_metrics
 from lmcore.store.files import write_file
-from lmcore.store.json_lines import Row
+from lmcore.store.json_files import Row
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it announces its font cache otherwise
 

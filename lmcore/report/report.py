@@ -17,7 +17,6 @@ from lmcore.markdown import escape, fenced, figure, number
 from lmcore.report.data_report import data_sections
 from lmcore.report.plots import loss_picture
 from lmcore.runs.baselines import Baselines, baselines, compared
-from lmcore.runs.initial_model import describe_shape
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.metrics_tables import events, figures, loss_table, source_table, warnings
 from lmcore.runs.run import Run, TrainingResult
@@ -28,12 +27,20 @@ from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_file, write_file
-from lmcore.store.json_lines import Row
+from lmcore.store.json_files import Row
 from lmcore.store.outputs import Record
 
 Writer = Callable[[Run, Path, SampleConfig], list[str]]
 _EARLIER_SAMPLES = 3
 _PACKAGES = ("torch", "transformers", "sentencepiece", "pyarrow", "numpy")
+
+
+_DIMENSIONS = {
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "wide": ("hidden_size", "n_embd", "d_model"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+}
+"""The names of a dimension in config.json, by family of models."""
 
 
 class Report(Record):
@@ -187,7 +194,7 @@ def _summary(
         "perplexity": number(evaluation.perplexity, ",.2f"),
         "bits per byte": number(evaluation.bits_per_byte, ".4f"),
         "training loss": f"{number(training.train_loss, '.4f')} nats per token (last {settings.log_every} steps)",
-        "model": f"{describe_shape(run.shape)}{beginning}",
+        "model": f"{_describe(run.shape)}{beginning}",
         "parameters": f"{training.parameters:,} ({training.trainable_parameters:,} trained)",
         "FLOPs": f"{training.flops_per_token * training.tokens:.2e} ({training.flops_per_token:.2e} a token)",
         "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens"
@@ -198,6 +205,13 @@ def _summary(
         **_times(training),
         **figures(rows),
     }
+
+
+def _describe(shape: dict[str, Any]) -> str:
+    """A shape as text, such as "gpt2, 4 layers, 192 wide, 6 heads"."""
+    text = shape.get("text_config", shape)
+    found = {word: [text[name] for name in names if name in text] for word, names in _DIMENSIONS.items()}
+    return ", ".join([str(shape["model_type"]), *(f"{values[0]} {word}" for word, values in found.items() if values)])
 
 
 def _times(training: TrainingResult) -> dict[str, str]:

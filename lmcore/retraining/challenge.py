@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from lmcore.dataset.manifest import Dataset
 from lmcore.errors import StoreError
-from lmcore.registry.add_version import add_version
-from lmcore.registry.registry import promote, record_refusal
+from lmcore.registry.registry import add_version, promote, record_refusal
 from lmcore.registry.versions import Version, champion, history, versions
 from lmcore.retraining.evaluation_texts import dataset_texts
 from lmcore.retraining.gate import Decision, decide, decide_first
-from lmcore.runs.run import Run, TrainingResult, run_key
+from lmcore.runs.prepare import run_key
+from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.scores import DocumentScores, scores_path
 from lmcore.runs.seen_documents import seen_documents
 from lmcore.settings.config import RunConfig

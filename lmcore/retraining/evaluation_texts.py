@@ -11,8 +11,7 @@ from lmcore.corpus.scan import scan
 from lmcore.dataset.source_age import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, StoreError
-from lmcore.registry.find import find
-from lmcore.registry.versions import champion, models
+from lmcore.registry.versions import champion, find, models
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_text

@@ -2,5 +2,5 @@
 
 Promises: a run is named by everything that decides its result; results are small JSON, readable without torch.
 Imports: settings, store, corpus, tokenizer, dataset. No torch.
-Doors: ``run.prepare_run``, ``launch.train_in_child``, ``scores.Evaluation``.
+Doors: ``prepare.prepare_run``, ``launch.train_in_child``, ``scores.Evaluation``.
 """

@@ -1,27 +1,24 @@
 """The initial model of a run: a shape from the settings, or the shape and weights of another model.
 
-A shape is the content of transformers' config.json. The other model is a checkpoint of a run, an export, any folder
-that transformers' ``AutoModelForCausalLM`` opens, or a name on the hub. Only ``in_transformers`` imports transformers.
+The other model is a checkpoint of a run, an export, any folder that transformers' ``AutoModelForCausalLM`` opens, or a
+name on the hub. Only ``in_transformers`` imports transformers.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 from lmcore.errors import ConfigError, TokenizerError
-from lmcore.runs.run_record import read_record
+from lmcore.runs.run import Run, Shape
 from lmcore.settings.config import RunConfig
-from lmcore.settings.section import fingerprint
+from lmcore.settings.section import differences, fingerprint
 from lmcore.store.artifacts import MANIFEST, read_manifest, verify_artifact
 from lmcore.store.files import hash_file
 from lmcore.store.hub import resolve
 from lmcore.tokenizer.tokenizer import TOKENIZER_FILES, TokenizerInfo
 from lmcore.tokenizer.transformers_view import open_in_transformers
-
-Shape = dict[str, Any]
 
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 _NO_SHAPE = ("transformers_version", "_name_or_path")
@@ -50,24 +47,9 @@ def shape_of_settings(config: RunConfig, tokenizer: TokenizerInfo) -> Shape:
     return shape | {
         "num_key_value_heads": model.kv_heads or model.heads,
         "head_dim": model.width // model.heads,
-        "intermediate_size": model.mlp_width or _round_up(model.width * 8 // 3, 16),
+        "intermediate_size": model.mlp_width or -(-(model.width * 8 // 3) // 16) * 16,
         "attention_dropout": model.dropout,
     }
-
-
-_DIMENSIONS = {
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "wide": ("hidden_size", "n_embd", "d_model"),
-    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-}
-"""The names of a dimension in config.json, by family of models."""
-
-
-def describe_shape(shape: Shape) -> str:
-    """A shape as text, such as "gpt2, 4 layers, 192 wide, 6 heads"."""
-    text = shape.get("text_config", shape)
-    figures = {word: [text[name] for name in names if name in text] for word, names in _DIMENSIONS.items()}
-    return ", ".join([str(shape["model_type"]), *(f"{found[0]} {word}" for word, found in figures.items() if found)])
 
 
 def control_ids(tokenizer: TokenizerInfo) -> dict[str, int | None]:
@@ -78,10 +60,6 @@ def control_ids(tokenizer: TokenizerInfo) -> dict[str, int | None]:
     """
     pad_id = None if tokenizer.pad_id == tokenizer.eos_id else tokenizer.pad_id
     return {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad_id}
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def in_transformers(shape: Shape) -> Any:
@@ -99,8 +77,10 @@ class InitialModel:
     """A model whose weights a run starts from."""
 
     name: str
-    """Its name in the settings."""
+    """The absolute path of its folder, or its name on the hub."""
     folder: Path
+    manifest: dict[str, Any]
+    """Empty for a folder that was not made here."""
     shape: Shape
     tokenizer_folder: Path
     tokenizer_id: str
@@ -113,21 +93,19 @@ class InitialModel:
         Raises ConfigError when it is not a model, StoreError when it is damaged, ConnectionError when the hub does not
         answer.
         """
-        folder = resolve(name, "train.init_from", "model", (*MODEL_FILES, *TOKENIZER_FILES), ConfigError)
+        folder = resolve(name, "train.init_from", "model", (*MODEL_FILES, *TOKENIZER_FILES), ConfigError).absolute()
+        name = str(folder) if Path(name).expanduser().exists() else name
         manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
         if manifest.get("kind") == "checkpoint":
-            run = folder.absolute().parents[1]
-            record = read_record(run)
-            tokenizer_id = str(record["identity"]["tokenizer_id"])
-            return cls(name, folder, record["shape"], run.parents[1] / "tokenizers" / tokenizer_id, tokenizer_id)
+            run = Run.open(folder.parents[1])
+            return cls(name, folder, manifest, run.shape, run.tokenizer_folder, run.tokenizer_folder.name)
         shape = _read_shape(folder)
         if not list(folder.glob("model*.safetensors")):
             raise ConfigError(
                 f"train.init_from: {folder} holds no model*.safetensors. Pickled weights are never read: let "
                 "transformers save them as safetensors"
             )
-        tokenizer_id = manifest.get("identity", {}).get("tokenizer_id", "")
-        return cls(name, folder, shape, folder, tokenizer_id)
+        return cls(name, folder, manifest, shape, folder, manifest.get("identity", {}).get("tokenizer_id", ""))
 
     @property
     def is_checkpoint(self) -> bool:
@@ -135,16 +113,13 @@ class InitialModel:
 
     def fingerprint(self) -> str:
         """Fingerprint of the content. Weights are read only if no manifest has their hashes."""
-        files = read_manifest(self.folder)["files"] if (self.folder / MANIFEST).exists() else {}
-        hashes = {
-            path.name: files[path.name]["blake3"] if path.name in files else _hash(path)
-            for path in self.folder.glob("model*.safetensors")
-        }
-        return fingerprint(self.shape, hashes)
+        known = {name: file["blake3"] for name, file in self.manifest.get("files", {}).items()}
+        weights = self.folder.glob("model*.safetensors")
+        return fingerprint(self.shape, {path.name: known.get(path.name) or _hash(path) for path in weights})
 
     def verify(self) -> None:
         """Raise StoreError when the folder has a manifest and differs from it."""
-        if (self.folder / MANIFEST).exists():
+        if self.manifest:
             verify_artifact(self.folder)
 
     def check(self, config: RunConfig, tokenizer: TokenizerInfo) -> None:
@@ -167,10 +142,9 @@ class InitialModel:
             init_checkpoint(self.name)
 
     def _compare_vocabularies(self, tokenizer: TokenizerInfo) -> None:
-        theirs, ours = _vocabulary(self.tokenizer_folder), _vocabulary(tokenizer.folder)
-        differing = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
+        differing = list(differences(_vocabulary(self.tokenizer_folder), _vocabulary(tokenizer.folder)))
         if differing:
-            rows = [f"  {key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:_SHOWN]]
+            rows = [f"  {key}: {theirs!r} there, {ours!r} here" for key, theirs, ours in differing[:_SHOWN]]
             raise TokenizerError(
                 f"{self.name} (train.init_from) has another tokenizer than this run, so its ids mean other text:\n"
                 f"  tokenizer: {self.tokenizer_id or self.tokenizer_folder} there, {tokenizer.id} here\n"
@@ -183,8 +157,8 @@ class InitialModel:
 def _vocabulary(folder: Path) -> dict[str, Any]:
     """The id of EOS, and the piece of every id, with U+2581 as a space."""
     tokenizer = open_in_transformers(folder)
-    pieces = sorted((index, piece.replace("\u2581", " ")) for piece, index in tokenizer.get_vocab().items())
-    return {"end of text": tokenizer.eos_token_id, **{f"id {index}": piece for index, piece in pieces}}
+    pieces = {f"id {index}": piece.replace("\u2581", " ") for piece, index in tokenizer.get_vocab().items()}
+    return {"end of text": tokenizer.eos_token_id, **pieces}
 
 
 def _read_shape(folder: Path) -> Shape:
@@ -200,18 +174,13 @@ def _read_shape(folder: Path) -> Shape:
 
 
 def _hash(path: Path) -> str:
-    about = os.stat(path)
+    about = path.stat()
     return _hash_of_version(path, about.st_size, about.st_mtime_ns, about.st_ino)
 
 
 @cache  # a run is named several times in a process
 def _hash_of_version(path: Path, *version: int) -> str:
     return hash_file(path)
-
-
-def init_fingerprint(init_from: str) -> str:
-    """Fingerprint of the weights that a run starts from; empty for new weights. Raises as ``InitialModel.find``."""
-    return InitialModel.find(init_from).fingerprint() if init_from else ""
 
 
 def init_checkpoint(init_from: str) -> Path:

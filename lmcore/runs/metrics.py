@@ -13,7 +13,7 @@ from textwrap import indent
 from typing import Any
 
 from lmcore.errors import ConfigError, no_space_named
-from lmcore.store.json_lines import Row, append_line, read_lines, write_lines
+from lmcore.store.json_files import Row, append_line, read_lines, write_lines
 
 _TAIL_BYTES = 65_536
 _EVERY_ROW = ("kind", "step", "total_steps")

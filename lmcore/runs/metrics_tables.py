@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lmcore.runs.metrics import by_step
-from lmcore.store.json_lines import Row
+from lmcore.store.json_files import Row
 
 _MOST_SOURCE_ROWS, _MOST_EVENTS = 12, 20
 _LEAST_VALIDATIONS = 3

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
-from lmcore.store.strict_json import from_json, to_json
+from lmcore.store.json_files import from_json, to_json
 
 _SECONDS_BETWEEN_WRITES = 0.5
 _SECONDS_TO_MEASURE = 3.0

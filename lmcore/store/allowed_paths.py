@@ -21,7 +21,7 @@ from lmcore.settings.urls import is_url
 VARIABLE = "LM_DATA_ROOTS"
 
 _SEPARATOR = re.compile(rf"{re.escape(os.pathsep)}(?=/(?!/)|~|[A-Za-z][A-Za-z0-9+.-]*:|$)")
-"""A colon inside a URL is no separator: a root or the end follows a separator."""
+"""A separator is followed by a root or by the end. So a colon inside a URL does not separate."""
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")
 _WILDCARD = re.compile(r"[*?\[]")
 
@@ -52,12 +52,10 @@ def check_folder_allowed(folder: Path, setting: str) -> None:
 
 def check_settings_allowed(config: RunConfig) -> None:
     """``check_allowed`` for each path in the settings. A pattern is checked by the folder before its first wildcard."""
-    places = {
-        "corpus.paths": config.corpus.paths,
-        **{f"corpus.sources.{name}": paths for name, paths in config.corpus.sources.items()},
-        "corpus.validation_paths": config.corpus.validation_paths,
-        "store": [str(config.store)],
-    }
+    corpus = config.corpus
+    places = {"corpus.paths": corpus.paths, "corpus.validation_paths": corpus.validation_paths}
+    places |= {f"corpus.sources.{name}": paths for name, paths in corpus.sources.items()}
+    places["store"] = [str(config.store)]
     for setting, paths in places.items():
         for path in paths:
             if path != STANDARD_LIBRARY:  # corpus.scan knows where that is

@@ -19,9 +19,8 @@ from uuid import uuid4
 from blake3 import blake3
 
 from lmcore.errors import FormatError, StoreError, no_space_named, owner_named
-from lmcore.store.files import DIGEST_BYTES, hash_file, json_bytes, read_object, sync, write_file
-from lmcore.store.strict_json import finite
-from lmcore.store.temporary import remove, temporary_name
+from lmcore.store.files import DIGEST_BYTES, hash_file, remove, sync, temporary_name, write_file
+from lmcore.store.json_files import finite, json_bytes, read_object
 
 FORMAT_VERSION = 1
 """Version of all that is in a store. It is part of each fingerprint, so a new version never reuses old work."""
@@ -74,23 +73,16 @@ def _moved(folder: Path, path: Path) -> bool:
 
 
 def _complete(folder: Path, about: dict[str, Any]) -> None:
-    """Sync all files and write the manifest."""
-    files = {}
-    _follow_umask(folder)
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "blake3": hash_file(file)}
-        sync(file)
-    for inner in [path for path in folder.rglob("*") if path.is_dir()]:
-        sync(inner)
+    """Sync all files and write the manifest. New files get the mode that the umask gave the folder."""
+    files, mode = {}, folder.stat().st_mode & 0o666
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            about_file = path.stat()
+            if about_file.st_nlink == 1:  # a hard link shares its mode with another version's file
+                path.chmod(mode)  # safetensors writes 0600, and a copy has the mode of its source
+            files[path.relative_to(folder).as_posix()] = {"bytes": about_file.st_size, "blake3": hash_file(path)}
+        sync(path)
     write_file(folder / MANIFEST, manifest_bytes({**about, "files": files}))
-
-
-def _follow_umask(folder: Path) -> None:
-    """Give new files the mode that the umask gave the folder: safetensors writes 0600, and a copy has its source's."""
-    mode = folder.stat().st_mode & 0o666
-    for file in (path for path in folder.rglob("*") if path.is_file()):
-        if file.stat().st_nlink == 1:  # a hard link shares its mode with another version's file
-            file.chmod(mode)
 
 
 def manifest_bytes(content: dict[str, Any]) -> bytes:

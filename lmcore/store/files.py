@@ -1,17 +1,23 @@
-"""Files that are replaced whole, and hashes of content."""
+"""Files that are replaced whole, temporary names, and hashes of content.
 
+A temporary name holds a hash of the host, the boot and the process number of its owner. So what a dead process left can
+be removed, by its own host only.
+"""
+
+import hashlib
 import os
+import shutil
+import socket
+import time
 from pathlib import Path
-from typing import Any
 
 from blake3 import blake3
 
-from lmcore.errors import StoreError, no_space_named, owner_named
-from lmcore.store.strict_json import from_json, to_json
-from lmcore.store.temporary import temporary_name
+from lmcore.errors import no_space_named, owner_named
 
 DIGEST_BYTES = 16
 """Length of a BLAKE3 digest that names content."""
+_PREFIX = ".tmp-"
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -39,36 +45,68 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def json_bytes(content: Any) -> bytes:
-    """Indented JSON in UTF-8, keys in the order given."""
-    return (to_json(content, indent=1) + "\n").encode()
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises StoreError when the file is missing or damaged."""
-    try:
-        with owner_named(path):
-            content = from_json(path.read_bytes())
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing") from None
-    except NotADirectoryError:
-        raise StoreError(f"{path.parent} is not a folder") from None
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise StoreError(f"{path} is damaged: it holds no JSON object")
-    return content
-
-
 def hash_file(path: Path) -> str:
     """The BLAKE3 hash of a file, 32 hexadecimal digits."""
-    digest = blake3()
     with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
+        digest: blake3 = hashlib.file_digest(file, blake3)  # type: ignore[arg-type, assignment]
     return digest.hexdigest(DIGEST_BYTES)
 
 
 def hash_text(utf8: bytes) -> int:
     """A 64-bit hash of a text: the first bytes of its BLAKE3 digest, lowest byte first."""
     return int.from_bytes(blake3(utf8).digest(8), "little")
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name that this process owns."""
+    host = blake3(socket.gethostname().encode()).hexdigest(4)
+    return f"{_PREFIX}{host}-{boot_id()[:8]}-{os.getpid()}-{name}"
+
+
+def stale_temp(folder: Path) -> list[Path]:
+    """Temporary files and folders in ``folder`` whose owner, a process of this host, is dead."""
+    host, boot, _ = temporary_name("").removeprefix(_PREFIX).split("-")[:3]
+    found = []
+    for path in folder.glob(f"{_PREFIX}{host}-*"):
+        _, owner_boot, pid = path.name.removeprefix(_PREFIX).split("-")[:3]
+        if owner_boot != boot or not is_alive(int(pid)):
+            found.append(path)
+    return found
+
+
+def remove_stale_temp(*folders: Path) -> None:
+    """Remove what ``stale_temp`` lists for each folder."""
+    for path in (path for folder in folders for path in stale_temp(folder)):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder. It gets a temporary name first, so no reader sees it half deleted."""
+    aside = folder.parent / temporary_name(f"removed-{time.monotonic_ns()}-{folder.name}")
+    try:
+        os.rename(folder, aside)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(aside)
+
+
+def is_alive(pid: int) -> bool:
+    """True if this host has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def boot_id() -> str:
+    """An id of the host's present boot. Process numbers count within one boot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"

@@ -3,43 +3,58 @@
 format.json  tokenizers/<id>/  shards/<key>/  datasets/<id>/  inputs/  runs/<run>/  models/<name>/  forgotten.jsonl
 """
 
+import tempfile
 from pathlib import Path
 
-from lmcore.errors import StoreError
+from lmcore.errors import FormatError, StoreError, is_transient, who_may
 from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.artifacts import FORMAT_VERSION, check_version
-from lmcore.store.files import json_bytes, read_object, write_file
-from lmcore.store.temporary import remove_stale_temp
+from lmcore.store.files import remove_stale_temp, write_file
+from lmcore.store.json_files import json_bytes, read_object
+
+_VERSION = "format.json"
+_FOLDERS = ("tokenizers", "shards", "datasets", "datasets/*", "inputs", "runs", "runs/*", "models/*")
 
 
 def prepare_store(store: Path, creates: bool = True) -> Path:
     """Create the store if it is missing, remove stale temporary files, and return its absolute path.
 
-    Raises StoreError when a newer version of this package wrote it, when it is no folder, or, without ``creates``,
-    when it is missing. Raises ConfigError when it is outside LM_DATA_ROOTS.
+    Raises as ``check_store`` does, and StoreError without ``creates`` when it is missing.
+    """
+    store = store.expanduser().absolute()
+    check_store(store)
+    if not (store / _VERSION).exists():
+        if not creates:
+            raise StoreError(f"there is no store in {store}: give another --store or LM_STORE")
+        store.mkdir(parents=True, exist_ok=True)
+        write_file(store / _VERSION, json_bytes({"format_version": FORMAT_VERSION}))
+    remove_stale_temp(store, *(folder for pattern in _FOLDERS for folder in store.glob(pattern)))
+    return store
+
+
+def check_store(store: Path) -> None:
+    """Raise StoreError unless a store can be written in this folder, or made if it is missing, in a known format.
+
+    Nothing is left there. Raises ConfigError when the folder is outside LM_DATA_ROOTS.
     """
     check_allowed(store, "store")
-    store = store.expanduser().absolute()
-    if not creates and not (store / "format.json").exists():
-        raise StoreError(f"there is no store in {store}: give another --store or LM_STORE")
+    there = next(folder for folder in (store, *store.absolute().parents) if folder.exists())
     try:
-        store.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StoreError(f"store {store} is not a folder: give another --store or LM_STORE") from error
-    except PermissionError as error:
-        raise StoreError(
-            f"store {store} cannot be created: permission denied. Give a --store you may write to"
-        ) from error
-    version_file = store / "format.json"
-    if version_file.exists():
-        check_version(read_object(version_file), version_file)
-    else:
-        write_file(version_file, json_bytes({"format_version": FORMAT_VERSION}))
-    remove_stale_temp(store)
-    for pattern in ("tokenizers", "shards", "datasets", "datasets/*", "inputs", "runs", "runs/*", "models/*"):
-        for folder in store.glob(pattern):
-            remove_stale_temp(folder)
-    return store
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        if is_transient(error):
+            raise
+        whose = f" {who_may(there)}" if isinstance(error, PermissionError) else ""
+        fault = f"cannot be written, {str(error.strerror).lower()}{whose}" if there.is_dir() else "is a file"
+        raise StoreError(f"store: {there} {fault}: give another folder with --store or LM_STORE") from None
+    if (record := store / _VERSION).exists():
+        try:
+            check_version(read_object(record), record)
+        except FormatError:
+            raise
+        except StoreError as error:
+            raise StoreError(f"{error}. Delete this file: the next run writes it again") from None
 
 
 def path_in_store(store: Path, path: Path) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 from lmcore.errors import RunError, StoppedError, owner_named
-from lmcore.store.strict_json import to_json
-from lmcore.store.temporary import boot_id
+from lmcore.store.files import boot_id
+from lmcore.store.json_files import to_json
 
 _SECONDS_BETWEEN_TRIES = 0.1
 _log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from lmcore.errors import StoreError, owner_named
 from lmcore.store.artifacts import checksum
-from lmcore.store.files import json_bytes, write_file
-from lmcore.store.strict_json import finite, from_json
+from lmcore.store.files import write_file
+from lmcore.store.json_files import finite, from_json, json_bytes
 
 
 class Output(BaseModel):

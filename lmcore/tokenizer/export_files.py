@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.store.artifacts import MANIFEST
-from lmcore.store.files import json_bytes
+from lmcore.store.json_files import json_bytes
 from lmcore.tokenizer.sentencepiece_model import (
     MODEL_FILE,
     SPIECE_FILE,

@@ -19,9 +19,8 @@ from lmcore.model.distributed import Ranks, full_tensor
 from lmcore.model.weights import Tensors, load_weights, model_tensors
 from lmcore.runs.run import checkpoint_path, newest_first, step_of
 from lmcore.store.artifacts import write_artifact
-from lmcore.store.files import json_bytes
-from lmcore.store.strict_json import from_json
-from lmcore.store.temporary import remove
+from lmcore.store.files import remove
+from lmcore.store.json_files import from_json, json_bytes
 from lmcore.training.optim import Optimizers
 
 SavedState = dict[str, Any]

@@ -21,7 +21,7 @@ class Recorder:
     def open(self, step: int, keep_events: bool = False) -> None:
         """Go on after ``step``: rows of later steps are dropped, and with ``keep_events`` events are kept."""
         if self._is_first:
-            tensorboard = self._run.tensorboard if self._run.config.train.tensorboard else None
+            tensorboard = self._run.folder / "tensorboard" if self._run.config.train.tensorboard else None
             self.metrics = MetricsWriter(self._run.metrics, step, tensorboard, keep_events)
 
     def progress(self, validation_tokens: int, flops_per_token: float, device: str) -> ProgressWriter:

@@ -1,9 +1,9 @@
 """Remove a document from a store: from shards, datasets, quarantine, and from what models wrote after reading it.
 
 First the event is written to forgotten.jsonl. From then on no dataset that is made here holds the document, even if the
-corpus does (exclusions.py). Then each dataset that holds it is replaced by the same one without it, and the ids of the
-document are removed from the shards. Rows keep their positions, so nothing is encoded again, and datasets that had
-filtered it out are unchanged. Each step leaves a complete store, and the same command finishes what a kill interrupted.
+corpus does. Then each dataset that holds it is replaced by the same one without it, and the ids of the document are
+removed from the shards. Rows keep their positions, so nothing is encoded again, and datasets that had filtered it out
+are unchanged. Each step leaves a complete store, and the same command finishes what a kill interrupted.
 
 Weights cannot forget: the runs and versions that saw the document are listed, and stay.
 """
@@ -27,11 +27,11 @@ from lmcore.dataset.manifest import dataset_id, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard, blanked, shard_path, write_shard
 from lmcore.runs.run import Run, run_folders
 from lmcore.store.artifacts import content_of, read_manifest, verify_artifact, write_artifact
-from lmcore.store.json_lines import append_line
+from lmcore.store.files import remove
+from lmcore.store.json_files import append_line
 from lmcore.store.layout import prepare_store
 from lmcore.store.locks import locked, store_locked
 from lmcore.store.outputs import Output
-from lmcore.store.temporary import remove
 from lmcore.upkeep.seen_by import artifact_folders, best_match, purged, seen_by
 
 _WRITTEN = ("samples.jsonl", "report.md", "report.json", "report.png", "tensorboard")

@@ -18,13 +18,12 @@ from lmcore.corpus.document_hashes import current_dataset_id
 from lmcore.errors import LMError, RunError
 from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run
-from lmcore.runs.run_record import read_record
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.store.artifacts import MANIFEST, read_manifest
+from lmcore.store.files import remove, remove_stale_temp
 from lmcore.store.layout import path_in_store, prepare_store
 from lmcore.store.locks import locked, store_locked
 from lmcore.store.outputs import Output
-from lmcore.store.temporary import remove, remove_stale_temp
 
 _KINDS = ("datasets", "shards", "tokenizers")
 _CONFIG, _LOCK = "config.json", "lock"
@@ -66,7 +65,7 @@ class _Reached:
         self.paths.add(f"runs/{folder.name}")
         if (folder / _CONFIG).exists():
             run = Run.open(folder)
-            self._trained_on(read_record(folder).get("datasets", [run.identity["dataset_id"]]))
+            self._trained_on(run.record.get("datasets", [run.identity["dataset_id"]]))
             self.paths.add(f"tokenizers/{run.identity['tokenizer_id']}")
             self._origin(path_in_store(self.store, Path(run.config.train.init_from)))
 
@@ -101,8 +100,7 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
     store = prepare_store(store, creates=False)
     with store_locked(store, shared=False), ExitStack() as held:
         for run in _folders(store, "runs"):
-            remove_stale_temp(run)
-            remove_stale_temp(run / "checkpoints")
+            remove_stale_temp(run, run / "checkpoints")
         reached = _mark(store, keep_runs, clock.now() - grace_seconds, held)
         doomed = list(_doomed(store, reached))
         removed = {path.relative_to(store).as_posix(): _bytes(path) for path in doomed}

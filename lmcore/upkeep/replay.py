@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lmcore.registry.add_version import METRICS
 from lmcore.registry.receipt import origin_path
+from lmcore.registry.registry import METRICS
 from lmcore.registry.versions import Version
 from lmcore.runs.launch import train_in_child
 from lmcore.runs.metrics import read_metrics
-from lmcore.store.files import json_bytes, write_file
-from lmcore.store.json_lines import Row
+from lmcore.store.files import write_file
+from lmcore.store.json_files import Row, json_bytes
 from lmcore.store.outputs import Output
 
 _INPUTS = ("tokenizers", "shards", "datasets")

@@ -14,7 +14,6 @@ from lmcore.dataset.shards import SPLITS, Shard, shard_path
 from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run, run_folders
-from lmcore.runs.run_record import read_record
 from lmcore.runs.seen_documents import SeenDocuments
 from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.artifacts import MANIFEST, read_manifest
@@ -151,7 +150,7 @@ def _trained_on(store: Path, holders: dict[str, str], wanted: Hashes) -> Iterato
 
 def _training(run: Run) -> _Training:
     origin = path_in_store(run.store, Path(run.config.train.init_from))
-    datasets = read_record(run.folder).get("datasets", [run.identity["dataset_id"]])
+    datasets = run.record.get("datasets", [run.identity["dataset_id"]])
     return _Training(f"runs/{run.folder.name}", run.folder, datasets, origin)
 
 

@@ -34,7 +34,7 @@ from lmcore.dataset.stream import TokenStream
 from lmcore.dataset.tokenization import tokenize
 from lmcore.settings.config import CorpusConfig, DatasetConfig, RunConfig, TokenizerConfig
 from lmcore.store.artifacts import read_manifest
-from lmcore.store.temporary import remove
+from lmcore.store.files import remove
 from lmcore.tokenizer.make import make_tokenizer
 from lmcore.tokenizer.sentencepiece_model import MODEL_FILE
 from lmcore.tokenizer.tokenizer import TokenizerInfo

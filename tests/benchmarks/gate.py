@@ -92,7 +92,7 @@ def trained_scores(corpus: Path) -> list[DocumentScores]:
     from lmcore.dataset.tokenization import tokenize
     from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
     from lmcore.retraining.scoring import score_texts
-    from lmcore.runs.run import prepare_run
+    from lmcore.runs.prepare import prepare_run
     from lmcore.tokenizer.make import make_tokenizer
     from lmcore.training.train import train
 

@@ -29,7 +29,8 @@ from typing import Any
 from lmcore.corpus.listing import open_corpus
 from lmcore.dataset.tokenization import tokenize
 from lmcore.runs.metrics import read_metrics
-from lmcore.runs.run import Run, prepare_run
+from lmcore.runs.prepare import prepare_run
+from lmcore.runs.run import Run
 from lmcore.settings.config import RunConfig
 from lmcore.tokenizer.make import make_tokenizer
 from tests.benchmarks.kills import ROOT, Kill

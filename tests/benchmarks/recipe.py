@@ -27,7 +27,8 @@ from lmcore.dataset.tokenization import tokenize
 from lmcore.model.device import choose_device
 from lmcore.model.distributed import Ranks
 from lmcore.model.evaluate import evaluate
-from lmcore.runs.run import Run, prepare_run
+from lmcore.runs.prepare import prepare_run
+from lmcore.runs.run import Run
 from lmcore.settings.config import RunConfig
 from lmcore.settings.presets import merge
 from lmcore.tokenizer.make import make_tokenizer

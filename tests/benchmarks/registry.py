@@ -23,8 +23,7 @@ from bench import sized  # noqa: E402
 
 from lmcore.model.evaluate import evaluate  # noqa: E402
 from lmcore.model.export import export  # noqa: E402
-from lmcore.registry.add_version import add_version  # noqa: E402
-from lmcore.registry.registry import promote  # noqa: E402
+from lmcore.registry.registry import add_version, promote  # noqa: E402
 from lmcore.training.train import train  # noqa: E402
 from tests.conftest import prepare, tiny_config, write_corpus  # noqa: E402
 

@@ -26,7 +26,8 @@ from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.retraining.challenger_settings import warm_start
 from lmcore.retraining.new_documents import split_by_age
-from lmcore.runs.run import Run, TrainingResult, prepare_run
+from lmcore.runs.prepare import prepare_run
+from lmcore.runs.run import Run, TrainingResult
 from lmcore.settings.config import CorpusConfig, DatasetConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.settings.retraining import RetrainConfig, RetrainingConfig
 from lmcore.tokenizer.make import make_tokenizer

@@ -19,7 +19,8 @@ from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.stream import TokenStream
 from lmcore.dataset.tokenization import tokenize
 from lmcore.runs.metrics import read_metrics
-from lmcore.runs.run import Run, prepare_run
+from lmcore.runs.prepare import prepare_run
+from lmcore.runs.run import Run
 from lmcore.settings.config import RunConfig
 from lmcore.tokenizer.make import make_tokenizer
 from lmcore.tokenizer.tokenizer import TokenizerInfo

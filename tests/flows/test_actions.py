@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows import actions
 from lmcore.errors import ConfigError, RegistryError
-from lmcore.registry.receipt import check_receipt, difference_rows
+from lmcore.registry.receipt import check_receipt, diff
 from lmcore.registry.registry import promote
 from lmcore.registry.versions import champion, find_version, history_rows, versions
 from lmcore.store.allowed_paths import VARIABLE
@@ -87,7 +87,8 @@ def test_verify_is_completed_while_all_matches_and_failed_with_one_line_else(cha
 def test_diff_shows_what_the_command_prints(made: Path) -> None:
     assert len(actions.diff(store=made, other="v0002")["differences"]) > 0
     rows, description = page("diff-lm")
-    assert rows == difference_rows(find_version(made, "lm"), find_version(made, "lm/v0002"))
+    found = diff(find_version(made, "lm"), find_version(made, "lm/v0002"))
+    assert rows == [{"field": name, "one": str(one), "other": str(other)} for name, one, other in found]
     assert {"field": "config.train.seed", "one": "0", "other": "1"} in rows
     assert description == "lm/v0001 and lm/v0002"
 

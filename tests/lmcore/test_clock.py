@@ -16,10 +16,9 @@ from lmcore.corpus.scan import is_unsettled
 from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.add_version import add_version
-from lmcore.registry.registry import promote, rollback
+from lmcore.registry.registry import add_version, promote, rollback
 from lmcore.registry.versions import champion, history, versions
-from lmcore.runs.run import prepare_run
+from lmcore.runs.prepare import prepare_run
 from lmcore.store.remembered_inputs import remember, what_changed
 from lmcore.tokenizer.make import make_tokenizer
 from lmcore.training.train import train

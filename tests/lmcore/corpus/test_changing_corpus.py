@@ -22,10 +22,10 @@ from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import StoreError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.add_version import add_version
 from lmcore.registry.receipt import check_receipt
+from lmcore.registry.registry import add_version
 from lmcore.retraining.new_documents import document_hashes, split_by_age
-from lmcore.runs.run import prepare_run
+from lmcore.runs.prepare import prepare_run
 from lmcore.settings.config import RunConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_text

@@ -55,20 +55,6 @@ def test_a_whole_dataset_has_no_problems(build: Build) -> None:
     assert list(problems(build().folder)) == []
 
 
-def is_wanted(text: str) -> bool:
-    """The predicate of the test below."""
-    return "1" not in text
-
-
-def test_what_a_filter_left_out_is_part_of_the_account(build: Build) -> None:
-    folder = build(filter=f"{__name__}.is_wanted").folder
-    assert list(problems(folder)) == []
-    [row] = ledger_by_file(folder)
-    assert row["filtered_bytes"] > 0
-    in_all = sum(row[name] for name in ("document_bytes", "separator_bytes", "filtered_bytes", "skipped_bytes"))
-    assert in_all == row["stored_bytes"]
-
-
 @pytest.mark.parametrize("seed", range(12))
 def test_every_flipped_byte_is_found_and_repaired(build: Build, seed: int) -> None:
     dataset = build()

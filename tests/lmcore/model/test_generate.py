@@ -11,7 +11,7 @@ from lmcore.model.generate import generate, write_samples
 from lmcore.model.model import new_model
 from lmcore.model.weights import trained_model
 from lmcore.runs.metrics import MetricsWriter, read_metrics
-from lmcore.runs.run import prepare_run
+from lmcore.runs.prepare import prepare_run
 from lmcore.settings.config import SampleConfig
 from lmcore.training.train import train
 from tests.conftest import Prepared, Trained
@@ -227,4 +227,4 @@ def test_samples_and_tensorboard_leave_the_training_as_it_is(prepared: Prepared)
     run = prepare_run(config, prepared.dataset, prepared.tokenizer, prepared.store)
     assert train(run).weights == train(prepared.run()).weights
     assert [row["step"] for row in read_metrics(run.samples)] == [2, 2, 4, 4, 6, 6]
-    assert len(list(run.tensorboard.iterdir())) == 1
+    assert len(list((run.folder / "tensorboard").iterdir())) == 1

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from lmcore.errors import ConfigError, RegistryError, StoreError
-from lmcore.registry.find import Kind, find
 from lmcore.registry.registry import adding, promote
+from lmcore.registry.versions import Kind, find
 from lmcore.store.allowed_paths import VARIABLE
 from lmcore.store.artifacts import write_artifact
 

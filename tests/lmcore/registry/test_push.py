@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.errors import ConfigError, StoreError
-from lmcore.registry.add_version import add_version
 from lmcore.registry.push import push, pushed
+from lmcore.registry.registry import add_version
 from lmcore.registry.versions import Version, history
 from tests.conftest import finished, prepare, tiny_config, write_corpus
 from tests.hub import LFS_WARNING, Hub, running_hub

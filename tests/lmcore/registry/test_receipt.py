@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.errors import RegistryError, StoreError
 from lmcore.model.export import open_model
-from lmcore.registry.add_version import add_version
 from lmcore.registry.receipt import check_receipt, diff, program_differences
-from lmcore.registry.registry import promote
+from lmcore.registry.registry import add_version, promote
 from lmcore.registry.versions import Version, history, versions
 from lmcore.settings.config import CardConfig
 from tests.conftest import finished, prepare, tiny_config, write_corpus
@@ -136,7 +135,7 @@ def test_a_corpus_that_changed_is_named_file_by_file(made: Path, version: Versio
 
 def seal_again(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
     from lmcore.store.artifacts import read_manifest, write_artifact
-    from lmcore.store.files import json_bytes
+    from lmcore.store.json_files import json_bytes
 
     about = {name: value for name, value in read_manifest(folder).items() if name not in ("files", "format_version")}
     receipt = json.loads((folder / "receipt.json").read_bytes())

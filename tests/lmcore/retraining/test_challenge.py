@@ -8,13 +8,13 @@ import pytest
 from lmcore.errors import StoreError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.add_version import add_version
-from lmcore.registry.registry import promote, prune, rollback
+from lmcore.registry.registry import add_version, promote, prune, rollback
 from lmcore.retraining.challenge import Champion, compare, earlier_refusal, record_decision, require_comparable
 from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
 from lmcore.retraining.gate import Decision
 from lmcore.retraining.scoring import score_champion, score_texts, score_validation
-from lmcore.runs.run import Run, prepare_run, run_key
+from lmcore.runs.prepare import prepare_run, run_key
+from lmcore.runs.run import Run
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.settings.config import RunConfig
 from lmcore.settings.retraining import GateConfig

@@ -17,8 +17,9 @@ from lmcore.errors import ConfigError, RunError, StoreError, TokenizerError
 from lmcore.model.export import export
 from lmcore.model.model import new_model
 from lmcore.model.weights import trained_model
-from lmcore.runs.initial_model import init_checkpoint, init_fingerprint
-from lmcore.runs.run import Run, prepare_run, run_name
+from lmcore.runs.initial_model import InitialModel, init_checkpoint
+from lmcore.runs.prepare import prepare_run, run_name
+from lmcore.runs.run import Run
 from lmcore.store.artifacts import MANIFEST
 from tests.conftest import Prepared, Trained, prepare, tiny_config, train_and_evaluate
 
@@ -110,12 +111,12 @@ def test_weights_are_trained_in_fp32_however_they_were_saved(prepared: Prepared,
 def test_weights_in_several_files_are_one_model(prepared: Prepared, foreign: Foreign) -> None:
     folder = foreign()
     model = AutoModelForCausalLM.from_pretrained(folder)
-    whole = init_fingerprint(str(folder))
+    whole = InitialModel.find(str(folder)).fingerprint()
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="5kB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     assert same(weights(new_model(prepared.run(init_from=str(folder)))), weights(model))
-    assert init_fingerprint(str(folder)) != whole
+    assert InitialModel.find(str(folder)).fingerprint() != whole
 
 
 def test_a_finished_run_needs_its_origin_no_more(prepared: Prepared, foreign: Foreign) -> None:
@@ -193,8 +194,7 @@ def test_a_checkpoint_is_named_without_being_read(trained: Trained, monkeypatch:
         raise AssertionError(f"{path} was read")
 
     monkeypatch.setattr("lmcore.runs.initial_model.hash_file", read)
-    assert len(init_fingerprint(str(trained.training.checkpoint))) == 16
-    assert init_fingerprint("") == ""
+    assert len(InitialModel.find(str(trained.training.checkpoint)).fingerprint()) == 16
 
 
 def change(folder: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lmcore.errors import ConfigError, RunError, StoreError
-from lmcore.runs.run import Run, prepare_run, run_key, run_name
+from lmcore.runs.prepare import prepare_run, run_key, run_name
+from lmcore.runs.run import Run
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.settings.config import RunConfig
 from lmcore.store.locks import locked

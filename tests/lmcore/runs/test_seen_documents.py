@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lmcore.errors import StoreError
-from lmcore.runs.run import Run, prepare_run
+from lmcore.runs.prepare import prepare_run
+from lmcore.runs.run import Run
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS, SeenDocuments, seen_documents
 from lmcore.store.artifacts import MANIFEST, manifest_bytes, read_manifest
 from tests.conftest import Prepared, finished, prepare, tiny_config, write_corpus

@@ -9,13 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmcore.corpus.document_query import DocumentQuery
-from lmcore.corpus.listing import open_corpus
+from lmcore.corpus.listing import excluded_hashes, open_corpus
 from lmcore.corpus.remote import hash_stored, open_stored
 from lmcore.corpus.scan import scan
 from lmcore.dataset.blocks import BlockDataset
 from lmcore.errors import ConfigError
-from lmcore.registry.find import find
-from lmcore.registry.versions import champion
+from lmcore.registry.versions import champion, find
 from lmcore.runs.initial_model import InitialModel
 from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig, TrainConfig
 from lmcore.store.allowed_paths import VARIABLE, check_allowed
@@ -186,6 +185,11 @@ def test_a_file_that_became_a_link_out_is_not_opened(tree: Path, read: Callable[
     path.symlink_to(tree / "other/deep/text.txt")
     with pytest.raises(ConfigError, match=REFUSED):
         read(str(path))
+
+
+def test_a_file_of_excluded_documents_elsewhere_is_not_read(tree: Path) -> None:
+    with pytest.raises(ConfigError, match=f"corpus.exclude_documents: .*{REFUSED}"):
+        excluded_hashes(CorpusConfig(exclude_documents=[str(tree / "other/deep/text.txt")]))
 
 
 def test_stores_tokenizers_and_weights_elsewhere_are_refused(tree: Path) -> None:

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from lmcore.errors import FormatError, NoSpaceError, StoreError
 from lmcore.store.artifacts import find_artifact, read_manifest, verify_artifact, write_artifact
-from lmcore.store.files import write_file
+from lmcore.store.files import remove_stale_temp, write_file
 from lmcore.store.layout import prepare_store
-from lmcore.store.temporary import remove_stale_temp
 from tests.conftest import start
 
 DIE_WHILE_WRITING = """
@@ -161,7 +160,7 @@ def test_a_store_of_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="is not a folder"):
+    with pytest.raises(StoreError, match="file is a file: give another folder with --store"):
         prepare_store(tmp_path / "file")
 
 

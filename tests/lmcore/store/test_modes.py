@@ -8,7 +8,7 @@ import pytest
 
 from lmcore.model.export import export
 from lmcore.model.generate import write_texts
-from lmcore.registry.add_version import add_version
+from lmcore.registry.registry import add_version
 from lmcore.report.report import report
 from lmcore.store.artifacts import write_artifact
 from tests.conftest import prepare, tiny_config, train_and_evaluate, write_corpus

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lmcore.runs.metrics import MetricsWriter, read_metrics
 from lmcore.runs.scores import Evaluation
 from lmcore.store.artifacts import manifest_bytes
-from lmcore.store.strict_json import from_json, to_json
+from lmcore.store.json_files import from_json, to_json
 from tests.conftest import Prepared, finished
 
 FIGURES = st.none() | st.integers() | st.floats() | st.text()

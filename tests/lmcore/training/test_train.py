@@ -24,7 +24,8 @@ from lmcore.dataset.mixture import open_blocks
 from lmcore.errors import ConfigError, NoSpaceError, RunError, StoppedError, StoreError, TrainingError
 from lmcore.model.model import NextTokenLoss, new_model
 from lmcore.runs.metrics import read_metrics
-from lmcore.runs.run import Run, TrainingResult, newest_checkpoint, run_name, step_of
+from lmcore.runs.prepare import run_name
+from lmcore.runs.run import Run, TrainingResult, newest_checkpoint, step_of
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_text
 from lmcore.store.locks import locked

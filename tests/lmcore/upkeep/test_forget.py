@@ -25,9 +25,8 @@ from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import CorpusError, RunError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.add_version import add_version
 from lmcore.registry.receipt import check_receipt
-from lmcore.registry.registry import promote
+from lmcore.registry.registry import add_version, promote
 from lmcore.registry.versions import versions
 from lmcore.retraining.challenge import Champion
 from lmcore.retraining.new_documents import split_by_age

@@ -7,9 +7,9 @@ import pytest
 
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.add_version import add_version
+from lmcore.registry.registry import add_version
 from lmcore.registry.versions import Version
-from lmcore.store.files import json_bytes
+from lmcore.store.json_files import json_bytes
 from lmcore.training.train import train
 from lmcore.upkeep.replay import replay
 from tests.conftest import Prepared, prepare, tiny_config, write_corpus

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcore.errors import StoreError
-from lmcore.store.json_lines import append_line, read_lines, write_lines
+from lmcore.store.json_files import append_line, read_lines, write_lines
 
 ROWS = st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=5) | st.integers(-9, 9)), max_size=4)
 
