@@ -176,15 +176,15 @@ def with_absolute_paths(config: CorpusConfig) -> CorpusConfig:
     """The same settings with absolute paths, so that they mean the same from every folder."""
 
     def absolute(paths: list[str]) -> list[str]:
-        is_fixed = [path == STANDARD_LIBRARY or is_url(path) for path in paths]
-        return [
-            path if fixed else os.path.abspath(os.path.expanduser(path))
-            for path, fixed in zip(paths, is_fixed, strict=True)
-        ]
+        return [path if path == STANDARD_LIBRARY or is_url(path) else str(_absolute(path)) for path in paths]
 
     changes: dict[str, Any] = {name: absolute(getattr(config, name)) for name in ("paths", "validation_paths")}
     changes["sources"] = {name: absolute(paths) for name, paths in config.sources.items()}
     return config.model_copy(update={**changes, "exclude_documents": hash_names(excluded_hashes(config))})
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def excluded_hashes(config: CorpusConfig) -> Hashes:
@@ -197,7 +197,7 @@ def _hashes_of(entry: str, config: CorpusConfig) -> Hashes:
     """A hash, the hashes in a file that begins with one, or those of a file's documents, cut as the corpus is."""
     if re.fullmatch(HASH, entry):
         return parse_hashes([entry])
-    path = Path(entry).expanduser().absolute()
+    path = _absolute(entry)
     check_allowed(path, "corpus.exclude_documents")
     try:
         lines = path.read_bytes().decode("utf-8-sig", errors="replace").split()

@@ -89,11 +89,13 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_removed(cls, values: Any) -> Any:
-        removed = _REMOVED.get(cls.__name__, {}) if isinstance(values, dict) else {}
+        if not isinstance(values, dict):
+            return values
+        removed = _REMOVED.get(cls.__name__, {})
         for name in removed.keys() & values:
             if values[name] != removed[name]:
                 raise ValueError(f"{name} was removed: leave it out, or use an earlier version of this program")
-        return {name: value for name, value in values.items() if name not in removed} if removed else values
+        return {name: value for name, value in values.items() if name not in removed}
 
 
 def result_fields(section: BaseModel) -> dict[str, Any]:
