@@ -9,7 +9,7 @@ export CORPUS
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check story serve clean
+.PHONY: help demo test test-fast canary check story serve clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -38,6 +38,14 @@ FAST = $(addprefix tests/lmcore/,settings store tokenizer $(notdir $(wildcard te
 test-fast: .venv/.developing ## run the tests that take a minute
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(FAST)
 
+# Beyond the ranges of pyproject.toml, which follow what passed here.
+canary: ## run the tests on the newest Prefect, torch and transformers, and list what fails
+	@$(PYTHON) -m venv .canary
+	@.canary/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@.canary/bin/python -m pip install --quiet --disable-pip-version-check --upgrade prefect torch transformers
+	@.canary/bin/python -m pip list --disable-pip-version-check | grep --extended-regexp '^(prefect|torch|transformers) '
+	@.canary/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --tb line -r fE
+
 check: .venv/.developing ## lint, types and import walls
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -51,5 +59,5 @@ serve: .venv/.installed ## Prefect server and the flows' deployments, on this ma
 	@$(BIN)/python -m deployments serve
 
 clean: ## remove what set-up and tools made; keeps the store
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .canary build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

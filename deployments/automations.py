@@ -1,18 +1,23 @@
 """Prefect automations: the server restarts dead runs and sends notifications.
 
 An automation that exists under its name is kept, because a person may have changed it in the UI. Notifications are a
-POST of JSON to LM_NOTIFY_URL. Without that variable none are created; another URL replaces the earlier one.
+POST of JSON to LM_NOTIFY_URL, or a text through a notification block of Prefect (Slack, Teams, e-mail and others) that
+LM_NOTIFY_BLOCK names. Without these variables none are created; another URL replaces the earlier one.
 """
 
 import os
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
+from uuid import UUID
 
 from prefect.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import CallWebhook, ChangeFlowRunState
+from prefect.events.actions import CallWebhook, ChangeFlowRunState, SendNotification
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
@@ -31,30 +36,74 @@ _RUN_LINE = (
     "{{ (flow_run.name ~ ' (' ~ flow.name ~ '): ' ~ flow_run.state.name ~ ' ' ~ (flow_run.state.message or '')) "
 )
 _RUN_NOTICE = f'{{"what": "%s", "run": "{{{{ flow_run.id }}}}", "text": {_RUN_LINE}| tojson }}}}}}'
+_MODEL_LINE = "{{ event.resource.name }}: {{ event.payload | tojson }}"
 _MODEL_NOTICE = '{"what": "%s", "text": {{ event.resource.name | tojson }}, "payload": {{ event.payload | tojson }}}'
 
 
 def create_automations() -> None:
-    """Create missing automations on the server. Raises ConfigError when LM_NOTIFY_URL is not an http(s) address."""
+    """Create missing automations on the server.
+
+    Raises ConfigError when LM_NOTIFY_URL is not an http(s) address, or LM_NOTIFY_BLOCK no block on the server.
+    """
     for rescuer in rescuers():
         _create(rescuer)
     if url := os.environ.get("LM_NOTIFY_URL"):
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"LM_NOTIFY_URL is {url!r}: give an address that begins with http:// or https://")
-        webhook = Webhook(url=SecretStr(url), headers=SecretDict({"Content-Type": "application/json"}))
-        block = webhook.save("lm-notify", overwrite=True)
-        for what, state, runs in (
-            ("finished", "Completed", _RUNS),
-            ("failed", "Failed", _RUNS),
-            ("crashed too often", "Crashed", _runs_started(STARTS)),
-        ):
-            call = CallWebhook(block_document_id=block, payload=_RUN_NOTICE % what)
-            trigger = EventTrigger(expect={f"prefect.flow-run.{state}"}, match=runs, match_related=_OURS)
-            _create(Automation(name=f"lm: tell of runs that {what}", trigger=trigger, actions=[call]))
-        for what in ("promoted", "refused"):
-            call = CallWebhook(block_document_id=block, payload=_MODEL_NOTICE % what)
-            trigger = EventTrigger(expect={f"lm.model.{what}"})
-            _create(Automation(name=f"lm: tell of models that were {what}", trigger=trigger, actions=[call]))
+        block = _webhook(url)
+        for occasion in _OCCASIONS:
+            call = CallWebhook(block_document_id=block, payload=occasion.json)
+            _create(Automation(name=f"lm: tell of {occasion}", trigger=occasion.trigger(), actions=[call]))
+    if name := os.environ.get("LM_NOTIFY_BLOCK"):
+        block = _notification_block(name)
+        for occasion in _OCCASIONS:
+            send = SendNotification(block_document_id=block, subject=f"lm: {occasion.what}", body=occasion.text)
+            _create(Automation(name=f"lm: notify {name} of {occasion}", trigger=occasion.trigger(), actions=[send]))
+
+
+@dataclass(frozen=True)
+class _Occasion:
+    """Something that people are told of."""
+
+    what: str
+    events: str
+    runs: ResourceSpecification | None = None
+    """The runs it happens to. None: it happens to models."""
+
+    def __str__(self) -> str:
+        return f"runs that {self.what}" if self.runs else f"models that were {self.what}"
+
+    def trigger(self) -> EventTrigger:
+        if not self.runs:
+            return EventTrigger(expect={self.events})
+        return EventTrigger(expect={self.events}, match=self.runs, match_related=_OURS)
+
+    @property
+    def json(self) -> str:
+        return (_RUN_NOTICE if self.runs else _MODEL_NOTICE) % self.what
+
+    @property
+    def text(self) -> str:
+        return f"{_RUN_LINE}}}}}\n{{{{ flow_run|ui_url }}}}" if self.runs else _MODEL_LINE
+
+
+def _webhook(url: str) -> UUID:
+    """The block with the address that gets a POST of JSON."""
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"LM_NOTIFY_URL is {url!r}: give an address that begins with http:// or https://")
+    webhook: Any = Webhook(url=SecretStr(url), headers=SecretDict({"Content-Type": "application/json"}))
+    block: UUID = webhook.save("lm-notify", overwrite=True)
+    return block
+
+
+def _notification_block(name: str) -> UUID:
+    """The block TYPE/NAME of a person, such as slack-webhook/team."""
+    kind, _, document = name.partition("/")
+    with get_client(sync_client=True) as client:
+        try:
+            return client.read_block_document_by_name(document, kind).id
+        except ObjectNotFound:
+            raise ConfigError(
+                f"LM_NOTIFY_BLOCK: the server has no block {name}: create it in the UI under Blocks, and give TYPE/NAME"
+            ) from None
 
 
 def rescuers() -> list[Automation]:
@@ -107,6 +156,15 @@ def _runs_started(*times: int, said: str = "*") -> ResourceSpecification:
     counts = [str(count) for count in times]
     labels = {"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": counts, "prefect.state-message": said}
     return ResourceSpecification.model_validate(labels)
+
+
+_OCCASIONS = (
+    _Occasion("finished", "prefect.flow-run.Completed", _RUNS),
+    _Occasion("failed", "prefect.flow-run.Failed", _RUNS),
+    _Occasion("crashed too often", "prefect.flow-run.Crashed", _runs_started(STARTS)),
+    _Occasion("promoted", "lm.model.promoted"),
+    _Occasion("refused", "lm.model.refused"),
+)
 
 
 def _create(automation: Automation) -> None:

@@ -13,7 +13,7 @@ from flows import actions
 from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
 from flows.retrain import retrain
-from lmcore.settings.presets import preset_names
+from lmcore.settings.read import preset_names
 
 ROOT = Path(__file__).parents[1]
 """The folder that holds the packages: entrypoints are relative to it."""
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # Set for each job, as Prefect reads it in a worker's runs before it loads the flow.
 JOB_VARIABLES = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60"}}
 
-_UNATTENDED = """\
+UNATTENDED = """\
 [corpus]
 settle_seconds = 60.0  # files that are still being copied are left for next time
 
@@ -44,7 +44,10 @@ class Schedule:
     cron: str
     timezone: str = "Asia/Tokyo"
     active: bool = False
-    """Whether a deployment of workers begins with it on. One that is served on this machine begins with it off."""
+    """Whether a deployment begins with it on."""
+    when_served: bool = False
+    """Whether that holds for ``make serve`` too. Otherwise a deployment that is served on this machine begins with it
+    off."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 def retrain_presets() -> dict[str, dict[str, Any]]:
     """The same for the flow retrain, which runs by itself."""
-    return {name: {"size": name, "advanced": _UNATTENDED} for name in preset_names()}
+    return {name: {"size": name, "advanced": UNATTENDED} for name in preset_names()}
 
 
 def parameters() -> dict[str, dict[str, Any]]:

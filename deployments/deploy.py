@@ -13,6 +13,7 @@ from prefect.workers.process import ProcessWorker
 
 from deployments.automations import create_automations
 from deployments.declaration import declared
+from deployments.projects import projects, without_file
 from deployments.registration import register_all
 from lmcore.errors import ConfigError
 from tasks.locks import GPU_LIMIT
@@ -26,9 +27,11 @@ def deploy() -> Iterator[str]:
 
     It may be repeated and keeps what was set on the server.
     """
-    url, deployments = set_up(), declared()
+    own = projects()
+    url, deployments = set_up(), [*declared(), *own]
     with get_client(sync_client=True) as client:
         yield from register_all(client, deployments, POOL)
+        yield from without_file(client, own)
     yield f"{len(deployments)} deployments are on {url} for the workers of the pool {POOL}"
 
 

@@ -26,7 +26,7 @@ from lmcore.settings.section import differences
 Settings = dict[str, Any]
 """Settings of people by name: tags, concurrency_limit, parameters.NAME, schedule.SLUG. None: not set."""
 
-_PARAMETER, _SCHEDULE = "parameters.", "schedule."
+_PARAMETER, _SCHEDULE, _OVERRIDES = "parameters.", "schedule.", "overrides."
 _ENFORCED, _MISFITS, _PAUSED = "enforce_parameter_schema", "misfits", "paused"
 _SHOWN = 80
 """Most characters of a value in a line."""
@@ -118,6 +118,7 @@ def _update(
     if settings:  # an empty update would plan its scheduled runs again
         client.update_deployment(there.id, DeploymentUpdate(**settings))
     _write_schedules(client, there, updates)
+    yield from _lost_parameters(there, written)
     same = {name: value for name, value in wanted.items() if name not in differing}
     written.note(same | updates | {_MISFITS: wrong or None})
 
@@ -145,7 +146,10 @@ def _wanted(deployment: Declared, pool: str) -> Settings:
         settings |= {"concurrency_limit": 1, "collision_strategy": deployment.collision}
     if schedule := deployment.schedule:
         when = {"cron": schedule.cron, "timezone": schedule.timezone}
-        settings[_SCHEDULE + schedule.slug] = when | {"active": schedule.active and bool(pool), "parameters": {}}
+        settings[_SCHEDULE + schedule.slug] = when | {
+            "active": schedule.active and (schedule.when_served or bool(pool)),
+            "parameters": {},
+        }
     return settings
 
 
@@ -206,6 +210,18 @@ def _write_schedules(client: SyncPrefectClient, there: DeploymentResponse, updat
             client.delete_deployment_schedule(there.id, ids[name])
         if updates[name]:
             client.create_deployment_schedules(there.id, [_schedule(name, updates[name])])
+
+
+def _lost_parameters(there: DeploymentResponse, written: Written) -> Iterator[str]:
+    """A line for each schedule that had parameters of its own and has none now. Records what they have."""
+    for schedule in there.schedules:
+        if not schedule.parameters and written.is_ours(f"{_OVERRIDES}{schedule.id}"):
+            yield (
+                f"schedule {schedule.slug or schedule.id}: it has lost its parameters. The switch of Prefect's second "
+                "UI and prefect deployment schedule pause and resume empty them: set the deployment's own instead"
+            )
+    written.forget(_OVERRIDES)
+    written.note({f"{_OVERRIDES}{schedule.id}": schedule.parameters or None for schedule in there.schedules})
 
 
 def _schedule(name: str, value: Settings) -> DeploymentScheduleCreate:

@@ -41,7 +41,7 @@ class Written:
     """The digests of one deployment by the name of the setting, stored in a Prefect variable."""
 
     def __init__(self, client: SyncPrefectClient, deployment: str) -> None:
-        self._client, self._variable = client, "lm_written_" + re.sub("[^a-z0-9]", "_", deployment.lower())
+        self._client, self._variable = client, f"lm_written_{_plain(deployment)}"
         found = client.read_variable_by_name(self._variable)
         self.is_new = found is None
         self.digests: dict[str, str] = dict(found.value) if found and isinstance(found.value, dict) else {}
@@ -68,11 +68,21 @@ class Written:
             else:
                 self.digests[name] = _digest(value)
 
+    def forget(self, prefix: str) -> None:
+        """Remove the settings whose names begin with ``prefix`` from the record."""
+        self.digests = {name: digest for name, digest in self.digests.items() if not name.startswith(prefix)}
+
     def save(self) -> None:
         if self.is_new:
             self._client.create_variable(VariableCreate(name=self._variable, value=self.digests, tags=["lm"]))
         elif self.digests != self._saved:
             self._client.update_variable(VariableUpdate(name=self._variable, value=self.digests))
+
+
+def _plain(name: str) -> str:
+    """A name in the characters of a variable. Other characters than these are told apart by a digest."""
+    plain = re.sub("[^a-z0-9]", "_", name.lower())
+    return plain if re.fullmatch("[a-z0-9_]+/[a-z0-9]+", name) else f"{plain[:60]}_{fingerprint(name)}"
 
 
 def _digest(value: object) -> str:

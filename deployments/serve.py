@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
 from lmcore.errors import ConfigError
 from lmcore.signals import say_when_stopped
+from lmcore.store.locks import locked
 
 if TYPE_CHECKING:
     from tasks.server import Server
@@ -27,6 +29,16 @@ _SECONDS_TO_REPORT = 10
 _SECONDS_TO_END = _SECONDS_TO_REPORT + 12
 """Seconds until that server must have ended, ten of them for its clients."""
 _SECONDS_BETWEEN_LOOKS = 1
+_DEFAULTS = {
+    # Otherwise a restarted server forgets who holds a slot, and the slot stays taken.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # If a run is cancelled while its process is just starting, only the server can finish the cancel. By default it
+    # waits five minutes for the process, which is killed after half a minute.
+    "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "60",
+    # A person who pressed a button waits for it. By default Prefect looks for new runs every ten seconds.
+    "PREFECT_RUNNER_POLL_FREQUENCY": "1",
+}
+"""Prefect's settings here where the environment does not have them."""
 
 
 def main() -> None:
@@ -37,22 +49,29 @@ def main() -> None:
     os.environ["PREFECT_API_URL"] = f"http://{_HOST}:{port}/api"
     # Otherwise any page in a browser on this machine may read the answers of the API.
     os.environ.setdefault("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", f"http://{_HOST}:{port},http://localhost:{port}")
-    # Otherwise a restarted server forgets who holds a slot, and the slot stays taken.
-    os.environ.setdefault(
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
-    )
-    # If a run is cancelled while its process is just starting, only the server can finish the cancel. By default it
-    # waits five minutes for the process, which is killed after half a minute.
-    os.environ.setdefault("PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS", "60")
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
     password = os.environ.get("PREFECT_SERVER_API_AUTH_STRING")
     if password and not password.isascii():
         raise ConfigError("PREFECT_SERVER_API_AUTH_STRING: Prefect's server takes ASCII only")
     if password:
         os.environ["PREFECT_API_AUTH_STRING"] = password  # what clients send
-    with _server(port):
+    with _only_one_here(), _server(port):
         access = "asks for user:password" if password else "no password: PREFECT_SERVER_API_AUTH_STRING sets one"
         print(f"\nPrefect UI: http://{_HOST}:{port} ({access})\nStop with Ctrl-C.\n", flush=True)
         _serve_deployments()
+
+
+def _only_one_here() -> AbstractContextManager[None]:
+    """The lock of PREFECT_HOME, where a second ``make serve`` would serve the same deployments and runs once more."""
+    from prefect.settings import PREFECT_HOME
+
+    from tasks.server import check_home
+
+    check_home()
+    home = PREFECT_HOME.value()
+    advice = "one make serve is enough for a PREFECT_HOME: stop that one, or name another PREFECT_HOME and port"
+    return locked(home / "serve.lock", "refuse", what=f"the Prefect home {home}", advice=advice)
 
 
 def _prepare_database() -> None:
@@ -86,7 +105,7 @@ def _wait_for_port(port: int) -> None:
     if why:
         raise ConfigError(
             f"port {port} cannot be had ({why}): stop what listens there, another Prefect server "
-            "perhaps, or choose another port with PREFECT_SERVER_API_PORT"
+            "perhaps, or choose another port with PREFECT_SERVER_API_PORT, and for a second server another PREFECT_HOME"
         )
 
 
@@ -139,14 +158,16 @@ def _serve_deployments() -> None:
     from deployments.declaration import declared
     from deployments.deploy import create_limits
     from deployments.orphaned_runs import start_orphaned_runs
+    from deployments.projects import projects, without_file
     from deployments.registration import register_all, registered
 
+    own = projects()
+    deployments = [*declared(), *own]
     create_limits()
     create_automations()
-    deployments = declared()
     start_orphaned_runs(deployment.full_name for deployment in deployments)
     with get_client(sync_client=True) as client:
-        for line in register_all(client, deployments):
+        for line in chain(register_all(client, deployments), without_file(client, own)):
             print(line, flush=True)
     # Else Prefect would pause what others serve as well, and switch on what a person has paused.
     serve(*map(registered, deployments), pause_on_shutdown=False)

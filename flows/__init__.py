@@ -1,10 +1,11 @@
 """Prefect flows: which stage comes when.
 
-The settings below are defaults for a machine where nothing is configured; they must be set before
-Prefect is imported. The embedded server's first start, with its migrations, outlasts Prefect's own time-out.
+The settings below are defaults for a machine where nothing is configured. They hold whether Prefect was imported before
+or not. The embedded server's first start, with its migrations, outlasts Prefect's own time-out.
 """
 
 import os
+import sys
 import warnings
 
 from tasks.logs import quiet_prefect
@@ -22,5 +23,9 @@ warnings.filterwarnings("ignore", "Failed to create the Prefect home directory")
 # A proxy is for other machines: what listens on this one is asked directly.
 _hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, [_hosts, "127.0.0.1", "localhost", "::1"]))
+if "prefect" in sys.modules:  # which has read its settings already
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()
 
 quiet_prefect()

@@ -6,6 +6,7 @@ says, and its flow shows what the command prints.
 
 import inspect
 from collections.abc import Callable, Iterator
+from functools import wraps
 from inspect import Parameter, Signature
 from typing import Annotated, Any, get_args
 
@@ -15,10 +16,11 @@ from prefect.states import Failed
 from flows.form import ACTION, FormFlow, documented
 from lmcore.cli import runs, store
 from lmcore.cli import versions as of_model
+from lmcore.cli.command import Outcome
 from lmcore.cli.options import InForm
-from lmcore.cli.outcome import Outcome
 from tasks.pages import show_table
 from tasks.policies import NEVER_CACHED, RETRIED
+from tasks.retraining import use_hub_token
 
 Action = Callable[..., Outcome]
 
@@ -81,11 +83,19 @@ def _positional(signature: Signature) -> list[Parameter]:
 
 
 evaluate = action_flow(runs.evaluate, "evaluate {model_name} {model}", persist_result=True)
-verify = action_flow(store.verify, "verify {model_name} {version}")
+verify = action_flow(of_model.verify, "verify {model_name} {version}")
 diff = action_flow(of_model.diff, "differences of {model_name}")
 rollback = action_flow(of_model.rollback, "roll {model_name} back")
 promote = action_flow(of_model.promote, "promote {model_name} {version}")
-_push: Any = task(name="push", task_run_name="push to {repository}", **NEVER_CACHED, **RETRIED)(of_model.push)
+
+
+@wraps(of_model.push)
+def _push_with_token(*arguments: Any, **options: Any) -> Outcome:
+    use_hub_token()
+    return of_model.push(*arguments, **options)
+
+
+_push: Any = task(name="push", task_run_name="push to {repository}", **NEVER_CACHED, **RETRIED)(_push_with_token)
 push = action_flow(_push, "push {model_name} {version} to {repository}")
 prune = action_flow(of_model.prune, "prune {model_name}")
 versions = action_flow(of_model.models, "versions of {model_name}", name="versions")

@@ -14,7 +14,6 @@ from lmcore.cli.command import print_json
 from lmcore.errors import StoppedError
 from lmcore.settings.config import RunConfig
 from tasks.logs import leave_failure_to_command
-from tasks.server import reachable_server
 
 
 def run_command(flow: Flow[..., Any], pipeline: Pipeline) -> None:
@@ -26,8 +25,7 @@ def run_flow(flow: Flow[..., Any], config: RunConfig) -> None:
     """Run ``flow``, whose result has a ``summary()``, and print both the summary and the result."""
     leave_failure_to_command()
     try:
-        with reachable_server():
-            outcome: Any = flow(config)
+        outcome: Any = flow(config)
     except CancelledRun as stop:
         raise StoppedError(str(stop)) from None
     # What Prefect says at exit must not come after the JSON line where both streams go to one place.

@@ -18,9 +18,10 @@ from pydantic import Field
 from lmcore.cli.app import Pipeline
 from lmcore.cli.options import Count, Texts
 from lmcore.settings.config import RunConfig
-from lmcore.settings.form import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
+from lmcore.settings.read import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
 from lmcore.settings.section import NAME, Text
 from tasks.policies import restart_after_crash
+from tasks.server import reachable_server, settle_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,7 +57,7 @@ Advanced = Annotated[
     ),
 ]
 
-ACTION: dict[str, Any] = {"persist_result": False, "result_serializer": "json"}
+ACTION: dict[str, Any] = {"persist_result": False, "result_serializer": "json", "on_running": [settle_in]}
 """Options of a flow that does one thing and whose page says what came of it."""
 STAGES: dict[str, Any] = ACTION | {"on_crashed": [restart_after_crash]}
 """Options of a flow of stages, which a run that is started again continues."""
@@ -66,10 +67,14 @@ class FormFlow(Flow[P, R]):
     """A flow whose parameters are the fields of a form; from Python it also takes the settings themselves."""
 
     def __call__(self, *fields: Any, **named: Any) -> Any:
-        """Run the flow with its fields, or with a ``RunConfig`` as the only one that has no name."""
+        """Run the flow with its fields, or with a ``RunConfig`` as the only one that has no name.
+
+        Raises ConfigError at once when the configured server does not answer, or PREFECT_HOME cannot be written.
+        """
         if fields and isinstance(config := fields[0], RunConfig):
             fields, named = fields[1:], {"size": CUSTOM, "advanced": settings_text(config), **named}
-        return super().__call__(*map(_plain, fields), **{name: _plain(value) for name, value in named.items()})
+        with reachable_server():
+            return super().__call__(*map(_plain, fields), **{name: _plain(value) for name, value in named.items()})
 
     def with_options(self, **options: Any) -> "FormFlow[P, R]":
         """As Prefect's, which would make a plain ``Flow`` of it."""

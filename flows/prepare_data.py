@@ -15,7 +15,6 @@ from lmcore.errors import StoppedError
 from lmcore.settings.config import RunConfig
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.pages import name_run, tag_run
-from tasks.server import keep_terminations, stop_with_parent
 from tasks.stages import blocks, look_at_corpus, tokenization, tokenizer
 
 Result = TypeVar("Result")
@@ -25,8 +24,6 @@ class Stages:
     """Runs tasks directly (so that a cancel reaches them) and keeps which of them were cached."""
 
     def __init__(self) -> None:
-        stop_with_parent()
-        keep_terminations()
         self.cached: dict[str, bool] = {}
 
     def run(self, stage: Task[..., Result], *arguments: Any) -> Result:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
@@ -17,7 +18,7 @@ from lmcore.runs.summary import summary
 from lmcore.settings.config import RunConfig
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.schedule import length_settings
-from tasks.pages import name_run, page_of_run, tag_run
+from tasks.pages import form_link, name_run, page_of_run, tag_run
 from tasks.policies import stopped
 from tasks.stages import blocks, evaluation, export_model, loss_report, training
 
@@ -88,10 +89,14 @@ def pretrain(
     name_run(f"pretrain {config.model_label}", config)
     stages = Stages()
     try:
-        return trained_model(config, stages, *prepare(config, stages))
+        trained = trained_model(config, stages, *prepare(config, stages))
     except StoppedError as stop:
         unfinished: Pretrained = stopped(stop)
         return unfinished
+    if link := form_link(length=f"{2 * trained.step} steps", name=""):
+        again = f"[Train this again with twice the steps]({link})"
+        create_markdown_artifact(again, key="again", description=f"The form of {trained.run_dir.name}, filled in")
+    return trained
 
 
 def trained_model(

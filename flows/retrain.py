@@ -27,8 +27,7 @@ from lmcore.errors import ConfigError, StoppedError, StoreError
 from lmcore.registry.push import pushed
 from lmcore.registry.versions import Version, model_folder
 from lmcore.report.retraining_report import retraining_page
-from lmcore.retraining.challenge import Champion, earlier_refusal
-from lmcore.retraining.challenger_settings import from_scratch, skip_reason, unused, warm_start
+from lmcore.retraining.challenge import challenger_settings, earlier_refusal, skip_reason, unused
 from lmcore.retraining.new_documents import NewDocuments
 from lmcore.runs.prepare import run_key
 from lmcore.settings.config import RunConfig
@@ -139,27 +138,19 @@ def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
     by_age, news = stages.run(look_for_new_text, dataset, champion)
     if why := skip_reason(config, news):
         return _left_alone(config, stages, champion, "nothing new", why, dataset, news)
-    challenger = _challenger(config, champion, by_age, news)
+    challenger = challenger_settings(config, champion, by_age.folder, news)
     if event := earlier_refusal(store, config.retraining.model_name, challenger, by_age, config.gate):
         why = f"the same text and settings were {event['event']} at {event['time']}: {event['reason']}"
         return _left_alone(config, stages, champion, "refused before", why, by_age, news)
-    for setting in unused(config, champion.receipt["record"]["config"]):
-        get_run_logger().warning("not used, since %s is trained again: %s", champion.version, setting)
+    for setting in unused(config, champion.receipt()["record"]["config"]):
+        get_run_logger().warning("not used, since %s is trained again: %s", champion, setting)
     return _challenged(config, store, stages, champion, challenger, by_age, tokenizer, news)
-
-
-def _challenger(config: RetrainConfig, champion: Champion, by_age: Dataset, news: NewDocuments) -> RunConfig:
-    """The settings of the challenger's run."""
-    if config.fresh_tokenizer or config.retraining.start == "scratch":
-        return from_scratch(config, by_age.folder)
-    stable = champion.stable_checkpoint if config.retraining.start == "trunk" else None
-    return warm_start(config, by_age.folder, news, stable, champion.version.folder, champion.tokens_per_second)
 
 
 def _left_alone(
     config: RetrainConfig,
     stages: Stages,
-    champion: Champion,
+    champion: Version,
     verdict: Verdict,
     why: str,
     dataset: Dataset,
@@ -167,14 +158,14 @@ def _left_alone(
 ) -> Retrained:
     """Nothing is trained, and the page says what was looked at."""
     stages.run(retraining_report, retraining_page(config, f"{verdict}: {why}", champion, dataset, news))
-    return _concluded(config, stages, verdict, [why], champion.version, dataset, news)
+    return _concluded(config, stages, verdict, [why], champion, dataset, news)
 
 
 def _challenged(
     config: RetrainConfig,
     store: Path,
     stages: Stages,
-    champion: Champion | None,
+    champion: Version | None,
     challenger: RunConfig,
     dataset: Dataset,
     tokenizer: TokenizerInfo,
@@ -187,7 +178,7 @@ def _challenged(
     verdict: Verdict = "refused" if not decision.promoted else "promoted" if champion else "first model"
     page = retraining_page(config, decision.verdict, champion, dataset, news, decision, run)
     stages.run(retraining_report, page)
-    in_use = version if decision.promoted else champion.version if champion else None
+    in_use = version if decision.promoted else champion
     return _concluded(config, stages, verdict, decision.reasons, in_use, dataset, news, version, run)
 
 

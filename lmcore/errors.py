@@ -14,12 +14,11 @@
     +-- TrainingError      the training process or the loss broke
         +-- TrainingKilledError   it was ended by a signal: the one LMError worth a retry
 
-A message says what was found, where, and what to do next. ``is_transient`` is the one place that
-decides about retries: an LMError does not get better by itself (but for a killed child), a flaky disk or network may.
+A message says what was found, where, and what to do next. ``is_transient`` alone decides about retries: a flaky disk or
+network may recover, an LMError other than a killed child does not.
 
-Damage is a StoreError: bytes were read, and they are wrong. What could not be read stays an OSError or MemoryError (no
-permission, too many open files, no memory, a failing disk): it says nothing about the content, so nobody sets aside,
-removes or makes again what it was about.
+Damaged content is a StoreError. A file that cannot be read (no permission, too many open files, a failing disk) stays
+an OSError or MemoryError. Its content may be good, so no caller removes, replaces or sets aside that file.
 """
 
 import errno

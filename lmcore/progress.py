@@ -6,10 +6,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
@@ -35,7 +35,7 @@ class Standing:
     """0: not known."""
     note: str = ""
     seconds_left: float | None = None
-    """As the work itself measures it. None: by the speed at which ``done`` grows."""
+    """The estimate of the work itself. None: estimated from the growth of ``done``."""
 
 
 class Update(Protocol):
@@ -74,16 +74,13 @@ def report_progress(
 
     def show(is_last: bool) -> None:
         nonlocal current
-        current = poll() if poll is not None else current
+        current = poll() if poll else current
         display.show(current)
-
-    def tell(is_last: bool) -> None:
-        if listener is not None:
-            listener(current, is_last)
 
     display = _Bar(label, unit, console) if console.is_interactive else _Lines(label, unit, logger)
     # Two threads, since a listener may wait for a server; the inner one has its last call first.
-    with display.opened(), _every_second(tell), _every_second(show):
+    heard = _every_second(lambda is_last: listener(current, is_last)) if listener else nullcontext()
+    with display.opened(), heard, _every_second(show):
         yield update
 
 
@@ -110,14 +107,24 @@ def _every_second(tick: Callable[[bool], None]) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-class _Speed:
-    """Things done a second, since the first of them was done: what loads or compiles before that does not count."""
+class _Display:
+    """The standing of a stage in words. The speed counts from the first thing done, not from loading or compiling."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str, unit: str) -> None:
+        self._label, self._unit = label, unit
         self._first: tuple[float, int] | None = None
 
-    def __call__(self, done: int) -> float:
-        """0 while it is not known."""
+    def words(self, standing: Standing) -> list[str]:
+        """The amount, the time that is left, and the note, as far as they are known."""
+        done, total, seconds = standing.done, standing.total, standing.seconds_left
+        speed = self._speed(done)
+        if seconds is None and speed and total:
+            seconds = (total - done) / speed
+        left = f"{duration(seconds)} left" if seconds is not None and done < total else ""
+        return [part for part in (self._amount(done, total, speed) if total else "", left, standing.note) if part]
+
+    def _speed(self, done: int) -> float:
+        """Things done a second; 0 while it is not known."""
         now = time.monotonic()
         if self._first is None:
             self._first = (now, done) if done else None
@@ -125,36 +132,18 @@ class _Speed:
         since, before = self._first
         return (done - before) / (now - since) if now > since else 0.0
 
-
-class _Words:
-    """The standing of a stage in words."""
-
-    def __init__(self, unit: str) -> None:
-        self._unit, self._speed = unit, _Speed()
-
-    def __call__(self, standing: Standing) -> tuple[str, str, str]:
-        """The amount, the time that is left, and the note."""
-        done, total, seconds = standing.done, standing.total, standing.seconds_left
-        speed = self._speed(done)
-        if seconds is None and speed > 0 and total:
-            seconds = (total - done) / speed
-        left = f"{duration(seconds)} left" if seconds is not None and done < total else ""
-        return self._amount(done, total, speed) if total else "", left, standing.note
-
     def _amount(self, done: int, total: int, speed: float) -> str:
         if self._unit == "bytes":
-            rate = f", {byte_size(speed)}/s" if speed > 0 else ""
-            return f"{byte_size(done)} of {byte_size(total)}{rate}"
-        if self._unit == "steps":
-            return f"step {done:,} of {total:,}"
-        return f"{done:,} of {total:,} {self._unit}"
+            return f"{byte_size(done)} of {byte_size(total)}" + (f", {byte_size(speed)}/s" if speed > 0 else "")
+        return f"step {done:,} of {total:,}" if self._unit == "steps" else f"{done:,} of {total:,} {self._unit}"
 
 
-class _Lines:
+class _Lines(_Display):
     """A line when a stage starts, and one every quarter of a minute; no two are equal, since each has its time."""
 
     def __init__(self, label: str, unit: str, logger: logging.Logger) -> None:
-        self._label, self._logger, self._words = label, logger, _Words(unit)
+        super().__init__(label, unit)
+        self._logger = logger
         self._started = self._last = time.monotonic()
 
     @contextmanager
@@ -164,13 +153,13 @@ class _Lines:
 
     def show(self, standing: Standing) -> None:
         now = time.monotonic()
-        words = self._words(standing)  # also when nothing is said: it measures the speed
+        words = self.words(standing)  # also when nothing is said: it measures the speed
         if now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        percent = f"{100 * standing.done // standing.total} %" if standing.total else ""
+        percent = [f"{100 * standing.done // standing.total} %"] if standing.total else []
         elapsed = f"{timedelta(seconds=int(now - self._started))} so far"
-        self._logger.info("%s: %s", self._label, ", ".join(part for part in (percent, *words, elapsed) if part))
+        self._logger.info("%s: %s", self._label, ", ".join([*percent, *words, elapsed]))
 
 
 class _CutText(ProgressColumn):
@@ -180,11 +169,12 @@ class _CutText(ProgressColumn):
         return Text(task.fields["about"], no_wrap=True, overflow="ellipsis")
 
 
-class _Bar:
+class _Bar(_Display):
     """A live bar. It stays when the stage has ended, so that the terminal keeps how long each stage took."""
 
     def __init__(self, label: str, unit: str, console: Console) -> None:
-        self._label, self._words, self._console = label, _Words(unit), console
+        super().__init__(label, unit)
+        self._console = console
         self._progress = Progress(
             TextColumn("{task.description}", table_column=Column(width=12)),
             BarColumn(bar_width=15, table_column=Column(width=15)),
@@ -200,20 +190,17 @@ class _Bar:
         # The console may be one that Prefect made with a theme of its own, which knows nothing of bars.
         with self._console.use_theme(Theme()), self._progress:
             yield
-            task = self._progress.tasks[0]
-            self._progress.update(self._task, total=task.total or 1, completed=task.total or 1)
+            total = self._progress.tasks[0].total or 1
+            self._progress.update(self._task, total=total, completed=total)
 
     def show(self, standing: Standing) -> None:
-        about = ", ".join(part for part in self._words(standing) if part)
+        about = ", ".join(self.words(standing))
         self._progress.update(self._task, completed=standing.done, total=standing.total or None, about=about)
 
 
-class StandardError(logging.Handler):
+class StandardError(logging.StreamHandler[TextIO]):
     """Writes to what sys.stderr is at that time: while a bar is shown, rich puts the lines above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            sys.stderr.write(self.format(record) + "\n")
-            sys.stderr.flush()
-        except Exception:
-            self.handleError(record)
+        self.stream = sys.stderr
+        super().emit(record)

@@ -1,10 +1,13 @@
-"""The locks of Prefect's cache keys, so that equal work is done once, and the slots of a GPU."""
+"""The locks of Prefect's cache keys, so that equal work is done once; those of runs; and the slots of a GPU."""
 
+import atexit
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
+from uuid import UUID
 
 from httpx import HTTPStatusError
 from prefect import get_run_logger
@@ -71,6 +74,27 @@ class FileLocks(LockManager):
 def _path(key: str) -> Path:
     home: Path = PREFECT_HOME.value()
     return home / "locks" / key
+
+
+def run_lock(run: UUID) -> Path:
+    """The lock of a flow run. While it is held the run's process lives; a file that nobody holds is of a dead one."""
+    return _path(f"flow-run-{run}")
+
+
+@cache
+def hold_run(run: UUID) -> ExitStack:
+    """Hold the lock of a flow run until this process ends. Keep a reference to it."""
+    held, path = ExitStack(), run_lock(run)
+    held.enter_context(locked(path, "refuse", what=f"the flow run {run}"))
+    atexit.register(path.unlink, missing_ok=True)
+    return held
+
+
+def remove_free_run_locks() -> None:
+    """Remove what runs left that were killed."""
+    for path in _path("").glob("flow-run-*"):
+        if not is_locked(path):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

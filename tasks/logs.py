@@ -45,7 +45,7 @@ def quiet_prefect() -> None:
     """Filter Prefect's loggers in this process, and let it log what lmcore says."""
     if (lmcore := logging.getLogger("lmcore")).level == logging.NOTSET:
         lmcore.setLevel(logging.INFO)
-    for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.flows"):
+    for name in ("prefect.engine", "prefect.flow_runs", "prefect.task_runs", "prefect.flows"):
         for unwanted in _FILTERS:
             logging.getLogger(name).addFilter(unwanted)
     for name in _NOISY:

@@ -3,17 +3,19 @@
 An artifact has the same key in each run, so that its page shows the history.
 """
 
+import json
 import logging
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from prefect import Task, get_run_logger
 from prefect.artifacts import Artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
 
 from lmcore import clock
@@ -69,6 +71,14 @@ def name_run(what: str, config: RunConfig) -> None:
         context.flow_run.name = name  # lines of the log begin with it
     except Exception as error:
         _log.debug("name %s not given: %s", name, error)
+
+
+def form_link(**changes: Any) -> str:
+    """The path of this run's form in the UI, filled in with its parameters and ``changes``; empty by hand."""
+    if not deployment.id:
+        return ""
+    parameters = {name: value for name, value in flow_run.parameters.items() if value not in ("", [], None)} | changes
+    return f"/v2/deployments/deployment/{deployment.id}/run?parameters={quote(json.dumps(parameters))}"
 
 
 def page_of_run() -> str:

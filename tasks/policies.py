@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.context import TaskRunContext
 from prefect.results import ResultStore, get_result_store
-from prefect.states import Cancelled, Scheduled
+from prefect.states import Cancelled, Completed, Scheduled
 from prefect.tasks import exponential_backoff
 from prefect.transactions import IsolationLevel
 
@@ -116,6 +116,11 @@ RETRIED: dict[str, Any] = {
 """For tasks that read or write disks and networks."""
 NEVER_CACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "result_serializer": "json"}
 """For tasks whose input may have changed, or that find their finished work in the store."""
+
+
+def found(output: Output) -> Any:
+    """The state of a task whose output was in the store, although Prefect has no record of it."""
+    return Completed(name="Cached", message="it was in the store", data=output)
 
 
 def stopped(stop: StoppedError) -> Any:

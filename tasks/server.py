@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import prefect
-from prefect.context import get_settings_context
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext, get_settings_context
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
 from prefect.runtime import deployment
@@ -39,6 +41,7 @@ from lmcore.errors import ConfigError, LMError
 from lmcore.runs.launch import end_with_parent
 from lmcore.signals import Terminated, resend_lost
 from tasks.database import copy_before_upgrade
+from tasks.locks import hold_run
 
 HOST = "127.0.0.1"
 _EPHEMERAL = ["uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1]), "--factory"]
@@ -142,12 +145,15 @@ def why_silent(url: str) -> str:
 
 @contextmanager
 def reachable_server() -> Iterator[None]:
-    """While the body runs, this process has a Prefect server: the configured one, or a temporary one.
+    """While the body runs, this process has a Prefect server: the configured one, that of its run, or a temporary one.
 
     Raises ConfigError when PREFECT_API_URL in the environment names a server that does not answer. A server that only
     a profile or a settings file names is ignored with a warning; it may be left from other work.
     """
-    _check_home()
+    if FlowRunContext.get():
+        yield
+        return
+    check_home()
     url = PREFECT_API_URL.value()
     if url and not (why := _why_silent_for_long(url)):
         yield
@@ -180,6 +186,10 @@ def _temporary_server() -> Iterator[None]:
     """Prefect's temporary server, in a session of its own, with its output kept for errors."""
     from prefect.server.api.server import SubprocessASGIServer  # takes seconds
 
+    known = SubprocessASGIServer()
+    if known.running:
+        yield
+        return
     if copied := copy_before_upgrade():
         get_logger("prefect").warning(copied)
     get_logger("prefect").info("starting a temporary Prefect server")
@@ -191,11 +201,11 @@ def _temporary_server() -> Iterator[None]:
         try:
             server.wait_until_healthy(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
             # Prefect asks this object before it starts a server, and finds that one runs.
-            known = SubprocessASGIServer()
             known.port, known.server_process, known.running = port, server.process, True
             yield
         except (KeyboardInterrupt, Terminated):
             server.stop()  # there are no exit handlers then
+            known.running = False
             raise
 
 
@@ -211,7 +221,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _check_home() -> None:
+def check_home() -> None:
+    """Raise ConfigError if PREFECT_HOME cannot be written."""
     home = PREFECT_HOME.value()
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -239,3 +250,11 @@ def stop_with_parent() -> "subprocess.Popen[bytes] | None":
 def keep_terminations() -> None:
     """Keep the exception that Prefect raises on a cancel from being lost."""
     resend_lost(TerminationSignal, lambda number: os.kill(os.getpid(), number))
+
+
+def settle_in(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A flow's hook on_running: its process ends with the one that serves it, and holds the lock of the run."""
+    stop_with_parent()
+    keep_terminations()
+    if flow_run.deployment_id and not flow_run.work_pool_name:
+        hold_run(flow_run.id)

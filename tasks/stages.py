@@ -18,20 +18,19 @@ from lmcore.dataset.tokenization import dataset_inputs, tokenize
 from lmcore.errors import StoppedError
 from lmcore.report.data_report import data_page, tokenizer_page
 from lmcore.report.report import Report, evaluation_rows, report, report_key, run_page, samples_page
-from lmcore.runs.forecast import training_poll
 from lmcore.runs.launch import train_in_child
-from lmcore.runs.metrics import read_metrics
-from lmcore.runs.metrics_tables import loss_table
+from lmcore.runs.metrics import loss_table, read_metrics
 from lmcore.runs.prepare import prepare_run, run_identity
-from lmcore.runs.run import Export, Run, TrainingResult
+from lmcore.runs.run import Export, Run, TrainingResult, finished_training
 from lmcore.runs.scores import Evaluation
+from lmcore.runs.training_progress import training_poll
 from lmcore.settings.config import RunConfig, SampleConfig
 from lmcore.settings.section import result_fields
 from lmcore.store.remembered_inputs import Inputs
 from lmcore.tokenizer.make import make_tokenizer, tokenizer_inputs
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.locks import gpu_slot
-from tasks.policies import NEVER_CACHED, RETRIED, stage, stopped
+from tasks.policies import NEVER_CACHED, RETRIED, found, stage, stopped
 from tasks.progress import LiveTable, report_progress, run_logger
 
 
@@ -116,6 +115,9 @@ def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
     context = TaskRunContext.get()
     first_try = context is None or context.task_run.run_count <= 1
     run = prepare_run(config, dataset, tokenizer, store, fresh=config.fresh and first_try)
+    if finished := finished_training(run):
+        made_before: TrainingResult = found(finished)
+        return made_before
     about = f"Losses of {run.folder.name}, nats per token"
     losses = LiveTable("losses", about, lambda: loss_table(read_metrics(run.metrics)))
     logger = run_logger()

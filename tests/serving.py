@@ -17,8 +17,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from lmcore.settings.form import CUSTOM
-from lmcore.settings.toml_writer import toml_text
+from lmcore.settings.read import CUSTOM, toml_text
 
 REPOSITORY = Path(__file__).parents[1]
 SECONDS = 300

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from lmcore.model.export import export
-from lmcore.model.weights import trained_model
-from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
-from lmcore.retraining.scoring import score_texts
+from lmcore.model.model import trained_model
+from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts
 from lmcore.runs.metrics import MetricsWriter
 from tests.conftest import Prepared, Trained, prepare, tiny_config, train_and_evaluate, write_corpus
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deployments.doctor.finding import Finding
+from deployments.doctor import Finding
 from tasks.database import database_file
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")

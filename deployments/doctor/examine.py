@@ -1,28 +1,26 @@
 """All checks of the doctor, in order: first this machine, then the Prefect server."""
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_HOME
 
-from deployments.doctor import machine, server
+from deployments.doctor import Check, Finding, machine, server
 from deployments.doctor.database_rows import unreadable_rows
-from deployments.doctor.finding import Check, Finding
 
-CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+_CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
 def findings(store: Path, fix: bool) -> Iterator[Finding]:
     """One finding for each check. With ``fix``, it fixes what it can and checks again."""
     home: Path = PREFECT_HOME.value()
     of_machine: list[Check] = [
-        partial(machine.versions, CONSTRAINTS),
-        partial(machine.store, store),
-        partial(machine.half_written, store),
-        partial(machine.disk, store),
+        lambda: machine.versions(_CONSTRAINTS),
+        lambda: machine.store(store),
+        lambda: machine.half_written(store),
+        lambda: machine.disk(store),
         machine.gpu,
         lambda: machine.locks(machine.lock_files(store, home)),
         unreadable_rows,

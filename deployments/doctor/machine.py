@@ -5,12 +5,13 @@ import os
 import shutil
 import socket
 import tempfile
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from deployments.doctor.finding import Finding
+from deployments.doctor import Finding
 from lmcore.errors import LMError
 from lmcore.markdown import byte_size
 from lmcore.store.files import boot_id, is_alive, remove_stale_temp, stale_temp
@@ -19,7 +20,7 @@ from lmcore.store.locks import is_locked
 
 LEAST_FREE_BYTES = 5 * 10**9
 """About ten checkpoints of the preset base."""
-_GPUS = Path("/proc/driver/nvidia/gpus")
+GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def versions(constraints: Path) -> Finding:
@@ -33,9 +34,8 @@ def versions(constraints: Path) -> Finding:
         # +cpu and +cu130 are builds of the same version.
         if tested and found and found.partition("+")[0] != tested.partition("+")[0]:
             differing.append(f"{name} is {found}, tested was {tested}")
-    if differing:
-        return Finding("versions", "; ".join(differing), f"python -m pip install -c {constraints} -e .")
-    return Finding("versions", f"as in {constraints.name}")
+    remedy = f"python -m pip install -c {constraints} -e ." if differing else ""
+    return Finding("versions", "; ".join(differing) or f"as in {constraints.name}", remedy)
 
 
 def _installed(package: str) -> str | None:
@@ -64,29 +64,27 @@ def half_written(store: Path) -> Finding:
     def fix() -> None:
         remove_stale_temp(*{path.parent for path in found})
 
-    return Finding("half-written", f"left by dead processes: {_some(found)}", "--fix removes it", fix)
+    some = ", ".join(map(str, found[:3])) + (f" and {len(found) - 3} more" if found[3:] else "")
+    return Finding("half-written", f"left by dead processes: {some}", "--fix removes it", fix)
 
 
-def disk(folder: Path, least: int = LEAST_FREE_BYTES) -> Finding:
+def disk(folder: Path) -> Finding:
     """Whether enough bytes are free where ``folder`` is."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    fact = f"{byte_size(free)} are free for {folder}"
-    if free < least:
-        return Finding("disk", fact, f"free {byte_size(least - free)}: old runs are in {folder / 'runs'}")
-    return Finding("disk", fact)
+    missing = LEAST_FREE_BYTES - free
+    remedy = f"free {byte_size(missing)}: old runs are in {folder / 'runs'}" if missing > 0 else ""
+    return Finding("disk", f"{byte_size(free)} are free for {folder}", remedy)
 
 
-def gpu(devices: Path = _GPUS) -> Finding:
+def gpu() -> Finding:
     """Whether torch can use the GPUs that the driver shows."""
-    there = len(list(devices.glob("*")))
-    usable = torch.cuda.device_count()
-    fact = f"{there} in this machine, torch {torch.__version__} can use {usable}"
+    there, usable, remedy = len(list(GPUS.glob("*"))), torch.cuda.device_count(), ""
     if there and not usable and torch.version.cuda is None:
-        return Finding("GPU", fact, "this torch is built for the CPU: install the build for CUDA")
-    if usable < there and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        return Finding("GPU", fact, "nvidia-smi says whether the driver fits the CUDA of this torch")
-    return Finding("GPU", fact)
+        remedy = "this torch is built for the CPU: install the build for CUDA"
+    elif usable < there and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        remedy = "nvidia-smi says whether the driver fits the CUDA of this torch"
+    return Finding("GPU", f"{there} in this machine, torch {torch.__version__} can use {usable}", remedy)
 
 
 def locks(files: list[Path]) -> Finding:
@@ -126,17 +124,9 @@ def _owner_lives(file: Path) -> bool:
 
 def _holders(file: Path) -> str:
     """The processes with the file open, as far as this user can see them."""
-    found = {link.parts[2] for link in Path("/proc").glob("[0-9]*/fd/*") if _leads_to(link, file)}
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(link) == str(file.resolve()):
+                found.add(link.parts[2])
     return ", ".join(f"process {pid}" for pid in sorted(found)) or "a process of another user"
-
-
-def _leads_to(link: Path, file: Path) -> bool:
-    try:
-        return os.readlink(link) == str(file.resolve())
-    except OSError:
-        return False
-
-
-def _some(paths: list[Path]) -> str:
-    rest = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(map(str, paths[:3])) + rest

@@ -1,7 +1,6 @@
 """The doctor's checks of the Prefect server: deployments, workers, limits, automations, and dead runs."""
 
 from collections.abc import Iterator
-from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 
@@ -10,18 +9,16 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import DeploymentStatus, FlowRun, StateType, WorkerStatus
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from deployments.automations import SILENCE, create_automations, rescuers
 from deployments.declaration import misfits
 from deployments.deploy import create_limits
-from deployments.doctor.finding import Check, Finding
-from lmcore import clock
+from deployments.doctor import Check, Finding
+from deployments.orphaned_runs import is_heard
 from tasks.locks import GPU_LIMIT as GPU
 
-_SECONDS_OF_SILENCE = int(SILENCE.total_seconds())
 _WITH_PROCESS = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 _PAGE = 200
 
@@ -125,15 +122,15 @@ def automations(client: SyncPrefectClient) -> Finding:
     return Finding("automations", f"{len(ours)} are on")
 
 
-def zombies(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Finding:
-    """Whether flow runs are shown as running without a heartbeat for ``silence`` seconds."""
-    dead = [run for run in _runs(client, _WITH_PROCESS) if not _heard(client, run, silence)]
+def zombies(client: SyncPrefectClient) -> Finding:
+    """Whether flow runs are shown as running without a heartbeat for SILENCE."""
+    dead = [run for run in _runs(client, _WITH_PROCESS) if not is_heard(client, run, SILENCE)]
     if not dead:
         return Finding("zombie runs", "none")
 
     def fix() -> None:
         for run in dead:
-            client.set_flow_run_state(run.id, Crashed(message=f"no heartbeat for {silence} s"), force=True)
+            client.set_flow_run_state(run.id, Crashed(message=f"no heartbeat for {SILENCE}"), force=True)
 
     names = ", ".join(f"{run.name} ({run.id}) as {run.state_name}" for run in dead)
     return Finding("zombie runs", f"dead, but shown: {names}", "--fix marks them as crashed", fix)
@@ -141,7 +138,7 @@ def zombies(client: SyncPrefectClient, silence: int = _SECONDS_OF_SILENCE) -> Fi
 
 def slots(client: SyncPrefectClient) -> Finding:
     """Whether more slots of a limit are taken than runs are alive. A run takes at most one slot of a limit."""
-    living = sum(_heard(client, run, _SECONDS_OF_SILENCE) for run in _runs(client, [*_WITH_PROCESS, StateType.PAUSED]))
+    living = sum(is_heard(client, run, SILENCE) for run in _runs(client, [*_WITH_PROCESS, StateType.PAUSED]))
     surplus = {
         limit.name: limit.active_slots - living
         for limit in client.read_global_concurrency_limits(limit=_PAGE)
@@ -161,16 +158,3 @@ def slots(client: SyncPrefectClient) -> Finding:
 def _runs(client: SyncPrefectClient, states: list[StateType]) -> list[FlowRun]:
     of_state = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states)))
     return client.read_flow_runs(flow_run_filter=of_state, limit=_PAGE)
-
-
-def _heard(client: SyncPrefectClient, run: FlowRun, silence: int) -> bool:
-    """Whether its state changed or a heartbeat came within ``silence`` seconds. Always true for a paused run."""
-    since = clock.utc() - timedelta(seconds=silence)
-    if run.state is None or run.state.type == StateType.PAUSED or run.state.timestamp > since:
-        return True
-    heartbeats = EventFilter(
-        event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
-        resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
-        occurred=EventOccurredFilter(since=since, until=clock.utc()),
-    )
-    return bool(client.read_events(heartbeats, limit=1).events)

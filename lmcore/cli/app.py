@@ -14,29 +14,21 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from cyclopts import (
-    App,
-    CycloptsError,
-    Group,
-    MissingArgumentError,
-    Parameter,
-    UnknownCommandError,
-    UnusedCliTokensError,
-)
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownCommandError
+from cyclopts import UnusedCliTokensError as UnusedError
 
 from lmcore.cli import runs, store, versions
-from lmcore.cli.checks import check
-from lmcore.cli.command import USAGE_STATUS, escape_output, main
-from lmcore.cli.flags import command_of
-from lmcore.cli.outcome import Outcome, print_outcome
+from lmcore.cli.command import Outcome, main, print_outcome
+from lmcore.cli.flags import check, command_of
 from lmcore.cli.pipeline import train
-from lmcore.cli.settings import read
 from lmcore.errors import ERROR_PREFIX
 from lmcore.progress import StandardError
 from lmcore.settings.config import RunConfig
 from lmcore.settings.retraining import RetrainConfig
 
-HELP_ALL = "--help-all"
+_HELP_ALL = "--help-all"
+_USAGE_STATUS = 2
+"""Exit status of a command line that is not understood."""
 _MAKE = Group("Make a model", sort_key=0)
 ACTIONS: dict[Group, list[Callable[..., Outcome]]] = {
     Group("Look at it", sort_key=1): [runs.generate, runs.evaluate, runs.plot],
@@ -45,11 +37,10 @@ ACTIONS: dict[Group, list[Callable[..., Outcome]]] = {
         versions.push,
     ],
     Group("What is in the store", sort_key=3): [
-        *(store.ledger, store.verify, store.repair, store.seen_by, store.forget, store.gc)
+        *(store.ledger, versions.verify, store.repair, store.seen_by, store.forget, store.gc)
     ],
 }
-
-_ALL_SETTINGS = f"{HELP_ALL} lists every setting."
+_ALL_SETTINGS = f"{_HELP_ALL} lists every setting."
 _EPILOGUE = (
     "The last line on standard output is one JSON object. A command that was stopped continues when given again."
 )
@@ -66,6 +57,16 @@ class Pipeline:
     """What it does: of the command, and on the page of the flow."""
     kind: type[RunConfig] = RunConfig
     earlier_name: str = ""
+
+    def command(self, run: Callable[[Any], None]) -> Callable[..., None]:
+        """A command that checks its settings before it runs."""
+
+        def checked(config: RunConfig) -> None:
+            check(config)
+            run(config)
+
+        show_all = _HELP_ALL in sys.argv or "--install-completion" in sys.argv  # completion knows every setting too
+        return command_of(self.kind, self.about, checked, show_all)
 
 
 PREPARE = Pipeline("prepare", "prepare_data", "Encode a corpus into shards.", earlier_name="tokenize")
@@ -85,89 +86,62 @@ def new_app(name: str, about: str) -> App:
 
 
 def _app(name: str, about: str, epilogue: str) -> App:
-    shown = Parameter(show_default=_is_worth_showing)
+    shown = Parameter(show_default=lambda default: None if default in ("", (), None, False, 0) else str(default))
     return App(
-        name,
-        help=about,
-        help_epilogue=epilogue,
-        help_format="plaintext",
-        version=_version,
-        default_parameter=shown,
+        name, help=about, help_epilogue=epilogue, help_format="plaintext", version=_version, default_parameter=shown
     )
 
 
 def add_pipeline(app: App, pipeline: Pipeline, run: Callable[[Any], None]) -> None:
     """A command for a pipeline, under its earlier name too."""
     for name in filter(None, [pipeline.name, pipeline.earlier_name]):
-        command, show = _command(pipeline, run), name == pipeline.name
-        app.command(command, name=name, group=_MAKE, help_epilogue=_ALL_SETTINGS, show=show)
+        show = name == pipeline.name
+        app.command(pipeline.command(run), name=name, group=_MAKE, help_epilogue=_ALL_SETTINGS, show=show)
 
 
 def run_pipeline(program: str, pipeline: Pipeline, run: Callable[[Any], None]) -> None:
     """Be a program of one command."""
     app = _app(program, pipeline.about, _ALL_SETTINGS)
-    app.default(_command(pipeline, run))
+    app.default(pipeline.command(run))
     run_app(app)
 
 
-def _command(pipeline: Pipeline, run: Callable[[Any], None]) -> Callable[..., None]:
-    """A command that checks its settings before it runs."""
-
-    def checked(changes: dict[str, Any], file: str) -> None:
-        config = read(pipeline.kind, changes, file)
-        check(config)
-        run(config)
-
-    return command_of(pipeline.kind, pipeline.about, checked, show_all=_shows_all())
-
-
 def run_app(app: App) -> None:
-    """Run what the command line asks for. One that is not understood costs a line and exit status USAGE_STATUS."""
+    """Run what the command line asks for. One that is not understood costs a line and exit status 2."""
     logging.basicConfig(format="%(message)s", handlers=[StandardError()])
     logging.getLogger("lmcore").setLevel(logging.INFO)  # of libraries, warnings only
-    escape_output()
-    words = ["--help" if word == HELP_ALL else word for word in sys.argv[1:]]
+    main(lambda: _run(app, ["--help" if word == _HELP_ALL else word for word in sys.argv[1:]]))
+
+
+def _run(app: App, words: list[str]) -> None:
     try:
         refuse_undecodable(words)
         command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
     except (CycloptsError, ValueError) as error:
         print(f"{ERROR_PREFIX}{_said(error)}", file=sys.stderr)
-        sys.exit(USAGE_STATUS)
-    main(lambda: print_outcome(command(*bound.args, **bound.kwargs)))
+        sys.exit(_USAGE_STATUS)
+    print_outcome(command(*bound.args, **bound.kwargs))
 
 
 def refuse_undecodable(words: list[str]) -> None:
     """Raise ValueError that names the first argument that is not text in the encoding of this locale."""
-    for number, word in enumerate(words):
-        name, equals, _ = word.partition("=")
-        if not equals or not name.startswith("--"):
-            before = words[number - 1] if number else ""
-            name = before if before.startswith("--") else f"argument {number + 1}"
+    for number, word in enumerate(words, 1):
         try:
             word.encode()
         except UnicodeEncodeError:
             shown, encoding = word.encode(errors="surrogateescape"), sys.getfilesystemencoding()
             fault = "is not UTF-8" if encoding == "utf-8" else f"is not {encoding}, as this locale is: set PYTHONUTF8=1"
-            raise ValueError(f"{name}: {shown!r} {fault}") from None
+            raise ValueError(f"argument {number}: {shown!r} {fault}") from None
 
 
 def _said(error: Exception) -> str:
     if isinstance(error, UnknownCommandError) and (error.unused_tokens or [""])[0].startswith("--"):
         return f"{(error.unused_tokens or [''])[0]}: settings follow the command, as in pretrain --preset tiny"
-    if isinstance(error, UnusedCliTokensError):
+    if isinstance(error, UnusedError):
         return f"{' '.join(error.unused_tokens or [])}: there is no such argument; settings begin with --, see --help"
     if isinstance(error, MissingArgumentError) and error.argument:
         return f"{error.keyword or error.argument.name}: a value is missing, see --help"
     return " ".join(str(error).split())
-
-
-def _shows_all() -> bool:
-    """Completion knows every setting too."""
-    return HELP_ALL in sys.argv or "--install-completion" in sys.argv
-
-
-def _is_worth_showing(default: Any) -> Any:
-    return None if default in ("", (), None, False, 0) else str(default)
 
 
 def _version() -> str:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from lmcore.settings.config import default_store
 from lmcore.settings.section import NAME, NUMBER, Text
+from lmcore.store.allowed_paths import check_allowed
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,13 @@ Version = Annotated[
 
 
 def store_folder(store: str) -> Path:
-    """The folder of a store. Empty: the default, which is LM_STORE, else ./store."""
-    return (Path(store) if store else default_store()).expanduser().absolute()
+    """The folder of a store. Empty: the default, which is LM_STORE, else ./store.
+
+    Raises ConfigError when it is outside LM_DATA_ROOTS.
+    """
+    folder = (Path(store) if store else default_store()).expanduser().absolute()
+    check_allowed(folder, "store")
+    return folder
 
 
 def version_name(model_name: str, version: str) -> str:

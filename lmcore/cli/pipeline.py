@@ -33,10 +33,10 @@ def pretrain(config: RunConfig) -> None:
     """Train a model on a corpus, from text to report, and print the JSON line."""
     from lmcore.dataset.mixture import count_blocks
     from lmcore.report.report import report
-    from lmcore.runs.forecast import training_poll
     from lmcore.runs.launch import train_in_child
     from lmcore.runs.prepare import prepare_run
     from lmcore.runs.summary import summary
+    from lmcore.runs.training_progress import training_poll
 
     dataset, tokenizer, store = _prepare(config)
     blocks = count_blocks(dataset, config.dataset)
@@ -103,11 +103,10 @@ def train(
     """Start or continue the training of one run, as the pipeline does for each."""
     should_stop = StopRequest()
 
-    from lmcore.model.distributed import Ranks, is_worker
     from lmcore.runs.launch import end_with_parent
     from lmcore.runs.run import Run, TrainingResult
+    from lmcore.training.distributed import Ranks, is_worker, run_workers
     from lmcore.training.train import train as train_run
-    from lmcore.training.workers import run_workers
 
     is_first = Ranks.from_environment().is_first
     if not is_first:

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from lmcore.cli.command import Outcome
 from lmcore.cli.options import HIDDEN, InForm, ModelName, OutputFile, Store, Texts, store_folder
-from lmcore.cli.outcome import Outcome
-from lmcore.cli.settings import read
 from lmcore.errors import ConfigError
+from lmcore.registry.versions import find, find_version
 from lmcore.settings.config import SampleConfig
+from lmcore.settings.read import settings_of_flags
 from lmcore.settings.section import Text
 
 _PROMPT = (
@@ -45,7 +46,7 @@ def generate(
     given = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     prompts = [*prompt, *(_read_prompts(prompts_file) if prompts_file else [])]
-    settings = read(SampleConfig, changes | {"prompts": prompts or [""]})
+    settings = settings_of_flags(SampleConfig, changes | {"prompts": prompts or [""]})
 
     folder = _find_model(store_folder(store), model)
 
@@ -87,14 +88,11 @@ def evaluate(
         block_size: Tokens in a window. 0: the model's context.
         out: Write the score of every document to this Arrow file.
     """
-    from lmcore.registry.versions import find_version
-
     store_path = store_folder(store)
     name = model or str(find_version(store_path, model_name))
     folder, champion = _find_model(store_path, name), model_name or name.partition("/")[0]
 
-    from lmcore.retraining.evaluation_texts import evaluation_texts
-    from lmcore.retraining.scoring import score_texts
+    from lmcore.retraining.scoring import evaluation_texts, score_texts
 
     texts = evaluation_texts(store_path, list(text), dataset, champion)
     scores = score_texts(folder, texts, block_size=block_size)
@@ -122,6 +120,4 @@ def plot(
 
 
 def _find_model(store: Path, name: str) -> Path:
-    from lmcore.registry.versions import find
-
     return find(store, name, "folder", "run", "version")

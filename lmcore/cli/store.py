@@ -6,21 +6,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from lmcore.cli.options import (
-    Amount,
-    Count,
-    DryRun,
-    InForm,
-    ModelName,
-    SomeText,
-    Store,
-    VersionField,
-    store_folder,
-    version_name,
-)
-from lmcore.cli.outcome import Outcome
-from lmcore.cli.versions import verify_version
-from lmcore.errors import StoreError
+from lmcore.cli.command import Outcome
+from lmcore.cli.options import Amount, Count, DryRun, InForm, SomeText, Store, store_folder
+from lmcore.corpus.ledger import printable
+from lmcore.registry.versions import find
+from lmcore.store.artifacts import read_manifest
 
 _Dataset = Annotated[str, Parameter(help="The id of a dataset.")]
 _Document = Annotated[
@@ -35,9 +25,6 @@ _Document = Annotated[
 
 def ledger(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
     """Show where every byte of a dataset's corpus went, and the pieces that were left out."""
-    from lmcore.registry.versions import find
-    from lmcore.store.artifacts import read_manifest
-
     folder = find(store_folder(store), dataset, "dataset", "folder")
     found = read_manifest(folder)["ledger"]
     data = {name: value for name, value in found.items() if name != "skips"}
@@ -45,7 +32,6 @@ def ledger(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
 
 
 def _ledger_lines(dataset: Path) -> Iterator[str]:
-    from lmcore.corpus.ledger import printable
     from lmcore.dataset.audit import ledger_by_file, skipped_pieces
 
     names = ("documents", "in documents", "between", "skipped", "bytes", "stored", "undecodable")
@@ -62,42 +48,9 @@ def _ledger_lines(dataset: Path) -> Iterator[str]:
             yield f"{reason}: {stored[path]:,} stored bytes of {printable(path)}"
 
 
-def verify(
-    version: Annotated[
-        str,
-        Parameter(help="Such as v0001, NAME/v0001, or NAME for its champion; on a command line also a dataset's id."),
-        InForm("", VersionField),
-    ],
-    /,
-    *,
-    model_name: ModelName = "lm",
-    store: Store = "",
-) -> Outcome:
-    """Read a version and all that it was made from again, or a dataset, and compare; failed if anything is wrong."""
-    from lmcore.registry.versions import models
-
-    folder, name = store_folder(store), version_name(model_name, version)
-    if not version or name.partition("/")[0] in models(folder):
-        return verify_version(folder, name)
-    return _verify_dataset(folder, name)
-
-
-def _verify_dataset(store: Path, name: str) -> Outcome:
-    from lmcore.dataset.audit import problems
-    from lmcore.registry.versions import find
-
-    dataset = find(store, name, "dataset", "folder", "version")
-    if dataset.parent.name != "datasets":
-        raise StoreError(f"{dataset} is no dataset of a store: give the id of a dataset, or a version of a model")
-    found = [f"{chunk or 'manifest'}: {problem}" for chunk, problem in problems(dataset)]
-    sentence = f"dataset {dataset.name}: {len(found)} problems" if found else f"dataset {dataset.name}: all matches"
-    return Outcome({"dataset_id": dataset.name, "problems": len(found)}, sentence, text="\n".join(found), ok=not found)
-
-
 def repair(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
     """Encode the damaged chunks of a dataset again."""
     from lmcore.dataset.audit import repair as encode_again
-    from lmcore.registry.versions import find
 
     folder = find(store_folder(store), dataset, "dataset", "folder")
     return Outcome({"dataset_id": folder.name, "repaired": encode_again(folder)})

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from pydantic import Field
 
+from lmcore.cli.command import Outcome
 from lmcore.cli.options import (
     Count,
     DryRun,
@@ -15,43 +16,45 @@ from lmcore.cli.options import (
     ModelName,
     Reason,
     Store,
-    Version,
+    VersionField,
     store_folder,
     version_name,
 )
-from lmcore.cli.outcome import Outcome
+from lmcore.cli.options import Version as VersionName
+from lmcore.errors import StoreError
+from lmcore.registry import registry
+from lmcore.registry import versions as stored
 from lmcore.settings.section import NAME, NUMBER
 
 _log = logging.getLogger("lmcore")
-
 _FIGURES = ("nats_per_token", "bits_per_byte")
 
 
 def models(model_name: ModelName = "", /, *, store: Store = "") -> Outcome:
     """List the versions of a model, its champion and its history; without a name, all models."""
-    from lmcore.registry.versions import champion, model_folder, require_model, versions
-
     folder = store_folder(store)
     if not model_name:
         return _all_models(folder)
-    require_model(model_folder(folder, model_name))
-    current = champion(folder, model_name)
-    rows = [_row(version, version == current) for version in versions(folder, model_name)]
+    stored.require_model(stored.model_folder(folder, model_name))
+    current = stored.champion(folder, model_name)
+    rows = [_row(version, version == current) for version in stored.versions(folder, model_name)]
     data = {"model": model_name, "champion": current.id if current else None, "versions": rows}
     shown = [{**row, **{name: f"{row[name]:.4f}" for name in _FIGURES}} for row in rows]
     return _with_history(folder, model_name, data, {f"figures-{model_name}": shown})
 
 
 def _all_models(folder: Path) -> Outcome:
-    from lmcore.registry.versions import champion, models, versions
-
-    named = {name: (champion(folder, name), len(versions(folder, name))) for name in models(folder)}
-    rows = [{"model": name, "champion": best.id if best else "", "versions": n} for name, (best, n) in named.items()]
+    rows: list[dict[str, Any]] = []
+    for name in stored.models(folder):
+        best = stored.champion(folder, name)
+        rows.append(
+            {"model": name, "champion": best.id if best else "", "versions": len(stored.versions(folder, name))}
+        )
     shown = [{name: str(value) for name, value in row.items()} for row in rows]
     return Outcome({"models": rows}, f"{len(rows)} models in {folder}", {"models": shown})
 
 
-def _row(version: Any, is_champion: bool) -> dict[str, Any]:
+def _row(version: stored.Version, is_champion: bool) -> dict[str, Any]:
     receipt = version.receipt()
     figures = {name: receipt["evaluation"][name] for name in _FIGURES}
     role = "champion" if is_champion else ""
@@ -60,11 +63,10 @@ def _row(version: Any, is_champion: bool) -> dict[str, Any]:
 
 def _with_history(folder: Path, model_name: str, data: dict[str, Any], tables: Any = None) -> Outcome:
     """An outcome that also shows the model's history and which version is in use."""
-    from lmcore.registry.versions import champion, history_rows
-
-    current = champion(folder, model_name)
+    current = stored.champion(folder, model_name)
     sentence = f"{model_name}: {current.id if current else 'none'} is in use"
-    return Outcome(data, sentence, {**(tables or {}), f"versions-{model_name}": history_rows(folder, model_name)})
+    history = {f"versions-{model_name}": stored.history_rows(folder, model_name)}
+    return Outcome(data, sentence, (tables or {}) | history)
 
 
 def promote(
@@ -88,11 +90,8 @@ def promote(
             yet. Not given on a command line: the one it was compared with.
         force: Promote it although the gate refused it.
     """
-    from lmcore.registry import registry
-    from lmcore.registry.versions import find_version
-
     folder = store_folder(store)
-    found = find_version(folder, version_name(model_name, version))
+    found = stored.find_version(folder, version_name(model_name, version))
     before = (found.receipt()["champion_before"] if expected is None else expected) or None
     done = registry.promote(folder, found.model, found.id, expected=before, reason=reason, force=force)
     data = {"model": done.model, "champion": done.id, "champion_before": before}
@@ -112,39 +111,27 @@ def rollback(
     Args:
         version: A version that was the champion, such as v0001. Empty: the champion before this one.
     """
-    from lmcore.registry import registry
-
-    folder = store_folder(store)
-    model_name, _, named = model_name.partition("/")
-    version = version or named
-    used = registry.rollback(folder, model_name, version, reason=reason)
+    folder, (model_name, _, named) = store_folder(store), model_name.partition("/")
+    used = registry.rollback(folder, model_name, version or named, reason=reason)
     return _with_history(folder, model_name, {"model": used.model, "champion": used.id})
 
 
 def prune(
-    model_name: ModelName,
-    /,
-    *,
-    keep: Annotated[Count, InForm(5)],
-    dry_run: DryRun = False,
-    store: Store = "",
+    model_name: ModelName, /, *, keep: Annotated[Count, InForm(5)], dry_run: DryRun = False, store: Store = ""
 ) -> Outcome:
     """Remove old versions, never the champion.
 
     Args:
         keep: Newest versions to keep, beside the champion and those that one of these was trained from.
     """
-    from lmcore.registry import registry
-
     gone = registry.prune(store_folder(store), model_name, keep, dry_run)
     sentence = f"{'to be removed' if dry_run else 'removed'} of {model_name}: {len(gone)}"
-    rows = [{"version": version} for version in gone]
     data = {"model": model_name, "pruned": gone, "dry_run": dry_run}
-    return Outcome(data, sentence, {f"pruned-{model_name}": rows})
+    return Outcome(data, sentence, {f"pruned-{model_name}": [{"version": version} for version in gone]})
 
 
 def push(
-    version: Version,
+    version: VersionName,
     repository: Annotated[str, InForm(annotation=Annotated[str, Field(pattern=f"^{NAME}/{NAME}$")])],
     /,
     *,
@@ -158,40 +145,46 @@ def push(
             that runs this.
     """
     from lmcore.registry.push import push as push_version
-    from lmcore.registry.versions import find_version
 
     folder = store_folder(store)
-    found = find_version(folder, version_name(model_name, version))
+    found = stored.find_version(folder, version_name(model_name, version))
     data = {"version": str(found), "repository": repository, "commit": push_version(found, repository)}
     return _with_history(folder, found.model, data)
 
 
-def diff(
-    version: Version,
-    other: Version,
-    /,
-    *,
-    model_name: ModelName = "lm",
-    store: Store = "",
-) -> Outcome:
+def diff(version: VersionName, other: VersionName, /, *, model_name: ModelName = "lm", store: Store = "") -> Outcome:
     """Show how two versions differ: settings, text, figures."""
     from lmcore.registry import receipt
-    from lmcore.registry.versions import find_version
 
     folder = store_folder(store)
-    old, new = (find_version(folder, version_name(model_name, each)) for each in (version, other))
+    old, new = (stored.find_version(folder, version_name(model_name, each)) for each in (version, other))
     found = {name: [before, after] for name, before, after in receipt.diff(old, new)}
     rows = [{"field": name, "one": str(before), "other": str(after)} for name, (before, after) in found.items()]
     data = {"versions": [str(old), str(new)], "differences": found}
     return Outcome(data, f"{old} and {new}", {f"diff-{old.model}": rows})
 
 
-def verify_version(store: Path, name: str) -> Outcome:
-    """What no longer matches the receipt of a version, down to the corpus."""
-    from lmcore.registry.receipt import check_receipt, program_differences
-    from lmcore.registry.versions import find_version
+def verify(
+    version: Annotated[
+        str,
+        Parameter(help="Such as v0001, NAME/v0001, or NAME for its champion; on a command line also a dataset's id."),
+        InForm("", VersionField),
+    ],
+    /,
+    *,
+    model_name: ModelName = "lm",
+    store: Store = "",
+) -> Outcome:
+    """Read a version and all that it was made from again, or a dataset, and compare; failed if anything is wrong."""
+    folder, name = store_folder(store), version_name(model_name, version)
+    if not version or name.partition("/")[0] in stored.models(folder):
+        return _verify_version(stored.find_version(folder, name))
+    return _verify_dataset(stored.find(folder, name, "dataset", "folder", "version"))
 
-    version = find_version(store, name)
+
+def _verify_version(version: stored.Version) -> Outcome:
+    from lmcore.registry.receipt import check_receipt, program_differences
+
     lines = list(check_receipt(version))
     wrong = f"{version} no longer matches its receipt ({len(lines)}): {lines[0]}" if lines else ""
     return Outcome(
@@ -203,15 +196,24 @@ def verify_version(store: Path, name: str) -> Outcome:
     )
 
 
+def _verify_dataset(dataset: Path) -> Outcome:
+    from lmcore.dataset.audit import problems
+
+    if dataset.parent.name != "datasets":
+        raise StoreError(f"{dataset} is no dataset of a store: give the id of a dataset, or a version of a model")
+    found = [f"{chunk or 'manifest'}: {problem}" for chunk, problem in problems(dataset)]
+    sentence = f"dataset {dataset.name}: {f'{len(found)} problems' if found else 'all matches'}"
+    return Outcome({"dataset_id": dataset.name, "problems": len(found)}, sentence, text="\n".join(found), ok=not found)
+
+
 def replay(
     version: Annotated[str, Parameter(help="Such as NAME/v0001. NAME: the champion.")], /, *, store: Store = ""
 ) -> Outcome:
     """Train a version again and compare losses and weights."""
     from lmcore.registry.receipt import program_differences
-    from lmcore.registry.versions import find_version
     from lmcore.upkeep.replay import replay as train_again
 
-    found = find_version(store_folder(store), version)
+    found = stored.find_version(store_folder(store), version)
     for line in program_differences(found.receipt()):
         _log.warning("made by another program: %s", line)
     result = train_again(found, _log.info)

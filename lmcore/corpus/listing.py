@@ -209,9 +209,10 @@ def _hashes_of(entry: str, config: CorpusConfig) -> Hashes:
     if not lines or not re.fullmatch(HASH, lines[0]):
         file = SourceFile(str(path), *HashIndex(None).size_and_hash(str(path)))
         return np.array([document.hash for document in read_documents(file, config, Ledger())], np.uint64)
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         if not re.fullmatch(HASH, line):
             raise ConfigError(
-                f"corpus.exclude_documents: {line[:40]!r} in {entry} is not a hash of 16 hexadecimal digits"
+                f"corpus.exclude_documents: word {number} of {entry} is not a hash of 16 hexadecimal digits, as the "
+                "first word is: give one hash a line"
             )
     return parse_hashes(lines)

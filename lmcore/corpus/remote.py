@@ -24,7 +24,7 @@ from fsspec.utils import glob_translate
 from pyarrow.fs import FileSelector, FileSystem
 
 from lmcore import clock
-from lmcore.errors import CorpusError, FileChangedError
+from lmcore.errors import ConfigError, CorpusError, FileChangedError
 from lmcore.settings.urls import ARROW_SCHEMES, WEB_SCHEMES, is_url, split_url
 from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.files import DIGEST_BYTES
@@ -249,13 +249,20 @@ def _arrow_system(scheme: str, bucket: str, options: str) -> Any:
 
 @lru_cache
 def _web_system(scheme: str) -> Any:
-    """A file system without a total time limit that returns stored bytes and uses proxies and ~/.netrc."""
+    """A file system without a total time limit that returns stored bytes and uses proxies and ~/.netrc.
+
+    Each request is checked, so neither a redirect nor a link in a listing leads out of LM_DATA_ROOTS.
+    """
     import aiohttp
+
+    async def confined(request: Any, send: Any) -> Any:
+        check_allowed(str(request.url), "corpus")
+        return await send(request)
 
     wait = aiohttp.ClientTimeout(total=None, sock_connect=_SECONDS_WITHOUT_A_BYTE, sock_read=_SECONDS_WITHOUT_A_BYTE)
     headers = {"Accept-Encoding": "identity"}
     options = {"timeout": wait, "headers": headers, "auto_decompress": False, "trust_env": True}
-    return fsspec.filesystem(scheme, client_kwargs=options)
+    return fsspec.filesystem(scheme, client_kwargs=options | {"middlewares": (confined,)})
 
 
 # --- errors ---
@@ -274,6 +281,8 @@ def _failures_named(url: str) -> Iterator[None]:
         causes: list[BaseException] = [error]
         while causes[-1].__cause__ is not None:
             causes.append(causes[-1].__cause__)
+        if isinstance(causes[-1], ConfigError):
+            raise causes[-1] from None
         raise _failure(causes, url) from error
 
 

@@ -1,29 +1,29 @@
 """The audit of a finished dataset: whether it is complete, where each byte of the corpus is, and its repair."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmcore.dataset.encoding import read_quarantine
-from lmcore.dataset.manifest import dataset_id
-from lmcore.dataset.shards import SPLITS, Shard, shard_path
+from lmcore.dataset.manifest import dataset_id, text_ranges, totals
+from lmcore.dataset.shards import SPLITS, Shard, read_quarantine
 from lmcore.dataset.tokenization import encode_again
 from lmcore.errors import LMError, StoreError
 from lmcore.store.artifacts import read_manifest, verify_artifact
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 _COUNTS = ("documents", "document_bytes", "separator_bytes")
-_SKIPS = ("skipped_pieces", "skipped_bytes", "stored_bytes", "undecodable_stored_bytes")
+_STORED = ("stored_bytes", "undecodable_stored_bytes")
 
 
 def problems(dataset: Path, only: set[str] | None = None) -> Iterator[tuple[str, str]]:
     """(chunk key, what is wrong) of all chunks, or those in ``only``. Reads all bytes. The manifest's key is empty."""
+    store = dataset.parent.parent
     try:
         manifest = read_manifest(dataset)
-        tokenizer = TokenizerInfo.open(dataset.parent.parent / "tokenizers" / manifest["tokenizer_id"])
+        tokenizer = TokenizerInfo.open(store / "tokenizers" / manifest["tokenizer_id"])
         tokenizer.verify()
     except LMError as error:
         yield "", str(error)
@@ -36,11 +36,10 @@ def problems(dataset: Path, only: set[str] | None = None) -> Iterator[tuple[str,
     if manifest["ledger"]["unaccounted_bytes"] or not _adds_up(manifest):
         yield "", "the ledger does not add up"
     for entry in {entry["key"]: entry for entry in entries if only is None or entry["key"] in only}.values():
-        folder = dataset.parent.parent / "shards" / entry["key"]
         try:
-            verify_artifact(folder)
+            verify_artifact(store / "shards" / entry["key"])
             for split in SPLITS:
-                _check_shard(Shard(shard_path(folder, split), tokenizer.id), entry[split], tokenizer)
+                _check_shard(Shard.of_chunk(store, entry, split, tokenizer.id), entry[split], tokenizer)
         except LMError as error:
             yield entry["key"], str(error)
 
@@ -50,27 +49,18 @@ def _adds_up(manifest: dict[str, Any]) -> bool:
     ledger, entries = manifest["ledger"], manifest["chunks"]
     spans = [span for entry in entries for span in entry["spans"]]
     skipped = sum(skip["length"] for skip in ledger["skips"])
-    filtered = ledger.get("filtered_bytes", 0)  # an earlier version had a filter
+    # An earlier version had a filter.
+    kept = ledger["document_bytes"] + ledger["separator_bytes"] + ledger.get("filtered_bytes", 0)
     return (
         all(sum(span.get(name, 0) for span in spans) == ledger.get(name, 0) for name in _COUNTS)
         and skipped == ledger["skipped_bytes"] == sum(row["bytes"] for row in ledger["skipped"].values())
-        and ledger["source_bytes"] == ledger["document_bytes"] + ledger["separator_bytes"] + filtered + skipped
-        and all(
-            sum(entry[split][name] for entry in entries) == total
-            for split in SPLITS
-            for name, total in manifest["splits"][split].items()
-        )
+        and ledger["source_bytes"] == kept + skipped
+        and totals(entries) == manifest["splits"]
     )
 
 
 def _check_shard(shard: Shard, figures: dict[str, Any], tokenizer: TokenizerInfo) -> None:
-    kept = np.delete(np.arange(len(shard)), figures["dropped"])
-    counts = {
-        "documents": len(kept),
-        "tokens": int(np.diff(shard.offsets)[kept].sum()),
-        "text_bytes": int(shard.text_bytes[kept].sum()),
-    }
-    for name, count in counts.items():
+    for name, count in shard.figures(shard.all_but(figures["dropped"])).items():
         if count != figures[name]:
             raise StoreError(f"{shard.path} has {count:,} {name}, the manifest says {figures[name]:,}")
     if len(shard.tokens) and int(shard.tokens.max()) >= tokenizer.vocab_size:
@@ -100,34 +90,27 @@ def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
     The content is empty where it was too long to be kept or could not be read.
     """
     manifest = read_manifest(dataset)
-    kept: dict[tuple[str, int, str], bytes] = {}  # by path, offset and reason
-    for entry in (entry for entry in manifest["chunks"] if entry["spans"]):
-        folder = dataset.parent.parent / "shards" / entry["key"]
+    kept: dict[tuple[str, int, str], bytes] = {}
+    for key, spans in text_ranges(manifest):
+        folder = dataset.parent.parent / "shards" / key
         starts = [row["start"] for row in read_manifest(folder)["ledger"]]
         for row in read_quarantine(folder):
-            span = entry["spans"][row["span"]]
-            place = row["offset"] + span["start"] - starts[row["span"]]
-            kept[span["path"], place, row["reason"]] = row["content"]
+            span = spans[row["span"]]
+            kept[span["path"], row["offset"] + span["start"] - starts[row["span"]], row["reason"]] = row["content"]
     for skip in manifest["ledger"]["skips"]:
-        piece = kept.get((skip["path"], skip["offset"], skip["reason"]), b"")
-        yield skip["path"], skip["offset"], skip["length"], skip["reason"], piece
+        path, offset, reason = skip["path"], skip["offset"], skip["reason"]
+        yield path, offset, skip["length"], reason, kept.get((path, offset, reason), b"")
 
 
 def ledger_by_file(dataset: Path) -> list[dict[str, Any]]:
     """A row for each file: documents, and bytes in them, between them, skipped and stored."""
     manifest = read_manifest(dataset)
-    files: dict[str, Counter[str]] = {}
-
-    def add(path: str, **figures: int) -> None:
-        files.setdefault(path, Counter()).update(figures)
-
-    read = {file["path"] for file in manifest.get("inputs", [])}
-    for file in manifest.get("inputs", []):
-        add(**{name: value for name, value in file.items() if name != "blake3"})
-    for span in (span for entry in manifest["chunks"] for span in entry["spans"]):
-        add(span["path"], **{name: span.get(name, 0) for name in _COUNTS})
+    files: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    read = {file["path"]: file for file in manifest.get("inputs", [])}
+    for row in (*read.values(), *(span for _, spans in text_ranges(manifest) for span in spans)):
+        files[row["path"]].update({name: row[name] for name in (*_COUNTS, *_STORED) if name in row})
     for skip in manifest["ledger"]["skips"]:
-        stored = 0 if skip["path"] in read else skip.get("stored_bytes", 0)
-        lost = {"stored_bytes": stored, "undecodable_stored_bytes": stored}
-        add(skip["path"], skipped_pieces=1, skipped_bytes=skip["length"], **lost)
-    return [{"path": path, **{name: files[path][name] for name in (*_COUNTS, *_SKIPS)}} for path in sorted(files)]
+        lost = {} if skip["path"] in read else dict.fromkeys(_STORED, skip.get("stored_bytes", 0))
+        files[skip["path"]].update({"skipped_pieces": 1, "skipped_bytes": skip["length"], **lost})
+    names = (*_COUNTS, "skipped_pieces", "skipped_bytes", *_STORED)
+    return [{"path": path, **{name: files[path][name] for name in names}} for path in sorted(files)]

@@ -5,16 +5,15 @@ A block is ``block_size`` input ids with ``labels`` one ahead, so neighbouring b
     ids 3 1 4 1 5 9 2, block_size 3 ->  input_ids 3 1 4, labels 1 4 1
                                         input_ids 1 5 9, labels 5 9 2
 
-Blocks are cut on the fly from texts, as an iterable for torch's DataLoader, or from a tokenized dataset, whose ids are
-one memory-mapped stream: block i starts at token i * block_size, and ``lmcore.dataset.loader`` reads whole batches.
-
-Shapes: B blocks in a batch, T tokens in a block.
+Blocks are cut on the fly from texts, as an iterable for torch's DataLoader, or from a tokenized dataset. The training
+reads whole batches instead (``lmcore.dataset.loader``). Shapes: B blocks in a batch, T tokens in a block.
 """
 
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,11 +39,7 @@ class BlockDataset(IterableDataset[Block]):
     """
 
     def __init__(
-        self,
-        ids: Callable[[], Iterable[Sequence[int]]],
-        block_size: int,
-        drop_last: bool = True,
-        pad_id: int = 0,
+        self, ids: Callable[[], Iterable[Sequence[int]]], block_size: int, drop_last: bool = True, pad_id: int = 0
     ) -> None:
         if block_size < 1:
             raise ValueError(f"block_size is {block_size}, needs at least 1")
@@ -72,12 +67,7 @@ class BlockDataset(IterableDataset[Block]):
 
     @classmethod
     def from_file(
-        cls,
-        tokenizer: Any,
-        path: str | Path,
-        block_size: int,
-        drop_last: bool = True,
-        eos_token_id: int | None = None,
+        cls, tokenizer: Any, path: str | Path, block_size: int, drop_last: bool = True, eos_token_id: int | None = None
     ) -> Self:
         """``from_texts`` over the lines of a text file (or the texts of a .jsonl), plain or .gz.
 
@@ -92,10 +82,7 @@ class BlockDataset(IterableDataset[Block]):
 
     def __iter__(self) -> Iterator[Block]:
         worker = get_worker_info()
-        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for index, block in enumerate(self._blocks()):
-            if index % workers == mine:
-                yield block
+        return islice(self._blocks(), worker.id, None, worker.num_workers) if worker else self._blocks()
 
     def _blocks(self) -> Iterator[Block]:
         size = self.block_size
@@ -104,17 +91,12 @@ class BlockDataset(IterableDataset[Block]):
             left.extend(ids)
             whole = max(0, (len(left) - 1) // size) * size
             for start in range(0, whole, size):
-                yield {
-                    "input_ids": left[start : start + size],
-                    "labels": left[start + 1 : start + size + 1],
-                }
+                yield {"input_ids": left[start : start + size], "labels": left[start + 1 : start + size + 1]}
             del left[:whole]
         if len(left) > 1 and not self.drop_last:
             missing = size - (len(left) - 1)
-            yield {
-                "input_ids": left[:-1] + [self.pad_id] * missing,
-                "labels": left[1:] + [IGNORED_LABEL] * missing,
-            }
+            inputs, labels = left[:-1] + [self.pad_id] * missing, left[1:] + [IGNORED_LABEL] * missing
+            yield {"input_ids": inputs, "labels": labels}
 
 
 def _encoded(tokenizer: Any, texts: Iterable[str], end: list[int]) -> Iterator[list[int]]:

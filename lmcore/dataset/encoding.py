@@ -1,8 +1,7 @@
 """Encode chunks into shards: one job for each chunk, on threads, processes, or any executor of concurrent.futures.
 
 A job parses the text ranges of a chunk, encodes the documents and writes shards/<key>/: a shard for each split, and
-quarantine.arrow with every skipped piece and its place. The folder is named by content, so a job whose worker died is
-simply run again.
+every skipped piece with its place. The folder is named by content, so a job whose worker died is simply run again.
 """
 
 import os
@@ -15,24 +14,26 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from lmcore.corpus.document_hashes import forgotten_hashes, is_validation
 from lmcore.corpus.documents import Document, parse
 from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.text_range import TextRange
-from lmcore.dataset.shards import SPLITS, blanked, damage_named, shard_path, write_shard
+from lmcore.dataset.shards import SPLITS, Rows, Shard, blanked, shard_path, write_quarantine, write_shard
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import write_artifact
 from lmcore.store.files import hash_text
 from lmcore.tokenizer.tokenizer import Tokenizer
 
-QUARANTINE = "quarantine.arrow"
 _BATCH_BYTES = 2**20
+_LEDGER = (
+    *("documents", "source_bytes", "document_bytes", "separator_bytes"),
+    "normalized_documents",
+)
+"""Counts of a text range that the manifest of a chunk keeps."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,43 @@ class Job:
     """Threads that encode this chunk."""
 
 
+def encode_all(
+    jobs: Iterable[tuple[Job, int]], workers: int, executor: Executor | None, progress: Callable[[int], None]
+) -> int:
+    """Run jobs as they come, and return their number. ``progress`` gets the bytes that come with a job when it is done.
+
+    Only a few jobs wait at a time, so memory is bounded. The first error of a job ends the others.
+    """
+    count = workers or os.cpu_count() or 1
+    pending: deque[tuple[Future[None], int]] = deque()
+    abandoned, total = threading.Event(), 0
+
+    def finish_one() -> None:
+        future, size = pending.popleft()
+        future.result()
+        progress(size)
+
+    with ExitStack() as stack:
+        pool = executor or stack.enter_context(ThreadPoolExecutor(count, "encode"))
+        # An event cannot be sent to another process, and the owner of an executor cancels its jobs.
+        extra = [] if executor else [abandoned.is_set]
+        # A job can use every core while the others parse, and at the end.
+        threads = 1 if executor else count
+        try:
+            for job, size in jobs:
+                total += 1
+                pending.append((pool.submit(encode, replace(job, threads=threads), *extra), size))
+                if len(pending) > 2 * count:
+                    finish_one()
+            while pending:
+                finish_one()
+        finally:
+            abandoned.set()
+            for future, _ in pending:
+                future.cancel()
+    return total
+
+
 def encode(job: Job, is_abandoned: Callable[[], bool] = lambda: False) -> None:
     """Write the chunk's artifact.
 
@@ -57,10 +95,9 @@ def encode(job: Job, is_abandoned: Callable[[], bool] = lambda: False) -> None:
     """
     tokenizer = _open_tokenizer(job.tokenizer)
     ledgers = [Ledger() for _ in job.ranges]
-    parts = zip(job.ranges, ledgers, strict=True)
-    documents = chain.from_iterable(parse(text_range, job.config, ledger) for text_range, ledger in parts)
-    encoded = [_encode_batch([], tokenizer, 1)]
-    for batch in _batches(documents):
+    parts = list(zip(job.ranges, ledgers, strict=True))
+    encoded = []
+    for batch in _batches(chain.from_iterable(parse(text_range, job.config, ledger) for text_range, ledger in parts)):
         if is_abandoned():
             raise CancelledError
         encoded.append(_encode_batch(batch, tokenizer, job.threads))
@@ -70,34 +107,21 @@ def encode(job: Job, is_abandoned: Callable[[], bool] = lambda: False) -> None:
     forgotten = forgotten_hashes(job.store)
     tokens, lengths, text_bytes, hashes = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
     tokens, lengths = blanked(tokens, lengths, np.isin(hashes, forgotten))
-    columns = (tokens, lengths, text_bytes, hashes)
-    counts: dict[str, Any] = {}
-    ledger_rows = [_ledger_row(*pair) for pair in zip(job.ranges, ledgers, strict=True)]
-    about = {"kind": "chunk", "splits": counts, "ledger": ledger_rows}
+    splits: dict[str, dict[str, int]] = {}
+    about = {"kind": "chunk", "splits": splits, "ledger": [_ledger_row(*part) for part in parts]}
     with write_artifact(job.store / "shards" / job.key, lambda: about) as folder:
-        for split, kept in zip(SPLITS, _split(hashes, job.split), strict=True):
-            counts[split] = _write_split(shard_path(folder, split), columns, kept, tokenizer)
-        skips = [(number, skip) for number, ledger in enumerate(ledgers) for skip in ledger.skipped]
-        write_quarantine(folder / QUARANTINE, [_quarantine_row(*pair, forgotten) for pair in skips])
-
-
-def _write_split(path: Path, columns: tuple[Any, ...], kept: Any, tokenizer: Tokenizer) -> dict[str, int]:
-    """Write the shard of the documents in ``kept``, and return their counts."""
-    tokens, lengths, text_bytes, hashes = columns
-    tokens = tokens if kept.all() else tokens[np.repeat(kept, lengths)]
-    lengths, text_bytes, hashes = lengths[kept], text_bytes[kept], hashes[kept]
-    about: dict[str, Any] = {"tokenizer_id": tokenizer.id, "eos_id": tokenizer.eos_id}
-    write_shard(path, tokens, lengths, text_bytes, np.flatnonzero(kept), hashes, **about)
-    return {
-        "documents": len(lengths),
-        "tokens": int(lengths.sum()),
-        "text_bytes": int(text_bytes.sum()),
-        "longest_bytes": int(text_bytes.max(initial=0)),
-    }
+        for split, rows in zip(SPLITS, _split(hashes, job.split), strict=True):
+            path, ids = shard_path(folder, split), tokens if rows.all() else tokens[np.repeat(rows, lengths)]
+            columns = (lengths[rows], text_bytes[rows], np.flatnonzero(rows), hashes[rows])
+            write_shard(path, ids, *columns, tokenizer_id=tokenizer.id, eos_id=tokenizer.eos_id)
+            shard = Shard(path)
+            splits[split] = shard.figures(shard.all_but([]))
+        skips = ((number, skip) for number, ledger in enumerate(ledgers) for skip in ledger.skipped)
+        write_quarantine(folder, [_quarantine_row(number, skip, forgotten) for number, skip in skips])
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Batches of about a megabyte, which fit into the processor's cache."""
+    """Batches of about a megabyte, which fit into the processor's cache. The last one may be empty."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -106,8 +130,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
-    if batch:
-        yield batch
+    yield batch
 
 
 def _encode_batch(documents: list[Document], tokenizer: Tokenizer, threads: int) -> tuple[Any, ...]:
@@ -122,8 +145,8 @@ def _open_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(folder)
 
 
-def _split(hashes: Any, split: str) -> tuple[Any, Any]:
-    """Masks of the training and the validation documents, by the rule of ``is_validation``."""
+def _split(hashes: Any, split: str) -> tuple[Rows, Rows]:
+    """The training and the validation documents, by the rule of ``is_validation``."""
     if split in SPLITS:
         held_out = np.full(len(hashes), split == "validation")
     else:
@@ -133,87 +156,10 @@ def _split(hashes: Any, split: str) -> tuple[Any, Any]:
 
 
 def _ledger_row(text_range: TextRange, ledger: Ledger) -> dict[str, Any]:
-    return {
-        "start": text_range.start,
-        "documents": ledger.documents,
-        "source_bytes": ledger.source_bytes,
-        "document_bytes": ledger.document_bytes,
-        "separator_bytes": ledger.separator_bytes,
-        "normalized_documents": ledger.normalized_documents,
-        "skips": [
-            [skip.offset, skip.length, skip.reason, *([skip.detail] if skip.detail else [])] for skip in ledger.skipped
-        ],
-    }
+    skips = [[skip.offset, skip.length, skip.reason, *filter(None, [skip.detail])] for skip in ledger.skipped]
+    return {"start": text_range.start, **{name: getattr(ledger, name) for name in _LEDGER}, "skips": skips}
 
 
 def _quarantine_row(number: int, skip: Skip, forgotten: Any) -> dict[str, Any]:
     content = b"" if hash_text(skip.content) in forgotten else skip.content
     return {"span": number, "offset": skip.offset, "length": skip.length, "reason": skip.reason, "content": content}
-
-
-def write_quarantine(path: Path, pieces: list[dict[str, Any]]) -> None:
-    """Write skipped pieces: number of the text range, offset, length, reason, content (only the head if too long)."""
-    types = {"span": pa.int32(), "offset": pa.int64(), "length": pa.int64(), "reason": pa.string()}
-    types["content"] = pa.large_binary()
-    batch = pa.record_batch({name: pa.array([row[name] for row in pieces], kind) for name, kind in types.items()})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-
-
-def read_quarantine(chunk_folder: Path) -> list[dict[str, Any]]:
-    """The rows that ``write_quarantine`` wrote. Raises StoreError if the file is missing or damaged."""
-    with damage_named(chunk_folder / QUARANTINE):
-        table = pa.ipc.open_file(pa.memory_map(str(chunk_folder / QUARANTINE))).read_all()
-        pieces: list[dict[str, Any]] = table.to_pylist()
-        return pieces
-
-
-class EncodingPool:
-    """Runs jobs on workers. Only a few jobs wait at a time, so memory is bounded."""
-
-    def __init__(self, workers: int, executor: Executor | None, progress: Callable[[int], None]) -> None:
-        self.jobs = 0
-        self._progress = progress
-        self._pending: deque[tuple[Future[None] | None, int]] = deque()
-        self._stack = ExitStack()
-        count = workers or os.cpu_count() or 1
-        # A job can use every core while the others parse, and at the end.
-        self._threads_each = 1 if executor else count
-        self._abandoned = threading.Event()
-        # An event cannot be sent to another process, and the owner of an executor cancels its jobs.
-        self._extra = [] if executor else [self._abandoned.is_set]
-        self._executor = executor or self._stack.enter_context(ThreadPoolExecutor(count, "encode"))
-        self._waiting = 2 * count
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            while kind is None and self._pending:
-                self._finish_one()
-        finally:
-            self._abandoned.set()
-            for future, _ in self._pending:
-                future.cancel() if future is not None else None
-            self._stack.close()
-
-    def submit(self, job: Job, stored_bytes: int) -> None:
-        """Start a job. Waits while too many jobs are pending, and raises the error of an earlier job."""
-        self.jobs += 1
-        self._add(self._executor.submit(encode, replace(job, threads=self._threads_each), *self._extra), stored_bytes)
-
-    def skip(self, stored_bytes: int) -> None:
-        """Count bytes that need no job as done."""
-        self._add(None, stored_bytes)
-
-    def _add(self, future: Future[None] | None, stored_bytes: int) -> None:
-        self._pending.append((future, stored_bytes))
-        while len(self._pending) > self._waiting or (self._pending and self._pending[0][0] is None):
-            self._finish_one()
-
-    def _finish_one(self) -> None:
-        future, stored_bytes = self._pending.popleft()
-        if future is not None:
-            future.result()
-        self._progress(stored_bytes)

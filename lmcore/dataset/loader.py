@@ -1,9 +1,7 @@
-"""Training blocks to batches: at any position, for any rank, in any worker.
+"""Training blocks to batches: at any position, for any rank, in any worker. Shapes: B blocks of T tokens.
 
 Global batch g holds the blocks at positions g * batch_size on. It depends on the position alone, so it is the same for
 any number of ranks and workers, and the first batch after a resume costs no more than any other.
-
-Shapes: B blocks in a batch, T tokens in a block.
 """
 
 from collections import deque

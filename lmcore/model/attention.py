@@ -1,14 +1,10 @@
 """Attention for training: causal without a mask, or within documents.
 
-transformers builds a (B, 1, T, T) mask for compiled models, which disables SDPA's flash kernel. For other models it
-waits for the GPU to find out whether a mask is needed. It passes a mask of four dimensions on unchanged, so this module
-builds the masks, and ``attention``, registered under ``NAME``, interprets them:
-
-    causal_mask     nothing: SDPA with is_causal, the flash kernel (arXiv 2307.08691)
-    document_mask   a boolean mask for SDPA, or on GPUs a block mask for FlexAttention (arXiv 2412.05496)
-
-Any other mask (padding, with a cache, none) is handled by transformers' "sdpa". The name is never saved, so an export
-opens with transformers alone.
+transformers builds a (B, 1, T, T) mask for compiled models, which disables SDPA's flash kernel (arXiv 2307.08691). For
+other models it waits for the GPU to find out whether a mask is needed. It passes a mask of four dimensions on
+unchanged, so this module builds the masks, and ``attention``, registered under ``NAME``, interprets them. Any other
+mask (padding, with a cache, none) is handled by transformers' "sdpa". The name is never saved, so an export opens with
+transformers alone.
 
 Shapes: B rows, T tokens, H query heads, G key heads, D numbers of a head.
 """
@@ -16,9 +12,7 @@ Shapes: B rows, T tokens, H query heads, G key heads, D numbers of a head.
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -33,18 +27,14 @@ def attention(
     query_BHTD: torch.Tensor,
     key_BGTD: torch.Tensor,
     value_BGTD: torch.Tensor,
-    attention_mask: torch.Tensor | BlockMask | None,
+    attention_mask: torch.Tensor | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The output of attention, (B, T, H, D), and None; transformers' interface of an attention function."""
-    tensors = (query_BHTD, key_BGTD, value_BGTD)
-    if isinstance(attention_mask, BlockMask):
-        output: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(
-            module, *tensors, attention_mask, **settings
-        )
-    else:
-        is_causal = attention_mask is not None and not attention_mask.numel()
-        output = sdpa_attention_forward(module, *tensors, None if is_causal else attention_mask, **settings)
+    mask = attention_mask if attention_mask is None or attention_mask.numel() else None
+    output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        module, query_BHTD, key_BGTD, value_BGTD, mask, **settings
+    )
     return output
 
 
@@ -69,23 +59,7 @@ def causal_mask(ids_BT: torch.Tensor) -> torch.Tensor:
     return ids_BT.new_empty((0, 0, 0, 0), dtype=torch.bool)
 
 
-def document_mask(document_ids_BT: torch.Tensor, flex: bool = False) -> torch.Tensor | BlockMask:
-    """Mask of causal attention within documents: (B, 1, T, T), True where a token attends; for flex a block mask."""
-    rows, tokens = document_ids_BT.shape
-    if not flex:
-        places_T = torch.arange(tokens, device=document_ids_BT.device)
-        is_same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
-        return (is_same_BTT & (places_T[:, None] >= places_T))[:, None]
-
-    def sees(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return (query >= key) & (document_ids_BT[row, query] == document_ids_BT[row, key])
-
-    return create_block_mask(sees, rows, None, tokens, tokens, device=document_ids_BT.device)
-
-
-def can_flex(model: PreTrainedModel) -> bool:
-    """True if a model takes a block mask. FlexAttention supports neither dropout nor heads below 16 numbers."""
-    config = model.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    dropout = getattr(config, "attn_pdrop", 0.0) or getattr(config, "attention_dropout", 0.0)
-    return bool(model._supports_flex_attn and head_size >= 16 and not dropout)
+def document_mask(document_ids_BT: torch.Tensor) -> torch.Tensor:
+    """Mask of causal attention within documents: (B, 1, T, T), True where a token attends."""
+    is_same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+    return is_same_BTT.tril()[:, None]

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from lmcore.errors import ConfigError, StoreError, TokenizerError
-from lmcore.model.weights import trained_model
+from lmcore.model.model import trained_model
 from lmcore.runs.initial_model import control_ids
 from lmcore.runs.model_card import CARD, model_card, training_facts
 from lmcore.runs.run import Export, Run, TrainingResult, newest_checkpoint

@@ -7,18 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.generation import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from lmcore.model.device import choose_device
-from lmcore.model.weights import trained_model
+from lmcore.model.model import trained_model
 from lmcore.runs.metrics import MetricsWriter, read_metrics
 from lmcore.runs.run import Run
 from lmcore.runs.sample_prompts import with_prompts
@@ -36,11 +32,10 @@ def generate(model: PreTrainedModel, tokenizer: Tokenizer, config: SampleConfig,
     Without prompts, the empty prompt is continued. The model sees the last ``block_size`` tokens. Each prompt has a
     random generator of its own, so its text does not depend on the other prompts, except for rounding.
     """
-    config = config if config.prompts else config.model_copy(update={"prompts": [""]})
-    prompts = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in config.prompts]
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    prompts = [[tokenizer.eos_id, *tokenizer.encode(prompt)] for prompt in config.prompts or [""]]
     texts = [""] * len(prompts)
-    with _reading(model):
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    with _sampling(model):
         for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
             group = by_length[start : start + _PROMPTS_AT_ONCE]
             written = _continue(model, [prompts[index] for index in group], config, block_size, tokenizer.eos_id)
@@ -75,21 +70,22 @@ def write_texts(run: Run, checkpoint: Path, settings: SampleConfig) -> list[str]
 
 
 @contextmanager
-def _reading(model: PreTrainedModel) -> Iterator[None]:
+def _sampling(model: PreTrainedModel) -> Iterator[None]:
     """Run the model without dropout and uncompiled, since every step has another shape.
 
     The attention is one that supports caches and padding.
     """
     was_training, attention = model.training, model.config._attn_implementation
+    is_for_training = attention not in ("sdpa", "eager")
     model.eval()
-    if attention not in ("sdpa", "eager"):
+    if is_for_training:
         model.set_attn_implementation("sdpa")
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         model.train(was_training)
-        if attention not in ("sdpa", "eager"):
+        if is_for_training:
             model.set_attn_implementation(attention)
 
 
@@ -100,54 +96,33 @@ def _continue(
     longest = max(map(len, prompts))
     padding = [longest - len(prompt) for prompt in prompts]
     rows = [[eos_id] * count + prompt for count, prompt in zip(padding, prompts, strict=True)]
-    ids_PT = torch.tensor(rows, device=model.device)
-    next_logits = _NextLogits(model, padding, block_size)
+    ids_PT, padding_P = (torch.tensor(each, device=model.device) for each in (rows, padding))
     # From seed and prompt: with one generator, prompts would influence each other.
     seeds = [int(fingerprint(config.seed, prompt), 16) for prompt in prompts]
     draws = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
-    is_over_P = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)
+    is_over_P, cache = torch.zeros_like(padding_P, dtype=torch.bool), None
     while ids_PT.shape[1] < longest + config.tokens and not is_over_P.all():
-        following_P = _draw(next_logits(ids_PT), ids_PT, config, draws)
+        # Keys and values are cached while all tokens fit into a block.
+        fits = ids_PT.shape[1] <= block_size
+        cache = cache if fits else None
+        inputs = _inputs(ids_PT, padding_P, max(padding), block_size, 1 if cache is not None else block_size)
+        output = model(past_key_values=cache, use_cache=fits, logits_to_keep=1, **inputs)
+        cache = output.past_key_values
+        following_P = _draw(output.logits[:, -1].float(), ids_PT, config, draws)
         is_over_P |= following_P == eos_id
         ids_PT = torch.cat([ids_PT, following_P.masked_fill(is_over_P, eos_id)[:, None]], dim=1)
     return [list(takewhile(lambda token: token != eos_id, row)) for row in ids_PT[:, longest:].tolist()]
 
 
-class _NextLogits:
-    """The logits after the last token. Keys and values are cached while all tokens fit into a block."""
-
-    def __init__(self, model: PreTrainedModel, padding: list[int], block_size: int) -> None:
-        self._model = model
-        self._padding = padding
-        self._block_size = block_size
-        self._cache = None
-
-    def __call__(self, ids_PT: torch.Tensor) -> torch.Tensor:
-        fits = ids_PT.shape[1] <= self._block_size
-        if not fits:
-            self._cache = None
-        window_PT = ids_PT[:, -self._block_size :]
-        output = self._model(
-            input_ids=window_PT if self._cache is None else window_PT[:, -1:],
-            past_key_values=self._cache,
-            use_cache=fits,
-            logits_to_keep=1,
-            **self._places(ids_PT.shape[1], window_PT.shape[1]),
-        )
-        self._cache = output.past_key_values if fits else None
-        logits_PV: torch.Tensor = output.logits[:, -1].float()
-        return logits_PV
-
-    def _places(self, length: int, width: int) -> dict[str, torch.Tensor]:
-        """Mask and positions, if there is padding in the last ``width`` of ``length`` columns."""
-        scrolled = length - width
-        if max(self._padding) <= scrolled:
-            return {}
-        columns_T = torch.arange(scrolled, length, device=self._model.device)
-        mask_PT = columns_T >= torch.tensor(self._padding, device=self._model.device)[:, None]
-        positions_PT = (mask_PT.cumsum(1) - 1).clamp(min=0)
-        new = 1 if self._cache is not None else width
-        return {"attention_mask": mask_PT.long(), "position_ids": positions_PT[:, -new:]}
+def _inputs(ids_PT: torch.Tensor, padding_P: torch.Tensor, most: int, block_size: int, new: int) -> dict[str, Any]:
+    """The last ``new`` tokens of the block that the model sees, with mask and positions if there is padding in it."""
+    length, inputs = ids_PT.shape[1], {"input_ids": ids_PT[:, -new:]}
+    first = max(0, length - block_size)
+    if most <= first:
+        return inputs
+    mask_PT = torch.arange(first, length, device=ids_PT.device) >= padding_P[:, None]
+    positions_PT = (mask_PT.cumsum(1) - 1).clamp(min=0)
+    return inputs | {"attention_mask": mask_PT.long(), "position_ids": positions_PT[:, -new:]}
 
 
 def _draw(
@@ -156,15 +131,8 @@ def _draw(
     """One token for each row (P), drawn with the row's generator."""
     if config.temperature == 0:
         return logits_PV.argmax(-1)
-    probabilities_PV = _warpers(config)(ids_PT, logits_PV).softmax(-1)
-    rows = zip(probabilities_PV, draws, strict=True)
-    return torch.cat([torch.multinomial(row_V, 1, generator=draw) for row_V, draw in rows])
-
-
-def _warpers(config: SampleConfig) -> LogitsProcessorList:
     warpers = LogitsProcessorList([TemperatureLogitsWarper(config.temperature)])
-    if config.top_k:
-        warpers.append(TopKLogitsWarper(config.top_k))
-    if config.top_p < 1:
-        warpers.append(TopPLogitsWarper(config.top_p))
-    return warpers
+    warpers += [TopKLogitsWarper(config.top_k)] if config.top_k else []
+    warpers += [TopPLogitsWarper(config.top_p)] if config.top_p < 1 else []
+    rows = zip(warpers(ids_PT, logits_PV).softmax(-1), draws, strict=True)
+    return torch.cat([torch.multinomial(row_V, 1, generator=draw) for row_V, draw in rows])

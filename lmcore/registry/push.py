@@ -28,7 +28,10 @@ def push(version: Version, repository: str) -> str:
     StoreError when the version is damaged, and ConnectionError when the hub does not answer.
     """
     if not (token := os.environ.get("HF_TOKEN", "")):
-        raise ConfigError(f"HF_TOKEN is not set: {version} is pushed with a token that may write to {repository}")
+        raise ConfigError(
+            f"HF_TOKEN is not set: {version} is pushed with a token that may write to {repository}; for a run on a "
+            "server, Prefect's block Secret hf-token will do"
+        )
     names = [name for name in verify_artifact(version.folder)["files"] if _is_public(name)]
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
 

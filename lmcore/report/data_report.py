@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lmcore import markdown
-from lmcore.dataset.manifest import Dataset
+from lmcore.dataset.manifest import Dataset, text_ranges
 from lmcore.dataset.mixture import Blocks, SourceCounts
 from lmcore.dataset.shards import SPLITS
 from lmcore.markdown import bold, escape, figure
@@ -23,14 +23,13 @@ def data_page(dataset: Dataset) -> str:
         f"{dataset.chunks_made} of {dataset.chunks} chunks were new; "
         f"{dataset.duplicate_documents:,} documents occur more than once; tokenizer {dataset.tokenizer_id}.",
         "## Sources",
-        markdown.table(("source", "files", "documents", "tokens", "bytes of text"), _source_rows(manifest["chunks"])),
+        markdown.table(("source", "files", "documents", "tokens", "bytes of text"), _source_rows(manifest)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _source_rows(chunks: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    # Of a chunk that was split by age, only the first entry has the text ranges.
-    spans = {chunk["key"]: chunk["spans"] for chunk in chunks if chunk["spans"]}
+def _source_rows(manifest: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    chunks, spans = manifest["chunks"], dict(text_ranges(manifest))
     for source in sorted({chunk["source"] for chunk in chunks}):
         own = [chunk for chunk in chunks if chunk["source"] == source]
         files = {span["path"] for chunk in own for span in spans.get(chunk["key"], ())}

@@ -17,8 +17,7 @@ from lmcore.markdown import escape, fenced, figure, number
 from lmcore.report.data_report import data_sections
 from lmcore.report.plots import loss_picture
 from lmcore.runs.baselines import Baselines, baselines, compared
-from lmcore.runs.metrics import read_metrics
-from lmcore.runs.metrics_tables import events, figures, loss_table, source_table, warnings
+from lmcore.runs.metrics import events, figures, loss_table, read_metrics, source_table, warnings
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation, Score, score_rows

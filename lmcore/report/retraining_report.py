@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lmcore import markdown
 from lmcore.dataset.manifest import Dataset
+from lmcore.registry.versions import Version
 from lmcore.report.plots import comparison_picture
-from lmcore.retraining.challenge import Champion
 from lmcore.retraining.gate import Decision
 from lmcore.retraining.new_documents import NewDocuments
 from lmcore.settings.retraining import RetrainConfig
@@ -16,7 +16,7 @@ from lmcore.settings.retraining import RetrainConfig
 def retraining_page(
     config: RetrainConfig,
     verdict: str,
-    champion: Champion | None,
+    champion: Version | None,
     dataset: Dataset,
     news: NewDocuments | None,
     decision: Decision | None = None,
@@ -34,8 +34,8 @@ def retraining_page(
     return "\n\n".join(parts) + "\n"
 
 
-def _name(champion: Champion | None) -> str:
-    return "none yet" if champion is None else f"{champion.version}, trained on dataset {champion.version.dataset.name}"
+def _name(champion: Version | None) -> str:
+    return "none yet" if champion is None else f"{champion}, trained on dataset {champion.dataset.name}"
 
 
 def _news(config: RetrainConfig, news: NewDocuments | None) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore import markdown
-from lmcore.dataset.shards import SPLITS, Shard, shard_path
+from lmcore.dataset.shards import SPLITS, Shard
 from lmcore.store.artifacts import read_manifest
 from lmcore.tokenizer.tokenizer import Tokenizer
 
@@ -81,7 +81,7 @@ def dataset_report(dataset_folder: Path, tokenizer_id: str) -> TokenizerReport:
     all_tokens = sum(split["tokens"] for split in manifest["splits"].values())
     tokenizer = Tokenizer(store / "tokenizers" / tokenizer_id)
     shards = (
-        (chunk["source"], Shard(shard_path(store / "shards" / chunk["key"], split), tokenizer_id))
+        (chunk["source"], Shard.of_chunk(store, chunk, split, tokenizer_id))
         for chunk in manifest["chunks"]
         for split in SPLITS
     )

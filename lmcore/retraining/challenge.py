@@ -1,75 +1,145 @@
-"""The champion of a model, and a challenger that the gate compares with it and that becomes a version.
+"""A challenger of a model's champion: its settings, the comparison of both, and the version that it becomes.
 
-Both have scores of the same validation documents, split by age. The gate decides, and the version, its receipt and the
-history record the decision. Each stage finds what exists already, so an interrupted retraining continues when it is
-started again.
+The champion is the version in use. Its challenger starts from the champion's stable checkpoint (before the decay, with
+the optimizer's state; retraining.start = "trunk") or from its exported weights, and trains on the new text mixed with a
+replay of the old text. So the cost depends on the size of the new text, not on that of all text. docs/benchmarks.md has
+the experiment that chose the defaults. Each stage finds what exists already, so an interrupted retraining continues
+when it is started again.
 """
 
-from collections import deque
-from dataclasses import dataclass
+from collections import Counter, deque
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.dataset.manifest import Dataset
-from lmcore.errors import StoreError
+from lmcore.dataset.manifest import AGES, Dataset, age_of, base_source
+from lmcore.errors import ConfigError, StoreError
 from lmcore.registry.registry import add_version, promote, record_refusal
-from lmcore.registry.versions import Version, champion, history, versions
-from lmcore.retraining.evaluation_texts import dataset_texts
-from lmcore.retraining.gate import Decision, decide, decide_first
+from lmcore.registry.versions import Version, history, versions
+from lmcore.retraining.gate import Decision, decide
+from lmcore.retraining.new_documents import NewDocuments, tokens_by_source
 from lmcore.runs.prepare import run_key
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.scores import DocumentScores, scores_path
 from lmcore.runs.seen_documents import seen_documents
-from lmcore.settings.config import RunConfig
-from lmcore.settings.retraining import GateConfig
-from lmcore.store.artifacts import find_artifact, read_manifest
-from lmcore.tokenizer.tokenizer import TokenizerInfo
+from lmcore.settings.config import DatasetConfig, RunConfig
+from lmcore.settings.retraining import GateConfig, RetrainConfig
+from lmcore.settings.section import differences
+from lmcore.store.artifacts import read_manifest
+
+# --- settings ---
 
 
-@dataclass(frozen=True)
-class Champion:
-    """The version in use, and its receipt."""
+def skip_reason(config: RetrainConfig, news: NewDocuments) -> str:
+    """The reason why nothing is trained, in words; empty if there is enough new text."""
+    if news.new_bytes < config.retraining.min_new_bytes:
+        return (
+            f"{news.new_bytes:,} bytes of new training text in {news.new_documents:,} documents, "
+            f"retraining.min_new_bytes is {config.retraining.min_new_bytes:,}"
+        )
+    if news.new_tokens <= config.dataset.block_size:
+        return f"{news.new_tokens:,} tokens of new training text do not fill a block of {config.dataset.block_size}"
+    return ""
 
-    version: Version
-    receipt: dict[str, Any]
 
-    @classmethod
-    def from_store(cls, store: Path, name: str) -> Self | None:
-        """The champion of model ``name``; None before the first one. Raises as ``registry.champion`` does."""
-        version = champion(store, name)
-        return None if version is None else cls(version, version.receipt())
+def challenger_settings(config: RetrainConfig, best: Version, by_age: Path, news: NewDocuments) -> RunConfig:
+    """The settings of the challenger's run. ``by_age`` is the folder of the dataset split by age."""
+    if _is_from_scratch(config):
+        return from_scratch(config, by_age)
+    stable = best.stable_checkpoint if config.retraining.start == "trunk" else None
+    speed = float(best.receipt()["training"]["tokens_per_second"])
+    return warm_start(config, by_age, news, stable, best.folder, speed)
 
-    @property
-    def tokenizer(self) -> TokenizerInfo:
-        """Raises StoreError when it is gone from the store."""
-        return TokenizerInfo.open(self.version.store / "tokenizers" / str(self.receipt["tokenizer"]["id"]))
 
-    @property
-    def weights(self) -> str:
-        """The hash of its weights."""
-        return str(self.receipt["training"]["weights"])
+def _is_from_scratch(config: RetrainConfig) -> bool:
+    return config.fresh_tokenizer or config.retraining.start == "scratch"
 
-    @property
-    def block_size(self) -> int:
-        """Tokens in the blocks that it was trained on."""
-        return int(self.receipt["record"]["config"]["dataset"]["block_size"])
 
-    @property
-    def stable_checkpoint(self) -> Path | None:
-        """The stable checkpoint, before the decay, if there is one that is whole."""
-        if not self.receipt["training"]["trunk"]:
-            return None
-        run = self.version.store / "runs" / str(self.receipt["run"])
-        path = run / "checkpoints" / Path(self.receipt["training"]["trunk"]).name
-        return path if find_artifact(path, keep_damaged=True) else None
+def warm_start(
+    config: RetrainConfig, by_age: Path, news: NewDocuments, stable: Path | None, export: Path, tokens_per_second: float
+) -> RunConfig:
+    """The settings of a challenger that starts from the checkpoint ``stable``, or without one from ``export``.
 
-    @property
-    def tokens_per_second(self) -> float:
-        """The speed of its training."""
-        return float(self.receipt["training"]["tokens_per_second"])
+    ``tokens_per_second`` is the champion's speed.
+    """
+    retraining, train, run = config.retraining, config.train, config.run_config()
+    tokens = retraining.budget * news.new_tokens
+    if retraining.budget_minutes:
+        tokens = min(tokens, 60 * retraining.budget_minutes * tokens_per_second)
+    changes = {
+        "max_steps": 0,
+        "max_tokens": max(1, round(tokens)),
+        "init_from": str(stable or export),
+        "init_optimizer": stable is not None,
+        "schedule": "wsd",
+        # Before the decay the rate is the peak. Decayed weights are warmed up from the rate at which their decay ended.
+        "warmup": "0 steps" if stable else "10 %",
+        "warmup_from": 0.0 if stable else train.min_learning_rate,
+    }
+    weights = replay_weights(tokens_by_source(by_age), config.dataset, retraining.replay)
+    dataset = run.dataset.model_copy(update={"weights": weights, "epochs": {}})
+    train = type(train).model_validate(train.model_dump() | changes)
+    return run.model_copy(update={"run": "", "train": train, "dataset": dataset})
+
+
+def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float) -> dict[str, float]:
+    """Shares of an epoch by source and age: ``replay`` for old text, the rest for new text.
+
+    ``tokens`` are those of sources split by age. Within an age, sources have the shares of ``dataset``, or without them
+    those of their tokens. Without old text, or without new text, the other has the whole epoch. Raises ConfigError when
+    ``dataset`` names sources, but not one that has text.
+    """
+    ages = {"old": replay, "new": round(1 - replay, 12)}  # 0.15, not 0.15000000000000002
+    within = {
+        name: _given("weights", dataset, name) if dataset.weights else count * _given("epochs", dataset, name)
+        for name, count in tokens.items()
+    }
+    totals = {age: sum(share for name, share in within.items() if age_of(name) == age) for age in AGES}
+    return {name: ages[age_of(name)] * share / (totals[age_of(name)] or 1) for name, share in within.items()}
+
+
+def from_scratch(config: RetrainConfig, by_age: Path) -> RunConfig:
+    """The settings of a challenger that starts from scratch, on sources that are split by age.
+
+    The two parts of a source together have the share of the source. Raises ConfigError as ``replay_weights`` does.
+    """
+    run, dataset, tokens, whole = config.run_config(), config.dataset, tokens_by_source(by_age), Counter[str]()
+    for name, count in tokens.items():
+        whole[base_source(name)] += count
+    parts = {name: count / whole[base_source(name)] for name, count in tokens.items()}
+    weights = {name: _given("weights", dataset, name) * part for name, part in parts.items()}
+    epochs = {name: _given("epochs", dataset, name) for name in parts}
+    mixture = {"weights": weights if dataset.weights else {}, "epochs": epochs if dataset.epochs else {}}
+    return run.model_copy(update={"run": "", "dataset": run.dataset.model_copy(update=mixture)})
+
+
+def _given(field: Literal["weights", "epochs"], dataset: DatasetConfig, name: str) -> float:
+    """The value of a field of the settings for the source of a part; 1 where the field is empty."""
+    shares, source = getattr(dataset, field), base_source(name)
+    if shares and source not in shares:
+        raise ConfigError(f"dataset.{field} must name every source, and {source} has text now: 0 leaves it out")
+    return float(shares.get(source, 1.0))
+
+
+def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:
+    """Settings that have no effect, since the challenger keeps those of the champion, each in words.
+
+    ``champion`` are the settings that it was made with. A challenger keeps its tokenizer and, unless it starts from
+    scratch, its model; then retraining.budget decides the length.
+    """
+    is_new = _is_from_scratch(config)
+    kept = set() if config.fresh_tokenizer else {"tokenizer"} if is_new else {"tokenizer", "model"}
+    lengths = {} if is_new else {name: getattr(config.train, name) for name in ("max_steps", "max_tokens")}
+    changed = differences({name: champion[name] for name in kept}, config.model_dump(mode="json", include=kept))
+    return [
+        *(f"train.{name} is {value}, retraining.budget decides the length" for name, value in lengths.items() if value),
+        *(f"{name} is {new}, the champion's {old}" for name, old, new in changed),
+    ]
+
+
+# --- comparison and decision ---
 
 
 def earlier_refusal(
@@ -88,45 +158,46 @@ def earlier_refusal(
     return None
 
 
-def require_comparable(best: Champion, dataset: Path) -> None:
+def require_comparable(best: Version, dataset: Path) -> None:
     """Raise StoreError when the champion has another tokenizer and cannot be scored on a dataset's text.
 
     This is known before the training. The validation text is decoded only if the tokenizers differ.
     """
-    if read_manifest(dataset)["tokenizer_id"] != best.receipt["tokenizer"]["id"]:
+    if read_manifest(dataset)["tokenizer_id"] != best.receipt()["tokenizer"]["id"]:
+        from lmcore.retraining.scoring import dataset_texts  # and with it torch
+
         deque(dataset_texts(dataset), maxlen=0)
 
 
-def compare(best: Champion | None, folder: Path, gate: GateConfig) -> Decision:
+def compare(best: Version | None, folder: Path, gate: GateConfig) -> Decision:
     """The gate's decision about a challenger, by the scores that are kept in ``folder``, that of its run.
 
     ``evaluate`` wrote the challenger's, ``score_champion`` the champion's. Raises StoreError when they are missing.
     """
-    run = Run.open(folder)
-    trained = _trained_on(run.folder, run.store)
+    store = Run.open(folder).store
     challenger = DocumentScores.load(scores_path(folder, _weights(folder)))
-    if best is None:
-        return decide_first(challenger, gate, {"challenger": trained}, run.folder).save()
-    before = _trained_on(best.version.folder, run.store)
-    scores = DocumentScores.load(scores_path(folder, best.weights))
-    return decide(scores, challenger, gate, {"champion": before, "challenger": trained}, run.folder).save()
+    champion = DocumentScores.load(scores_path(folder, best.weights)) if best else None
+    trained_on = {"challenger": _trained_on(folder, store)}
+    if best:
+        trained_on["champion"] = _trained_on(best.folder, store)
+    return decide(champion, challenger, gate, trained_on, folder).save()
 
 
 def record_decision(
-    store: Path, name: str, best: Champion | None, folder: Path, decision: Decision, key: str, gate: GateConfig
+    store: Path, name: str, best: Version | None, folder: Path, decision: Decision, key: str, gate: GateConfig
 ) -> Version:
     """The challenger as a version, which is made the champion or whose refusal is recorded.
 
     ``key`` names its run. The history keeps it and the ``gate``, for ``earlier_refusal``. Raises RegistryError when
     another version was promoted since ``best`` was read.
     """
-    run, weights, content = Run.open(folder), _weights(folder), decision.model_dump(mode="json", exclude={"folder"})
-    same = (each for each in versions(store, name) if each.receipt()["training"]["weights"] == weights)
-    version = next(same, None) or add_version(store, name, run, content)
+    weights, content = _weights(folder), decision.model_dump(mode="json", exclude={"folder"})
+    same = (each for each in versions(store, name) if each.weights == weights)
+    version = next(same, None) or add_version(store, name, Run.open(folder), content)
     reason = "; ".join(decision.reasons)
-    about: dict[str, Any] = {"run": run.folder.name, "run_key": key, "gate": gate.model_dump()}
+    about: dict[str, Any] = {"run": folder.name, "run_key": key, "gate": gate.model_dump()}
     if decision.promoted:
-        expected = best.version.id if best else None
+        expected = best.id if best else None
         return promote(store, name, version.id, expected=expected, reason=reason, decision=content, **about)
     record_refusal(store, name, reason, content, version=version.id, **about)
     return version

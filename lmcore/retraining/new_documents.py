@@ -5,6 +5,7 @@ dataset of the same chunks with two sources for each source, such as ``wiki (old
 text can have a share of its own (``dataset.weights``), and losses are known by age. Only a manifest is written.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -14,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore.corpus.document_hashes import isin_sorted
-from lmcore.dataset.filters import hashes, set_dropped_rows
-from lmcore.dataset.manifest import Dataset, dataset_id, totals, write_dataset_manifest
-from lmcore.dataset.shards import SPLITS, Shard, shard_path
-from lmcore.dataset.source_age import AGES, age_of, by_age
+from lmcore.dataset.filters import set_dropped_rows
+from lmcore.dataset.manifest import AGES, Dataset, age_of, by_age, dataset_id, totals, write_dataset_manifest
+from lmcore.dataset.shards import SPLITS, Shard
 from lmcore.errors import StoreError
+from lmcore.runs.seen_documents import SeenDocuments
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import hash_file
 from lmcore.store.outputs import Output
@@ -29,22 +30,14 @@ Entry = dict[str, Any]
 class NewDocuments(Output):
     """Figures of a dataset's documents that an earlier dataset does not have."""
 
-    dataset_id: str
-    """The id of the dataset split by age."""
-    since: str
-    """The id of the earlier dataset."""
     new_documents: int
     new_bytes: int
     """UTF-8 bytes of their text."""
     new_tokens: int
     new_validation_documents: int
     old_documents: int
-    old_tokens: int
     gone_documents: int
     """Training documents of the earlier dataset that this one does not have."""
-
-    def verify(self) -> None:
-        """Nothing: the datasets are verified separately."""
 
 
 def split_by_age(dataset: Dataset, earlier: Path) -> tuple[Dataset, NewDocuments]:
@@ -52,47 +45,39 @@ def split_by_age(dataset: Dataset, earlier: Path) -> tuple[Dataset, NewDocuments
 
     ``earlier`` is a folder datasets/<id>. Raises StoreError when it or one of its shards is missing.
     """
-    store = dataset.folder.parent.parent
-    manifest = read_manifest(dataset.folder)
-    known = document_hashes(earlier)
-    entries = [part for entry in manifest["chunks"] for part in _parts(entry, store, known)]
-    name = dataset_id(entries, dataset.tokenizer_id)
-    split = _written(dataset, {**manifest, "id": name, "chunks": entries})
+    manifest, before = read_manifest(dataset.folder), _documents(earlier)
+    known = np.union1d(before.train, before.validation)
+    entries = [part for entry in manifest["chunks"] for part in _parts(entry, dataset.store, known)]
+    split = _written(dataset, {**manifest, "id": dataset_id(entries, dataset.tokenizer_id), "chunks": entries})
     figures = {age: totals([entry for entry in entries if age_of(entry["source"]) == age]) for age in AGES}
     new, old = figures["new"]["train"], figures["old"]["train"]
-    here = document_hashes(dataset.folder, "train")
-    news = NewDocuments(
-        dataset_id=name,
-        since=earlier.name,
+    here = SeenDocuments.from_dataset(dataset.folder).train
+    return split, NewDocuments(
         new_documents=new["documents"],
         new_bytes=new["text_bytes"],
         new_tokens=new["tokens"],
         new_validation_documents=figures["new"]["validation"]["documents"],
         old_documents=old["documents"],
-        old_tokens=old["tokens"],
-        gone_documents=int((~isin_sorted(document_hashes(earlier, "train"), here)).sum()),
+        gone_documents=int((~isin_sorted(before.train, here)).sum()),
     )
-    return split, news
 
 
-def document_hashes(dataset: Path, *splits: str) -> npt.NDArray[np.uint64]:
-    """Of the documents of a dataset, of all splits if none is named, each hash once."""
+def _documents(earlier: Path) -> SeenDocuments:
     try:
-        chunks = read_manifest(dataset)["chunks"]
-        return np.unique(hashes(chunks, dataset.parent.parent, *(splits or SPLITS)))
+        return SeenDocuments.from_dataset(earlier)
     except StoreError as error:
         raise StoreError(
-            f"{error}. What is new since dataset {dataset.name} can only be told with it: put it back (shards that are "
+            f"{error}. What is new since dataset {earlier.name} can only be told with it: put it back (shards that are "
             "damaged: lm repair), or begin another model with retraining.model_name"
         ) from None
 
 
 def tokens_by_source(dataset: Path) -> dict[str, int]:
     """Training tokens of every source that has documents."""
-    tokens: dict[str, int] = {}
+    tokens = Counter[str]()
     for entry in read_manifest(dataset)["chunks"]:
         if entry["train"]["documents"]:
-            tokens[entry["source"]] = tokens.get(entry["source"], 0) + entry["train"]["tokens"]
+            tokens[entry["source"]] += entry["train"]["tokens"]
     return tokens
 
 
@@ -101,15 +86,14 @@ def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator
 
     The chunk's text ranges, and with them its ledger, stay with the first of the two.
     """
-    shards = {split: Shard(shard_path(store / "shards" / entry["key"], split)) for split in SPLITS}
+    shards = {split: Shard.of_chunk(store, entry, split) for split in SPLITS}
     is_known = {split: isin_sorted(shard.hashes, known) for split, shard in shards.items()}
     parts = []
     for age in AGES:
         part = deepcopy(entry) | {"source": by_age(entry["source"], age)}
         for split, shard in shards.items():
-            dropped = ~is_known[split] if age == "old" else is_known[split].copy()
-            dropped[entry[split]["dropped"]] = True
-            set_dropped_rows(part[split], shard, dropped)
+            other = ~is_known[split] if age == "old" else is_known[split]
+            set_dropped_rows(part[split], shard, other | ~shard.all_but(entry[split]["dropped"]))
         parts.append(part)
     kept = [part for part in parts if any(part[split]["documents"] for split in SPLITS)] or parts[:1]
     for part in kept[1:]:
@@ -119,8 +103,7 @@ def _parts(entry: Entry, store: Path, known: npt.NDArray[np.uint64]) -> Iterator
 
 def _written(dataset: Dataset, manifest: dict[str, Any]) -> Dataset:
     """The dataset of a manifest, which is written unless it is there."""
-    folder = dataset.folder.parent / str(manifest["id"])
+    folder = dataset.folder.parent / manifest["id"]
     write_dataset_manifest(folder, manifest)
-    return dataset.model_copy(
-        update={"id": manifest["id"], "folder": folder, "manifest_hash": hash_file(folder / MANIFEST)}
-    )
+    changed = {"id": manifest["id"], "folder": folder, "manifest_hash": hash_file(folder / MANIFEST)}
+    return dataset.model_copy(update=changed)

@@ -7,22 +7,26 @@ are encoded as text.
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from lmcore.dataset.source_age import age_of, base_source
+from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.readers import read_documents
+from lmcore.corpus.scan import scan
+from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
-from lmcore.errors import ConfigError, TokenizerError
-from lmcore.model.device import choose_device, choose_precision
+from lmcore.errors import ConfigError, StoreError, TokenizerError
+from lmcore.model.device import choose_device
 from lmcore.model.evaluate import Document, Scorer
 from lmcore.model.export import open_model, weights_folder
-from lmcore.model.model import sees_ahead
-from lmcore.retraining.challenge import Champion
-from lmcore.retraining.evaluation_texts import LabelledText, held_out
+from lmcore.model.loss import NextTokenLoss, sees_ahead
+from lmcore.registry.versions import Version, champion, find, models
 from lmcore.runs.run import Run
 from lmcore.runs.scores import DocumentScores
+from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import fingerprint
 from lmcore.settings.training import DeviceChoice, PrecisionChoice
 from lmcore.store.artifacts import MANIFEST, read_manifest
@@ -30,11 +34,83 @@ from lmcore.store.files import hash_file, hash_text
 from lmcore.tokenizer.make import identify_files
 from lmcore.tokenizer.tokenizer import Tokenizer
 
+_TEXTS_AT_ONCE = 256
+"""Texts that are encoded together."""
+
+
+class LabelledText(NamedTuple):
+    """A document of an evaluation set."""
+
+    text: str
+    source: str
+    group: str
+    """What it is compared with: old or new."""
+    text_bytes: int = -1
+    """UTF-8 bytes of the text as it stands in its file, where it was normalized since; -1: those of ``text``."""
+
+
 Labels = list[tuple[str, str]]
 """Source and group of every document."""
 
-_TEXTS_AT_ONCE = 256
-"""Texts that are encoded together."""
+
+# --- texts ---
+
+
+def dataset_texts(dataset: Path) -> Iterator[tuple[str, str, int]]:
+    """(text, source, its bytes) of every validation document of a dataset, decoded from its shards.
+
+    Raises StoreError where the ids do not give the text back, proved by its hash: the tokenizer was not exact.
+    """
+    tokenizer_id = read_manifest(dataset)["tokenizer_id"]
+    tokenizer = Tokenizer(dataset.parent.parent / "tokenizers" / tokenizer_id)
+    for source in source_names(dataset, "validation"):
+        for ids, text_bytes, hash_ in TokenStream(dataset, "validation", source).documents():
+            text = tokenizer.decode(ids[:-1].tolist())
+            if hash_text(text.encode()) != hash_:
+                raise StoreError(
+                    f"document {hash_:016x} of dataset {dataset.name} cannot be decoded to its text: tokenizer "
+                    f"{tokenizer_id} is not exact, so no model with another tokenizer can be scored on it. Give the "
+                    "files of its text instead (--corpus), or retrain with the champion's tokenizer or an exact one"
+                )
+            yield text, source, text_bytes
+
+
+def corpus_texts(config: CorpusConfig) -> Iterator[tuple[str, str, int]]:
+    """(text, source, its bytes) of every document of a corpus. Raises as ``scan`` and ``read_documents`` do."""
+    for file in scan(config).files:
+        for document in read_documents(file, config, Ledger()):
+            yield document.text, file.source, document.text_bytes
+
+
+def held_out(dataset: Path) -> Iterator[LabelledText]:
+    """The validation documents of a dataset, old and new as it tells them apart."""
+    for text, source, text_bytes in dataset_texts(dataset):
+        yield LabelledText(text, base_source(source), age_of(source), text_bytes)
+
+
+def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: str = "") -> Iterator[LabelledText]:
+    """The validation documents of a dataset, by its id, as old text, and those of a corpus as new; a path is a source.
+
+    Where neither is named, what is held out of the dataset of the champion of ``model``. Raises ConfigError when there
+    is none, and as ``find``, ``dataset_texts`` and ``corpus_texts`` do.
+    """
+    if not corpus and not dataset:
+        best = champion(store, model) if model in models(store) else None
+        if best is None:
+            raise ConfigError(
+                f"there is no text to score: {model!r} is no model with a champion, whose validation text it could be. "
+                "Give --corpus PATH, --dataset ID or --champion NAME"
+            )
+        return held_out(best.dataset)
+    old = dataset_texts(find(store, dataset, "dataset", "folder")) if dataset else ()
+    new = corpus_texts(CorpusConfig(sources={path: [path] for path in corpus})) if corpus else ()
+    return chain(
+        (LabelledText(text, source, "old", text_bytes) for text, source, text_bytes in old),
+        (LabelledText(text, source, "new", text_bytes) for text, source, text_bytes in new),
+    )
+
+
+# --- scores ---
 
 
 def score_texts(folder: Path, texts: Iterable[LabelledText], block_size: int = 0) -> DocumentScores:
@@ -46,7 +122,7 @@ def score_texts(folder: Path, texts: Iterable[LabelledText], block_size: int = 0
     return _score(folder, partial(_encoded, texts), "auto", "auto", block_size)
 
 
-def score_champion(best: Champion, folder: Path) -> DocumentScores:
+def score_champion(best: Version, folder: Path) -> DocumentScores:
     """The champion's scores of the validation documents of the challenger's run in ``folder``, which keeps them.
 
     Each model is scored with the block size that it was trained with. Raises as ``score_validation`` does.
@@ -55,8 +131,8 @@ def score_champion(best: Champion, folder: Path) -> DocumentScores:
     if found is not None:
         return found
     run = Run.open(folder)
-    train = run.config.train
-    scores = score_validation(best.version.folder, run.dataset_folder, train.device, train.precision, best.block_size)
+    train, block_size = run.config.train, best.receipt()["record"]["config"]["dataset"]["block_size"]
+    scores = score_validation(best.folder, run.dataset_folder, train.device, train.precision, block_size)
     return scores.save_in(folder)
 
 
@@ -94,7 +170,7 @@ def _score(
         raise ConfigError(f"block_size is {block_size}, and the model in {folder} has a context of {longest} tokens")
     model.to(choose_device(device))
     block_size = block_size or longest
-    scorer = Scorer.from_model(model, block_size, tokenizer.eos_id, choose_precision(precision, model.device))
+    scorer = Scorer(NextTokenLoss(model), block_size, tokenizer.eos_id, precision)
     labels: Labels = []
     scored = scorer.each(documents(tokenizer, model.get_input_embeddings().num_embeddings, labels))
     return DocumentScores(

@@ -2,12 +2,8 @@
 
 The child (``python -m lmcore train RUN_FOLDER``) leads its own process group. If the caller is interrupted, the group
 gets SIGTERM: the child saves a checkpoint and ends. If the caller is killed, the kernel sends SIGTERM (on Linux;
-elsewhere the child continues and finishes).
-
-Nothing here imports torch, so a caller does not wait for it.
-
-With ``train.nproc`` above 1 the child becomes torchrun's agent. Its workers run the same command. It passes signals on
-to them, and ends all if one dies.
+elsewhere the child continues and finishes). With ``train.nproc`` above 1 the child becomes torchrun's agent, which runs
+the same command in its workers, passes signals on to them, and ends all if one dies.
 """
 
 import ctypes
@@ -49,9 +45,8 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
         finished = finished_training(run)
     if finished is not None:
         return finished
-    command = [sys.executable, "-m", "lmcore", "train", str(folder), "--parent", str(os.getpid())]
     child = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "lmcore", "train", str(folder), "--parent", str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -65,16 +60,24 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
     try:
         assert child.stdout is not None
         with child.stdout:
-            for line in child.stdout:
+            for line in map(str.rstrip, child.stdout):
                 if not (message and message[0].startswith(ERROR_PREFIX)):
                     message.clear()
-                message.append(line.rstrip())
-                on_line(line.rstrip())
+                message.append(line)
+                on_line(line)
         status = child.wait()
     except BaseException:
         end_group(child)
         raise
-    text = "\n".join(message).removeprefix(ERROR_PREFIX).strip()
+    _check_status(status, "\n".join(message).removeprefix(ERROR_PREFIX).strip())
+    result = TrainingResult.load(folder)
+    if result is None:
+        raise RunError(f"training of {folder} ended without an error but left no training.json")
+    return result
+
+
+def _check_status(status: int, message: str) -> None:
+    """Raise the error of a training that did not reach its end."""
     if status < 0 or status > SIGNALLED_STATUS:
         number = -status if status < 0 else status - SIGNALLED_STATUS
         raise TrainingKilledError(
@@ -82,19 +85,15 @@ def train_in_child(folder: Path, on_line: Callable[[str], None]) -> TrainingResu
             "starting again continues from its last checkpoint"
         )
     if status == STOPPED_STATUS:
-        raise StoppedError(text)
+        raise StoppedError(message)
     if status != 0:
-        raise TrainingError(text or f"training ended with status {status}")
-    result = TrainingResult.load(folder)
-    if result is None:
-        raise RunError(f"training of {folder} ended without an error but left no training.json")
-    return result
+        raise TrainingError(message or f"training ended with status {status}")
 
 
 def _environment_of_one() -> dict[str, str]:
     """The environment of this process without the variables of torchrun and job schedulers.
 
-    The child is in no group of processes, or makes its own. With them it would wait for processes that nobody starts.
+    With them the child would wait for a group of processes that nobody starts.
     """
     return {
         name: value

@@ -1,16 +1,8 @@
 """The score of each document by a model, so that models with different tokenizers and contexts can be compared.
 
-``DocumentScores`` is stored as an Arrow IPC file of one record batch, one row a document:
-
-    hash        uint64               the first 64 bits of the BLAKE3 digest of its text
-    nats        float64              loss of the model on the text and its end
-    tokens      int64                ids that were predicted, EOS included
-    text_bytes  int64                UTF-8 bytes of the text
-    source      dictionary<string>   name of its source
-    group       dictionary<string>   age of the text: old, new
-
-The schema's metadata says format version, weights, tokenizer, block size, the fingerprint of the evaluation set and a
-checksum of the figures. Nothing here needs torch.
+``DocumentScores`` is stored as an Arrow IPC file, one row a document, because stored files must open and other programs
+read Arrow. The schema's metadata says format version, weights, tokenizer, block size, the fingerprint of the evaluation
+set and a checksum of the figures.
 """
 
 import math
@@ -30,14 +22,9 @@ from lmcore.store.artifacts import FORMAT_VERSION, check_version
 from lmcore.store.files import DIGEST_BYTES, write_file
 from lmcore.store.outputs import Record
 
-_COLUMNS = {
-    "hash": pa.uint64(),
-    "nats": pa.float64(),
-    "tokens": pa.int64(),
-    "text_bytes": pa.int64(),
-    "source": pa.dictionary(pa.int32(), pa.string()),
-    "group": pa.dictionary(pa.int32(), pa.string()),
-}
+_LABEL = pa.dictionary(pa.int32(), pa.string())
+_NUMBERS = {"hash": pa.uint64(), "nats": pa.float64(), "tokens": pa.int64(), "text_bytes": pa.int64()}
+_SCHEMA = pa.schema({**_NUMBERS, "source": _LABEL, "group": _LABEL})
 
 Names = npt.NDArray[np.str_]
 Label = Literal["group", "source"]
@@ -77,6 +64,11 @@ class Score:
         """Bits for the text including EOS, divided by the bytes of the text."""
         return self.nats / math.log(2) / self.text_bytes
 
+    def figures(self) -> dict[str, float]:
+        """All figures as JSON values."""
+        means = ("nats_per_token", "perplexity", "bits_per_byte")
+        return asdict(self) | {name: getattr(self, name) for name in means}
+
 
 def score_rows(scores: Iterable[tuple[str, Score]]) -> list[dict[str, str]]:
     """Rows of a table, one for each named score."""
@@ -96,7 +88,7 @@ def score_rows(scores: Iterable[tuple[str, Score]]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True, eq=False)
 class DocumentScores:
-    """The scores of one model on every document of an evaluation set. Each column has one row a document."""
+    """The scores of one model on every document of an evaluation set. Each array has one entry a document."""
 
     weights: str
     """Hash of the weights."""
@@ -104,16 +96,16 @@ class DocumentScores:
     block_size: int
     """Tokens of the longest context."""
     hashes: npt.NDArray[np.uint64]
+    """The first 64 bits of the BLAKE3 digest of each text."""
     nats: npt.NDArray[np.float64]
+    """Loss on each text and its end."""
     tokens: npt.NDArray[np.int64]
+    """Predicted ids, EOS included."""
     text_bytes: npt.NDArray[np.int64]
+    """UTF-8 bytes."""
     sources: Names
     groups: Names
-
-    def __post_init__(self) -> None:
-        lengths = {len(column) for column in self._columns().values()}
-        if len(lengths) != 1:
-            raise ValueError(f"columns of documents have different lengths: {sorted(lengths)}")
+    """Ages: old, new."""
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -122,12 +114,10 @@ class DocumentScores:
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of the evaluation set: texts, bytes, sources and groups in any order, without the scores."""
-        order, digest = self.order(), blake3()
-        for column in (self.hashes, self.text_bytes):
-            digest.update(np.ascontiguousarray(column[order]).view(np.uint8).data)
-        for names in (self.sources, self.groups):
-            digest.update("\0".join(names[order].tolist()).encode())
-        return digest.hexdigest(DIGEST_BYTES)
+        order = self.order()
+        numbers = [column[order].tobytes() for column in (self.hashes, self.text_bytes)]
+        names = ["\0".join(column[order].tolist()).encode() for column in (self.sources, self.groups)]
+        return blake3(b"".join(numbers + names)).hexdigest(DIGEST_BYTES)
 
     @property
     def total(self) -> Score:
@@ -136,18 +126,15 @@ class DocumentScores:
 
     def by(self, label: Label) -> dict[str, Score]:
         """The score of every source or group."""
-        names = self.sources if label == "source" else self.groups
+        names: Names = getattr(self, f"{label}s")
         return {name: self._score(names == name) for name in np.unique(names).tolist()}
 
     def figures(self) -> dict[str, Any]:
         """The totals as JSON values. Raises CorpusError when there is no text."""
         if not self.text_bytes.sum():
             raise CorpusError("there is no text to score")
-        parts: dict[str, Any] = {
-            f"{label}s": {name: _figures(score) for name, score in self.by(label).items()} for label in LABELS
-        }
-        ids = {"weights": self.weights, "tokenizer_id": self.tokenizer_id, "block_size": self.block_size}
-        return ids | {"fingerprint": self.fingerprint} | _figures(self.total) | parts
+        parts = {f"{label}s": {name: score.figures() for name, score in self.by(label).items()} for label in LABELS}
+        return self._ids() | {"fingerprint": self.fingerprint} | self.total.figures() | parts
 
     def rows(self) -> list[dict[str, str]]:
         """Rows of a table: all documents, each group and each source."""
@@ -160,20 +147,17 @@ class DocumentScores:
 
     def save(self, path: Path) -> Self:
         """Write the file, and return these scores."""
-        arrays = [pa.array(column, _plain(_COLUMNS[name])) for name, column in self._columns().items()]
-        metadata = {
+        about = {
+            **{name: str(value) for name, value in self._ids().items()},
             "format_version": str(FORMAT_VERSION),
-            "weights": self.weights,
-            "tokenizer_id": self.tokenizer_id,
-            "block_size": str(self.block_size),
             "fingerprint": self.fingerprint,
             "checksum": self._checksum(),
         }
-        encoded = [array.cast(kind) for array, kind in zip(arrays, _COLUMNS.values(), strict=True)]
-        batch = pa.record_batch(encoded, schema=pa.schema(list(_COLUMNS.items()), metadata))
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
+        columns = (self.hashes, self.nats, self.tokens, self.text_bytes, self.sources, self.groups)
+        arrays = [pa.array(column).cast(kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)]
+        table, sink = pa.table(arrays, _SCHEMA.with_metadata(about)), pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
         write_file(path, sink.getvalue().to_pybytes())
         return self
 
@@ -183,22 +167,23 @@ class DocumentScores:
         try:
             with owner_named(path):
                 content = path.read_bytes()
-            batch = pa.ipc.open_file(pa.BufferReader(content)).get_batch(0)
-            batch.validate(full=True)
-            about = {key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()}
+            table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+            table.validate(full=True)
+            about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
             check_version({"format_version": int(about["format_version"])}, path)
-            if {field.name: field.type for field in batch.schema} != _COLUMNS:
-                raise pa.ArrowInvalid(f"its columns are {batch.schema.names}")
-            columns = {name: _to_numpy(batch.column(name)) for name in _COLUMNS}
-            scores = cls(about["weights"], about["tokenizer_id"], int(about["block_size"]), *columns.values())
+            if not table.schema.equals(_SCHEMA):
+                raise ValueError(f"its columns are {table.schema.names}")
+            numbers = [table[name].to_numpy() for name in _NUMBERS]
+            labels = [np.array(table[name].to_pylist(), np.str_) for name in ("source", "group")]
+            scores = cls(about["weights"], about["tokenizer_id"], int(about["block_size"]), *numbers, *labels)
+            if (about["fingerprint"], about["checksum"]) != (scores.fingerprint, scores._checksum()):
+                raise ValueError("they are not those written")
         except FileNotFoundError:
             raise StoreError(f"there are no scores in {path}: evaluate the model again") from None
         except (pa.ArrowException, OSError, ValueError, LookupError) as error:
             if could_not_read(error):
                 raise
             raise StoreError(f"scores in {path} are damaged: {error}. Evaluate the model again") from error
-        if (about.get("fingerprint"), about.get("checksum")) != (scores.fingerprint, scores._checksum()):
-            raise StoreError(f"scores in {path} are damaged: they are not those written. Evaluate the model again")
         return scores
 
     @classmethod
@@ -217,15 +202,12 @@ class DocumentScores:
         path.parent.mkdir(exist_ok=True)
         return self.save(path)
 
-    def _columns(self) -> dict[str, npt.NDArray[Any]]:
-        columns = (self.hashes, self.nats, self.tokens, self.text_bytes, self.sources, self.groups)
-        return dict(zip(_COLUMNS, columns, strict=True))
+    def _ids(self) -> dict[str, Any]:
+        return {"weights": self.weights, "tokenizer_id": self.tokenizer_id, "block_size": self.block_size}
 
     def _checksum(self) -> str:
-        digest = blake3()
-        for column in (self.hashes, self.nats, self.tokens, self.text_bytes):
-            digest.update(np.ascontiguousarray(column).view(np.uint8).data)
-        return digest.hexdigest(DIGEST_BYTES)
+        columns = (self.hashes, self.nats, self.tokens, self.text_bytes)
+        return blake3(b"".join(column.tobytes() for column in columns)).hexdigest(DIGEST_BYTES)
 
     def _score(self, rows: npt.NDArray[np.bool_]) -> Score:
         sums = (column[rows].sum() for column in (self.tokens, self.text_bytes, self.nats))
@@ -235,21 +217,6 @@ class DocumentScores:
 def scores_path(folder: Path, weights: str) -> Path:
     """Where a run's folder holds the scores of some weights on the run's validation documents."""
     return folder / "scores" / f"{weights[:16]}.arrow"
-
-
-def _figures(score: Score) -> dict[str, float]:
-    about = {name: getattr(score, name) for name in ("nats_per_token", "perplexity", "bits_per_byte")}
-    return asdict(score) | about
-
-
-def _plain(kind: Any) -> Any:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _to_numpy(column: Any) -> npt.NDArray[Any]:
-    if pa.types.is_dictionary(column.type):
-        return np.array(column.to_pylist(), dtype=np.str_)
-    return np.array(column)
 
 
 class Evaluation(Record):

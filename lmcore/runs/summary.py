@@ -13,7 +13,7 @@ from lmcore.runs.baselines import Baselines, compared
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation
-from lmcore.settings.form import settings_text
+from lmcore.settings.read import settings_text
 from lmcore.store.files import write_file
 
 _LONGER = 4

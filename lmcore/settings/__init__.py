@@ -2,5 +2,5 @@
 
 Promises: a frozen pydantic model for each stage; a wrong value is named with the place where a person wrote it.
 Imports: of lmcore only errors. Never reads the store.
-Doors: ``config.RunConfig``, ``presets.read_settings``, ``form.settings_of``.
+Doors: ``config.RunConfig``, ``read.settings_of_flags``, ``read.settings_of``.
 """

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from lmcore.settings.section import NAME, ByName, Section, Text, TextPath, speed, view
+from lmcore.settings.section import NAME, ByName, Location, Section, Text, TextPath, speed, view
 from lmcore.settings.training import TrainConfig as TrainConfig
 from lmcore.settings.urls import is_url
 
@@ -31,7 +31,7 @@ DEFAULT_SOURCE = "corpus"
 """The name of the source in corpus.paths."""
 
 # One path is enough: web=texts/ on the command line.
-_Paths = Annotated[list[Text], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
+_Paths = Annotated[list[Location], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
 
 
 _LABELS = 2
@@ -50,9 +50,7 @@ def _last_name(path: str) -> str:
 class CorpusConfig(Section):
     """Which text is read, and how it is cut into documents."""
 
-    model_config = ConfigDict(title="Corpus")
-
-    paths: list[Text] = []
+    paths: list[Location] = []
     """Files, folders (read recursively), globs and URLs (s3://, gs://, hf://, https://). `stdlib:` is the standard
     library of the running Python."""
     sources: ByName[_Paths] = {}
@@ -64,7 +62,7 @@ class CorpusConfig(Section):
     command line resets include, exclude, document and sample.prompts."""
     exclude: list[Text] = []
     """Patterns of names of files and folders to leave out (site-packages, test*)."""
-    exclude_documents: list[Text] = []
+    exclude_documents: list[Location] = []
     """Documents to leave out: their hashes (16 hexadecimal digits), files with one hash a line, or files of documents,
     which are cut as the corpus is."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
@@ -93,7 +91,7 @@ class CorpusConfig(Section):
     """Keep only one of the documents with the same text, across the whole corpus."""
     validation_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of documents held out for validation, chosen by each document's hash. Unused with validation_paths."""
-    validation_paths: list[Text] = []
+    validation_paths: list[Location] = []
     """Files, folders and globs to validate on. Training documents that are also in them are left out."""
     chunk_bytes: int = Field(16_000_000, ge=1_000, le=2**30)
     """Average bytes of text in a chunk of a large file. A chunk is encoded and cached as a whole. Small files share
@@ -123,9 +121,7 @@ class CorpusConfig(Section):
 class TokenizerConfig(Section):
     """Train a tokenizer, or load one."""
 
-    model_config = ConfigDict(title="Tokenizer")
-
-    source: Text = Field("train", min_length=1)
+    source: Location = Field("train", min_length=1)
     """train: train on the corpus. Otherwise a SentencePiece .model file, a transformers folder or a hub name."""
     model_type: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
     """bpe and unigram are SentencePiece's; byte_bpe is byte-level BPE as in GPT-2. Plain transformers encodes and
@@ -156,8 +152,6 @@ class TokenizerConfig(Section):
 
 class DatasetConfig(Section):
     """How the token stream becomes training blocks."""
-
-    model_config = ConfigDict(title="Dataset")
 
     block_size: int = Field(256, ge=2, le=1_048_576)
     """Tokens in a block. This is also the longest context of the model."""
@@ -192,8 +186,6 @@ class DatasetConfig(Section):
 class ModelConfig(Section):
     """A transformers causal language model with new weights."""
 
-    model_config = ConfigDict(title="Model", protected_namespaces=())
-
     architecture: Literal["gpt2", "llama", "qwen3"] = "gpt2"
     """The transformers model type."""
     layers: int = Field(6, ge=1, le=256)
@@ -202,9 +194,9 @@ class ModelConfig(Section):
     """Hidden size: the length of a token's vector. A multiple of heads."""
     heads: int = Field(6, ge=1, le=256)
     """Attention heads in a layer."""
-    kv_heads: int = Field(0, ge=0, le=256, title="Key and value heads")
+    kv_heads: int = Field(0, ge=0, le=256)
     """Key and value heads, a divisor of heads (llama and qwen3). 0: the same as heads."""
-    mlp_width: int = Field(0, ge=0, le=131_072, title="Feed-forward width")
+    mlp_width: int = Field(0, ge=0, le=131_072)
     """Width of the feed-forward layer. 0: 4 x width for gpt2, 8/3 x width for the gated ones."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability in training (gpt2: everywhere; llama and qwen3: in attention only)."""
@@ -228,21 +220,19 @@ class ModelConfig(Section):
 class SampleConfig(Section):
     """The texts that the model writes for the report and during training."""
 
-    model_config = ConfigDict(title="Sample")
-
     prompts: list[Text] = view([])
     """Texts that the model continues, one sample each. An empty prompt begins a document. No prompts: the first words
     of three validation documents. End a prompt with a word, not with a space: tokenizers join a space to the word after
     it."""
-    every: int = view(0, ge=0, le=1_000_000_000, title="Sample every")
+    every: int = view(0, ge=0, le=1_000_000_000)
     """Steps between samples during training. 0: only after training."""
     tokens: int = view(200, ge=1, le=100_000)
     """Most tokens to write."""
     temperature: float = view(0.8, ge=0, le=10)
     """Divides the logits before a token is drawn. Higher is more varied. 0: always the most likely token."""
-    top_k: int = view(50, ge=0, le=1_000_000, title="Top-k")
+    top_k: int = view(50, ge=0, le=1_000_000)
     """Draw from this many most likely tokens. 0: from all."""
-    top_p: float = view(1.0, gt=0, le=1, title="Top-p")
+    top_p: float = view(1.0, gt=0, le=1)
     """Draw from the most likely tokens that together have this probability (arXiv 1904.09751)."""
     seed: int = view(0, ge=0, le=2**31 - 1)
     """Seed of the draws: the same seed gives the same text."""
@@ -250,8 +240,6 @@ class SampleConfig(Section):
 
 class CardConfig(Section):
     """What only you can say in the model card."""
-
-    model_config = ConfigDict(title="Model card")
 
     licence: Text = view("", max_length=100, pattern=r"^[A-Za-z0-9.+-]*$")
     """The model's licence, as the Hugging Face hub spells it (apache-2.0, cc-by-sa-4.0). Empty: the card says that none
@@ -268,21 +256,19 @@ def default_store() -> Path:
 class RunConfig(Section):
     """Everything one run of the pipeline needs to know."""
 
-    model_config = ConfigDict(title="Run")
-
-    corpus: CorpusConfig = Field(CorpusConfig(), title="Corpus")
+    corpus: CorpusConfig = CorpusConfig()
     """Which text is read."""
-    tokenizer: TokenizerConfig = Field(TokenizerConfig(), title="Tokenizer")
+    tokenizer: TokenizerConfig = TokenizerConfig()
     """How text becomes token ids."""
-    dataset: DatasetConfig = Field(DatasetConfig(), title="Dataset")
+    dataset: DatasetConfig = DatasetConfig()
     """How token ids become blocks."""
-    model: ModelConfig = Field(ModelConfig(), title="Model")
+    model: ModelConfig = ModelConfig()
     """What is trained."""
-    train: TrainConfig = Field(TrainConfig(), title="Training")
+    train: TrainConfig = TrainConfig()
     """How it is trained."""
-    sample: SampleConfig = Field(SampleConfig(), title="Sample")
+    sample: SampleConfig = SampleConfig()
     """What the trained model writes for the report."""
-    card: CardConfig = Field(CardConfig(), title="Model card")
+    card: CardConfig = CardConfig()
     """What the model card says about licence and languages."""
     store: TextPath = Field(default_factory=default_store, json_schema_extra={"role": "view"})
     """Folder for all results. Default: the environment variable LM_STORE, else ./store."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from lmcore.settings.config import RunConfig
 from lmcore.settings.section import NAME, Section
@@ -12,8 +12,6 @@ Start = Literal["trunk", "export", "scratch"]
 
 class RetrainingConfig(Section):
     """When a model is trained again, and how."""
-
-    model_config = ConfigDict(title="Retraining", protected_namespaces=())
 
     model_name: str = Field("lm", pattern=f"^{NAME}$")
     """Name of the model. Its versions are in models/NAME in the store."""
@@ -37,8 +35,6 @@ class RetrainingConfig(Section):
 class GateConfig(Section):
     """When a challenger takes the champion's place."""
 
-    model_config = ConfigDict(title="Gate")
-
     old_margin_bits_per_byte: float = Field(0.005, ge=0, le=1)
     """Bits per byte by which a challenger may be worse on old text, at the upper end of the confidence interval."""
     must_improve_new: bool = True
@@ -59,11 +55,9 @@ class GateConfig(Section):
 class RetrainConfig(RunConfig):
     """Everything that a retraining needs to know; the other sections say how a model is trained from scratch."""
 
-    model_config = ConfigDict(title="Retrain", protected_namespaces=())
-
-    retraining: RetrainingConfig = Field(RetrainingConfig(), title="Retraining")
+    retraining: RetrainingConfig = RetrainingConfig()
     """When a model is trained again, and how."""
-    gate: GateConfig = Field(GateConfig(), title="Gate")
+    gate: GateConfig = GateConfig()
     """When a challenger takes the champion's place."""
     fresh_tokenizer: bool = False
     """Train a new tokenizer on all text instead of using the champion's. The challenger starts from scratch."""

@@ -9,24 +9,22 @@ Every field has a role, by what it may change:
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from blake3 import blake3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic.fields import ComputedFieldInfo, FieldInfo
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """A pattern of names, of runs and of models, that can be those of folders."""
 NUMBER = "v[0-9]{4,9}"
 """A pattern of the versions of a model."""
 
-_SURROGATE = r"[\ud800-\udfff]"
-
 
 def _is_unicode(value: Any) -> Any:
     """``value``, if its text can be written as UTF-8; else raises ValueError."""
-    if found := re.search(_SURROGATE, str(value)):
+    if found := re.search(r"[\ud800-\udfff]", str(value)):
         raise ValueError(
             f"character {found.start() + 1} is U+{ord(found[0]):04X}, half of a character: an emoji was cut in two, "
             "or the bytes are not UTF-8; type it again"
@@ -35,7 +33,6 @@ def _is_unicode(value: Any) -> Any:
 
 
 def _has_names(value: dict[str, Any]) -> dict[str, Any]:
-    """``value``, if its keys are Text and none is empty; else raises ValueError."""
     if "" in value:
         raise ValueError("a name is empty")
     return {_is_unicode(name): content for name, content in value.items()}
@@ -46,29 +43,17 @@ _UNICODE = (AfterValidator(_is_unicode), Field(json_schema_extra={"pattern": r"^
 Text = Annotated[str, *_UNICODE]
 """Free text. A lone surrogate is refused: a database on SQLite would store it and could never show it again."""
 TextPath = Annotated[Path, *_UNICODE]
-"""A path, likewise."""
+_LOCATION = object()
+Location = Annotated[Text, _LOCATION]
+"""Text that is a path or a URL, or may be one beside other things. LM_DATA_ROOTS confines it."""
 _Value = TypeVar("_Value")
-ByName = Annotated[
-    dict[str, _Value],
-    AfterValidator(_has_names),
-    Field(json_schema_extra={"propertyNames": {"pattern": r"^[^\ud800-\udfff]+$"}}),
-]
+ByName = Annotated[dict[str, _Value], AfterValidator(_has_names)]
 """Values by a name, which is Text and not empty."""
 
-
-def speed(default: Any, **constraints: Any) -> Any:
-    """A field that changes how fast a run is, never what it computes."""
-    return Field(default, json_schema_extra={"role": "speed"}, **constraints)
-
-
-def view(default: Any, **constraints: Any) -> Any:
-    """A field that changes what is shown or where it is kept."""
-    return Field(default, json_schema_extra={"role": "view"}, **constraints)
-
-
-def _title(name: str, info: FieldInfo | ComputedFieldInfo) -> str:
-    """learning_rate reads "Learning rate" in forms; a field whose name does not read well has a title of its own."""
-    return name.replace("_", " ").capitalize()
+speed: Any = partial(Field, json_schema_extra={"role": "speed"})
+"""A field that changes how fast a run is, never what it computes."""
+view: Any = partial(Field, json_schema_extra={"role": "view"})
+"""A field that changes what is shown or where it is kept."""
 
 
 _REMOVED = {"CorpusConfig": {"filter": ""}}
@@ -78,13 +63,7 @@ _REMOVED = {"CorpusConfig": {"filter": ""}}
 class Section(BaseModel):
     """Base of all settings: frozen, no unknown keys, docstrings as descriptions."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        validate_default=True,
-        field_title_generator=_title,
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -100,18 +79,36 @@ class Section(BaseModel):
 
 def result_fields(section: BaseModel) -> dict[str, Any]:
     """The fields (nested, JSON values) that decide what is computed: role result."""
-    fields: dict[str, Any] = {}
+    values, fields = section.model_dump(mode="json"), {}
     for name, info in type(section).model_fields.items():
-        extra = info.json_schema_extra
-        if isinstance(extra, dict) and extra.get("role", "result") != "result":
-            continue
-        value = getattr(section, name)
-        fields[name] = result_fields(value) if isinstance(value, BaseModel) else _json(section, name)
+        value, extra = getattr(section, name), info.json_schema_extra
+        if not isinstance(extra, dict) or extra.get("role", "result") == "result":
+            fields[name] = result_fields(value) if isinstance(value, BaseModel) else values[name]
     return fields
 
 
-def _json(section: BaseModel, name: str) -> Any:
-    return section.model_dump(mode="json", include={name})[name]
+def locations(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, path or URL) of every setting that is a Location, or a Path, which is made absolute."""
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from locations(value, f"{prefix}{name}.")
+        elif _is_location(info.annotation) or any(map(_is_location, info.metadata)):
+            yield from _each_text(value, f"{prefix}{name}")
+
+
+def _is_location(hint: Any) -> bool:
+    return hint in (Path, _LOCATION) or any(map(_is_location, get_args(hint)))
+
+
+def _each_text(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, content in value.items():
+            yield from _each_text(content, f"{name}.{key}")
+    elif isinstance(value, list):
+        yield from ((name, text) for text in value)
+    else:
+        yield name, str(value.expanduser().absolute() if isinstance(value, Path) else value)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -122,17 +119,15 @@ def fingerprint(*parts: Any) -> str:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, old value, new value) of every field that differs; None where one side lacks it."""
-    old_fields, new_fields = _flat(old), _flat(new)
+    old_fields, new_fields = flat(old), flat(new)
     for name in sorted(old_fields.keys() | new_fields.keys()):
         if old_fields.get(name) != new_fields.get(name):
             yield name, old_fields.get(name), new_fields.get(name)
 
 
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values by their dotted names."""
+    found: dict[str, Any] = {}
     for name, value in fields.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from lmcore.settings.section import Section, Text, speed, view
+from lmcore.settings.section import Location, Section, Text, speed, view
 
 Size = Annotated[str, Field(pattern=r"^[0-9][0-9_]*(\.[0-9]+)?[kMG]? ?(steps|tokens|epochs|%)$")]
 """A length: "100 steps", "2.5M tokens", "0.1 epochs" or "20 %" of all steps."""
@@ -16,8 +16,6 @@ DeviceChoice = Literal["auto", "cuda", "mps", "cpu"]
 
 class TrainConfig(Section):
     """The training loop."""
-
-    model_config = ConfigDict(title="Training settings")  # equal to the field's, pydantic would leave both out of forms
 
     # Length
     max_steps: int = Field(0, ge=0, le=1_000_000_000)
@@ -34,11 +32,11 @@ class TrainConfig(Section):
     """Seed of the initial weights, the order of blocks and dropout."""
 
     # Initial weights
-    init_from: Text = view("", title="Begin with the weights of")
+    init_from: Location = view("")
     """Start from the weights of a checkpoint folder, an exported or other transformers folder, or a hub name. Its
     tokenizer must be this run's. The model's shape and dropout are then its own, and the section `model` is unused. The
     run is named by the content of the weights, not by their path."""
-    init_optimizer: bool = Field(False, title="Take over the optimizer")
+    init_optimizer: bool = False
     """Also load the optimizer's state, for continued pretraining. Only from a checkpoint folder. The order of blocks
     starts again; for another order over the same text, set another train.seed."""
     trainable: list[Text] = ["*"]
@@ -53,9 +51,9 @@ class TrainConfig(Section):
     """Peak learning rate. Muon's updates are scaled to the size of AdamW's, so one value serves both."""
     weight_decay: float = Field(0.1, ge=0, le=10)
     """Weight decay of matrices. Biases, norms and other vectors have none."""
-    beta1: float = Field(0.9, ge=0, lt=1, title="Beta 1")
+    beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of Adam's first moment per step."""
-    beta2: float = Field(0.95, ge=0, lt=1, title="Beta 2")
+    beta2: float = Field(0.95, ge=0, lt=1)
     """Decay of Adam's second moment per step."""
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     """Decay of Muon's momentum per step."""
@@ -96,7 +94,7 @@ class TrainConfig(Section):
     # Precision and speed
     precision: PrecisionChoice = "auto"
     """auto: bf16 autocast on GPUs that support it, else fp32 (bf16 is slower on a CPU without bf16 units)."""
-    tf32: bool = speed(True, title="TF32")
+    tf32: bool = speed(True)
     """On GPUs, multiply fp32 matrices in TF32."""
     deterministic: bool = speed(False)
     """On GPUs, compute the same bits in every run, which is slower. A CPU always does."""
@@ -114,7 +112,7 @@ class TrainConfig(Section):
     # Devices
     device: DeviceChoice = speed("auto")
     """auto: the first available of cuda, mps and cpu."""
-    nproc: int = speed(1, ge=1, le=1024, title="Processes")
+    nproc: int = speed(1, ge=1, le=1024)
     """Processes on this machine, one per GPU, started by torchrun."""
     parallel: Literal["ddp", "fsdp"] = speed("ddp")
     """With several processes: each holds the whole model (ddp) or a share of it (fsdp: FSDP2's fully_shard)."""
@@ -127,9 +125,9 @@ class TrainConfig(Section):
     after training scores every document."""
     log_every: int = view(10, ge=1, le=1_000_000)
     """Steps between two lines of metrics.jsonl."""
-    tensorboard: bool = view(False, title="TensorBoard")
+    tensorboard: bool = view(False)
     """Write event files for TensorBoard into the run's folder (extra `tensorboard`)."""
-    peak_tflops: float = view(0.0, ge=0, le=1e6, title="Peak TFLOP/s")
+    peak_tflops: float = view(0.0, ge=0, le=1e6)
     """TFLOP/s of a device in this precision, for MFU. 0: MFU is not reported."""
     checkpoint_every: int = speed(500, ge=1, le=1_000_000_000)
     """Steps between checkpoints. The last step always has one."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from lmcore.errors import ConfigError
-from lmcore.settings.config import STANDARD_LIBRARY, RunConfig
+from lmcore.settings.section import Section, locations
 from lmcore.settings.urls import is_url
 
 VARIABLE = "LM_DATA_ROOTS"
@@ -23,15 +23,23 @@ VARIABLE = "LM_DATA_ROOTS"
 _SEPARATOR = re.compile(rf"{re.escape(os.pathsep)}(?=/(?!/)|~|[A-Za-z][A-Za-z0-9+.-]*:|$)")
 """A separator is followed by a root or by the end. So a colon inside a URL does not separate."""
 _OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")
+_STEP = re.compile(r"[/\\?#;]")
+"""What may end a name in a URL: one server or another takes each of them for an end."""
+_PORTS = {"http": ":80", "https": ":443"}
 _WILDCARD = re.compile(r"[*?\[]")
 
 
 def check_allowed(path: str | Path, setting: str) -> None:
-    """Raise ConfigError when LM_DATA_ROOTS is set and ``path``, a local path or a URL, leads out of it."""
+    """Raise ConfigError when LM_DATA_ROOTS is set and ``path``, a local path or a URL, leads out of it.
+
+    Also raise it for a path that holds the character NUL.
+    """
+    text = str(path)
+    if "\0" in text:
+        raise ConfigError(f"{setting}: {text!r} holds the character NUL, which no path has: type it again")
     if not (given := os.environ.get(VARIABLE, "")):
         return
     folders, urls = _roots(given)
-    text = str(path)
     if is_url(text):
         if not any(_is_below(text, url) for url in urls):
             raise _outside(setting, text, text, given)
@@ -50,19 +58,12 @@ def check_folder_allowed(folder: Path, setting: str) -> None:
             check_allowed(path, setting)
 
 
-def check_settings_allowed(config: RunConfig) -> None:
+def check_settings_allowed(config: Section) -> None:
     """``check_allowed`` for each path in the settings. A pattern is checked by the folder before its first wildcard."""
-    corpus = config.corpus
-    places = {"corpus.paths": corpus.paths, "corpus.validation_paths": corpus.validation_paths}
-    places |= {f"corpus.sources.{name}": paths for name, paths in corpus.sources.items()}
-    places["store"] = [str(config.store)]
-    for setting, paths in places.items():
-        for path in paths:
-            if path != STANDARD_LIBRARY:  # corpus.scan knows where that is
-                check_allowed(path if is_url(path) else _beginning(path), setting)
-    for setting, name in (("tokenizer.source", config.tokenizer.source), ("train.init_from", config.train.init_from)):
-        if name and (os.path.exists(os.path.expanduser(name)) or is_url(name) or name.startswith((".", "/", "~"))):
-            check_allowed(name, setting)
+    for setting, text in locations(config):
+        path = text if is_url(text) else _beginning(text)
+        if is_url(path) or path.startswith((".", "/", "~")) or os.path.exists(path):
+            check_allowed(path, setting)
 
 
 def _beginning(path: str) -> str:
@@ -100,10 +101,24 @@ def _is_below(url: str, root: str) -> bool:
     is_web = url.startswith(("http://", "https://"))
     if not is_web and (found[0] if found else "") != (wanted[0] if wanted else ""):
         return False
-    names = _OPTIONS.sub("", url).split("/")
-    above = _OPTIONS.sub("", root).rstrip("/").split("/")
-    is_plain = "::" not in url and not {"..", "."} & {unquote(name) for name in names}
-    return is_plain and names[: len(above)] == above
+    names, above = _names(url), _names(root)
+    return _is_plain(url) and names[: len(above)] == above
+
+
+def _names(url: str) -> list[str]:
+    """The parts of a URL between its slashes; those of a web address as one server understands them."""
+    scheme, _, rest = _OPTIONS.sub("", url).partition("://")
+    names = rest.rstrip("/").split("/") if rest else []
+    if names and (port := _PORTS.get(scheme)):
+        names = [names[0].lower().removesuffix(port), *map(unquote, names[1:])]
+    return [scheme, *names]
+
+
+def _is_plain(url: str) -> bool:
+    """Whether no server can read a step upwards out of the URL, however often it decodes it."""
+    while (decoded := unquote(url)) != url:
+        url = decoded
+    return "::" not in url and "\0" not in url and not {"..", "."} & {*_STEP.split(url)}
 
 
 def _outside(setting: str, path: str, real: str, given: str) -> ConfigError:

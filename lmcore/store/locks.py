@@ -30,12 +30,13 @@ def locked(
     what: str = "",
     tell: Callable[[str], object] = _log.info,
     shared: bool = False,
+    advice: str = "try again when it ends, or set when_locked to wait where a command has it",
 ) -> Iterator[None]:
     """Hold the lock file ``path``. ``should_stop`` is asked while waiting.
 
-    ``what`` names what is locked in messages, by default the folder of the lock file. ``tell`` gets a line when the
-    lock must be waited for. Raises RunError when another process holds it and ``when_locked`` is "refuse", StoppedError
-    when ``should_stop`` returns True.
+    ``what`` names what is locked in messages, by default the folder of the lock file; ``advice`` ends a refusal.
+    ``tell`` gets a line when the lock must be waited for. Raises RunError when another process holds it and
+    ``when_locked`` is "refuse", StoppedError when ``should_stop`` returns True.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     what = what or str(path.parent)
@@ -44,7 +45,7 @@ def locked(
             file.seek(0)
             holder = f"{what} is in use by {file.read().strip() or 'another process'}"
             if when_locked == "refuse":
-                raise RunError(f"{holder}: try again when it ends, or set when_locked to wait where a command has it")
+                raise RunError(f"{holder}: {advice}")
             tell(f"waiting: {holder}")
             # A blocking flock would start again after each signal whose handler only takes a note.
             while not _try(file, shared):

@@ -17,6 +17,10 @@ from lmcore.tokenizer.transformers_view import ROLES, check_in_transformers, sav
 
 _LONGEST_WORD = 256
 _LONG_RUN = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}|\s{{{_LONGEST_WORD + 1},}}")
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
+"""Character -> byte, as GPT-2 writes them: a printable byte as itself, the others from U+0100 on."""
 
 
 def train_byte_bpe(config: TokenizerConfig, texts: list[str], folder: Path) -> dict[str, Any]:
@@ -66,10 +70,8 @@ def _bounded(texts: list[str]) -> Iterator[str]:
 
 def _refuse_clashes(fast: Any, special_tokens: list[str]) -> None:
     """Raise TokenizerError if a merge spells a special token: it would get that token's id, a control id."""
-    merges = json.loads(fast.to_str())["model"]["merges"]
-    pieces = {"".join(merge) for merge in merges} | _BYTES.keys()
-    clashing = [token for token in special_tokens if token in pieces]
-    if clashing:
+    pieces = {"".join(merge) for merge in json.loads(fast.to_str())["model"]["merges"]} | _BYTES.keys()
+    if clashing := [token for token in special_tokens if token in pieces]:
         raise TokenizerError(
             f"tokenizer.special_tokens: {', '.join(clashing)} is also a piece of ordinary text in this corpus. "
             f"Give it marks of its own, such as <|{clashing[0]}|>"
@@ -79,13 +81,3 @@ def _refuse_clashes(fast: Any, special_tokens: list[str]) -> None:
 def bytes_of_piece(piece: str) -> bytes:
     """The bytes of a byte-level piece."""
     return bytes(_BYTES[character] for character in piece)
-
-
-def _byte_of_character() -> dict[str, int]:
-    """Character -> byte. A printable byte is written as itself, all others from U+0100 on."""
-    printable = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
-
-
-_BYTES = _byte_of_character()

@@ -11,13 +11,12 @@ the converter is correct: for the architecture llama (it puts a space before eac
 U+2581 for a space. Elsewhere the file is called spiece.model, so that the converter does not find it and fails.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from lmcore.store.artifacts import MANIFEST
-from lmcore.store.json_files import json_bytes
+from lmcore.store.json_files import json_bytes, read_object
 from lmcore.tokenizer.sentencepiece_model import (
     MODEL_FILE,
     SPIECE_FILE,
@@ -29,11 +28,7 @@ from lmcore.tokenizer.sentencepiece_model import (
 
 NORMALIZATION = "normalization"
 """Key in tokenizer_config.json: the Unicode normalization of the training text."""
-
 _CONFIG = "tokenizer_config.json"
-_VIEW = "tokenizer.json"
-
-Settings = dict[str, Any]
 
 
 def write_tokenizer(source: Path, folder: Path, longest: int, normalize: str) -> None:
@@ -44,32 +39,52 @@ def write_tokenizer(source: Path, folder: Path, longest: int, normalize: str) ->
     for file in source.iterdir():
         if file.name not in (MANIFEST, MODEL_FILE):
             shutil.copy(file, folder / file.name)
-    settings = _older_names(_read(folder / _CONFIG)) | {"model_max_length": longest}
+    settings, view = read_object(folder / _CONFIG), folder / "tokenizer.json"
+    settings.pop("backend", None)
+    # transformers 4 fails on a list of extra_special_tokens, even an empty one.
+    if extra := settings.pop("extra_special_tokens", None):
+        settings["additional_special_tokens"] = extra
+    settings["model_max_length"] = longest
     if normalize:
         settings[NORMALIZATION] = normalize
     if (source / MODEL_FILE).exists():
         _write_model(read_model(source / MODEL_FILE), folder, normalize)
-    if (folder / _VIEW).exists():
+    if view.exists():
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False}
         if normalize:
-            (folder / _VIEW).write_bytes(json_bytes(_normalizing(_read(folder / _VIEW), normalize)))
+            view.write_bytes(json_bytes(_normalizing(read_object(view), normalize)))
     else:
-        settings = _of_sentencepiece(settings)
+        # The class would add a token to the vocabulary for a role that has none.
+        roles = ("bos_token", "unk_token", "pad_token", "sep_token")
+        settings |= {role: settings.get(role, settings["eos_token"]) for role in roles}
+        settings["tokenizer_class"] = "BertGenerationTokenizer"
     (folder / _CONFIG).write_bytes(json_bytes(settings))
 
 
 def _write_model(proto: Any, folder: Path, normalize: str) -> None:
     marked = with_marked_spaces(proto)
     is_read = has_exact_json(proto) and any(piece.piece == "\u2581" for piece in marked.pieces)
-    if is_read and _read(folder / "config.json")["model_type"] == "llama":
+    if is_read and read_object(folder / "config.json")["model_type"] == "llama":
         (folder / MODEL_FILE).write_bytes(marked.SerializeToString())
     else:
         (folder / SPIECE_FILE).write_bytes(normalized_by(proto, normalize).SerializeToString())
 
 
+def _normalizing(view: dict[str, Any], form: str) -> dict[str, Any]:
+    """The tokenizer.json with a Unicode normalization as its first step."""
+    steps = [{"type": form}, *filter(None, [view["normalizer"]])]
+    return view | {"normalizer": {"type": "Sequence", "normalizers": steps} if len(steps) > 1 else steps[0]}
+
+
+def trained_on_form(folder: Path) -> str:
+    """The Unicode normalization of the training text of the model in a folder; empty if none is stated."""
+    form = read_object(folder / _CONFIG).get(NORMALIZATION) if (folder / _CONFIG).exists() else ""
+    return form if form in ("NFC", "NFKC") else ""
+
+
 def write_config(path: Path) -> None:
     """Add the older names to a config.json of transformers 5."""
-    config = _read(path)
+    config = read_object(path)
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:  # else there is one entry for each kind of layer
         scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
@@ -80,35 +95,3 @@ def write_config(path: Path) -> None:
     if config["model_type"] == "gpt2":
         config["n_ctx"] = config["n_positions"]
     path.write_bytes(json_bytes(config))
-
-
-def trained_on_form(folder: Path) -> str:
-    """The Unicode normalization of the training text of the model in a folder; empty if none is stated."""
-    path = folder / _CONFIG
-    form = _read(path).get(NORMALIZATION, "") if path.exists() else ""
-    return form if form in ("NFC", "NFKC") else ""
-
-
-def _older_names(settings: Settings) -> Settings:
-    """transformers 4 fails on a list of extra_special_tokens, even an empty one."""
-    extra = settings.get("extra_special_tokens")
-    kept = {name: value for name, value in settings.items() if name not in ("extra_special_tokens", "backend")}
-    return kept | ({"additional_special_tokens": extra} if extra else {})
-
-
-def _of_sentencepiece(settings: Settings) -> Settings:
-    """Give each role a token of the model. The class would add a token to the vocabulary for a missing one."""
-    end = settings["eos_token"]
-    roles = {role: settings.get(role, end) for role in ("bos_token", "unk_token", "pad_token", "sep_token")}
-    return settings | roles | {"tokenizer_class": "BertGenerationTokenizer"}
-
-
-def _normalizing(view: Settings, form: str) -> Settings:
-    """The tokenizer.json with a Unicode normalization as its first step."""
-    steps = [{"type": form}, *([view["normalizer"]] if view["normalizer"] else [])]
-    return view | {"normalizer": {"type": "Sequence", "normalizers": steps} if len(steps) > 1 else steps[0]}
-
-
-def _read(path: Path) -> Settings:
-    content: Settings = json.loads(path.read_bytes())
-    return content

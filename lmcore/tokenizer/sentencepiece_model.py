@@ -14,6 +14,7 @@ import io
 import json
 import re
 from collections import Counter
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,14 @@ def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
 
     Raises TokenizerError when SentencePiece cannot train on these texts.
     """
-    words = _words(texts)
+    words = Counter(word for text in texts for part in _UNTRAINABLE.split(text) for word in _WORD.findall(part))
+    marks = str.maketrans(_MARKS)
     seen_bytes = sum(len(word.encode()) * count for word, count in words.items())
     model = io.BytesIO()
     try:
         interruptible(
             lambda: sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=(f"{_marked(word)}\t{count}" for word, count in sorted(words.items())),
+                sentence_iterator=(f"{word.translate(marks)}\t{count}" for word, count in sorted(words.items())),
                 input_format="tsv",
                 model_writer=model,
                 model_type=config.model_type,
@@ -89,38 +91,17 @@ def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
     return _respelt(trained, {mark: character for character, mark in _MARKS.items()}), seen_bytes
 
 
-def _words(texts: list[str]) -> Counter[str]:
-    """The number of times that each word occurs."""
-    words: Counter[str] = Counter()
-    for text in texts:
-        for part in _UNTRAINABLE.split(text):
-            words.update(_WORD.findall(part))
-    return words
-
-
-def _marked(word: str) -> str:
-    for character, mark in _MARKS.items():
-        word = word.replace(character, mark)
-    return word
-
-
-def _with_real_spaces(proto: Any) -> Any:
-    """The same model with real spaces in its pieces."""
-    return _respelt(proto, {_SPACE: " "})
-
-
 def with_marked_spaces(proto: Any) -> Any:
     """The same model with U+2581 for spaces in its pieces, as usual for SentencePiece."""
     return _respelt(proto, {" ": _SPACE})
 
 
 def _respelt(proto: Any, spellings: dict[str, str]) -> Any:
-    respelt = model_pb2.ModelProto()
-    respelt.CopyFrom(proto)
+    """The same model with other white space in its pieces."""
+    respelt, table = deepcopy(proto), str.maketrans(spellings)
     for piece in respelt.pieces:
         if piece.type == piece.NORMAL:
-            for old, new in spellings.items():
-                piece.piece = piece.piece.replace(old, new)
+            piece.piece = piece.piece.translate(table)
     respelt.normalizer_spec.escape_whitespaces = _SPACE in spellings.values()
     return respelt
 
@@ -129,28 +110,17 @@ def normalized_by(proto: Any, form: str) -> Any:
     """The same model with NFKC normalization built in. SentencePiece has no rules for other forms."""
     if form != "NFKC" or proto.normalizer_spec.precompiled_charsmap:
         return proto
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a b"]),
-        model_writer=model,
-        vocab_size=6,
-        hard_vocab_limit=False,
-        normalization_rule_name="nfkc",
-        minloglevel=2,
-    )
-    rules = model_pb2.ModelProto.FromString(model.getvalue()).normalizer_spec
-    normalizing = model_pb2.ModelProto()
-    normalizing.CopyFrom(proto)
-    normalizing.normalizer_spec.name = rules.name
-    normalizing.normalizer_spec.precompiled_charsmap = rules.precompiled_charsmap
+    rules = sentencepiece.SentencePieceNormalizer(rule_name="nfkc").serialized_model_proto()
+    found, normalizing = model_pb2.ModelProto.FromString(rules).normalizer_spec, deepcopy(proto)
+    normalizing.normalizer_spec.name = found.name
+    normalizing.normalizer_spec.precompiled_charsmap = found.precompiled_charsmap
     return normalizing
 
 
 def read_model(path: Path) -> Any:
     """The SentencePiece model in a file. Raises TokenizerError if it is none."""
-    proto = model_pb2.ModelProto()
     try:
-        proto.ParseFromString(path.read_bytes())
+        proto = model_pb2.ModelProto.FromString(path.read_bytes())
     except Exception as error:
         raise TokenizerError(f"{path} is not a SentencePiece model: {error}") from error
     if not proto.pieces:
@@ -168,11 +138,9 @@ def save_model(proto: Any, folder: Path, texts: list[str]) -> dict[str, Any]:
     """Save a model in a folder that transformers opens; the facts that TokenizerInfo keeps of it."""
     trainer = proto.trainer_spec
     ids = {"unk": trainer.unk_id, "bos": trainer.bos_id, "eos": trainer.eos_id, "pad": trainer.pad_id}
-    specials = {f"{name}_token": proto.pieces[i].piece for name, i in ids.items() if i >= 0}
-    for name, piece in (("cls_token", "<cls>"), ("sep_token", "<sep>")):
-        if any(entry.piece == piece and entry.type == entry.CONTROL for entry in proto.pieces):
-            specials[name] = piece
     controls = [piece.piece for piece in proto.pieces if piece.type == piece.CONTROL]
+    specials = {f"{name}_token": proto.pieces[i].piece for name, i in ids.items() if i >= 0}
+    specials |= {f"{name}_token": f"<{name}>" for name in ("cls", "sep") if f"<{name}>" in controls}
     extra = [piece for piece in controls if piece not in specials.values()]
     (folder / MODEL_FILE).write_bytes(proto.SerializeToString())
     if has_exact_json(proto):
@@ -279,15 +247,12 @@ def sentencepiece_of(folder: Path) -> Any:
     if not files or (config and not view and config.get("tokenizer_class") not in _SENTENCEPIECE_CLASSES):
         return None
     proto = read_model(files[0])
-    return _same_model(proto, view) if view else proto
-
-
-def _same_model(proto: Any, view: dict[str, Any]) -> Any:
-    """The model with spaces as in the tokenizer.json; None if that gives other ids."""
+    if not view:
+        return proto
     if not has_exact_json(proto):
         return None
     if view.get("normalizer") is None:
-        proto = _with_real_spaces(proto)
+        proto = _respelt(proto, {_SPACE: " "})
     said = json.loads(_tokenizers_bpe(proto).to_str())
     return proto if all(view.get(name) == said[name] for name in ("model", "normalizer")) else None
 

@@ -27,14 +27,7 @@ from lmcore.tokenizer.sentencepiece_model import (
 )
 from lmcore.tokenizer.transformers_view import open_in_transformers
 
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-)
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
 """The files of a tokenizer in a folder of transformers."""
 
 
@@ -81,8 +74,11 @@ class Tokenizer:
         self._sentencepiece = None
         self._pairs: frozenset[str] = frozenset()
         self._normalize: Any = normalize
-        in_store = read_model(folder / MODEL_FILE) if not about and (folder / MODEL_FILE).exists() else None
-        if (proto := sentencepiece_of(folder) if about else in_store) is not None:
+        if about:
+            proto = sentencepiece_of(folder)
+        else:
+            proto = read_model(folder / MODEL_FILE) if (folder / MODEL_FILE).exists() else None
+        if proto is not None:
             self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
             self._pairs = character_pairs(proto)
         else:
@@ -104,9 +100,8 @@ class Tokenizer:
         parts = [split_exactly(text, self._pairs) for text in texts]
         arrays = self._encode([part for text in parts for part in text], threads)
         ends = np.cumsum([0, *map(len, arrays)])[np.cumsum([0, *map(len, parts)])]
-        eos = np.array([self.eos_id], self.dtype)
+        eos, remaining = np.array([self.eos_id], self.dtype), iter(arrays)
         pieces = [np.empty(0, self.dtype)]
-        remaining = iter(arrays)
         for part in parts:
             pieces += [*islice(remaining, len(part)), eos]
         return np.concatenate(pieces, dtype=self.dtype, casting="unsafe"), np.diff(ends) + 1

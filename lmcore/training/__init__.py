@@ -2,5 +2,5 @@
 
 Promises: a training that is killed at any moment continues to bit-equal weights on a CPU.
 Imports: torch, and model and every wing above; never registry, retraining or upkeep.
-Doors: ``train.train``, ``workers.run_workers``, ``schedule.Schedule``.
+Doors: ``train.train``, ``distributed.run_workers``, ``schedule.Schedule``.
 """

@@ -6,24 +6,52 @@ Each is an artifact (store/artifacts.py), without pickles. It holds full tensors
 between two starts. run.py chooses the checkpoint to use.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmcore.model.distributed import Ranks, full_tensor
-from lmcore.model.weights import Tensors, load_weights, model_tensors
+from lmcore.model.model import Tensors, load_weights, model_tensors
 from lmcore.runs.run import checkpoint_path, newest_first, step_of
 from lmcore.store.artifacts import write_artifact
 from lmcore.store.files import remove
 from lmcore.store.json_files import from_json, json_bytes
+from lmcore.training.distributed import Ranks, full_tensor
 from lmcore.training.optim import Optimizers
+from lmcore.training.validation import EarlyStopping
 
 SavedState = dict[str, Any]
+"""The content of state.json: the fields of ``State``, and as "learner" what ``TrainStep.state`` returns."""
+
+
+@dataclass
+class State:
+    """The state of the loop; ``TrainStep.state`` has that of the step."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    """Seconds in training steps."""
+    row_seconds: float = 0.0
+    """Seconds in the steps since the last log row."""
+    row_waited: float = 0.0
+    """Seconds of ``row_seconds`` in which the loop waited for data."""
+    train_loss: float = math.nan
+    validation_loss: float = math.nan
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    passed_over: int = 0
+    """Blocks that a rollback left out."""
+
+    @classmethod
+    def from_saved(cls, saved: SavedState) -> "State":
+        fields = {name: value for name, value in saved.items() if name != "learner"}
+        return cls(**fields | {"early_stopping": EarlyStopping(**saved["early_stopping"])})
 
 
 class CheckpointWriter:
@@ -89,7 +117,12 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, 
     """The state in a checkpoint folder, after its tensors were restored into model, optimizers and random state."""
     load_weights(path, model)
     load_optimizers(path, model, optimizers)
-    _set_random_state(load_file(path / "random.safetensors"), ranks)
+    random = load_file(path / "random.safetensors")
+    # A rank that the checkpoint does not have keeps the random state of its seed.
+    if (cpu := random.get(f"cpu-{ranks.rank}")) is not None:
+        torch.set_rng_state(cpu)
+    if (cuda := random.get(f"cuda-{ranks.rank}")) is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
     state: SavedState = from_json((path / "state.json").read_bytes())
     return state
 
@@ -99,22 +132,14 @@ def load_optimizers(path: Path, model: torch.nn.Module, optimizers: Optimizers) 
     optimizers.load(load_file(path / "optimizer.safetensors"), model)
 
 
-def _copied(tensors: Tensors) -> Tensors:
-    """Copies of full tensors on the CPU."""
-    return {name: full_tensor(tensor).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-
-
 def random_state(ranks: Ranks) -> Tensors:
-    """That of all ranks, on the CPU and its GPU."""
+    """The random states of all ranks, by device and rank: cpu-0, cuda-0, cpu-1 ..."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return {f"{name}-{rank}": each for name, state in states.items() for rank, each in enumerate(ranks.gather(state))}
 
 
-def _set_random_state(states: Tensors, ranks: Ranks) -> None:
-    """Restore this rank's random state. A new rank keeps the one of its seed."""
-    if (cpu := states.get(f"cpu-{ranks.rank}")) is not None:
-        torch.set_rng_state(cpu)
-    if (cuda := states.get(f"cuda-{ranks.rank}")) is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
+def _copied(tensors: Tensors) -> Tensors:
+    """Copies of full tensors on the CPU."""
+    return {name: full_tensor(tensor).to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Skipping of bad steps (a loss or gradient that is not finite, a loss spike), and early stopping.
+"""Skipping of bad steps: a loss or gradient that is not finite, or a loss spike.
 
 Each step is tested on the device, so the CPU does not wait for the result. After more bad steps than
 ``train.max_skipped`` all later steps are skipped too, so the weights stay those before the step that exceeded the limit
@@ -84,21 +84,3 @@ class Guard:
         """The state for a checkpoint. Waits for the device."""
         figures: list[float] = self._state.tolist()
         return figures
-
-
-@dataclass
-class EarlyStopping:
-    """Counts validations in a row that did not lower the loss."""
-
-    best_loss: float = float("inf")
-    """Nats per token."""
-    best_step: int = 0
-    without_gain: int = 0
-
-    def gains(self, step: int, loss: float, min_gain: float) -> bool:
-        """True if a validation's loss is the lowest so far by at least ``min_gain``, which is then recorded."""
-        if loss < self.best_loss - min_gain:
-            self.best_loss, self.best_step, self.without_gain = loss, step, 0
-            return True
-        self.without_gain += 1
-        return False

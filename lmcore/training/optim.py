@@ -10,13 +10,13 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Embedding, Module, ModuleList, Parameter
 
 from lmcore.errors import StoreError
+from lmcore.model.model import like
 from lmcore.settings.config import TrainConfig
 
-_Shapes = dict[str, tuple[int, ...]]
+_Owners = dict[Parameter, torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,24 @@ class Optimizers:
         Raises StoreError, before anything changes, when they are of another type of optimizer or another model. Adam
         and AdamW have the same state.
         """
+        parameters, owners = dict(model.named_parameters()), self._owners()
         saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for entry, tensor in tensors.items():
             name, key = entry.rsplit("/", 1)
             saved[name][key] = tensor
-        parameters, owners = dict(model.named_parameters()), self._owners()
         for name, state in saved.items():
-            parameter = parameters.get(name)
-            _check(name, state, parameter, owners.get(parameter) if parameter is not None else None)
+            _check(name, state, parameters.get(name), owners)
         for part in self.parts:
             part.state.clear()
         for name, state in saved.items():
             parameter = parameters[name]
             part = owners[parameter]
-            part.state[parameter] = {key: _placed(value, key, parameter, part) for key, value in state.items()}
+            for key, value in state.items():
+                # Adam counts its steps on the CPU unless it is fused.
+                step = value.clone().to(parameter.device if _is_fused(part) else "cpu")
+                part.state[parameter][key] = step if key == "step" else like(value.clone(), parameter)
 
-    def _owners(self) -> dict[Parameter, torch.optim.Optimizer]:
+    def _owners(self) -> _Owners:
         return {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
 
 
@@ -141,41 +143,21 @@ def _is_fused(part: torch.optim.Optimizer) -> bool:
     return any(group.get("fused") for group in part.param_groups)
 
 
-def _check(
-    name: str, state: dict[str, Tensor], parameter: Parameter | None, part: torch.optim.Optimizer | None
-) -> None:
-    """Raise StoreError unless ``state`` has the form that ``part`` keeps for ``parameter``."""
+def _check(name: str, state: dict[str, Tensor], parameter: Parameter | None, owners: _Owners) -> None:
+    """Raise StoreError unless ``state`` has the form of the state that its optimizer keeps for ``parameter``."""
+    part, shape = (owners.get(parameter), tuple(parameter.shape)) if parameter is not None else (None, ())
+    own: dict[str, tuple[int, ...]] = {}
+    if part is not None:
+        is_muon = isinstance(part, torch.optim.Muon)
+        own = {"momentum_buffer": shape} if is_muon else {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
     saved = {key: tuple(value.shape) for key, value in state.items()}
-    own = _form(parameter, part) if parameter is not None and part is not None else {}
     if saved != own:
-        raise StoreError(
-            f"the saved optimizer's state does not fit: of {name} it has {_words(saved)}, and {_kind(part)} here has "
-            f"{_words(own)}. It goes on only with the optimizer, model and train.trainable that it was saved with"
+        words, own_words = (
+            ", ".join(f"{key} {list(shape)}" for key, shape in sorted(shapes.items())) or "nothing"
+            for shapes in (saved, own)
         )
-
-
-def _form(parameter: Parameter, part: torch.optim.Optimizer) -> _Shapes:
-    shape = tuple(parameter.shape)
-    if isinstance(part, torch.optim.Muon):
-        return {"momentum_buffer": shape}
-    return {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
-
-
-def _kind(part: torch.optim.Optimizer | None) -> str:
-    return type(part).__name__ if part else "the optimizer"
-
-
-def _words(shapes: _Shapes) -> str:
-    return ", ".join(f"{key} {list(shape)}" for key, shape in sorted(shapes.items())) or "nothing"
-
-
-def _placed(value: Tensor, key: str, parameter: Parameter, part: torch.optim.Optimizer) -> Tensor:
-    """A copy of ``value`` where ``part`` keeps it."""
-    if key == "step":
-        # Adam counts on the CPU unless it is fused.
-        return value.to(parameter.device if _is_fused(part) else "cpu", copy=True)
-    copy = value.to(parameter.device, copy=True)
-    if isinstance(parameter, DTensor) and not isinstance(copy, DTensor):
-        # Every rank has read the whole; none needs to send anything.
-        return distribute_tensor(copy, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return copy
+        raise StoreError(
+            f"the saved optimizer's state does not fit: of {name} it has {words}, and "
+            f"{type(part).__name__ if part else 'the optimizer'} here has {own_words}. It goes on only with the "
+            "optimizer, model and train.trainable that it was saved with"
+        )

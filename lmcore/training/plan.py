@@ -10,9 +10,9 @@ import torch
 from lmcore.dataset.loader import Batch, loader, prefetch, to_device
 from lmcore.dataset.mixture import Mixture, open_blocks
 from lmcore.dataset.stream import IGNORED_LABEL
-from lmcore.model.distributed import Ranks
 from lmcore.runs.run import Run
 from lmcore.settings.config import RunConfig
+from lmcore.training.distributed import Ranks
 from lmcore.training.schedule import Schedule, planned_steps
 
 

@@ -23,12 +23,10 @@ from lmcore.clock import Clock, iso_timestamp
 from lmcore.dataset.manifest import verify_chunks
 from lmcore.errors import RunError, StoppedError, TrainingError
 from lmcore.model.device import choose_device, device_locked, peak_memory
-from lmcore.model.distributed import Ranks, process_group
-from lmcore.model.evaluate import Validation
 from lmcore.model.generate import write_samples
-from lmcore.model.model import flops_per_token, parameter_count
-from lmcore.model.weights import Tensors
+from lmcore.model.model import Tensors, flops_per_token, parameter_count
 from lmcore.runs.initial_model import init_checkpoint
+from lmcore.runs.metrics import MetricsWriter
 from lmcore.runs.run import (
     Run,
     TrainingResult,
@@ -40,14 +38,14 @@ from lmcore.runs.run import (
     whole_checkpoint,
 )
 from lmcore.runs.scores import Score
+from lmcore.runs.training_progress import ProgressWriter, RecurringWork
 from lmcore.signals import StopRequest, say_when_stopped
 from lmcore.store.locks import locked
-from lmcore.training.checkpoint import CheckpointWriter, load_checkpoint, load_optimizers, random_state
-from lmcore.training.guard import EarlyStopping
+from lmcore.training.checkpoint import CheckpointWriter, State, load_checkpoint, load_optimizers, random_state
+from lmcore.training.distributed import Ranks, process_group
 from lmcore.training.plan import Plan
-from lmcore.training.recorder import Recorder
-from lmcore.training.state import State
 from lmcore.training.train_step import TrainStep
+from lmcore.training.validation import Validation
 
 _log = logging.getLogger(__name__)
 
@@ -90,14 +88,13 @@ class _Training:
         newest = self._newest_checkpoint()
         self.train_step = TrainStep(run, ranks, device, resumes=newest is not None)
         self.flops_per_token = flops_per_token(self.train_step.model, run.config.dataset.block_size)
-        self.validation = Validation.from_run(run, self.train_step.model, ranks)
+        self.validation = Validation(run, self.train_step.scorer, ranks)
         self.checkpoints = CheckpointWriter(run.checkpoints, self.config.keep_checkpoints, self._is_kept, ranks)
         self.state = self._resume(newest)
-        self.recorder = Recorder(run, self.plan, ranks.is_first)
-        self.recorder.open(self.state.step)
+        self.metrics = self._open_metrics()
         self.skipped_steps = self.train_step.guard.standing().bad
         self.clock = Clock()
-        self.progress = self.recorder.progress(self.validation.tokens, self.flops_per_token, device.type)
+        self.progress = self._open_progress()
         step, parameters = self.train_step, f"{parameter_count(self.train_step.model):,} parameters"
         steps = f"step {self.state.step} of {self.plan.total_steps}, {len(self.plan.blocks)} blocks an epoch"
         _log.info("%s: %s on %s in %s, %s", run.folder.name, parameters, step.device, step.precision, steps)
@@ -112,11 +109,30 @@ class _Training:
         """The state of a checkpoint, after it was restored; without one that of a new run."""
         if newest is not None:
             saved = load_checkpoint(newest, self.train_step.model, self.train_step.optimizers, self.ranks)
-            self.train_step.load(saved.pop("learner"))
-            return State(**{**saved, "early_stopping": EarlyStopping(**saved["early_stopping"])})
+            self.train_step.load(saved["learner"])
+            return State.from_saved(saved)
         if self.config.init_optimizer:
             load_optimizers(init_checkpoint(self.config.init_from), self.train_step.model, self.train_step.optimizers)
         return State()
+
+    def _open_metrics(self, keep_events: bool = False) -> MetricsWriter | None:
+        """The writer of rows after the present step, which drops those of later steps; None in other ranks."""
+        if not self.ranks.is_first:
+            return None
+        tensorboard = self.run.folder / "tensorboard" if self.config.tensorboard else None
+        return MetricsWriter(self.run.metrics, self.state.step, tensorboard, keep_events)
+
+    def _open_progress(self) -> ProgressWriter:
+        plan = self.plan
+        # A forward pass is a third of a step, token by token.
+        validation_steps = self.validation.tokens / 3 / plan.step_tokens
+        recurring = {
+            "validation": RecurringWork(min(plan.validate_every, plan.epoch_steps), validation_steps),
+            "checkpoint": RecurringWork(self.config.checkpoint_every),
+            "samples": RecurringWork(self.run.config.sample.every),
+        }
+        path = self.run.progress if self.ranks.is_first else None
+        return ProgressWriter(path, plan.total_steps, recurring, self.train_step.device.type)
 
     def run_to_end(self, should_stop: Callable[[], bool]) -> None:
         """Train, with at most one rollback, and write the result."""
@@ -134,7 +150,7 @@ class _Training:
         if self._gains_no_more():
             return
         self.progress.begin(state.step, None)  # the estimate may take seconds
-        self.progress.begin(state.step, train_step.guess_seconds(self.run.config.dataset))
+        self.progress.begin(state.step, train_step.guess_seconds())
         self.clock.lap()
         for batch in self.clock.waiting_for(plan.batches(state.step, state.passed_over, self.ranks, train_step.device)):
             rate = plan.schedule.rate(state.step)
@@ -214,22 +230,21 @@ class _Training:
         self.state.passed_over = passed_over + (reached - self.state.step) * self.config.batch_size
         self.skipped_steps = self.train_step.guard.standing().bad
         self.clock.lap()
-        self.recorder.open(self.state.step, keep_events=True)
+        self.metrics = self._open_metrics(keep_events=True)
         self._event(f"rolled back from step {reached} to {self.state.step}: {error}")
 
     def _log(self, rate: float, norm: torch.Tensor) -> None:
         """Write a row of metrics. Waits for the device."""
-        state, found = self.state, self.train_step.totals()
+        state, (loss, tokens) = self.state, self.train_step.totals()
         self._pause()
         seconds, waited = state.row_seconds, state.row_waited
         state.row_seconds = state.row_waited = 0.0
-        state.tokens += found.tokens
-        if not found.good_steps:
+        state.tokens += tokens
+        if math.isnan(loss):
             return
-        state.train_loss = found.loss_sum / found.good_steps
-        speed = found.tokens / seconds
+        state.train_loss, speed = loss, tokens / seconds
         figures = {
-            "loss": state.train_loss,
+            "loss": loss,
             "learning_rate": rate,
             "gradient_norm": norm.item(),
             "tokens_per_second": speed,
@@ -264,7 +279,7 @@ class _Training:
     def _write_samples(self) -> None:
         self._pause()
         with self.progress.phase("samples", self.state.step), self.train_step.whole_model():
-            write_samples(self.run, self.train_step.model, self.state.step, self.recorder.metrics)
+            write_samples(self.run, self.train_step.model, self.state.step, self.metrics)
         self.clock.lap()
 
     def _save(self) -> None:
@@ -304,13 +319,15 @@ class _Training:
         )
 
     def _write(self, kind: str, **figures: Any) -> None:
-        self.recorder.write(kind, self.state.step, self._tokens(), **figures)
+        """Append a row of metrics, in the first rank."""
+        step, tokens = self.state.step, self.state.tokens + self.train_step.tokens_since_totals()
+        about = {"total_steps": self.plan.total_steps, "tokens": tokens, "epoch": self.plan.epoch(step)}
+        if self.metrics is not None:
+            self.metrics.write({"kind": kind, "step": step, **about, **figures})
 
     def _event(self, text: str, **figures: Any) -> None:
-        self.recorder.event(text, self.state.step, self._tokens(), **figures)
-
-    def _tokens(self) -> int:
-        return self.state.tokens + self.train_step.tokens_since_totals()
+        _log.warning("%s", text)
+        self._write("event", text=text, **figures)
 
     def _write_result(self) -> None:
         state, model = self.state, self.train_step.model

@@ -7,10 +7,10 @@ Shapes: B blocks of a batch in this rank, T tokens in a block.
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ import torch
 from lmcore.dataset.loader import Batch
 from lmcore.errors import ConfigError
 from lmcore.model.device import autocast, choose_precision, out_of_memory, set_up, wide_float
-from lmcore.model.distributed import Ranks, full_tensor, no_sync, parallelize, unsharded
-from lmcore.model.model import NextTokenLoss, compile_model, freeze_all_but, new_model, transformer_blocks
+from lmcore.model.evaluate import Scorer
+from lmcore.model.loss import NextTokenLoss, compile_model, transformer_blocks
+from lmcore.model.model import freeze_all_but, new_model
 from lmcore.runs.run import Run
-from lmcore.settings.config import DatasetConfig
+from lmcore.training.distributed import Ranks, full_tensor, no_sync, parallelize, unsharded
 from lmcore.training.guard import Guard
 from lmcore.training.optim import Optimizers
 
@@ -34,32 +35,22 @@ _LONG = 3.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class StepTotals:
-    """Figures of the steps since they were last read."""
-
-    loss_sum: float = 0.0
-    """Sum of the losses of good steps, in nats per token."""
-    good_steps: int = 0
-    tokens: int = 0
-    """Tokens of good steps."""
-
-
 class TrainStep:
     """The model of a run with its optimizers, loss scale and guard."""
 
     def __init__(self, run: Run, ranks: Ranks, device: torch.device, resumes: bool) -> None:
+        self._config, self._dataset, self._ranks, self.device = run.config.train, run.config.dataset, ranks, device
         config = run.config.train
-        self._config, self._ranks, self.device = config, ranks, device
         self.precision = choose_precision(config.precision, device)
         set_up(device, config)
         self.model = new_model(run, resumes).to(device)
         freeze_all_but(self.model, config.trainable)
         loss = NextTokenLoss(self.model, config.loss_chunk_tokens)
+        self.scorer = Scorer.from_run(run, loss)
         compile_model(loss, config.compile, device)
         self._micro_batch_size = config.micro_batch_size or -(-config.batch_size // ranks.world)
         if config.find_micro_batch:
-            self._find_micro_batch(loss, run.config.dataset)
+            self._find_micro_batch(loss)
         self._loss = parallelize(loss, transformer_blocks(self.model), config, ranks)
         self.optimizers = Optimizers.from_config(self.model, config)
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -70,7 +61,8 @@ class TrainStep:
         """Continue from what ``state()`` returned; an empty ``state`` is that of a new run."""
         self.guard = Guard(self._config, self.device, state.get("guard"))
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self._scaler.load_state_dict(state.get("scaler", {})) if self._scaler.is_enabled() and state else None
+        if self._scaler.is_enabled() and state:
+            self._scaler.load_state_dict(state["scaler"])
         self._overflows = torch.tensor(state.get("overflows", 0), device=self.device)
         self._totals = torch.tensor(state.get("found", [0.0] * 3), dtype=wide_float(self.device), device=self.device)
 
@@ -87,11 +79,14 @@ class TrainStep:
         """Tokens of good steps since the last call of ``totals``. Waits for the device."""
         return int(self._totals[2])
 
-    def totals(self) -> StepTotals:
-        """The figures of the steps since the last call. Waits for the device."""
+    def totals(self) -> tuple[float, int]:
+        """Mean loss, in nats per token, and tokens of the good steps since the last call. Waits for the device.
+
+        The loss is nan if there were none.
+        """
         loss_sum, good_steps, tokens = self._totals.tolist()
         self._totals.zero_()
-        return StepTotals(loss_sum, int(good_steps), int(tokens))
+        return loss_sum / good_steps if good_steps else math.nan, int(tokens)
 
     def backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the gradient; the mean loss in nats per token and the number of tokens, over all ranks.
@@ -134,23 +129,24 @@ class TrainStep:
         self._totals += torch.where(skip, 0, figures)
         return norm
 
-    def guess_seconds(self, dataset: DatasetConfig) -> float | None:
+    def guess_seconds(self) -> float | None:
         """An estimate of the seconds of a step, from part of a block; None on a GPU or with several processes.
 
         A step may take minutes, part of a block takes seconds. Weights and random state do not change.
         """
         if self.device.type != "cpu" or self._ranks.world > 1:
             return None
-        seconds, tokens = 0.0, min(dataset.block_size, _TOKENS_TO_MEASURE)
+        seconds, block_size = 0.0, self._dataset.block_size
+        tokens = min(block_size, _TOKENS_TO_MEASURE)
         with torch.random.fork_rng([]):
             for _ in range(2):  # the first one also allocates
                 begun = time.perf_counter()
-                self._forward_backward(self._loss, (1, tokens), dataset.document_masking)
+                self._forward_backward(self._loss, 1, tokens)
                 seconds = time.perf_counter() - begun
                 if seconds > _LONG:
                     break
         self.model.zero_grad(set_to_none=True)
-        return seconds * dataset.block_size / tokens * self._config.batch_size
+        return seconds * block_size / tokens * self._config.batch_size
 
     def whole_model(self) -> AbstractContextManager[None]:
         """While the body runs, all ranks may call the model directly."""
@@ -170,7 +166,7 @@ class TrainStep:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip or float("inf"))
         return full_tensor(norm)
 
-    def _find_micro_batch(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
+    def _find_micro_batch(self, loss: NextTokenLoss) -> None:
         """Halve the micro-batch until a step, with the optimizer's state, fits into the memory of each rank.
 
         Each rank searches separately, before the model is parallelized. Weights and random state do not change. Raises
@@ -178,10 +174,15 @@ class TrainStep:
         """
         if self._config.parallel == "fsdp" and self._ranks.world > 1:
             raise ConfigError("train.find_micro_batch does not support fsdp: set train.micro_batch_size")
+
+        def attempt() -> None:
+            moments = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
+            self._forward_backward(loss, self._micro_batch_size, self._dataset.block_size)
+            del moments  # Adam's; they only take memory
+
         loss.train()
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            while self._micro_batch_size and out_of_memory(lambda: self._try(loss, dataset)):
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            while self._micro_batch_size and out_of_memory(attempt):
                 self._micro_batch_size //= 2
         self.model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
@@ -194,16 +195,10 @@ class TrainStep:
             )
         _log.info("micro-batches of %d blocks", self._micro_batch_size)
 
-    def _try(self, loss: NextTokenLoss, dataset: DatasetConfig) -> None:
-        """Run forward and backward of a micro-batch, with memory allocated for Adam's moments."""
-        moments = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
-        self._forward_backward(loss, (self._micro_batch_size, dataset.block_size), dataset.document_masking)
-        del moments
-
-    def _forward_backward(self, loss: torch.nn.Module, shape: tuple[int, int], document_masking: bool) -> None:
+    def _forward_backward(self, loss: torch.nn.Module, blocks: int, tokens: int) -> None:
         """Run forward and backward on blocks of zeros."""
-        ids_BT = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        documents_BT = ids_BT if document_masking else None
+        ids_BT = torch.zeros((blocks, tokens), dtype=torch.int64, device=self.device)
+        documents_BT = ids_BT if self._dataset.document_masking else None
         with autocast(self.precision, self.device):
             nats = loss(ids_BT, ids_BT, documents_BT, documents_BT)
         nats.backward()

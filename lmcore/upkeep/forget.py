@@ -1,9 +1,9 @@
 """Remove a document from a store: from shards, datasets, quarantine, and from what models wrote after reading it.
 
 First the event is written to forgotten.jsonl. From then on no dataset that is made here holds the document, even if the
-corpus does. Then each dataset that holds it is replaced by the same one without it, and the ids of the document are
-removed from the shards. Rows keep their positions, so nothing is encoded again, and datasets that had filtered it out
-are unchanged. Each step leaves a complete store, and the same command finishes what a kill interrupted.
+corpus does (exclusions.py). Then each dataset that holds it is replaced by the same one without it, and the ids of the
+document are removed from the shards. Rows keep their positions, so nothing is encoded again, and datasets that had
+filtered it out are unchanged. Each step leaves a complete store, and the same command finishes what a kill interrupted.
 
 Weights cannot forget: the runs and versions that saw the document are listed, and stay.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,9 @@ import numpy.typing as npt
 from lmcore import clock
 from lmcore.corpus.document_hashes import FORGOTTEN, Hashes, forgotten_hashes, isin_sorted
 from lmcore.corpus.document_query import DocumentQuery
-from lmcore.dataset.encoding import QUARANTINE, read_quarantine, write_quarantine
 from lmcore.dataset.filters import filter_rows
-from lmcore.dataset.manifest import dataset_id, totals, write_dataset_manifest
-from lmcore.dataset.shards import SPLITS, Shard, blanked, shard_path, write_shard
+from lmcore.dataset.manifest import dataset_id, text_ranges, totals, write_dataset_manifest
+from lmcore.dataset.shards import SPLITS, Shard, blanked, read_quarantine, shard_path, write_quarantine, write_shard
 from lmcore.runs.run import Run, run_folders
 from lmcore.store.artifacts import content_of, read_manifest, verify_artifact, write_artifact
 from lmcore.store.files import remove
@@ -66,22 +65,34 @@ class Forgotten(Output):
 
     def rows(self, dry_run: bool = False) -> list[dict[str, str]]:
         """A table of what held the documents, what has seen them, and where they came from."""
-        would, gives = ("would be", "would give") if dry_run else ("is", "gives")
+        would = "would be" if dry_run else "is"
         once = f"It {would} left out from now on"
         seen = "has seen it: its weights cannot forget. Train again without it, from new weights"
-        came = "holds {} of the documents: delete what is theirs there too. This store leaves them out in any case"
+        came = "holds {} of the documents: delete them there too. This store leaves them out in any case"
+        replaced = {name: to or "no dataset: it held nothing else" for name, to in self.datasets.items()}
         parts = [
             *((name, f"was not found in this store. {once}") for name in self.absent),
             *((f"shards/{name}", f"held it, and {would} written again without it") for name in self.chunks),
-            *(
-                (f"datasets/{name}", f"{gives} way to {to or 'nothing: it held no more'}")
-                for name, to in self.datasets.items()
-            ),
+            *((f"datasets/{name}", f"{would} replaced by {to}") for name, to in replaced.items()),
             *((name, f"may repeat it, and {would} removed") for name in self.files),
             *((name, seen) for name in (*self.runs, *self.versions)),
             *((path, came.format(f"{count:,}")) for path, count in self.corpus_paths.items()),
         ]
         return [{"what": what, "about it": about} for what, about in parts]
+
+
+class _Held(NamedTuple):
+    """The documents that a chunk holds."""
+
+    hashes: Hashes
+    positions: npt.NDArray[np.int64]
+    quarantined: list[int]
+    """Text ranges of pieces in quarantine."""
+
+    def ranges(self, spans: list[dict[str, Any]]) -> list[int]:
+        """The number of the text range of each document."""
+        ends = np.cumsum([span["documents"] for span in spans])
+        return [*np.searchsorted(ends, self.positions, side="right").tolist(), *self.quarantined]
 
 
 def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
@@ -94,54 +105,16 @@ def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
     store = prepare_store(store, creates=False)  # also removes stale temporary files, which may hold the text
     with store_locked(store, shared=False), ExitStack() as running:
         datasets = {folder: read_manifest(folder) for folder in artifact_folders(store, "datasets")}
-        found = _hashes(query, datasets.values())
-        chunks = {
-            folder: held
-            for folder in artifact_folders(store, "shards")
-            if (held := _held(folder, found, query)).any_there
-        }
-        present = np.unique(np.concatenate([found[:0], *(held.hashes for held in chunks.values())]))
-        plan, replaced = _planned(store, query, present, chunks, datasets)
-        for name in _users(store, {folder.name for folder in chunks}, datasets):
+        cuts = [query.cut(manifest["corpus"]) for manifest in datasets.values()] or [query.cut({})]
+        wanted = np.unique(np.concatenate([cut.hashes for cut in cuts]))
+        held = {folder: _held(folder, wanted, query) for folder in artifact_folders(store, "shards")}
+        chunks = {folder: found for folder, found in held.items() if len(found.hashes) or found.quarantined}
+        plan, replaced = _planned(store, query, chunks, datasets)
+        for name in _users(store, plan.chunks, datasets):
             running.enter_context(locked(store / "runs" / name / "lock", "refuse"))
         if not dry_run:
             _purge(store, plan, query, replaced, list(chunks))
         return plan
-
-
-def _corpus_paths(chunks: dict[Path, "_Held"], datasets: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Files of the corpus, and how many of the documents are in each. Datasets may cut one file in different ways.
-
-    Of a chunk that was split by age, only the first entry has the text ranges.
-    """
-    held = {folder.name: held for folder, held in chunks.items()}
-    files: dict[str, int] = {}
-    for manifest in datasets:
-        counts: Counter[str] = Counter()
-        for entry in (entry for entry in manifest["chunks"] if entry["spans"] and entry["key"] in held):
-            counts.update(entry["spans"][number]["path"] for number in held[entry["key"]].ranges(entry["spans"]))
-        files = {path: max(counts[path], files.get(path, 0)) for path in {*files, *counts}}
-    return dict(sorted(files.items()))
-
-
-class _Held:
-    """The documents that a chunk holds."""
-
-    def __init__(self, hashes: Hashes, positions: npt.NDArray[np.int64], quarantined: list[int]) -> None:
-        self.hashes, self._positions, self._quarantined = hashes, positions, quarantined
-
-    @property
-    def in_quarantine(self) -> bool:
-        return bool(self._quarantined)
-
-    def ranges(self, spans: list[dict[str, Any]]) -> list[int]:
-        """The number of the text range of each document."""
-        ends = np.cumsum([span["documents"] for span in spans])
-        return [*np.searchsorted(ends, self._positions, side="right").tolist(), *self._quarantined]
-
-    @property
-    def any_there(self) -> bool:
-        return bool(len(self.hashes)) or self.in_quarantine
 
 
 def _held(chunk: Path, wanted: Hashes, query: DocumentQuery) -> _Held:
@@ -156,57 +129,57 @@ def _held(chunk: Path, wanted: Hashes, query: DocumentQuery) -> _Held:
     return _Held(np.unique(np.concatenate(found)), np.concatenate(positions), quarantined)
 
 
-def _hashes(query: DocumentQuery, manifests: Iterable[dict[str, Any]]) -> Hashes:
-    """All hashes that one of the documents may have in one of the datasets, sorted."""
-    cuts = [query.cut(manifest["corpus"]) for manifest in manifests] or [query.cut({})]
-    return np.unique(np.concatenate([cut.hashes for cut in cuts]))
-
-
 def _planned(
-    store: Path,
-    query: DocumentQuery,
-    present: Hashes,
-    chunks: dict[Path, _Held],
-    datasets: dict[Path, dict[str, Any]],
+    store: Path, query: DocumentQuery, chunks: dict[Path, _Held], datasets: dict[Path, dict[str, Any]]
 ) -> tuple[Forgotten, dict[Path, dict[str, Any]]]:
     """The plan, and for each dataset that changes its new manifest."""
+    present = np.unique(np.concatenate([np.empty(0, np.uint64), *(held.hashes for held in chunks.values())]))
     match = best_match(query, dict.fromkeys(query.cuts, present), purged(store))
     if not chunks and not len(match.found):
         query.require_text()
-    absent = match.missing if not any(held.in_quarantine for held in chunks.values()) else match.missing[:0]
+    absent = [] if any(held.quarantined for held in chunks.values()) else match.missing.tolist()
     wanted = np.unique(np.concatenate([present, match.found, match.missing]))
     without = {folder: _without(manifest, store, wanted) for folder, manifest in datasets.items()}
     replaced = {folder: manifest for folder, manifest in without.items() if manifest is not None}
     seen = seen_by(store, query)
     runs = sorted(set(seen.names("run")))
-    keys = {folder.name for folder in chunks}
     plan = Forgotten(
         documents=[f"{value:016x}" for value in wanted.tolist()],
-        absent=[f"{value:016x}" for value in absent.tolist()],
-        chunks=sorted(keys),
+        absent=[f"{value:016x}" for value in absent],
+        chunks=sorted(folder.name for folder in chunks),
         datasets={folder.name: manifest["id"] if manifest else "" for folder, manifest in replaced.items()},
         runs=runs,
         versions=sorted(set(seen.names("version"))),
         files=[f"runs/{run}/{name}" for run in runs for name in _WRITTEN if (store / "runs" / run / name).exists()],
-        corpus_paths=_corpus_paths(chunks, datasets.values()),
+        corpus_paths=_corpus_paths({folder.name: held for folder, held in chunks.items()}, datasets.values()),
     )
     return plan, replaced
+
+
+def _corpus_paths(chunks: dict[str, _Held], datasets: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Files of the corpus, and how many of the documents are in each. Datasets may cut one file in different ways."""
+    files: Counter[str] = Counter()
+    for manifest in datasets:
+        counts: Counter[str] = Counter()
+        for key, spans in text_ranges(manifest):
+            if key in chunks:
+                counts.update(spans[number]["path"] for number in chunks[key].ranges(spans))
+        files |= counts  # the greater count of each
+    return dict(sorted(files.items()))
 
 
 def _without(manifest: dict[str, Any], store: Path, wanted: Hashes) -> dict[str, Any] | None:
     """The dataset's manifest without some documents: None if it holds none of them, {} if a split would be empty."""
     entries, left_out = deepcopy(manifest["chunks"]), deepcopy(manifest["ledger"]["dropped"])
-    before = left_out.get("excluded", {"documents": 0})["documents"]
     for entry in entries:
         for split in SPLITS:
-            shard = Shard(shard_path(store / "shards" / entry["key"], split))
-            earlier = np.zeros(len(shard), np.bool_)
-            earlier[entry[split]["dropped"]] = True
+            shard = Shard.of_chunk(store, entry, split)
+            earlier = ~shard.all_but(entry[split]["dropped"])
             new = isin_sorted(shard.hashes, wanted)
             if (new & ~earlier).any():
                 filter_rows(entry[split], shard, {"": earlier, "excluded": new}, left_out)
     left_out.pop("", None)
-    if left_out.get("excluded", {"documents": 0})["documents"] == before:
+    if left_out == manifest["ledger"]["dropped"]:
         return None
     splits = totals(entries)
     if not all(splits[split]["documents"] for split in SPLITS):
@@ -215,9 +188,10 @@ def _without(manifest: dict[str, Any], store: Path, wanted: Hashes) -> dict[str,
     return {**manifest, **about, "ledger": {**manifest["ledger"], "dropped": left_out}}
 
 
-def _users(store: Path, chunks: set[str], datasets: dict[Path, dict[str, Any]]) -> Iterator[str]:
+def _users(store: Path, chunks: list[str], datasets: dict[Path, dict[str, Any]]) -> Iterator[str]:
     """Names of runs whose dataset has one of the chunks."""
-    using = {path.name for path, content in datasets.items() if chunks & {entry["key"] for entry in content["chunks"]}}
+    keys = {path.name: {entry["key"] for entry in manifest["chunks"]} for path, manifest in datasets.items()}
+    using = {name for name, held in keys.items() if held & set(chunks)}
     for folder in run_folders(store):
         if Run.open(folder).identity["dataset_id"] in using:
             yield folder.name
@@ -245,13 +219,9 @@ def _purge(
 def _remember(store: Path, plan: Forgotten) -> None:
     """Append the event, unless all of it is known: a second call then only finishes the first."""
     known = {f"{value:016x}" for value in forgotten_hashes(store).tolist()}
-    if set(plan.documents) <= known and not (plan.datasets or plan.chunks):
-        return
-    event = {
-        "time": clock.iso_timestamp(),
-        **plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"}),
-    }
-    append_line(store / FORGOTTEN, event)
+    if plan.datasets or plan.chunks or not set(plan.documents) <= known:
+        event = plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"})
+        append_line(store / FORGOTTEN, {"time": clock.iso_timestamp(), **event})
 
 
 def _purge_chunk(folder: Path, wanted: Hashes, query: DocumentQuery) -> None:
@@ -262,7 +232,7 @@ def _purge_chunk(folder: Path, wanted: Hashes, query: DocumentQuery) -> None:
             about["splits"][split]["tokens"] = _purge_shard(shard_path(folder, split), shard_path(new, split), wanted)
         rows = read_quarantine(folder)
         pieces = [row | ({"content": b""} if query.is_in(row["content"]) else {}) for row in rows]
-        write_quarantine(new / QUARANTINE, pieces)
+        write_quarantine(new, pieces)
 
 
 def _purge_shard(old: Path, new: Path, wanted: Hashes) -> int:

@@ -9,9 +9,7 @@ chunks and tokenizers, so a kill leaves a complete store. Nothing is removed whi
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
 
 from lmcore import clock
 from lmcore.corpus.document_hashes import current_dataset_id
@@ -21,9 +19,10 @@ from lmcore.runs.run import Run
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
 from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import remove, remove_stale_temp
-from lmcore.store.layout import path_in_store, prepare_store
+from lmcore.store.layout import prepare_store
 from lmcore.store.locks import locked, store_locked
 from lmcore.store.outputs import Output
+from lmcore.upkeep.seen_by import Training
 
 _KINDS = ("datasets", "shards", "tokenizers")
 _CONFIG, _LOCK = "config.json", "lock"
@@ -45,52 +44,6 @@ class Garbage(Output):
         return [{"bytes": f"{size:,}", "path": path} for path, size in self.removed.items()]
 
 
-@dataclass
-class _Reached:
-    """Paths inside the store that are kept, with all they hold."""
-
-    store: Path
-    paths: set[str] = field(default_factory=set)
-    pinned: dict[str, set[str]] = field(default_factory=dict)
-    """Runs of which only the checkpoints that others began with are kept -> these checkpoints."""
-
-    def version(self, receipt: dict[str, Any]) -> None:
-        self.paths.add(f"runs/{receipt['run']}")
-        self.paths |= {f"shards/{key}" for key in receipt["dataset"]["chunks"]}
-        self._trained_on(receipt["record"].get("datasets", [receipt["dataset"]["id"]]))
-        self.paths.add(f"tokenizers/{receipt['tokenizer']['id']}")
-        self._origin((receipt["origin"] or {}).get("path", ""))
-
-    def run(self, folder: Path) -> None:
-        self.paths.add(f"runs/{folder.name}")
-        if (folder / _CONFIG).exists():
-            run = Run.open(folder)
-            self._trained_on(run.record.get("datasets", [run.identity["dataset_id"]]))
-            self.paths.add(f"tokenizers/{run.identity['tokenizer_id']}")
-            self._origin(path_in_store(self.store, Path(run.config.train.init_from)))
-
-    def dataset(self, name: str) -> None:
-        self.paths.add(f"datasets/{name}")
-        with suppress(LMError):
-            manifest = read_manifest(self.store / "datasets" / name)
-            self.paths |= {f"shards/{entry['key']}" for entry in manifest["chunks"]}
-            self.paths.add(f"tokenizers/{manifest['tokenizer_id']}")
-
-    def _trained_on(self, datasets: list[str]) -> None:
-        """The dataset of a run; of an older version of this program, whose runs list no documents, the lineage."""
-        for name in datasets:
-            self.dataset(name)
-            self.dataset(current_dataset_id(self.store, name))
-
-    def _origin(self, path: str) -> None:
-        """Keep a checkpoint or export of a run, with the run's settings and tokenizer, which open it."""
-        if found := re.fullmatch(_CHECKPOINT, path):
-            self.pinned.setdefault(found[1], set()).add(found[2])
-            if (self.store / found[1] / _CONFIG).exists():
-                tokenizer = Run.open(self.store / found[1]).identity["tokenizer_id"]
-                self.paths.add(f"tokenizers/{tokenizer}")
-
-
 def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_run: bool = False) -> Garbage:
     """Remove what nothing needs. The newest ``keep_runs`` runs, by their last start, are kept.
 
@@ -101,35 +54,58 @@ def collect(store: Path, keep_runs: int = 3, grace_seconds: float = 86_400, dry_
     with store_locked(store, shared=False), ExitStack() as held:
         for run in _folders(store, "runs"):
             remove_stale_temp(run, run / "checkpoints")
-        reached = _mark(store, keep_runs, clock.now() - grace_seconds, held)
-        doomed = list(_doomed(store, reached))
+        doomed = _unneeded(store, _mark(store, keep_runs, clock.now() - grace_seconds, held))
         removed = {path.relative_to(store).as_posix(): _bytes(path) for path in doomed}
         for path in [] if dry_run else doomed:
             remove(path) if path.is_dir() else path.unlink(missing_ok=True)
         return Garbage(removed=removed)
 
 
-def _mark(store: Path, keep_runs: int, oldest: float, held: ExitStack) -> _Reached:
-    """Everything that is kept. The locks of the other runs are held from then on, so that none of them starts."""
-    reached = _Reached(store)
+def _mark(store: Path, keep_runs: int, oldest: float, held: ExitStack) -> set[str]:
+    """The paths inside the store that are kept, with all they hold.
+
+    The locks of the other runs are held from then on, so that none of them starts.
+    """
+    kept: set[str] = set()
     for version in all_versions(store):
-        reached.version(version.receipt())
-    runs = sorted(_folders(store, "runs"), key=_last_use, reverse=True)
-    for number, run in enumerate(runs):
-        if number < keep_runs or _last_use(run) > oldest or _is_running(run, held, reached):
-            reached.run(run)
+        receipt = version.receipt()
+        kept |= {f"runs/{receipt['run']}", *(f"shards/{key}" for key in receipt["dataset"]["chunks"])}
+        kept.update(_needed(store, Training.from_version(version)))
+    for number, run in enumerate(sorted(_folders(store, "runs"), key=_last_use, reverse=True)):
+        name = f"runs/{run.name}"
+        if number < keep_runs or _last_use(run) > oldest or (name not in kept and _is_running(run, held)):
+            kept.add(name)
+            if (run / _CONFIG).exists():
+                kept.update(_needed(store, Training.from_run(run)))
     for kind in _KINDS:
         for folder in _folders(store, kind):
             if _last_use(folder) > oldest:
-                reached.paths.add(f"{kind}/{folder.name}")
-                if kind == "datasets":
-                    reached.dataset(folder.name)
-    return reached
+                kept.update(_dataset(store, folder.name) if kind == "datasets" else [f"{kind}/{folder.name}"])
+    return kept
 
 
-def _is_running(run: Path, held: ExitStack, reached: _Reached) -> bool:
-    if f"runs/{run.name}" in reached.paths:
-        return False  # its version keeps it, and all that it needs
+def _needed(store: Path, training: Training) -> Iterator[str]:
+    """What a run or a version needs: datasets, tokenizer, and a checkpoint or export with what opens it."""
+    yield f"tokenizers/{training.tokenizer}"
+    for name in training.datasets:
+        yield from _dataset(store, name)
+        yield from _dataset(store, current_dataset_id(store, name))
+    if found := re.fullmatch(_CHECKPOINT, training.origin):
+        yield training.origin
+        yield from (f"{found[1]}/{name}" for name in (_CONFIG, _LOCK, SEEN_DOCUMENTS))
+        if (store / found[1] / _CONFIG).exists():
+            yield f"tokenizers/{Run.open(store / found[1]).identity['tokenizer_id']}"
+
+
+def _dataset(store: Path, name: str) -> Iterator[str]:
+    yield f"datasets/{name}"
+    with suppress(LMError):
+        manifest = read_manifest(store / "datasets" / name)
+        yield from (f"shards/{entry['key']}" for entry in manifest["chunks"])
+        yield f"tokenizers/{manifest['tokenizer_id']}"
+
+
+def _is_running(run: Path, held: ExitStack) -> bool:
     try:
         held.enter_context(locked(run / _LOCK, "refuse"))
     except RunError:
@@ -143,31 +119,25 @@ def _folders(store: Path, kind: str) -> list[Path]:
 
 def _last_use(folder: Path) -> float:
     """When a run was last started, or an artifact last made or found; of another folder its own time."""
-    for name in (_CONFIG, MANIFEST):
+    for path in (folder / _CONFIG, folder / MANIFEST, folder):
         with suppress(FileNotFoundError):
-            return (folder / name).stat().st_mtime
-    with suppress(FileNotFoundError):
-        return folder.stat().st_mtime
+            return path.stat().st_mtime
     return 0.0
 
 
-def _doomed(store: Path, reached: _Reached) -> Iterator[Path]:
-    """What is removed, in that order."""
-    for kind in ("runs", *_KINDS):
-        for folder in _folders(store, kind):
-            name = f"{kind}/{folder.name}"
-            if name in reached.pinned and name not in reached.paths:
-                yield from _unpinned(folder, reached.pinned[name])
-            elif name not in reached.paths:
-                yield folder
+def _unneeded(store: Path, kept: set[str]) -> list[Path]:
+    """What is removed, in that order. Of a folder that holds something kept, the rest."""
+    above = {str(parent) for path in kept for parent in PurePath(path).parents}
 
+    def inside(name: str) -> Iterator[Path]:
+        if name in above and name not in kept:
+            for path in sorted((store / name).iterdir()):
+                yield from inside(f"{name}/{path.name}")
+        elif name not in kept:
+            yield store / name
 
-def _unpinned(run: Path, pinned: set[str]) -> Iterator[Path]:
-    for path in sorted(run.iterdir()):
-        if path.name == "checkpoints":
-            yield from (each for each in sorted(path.iterdir()) if f"checkpoints/{each.name}" not in pinned)
-        elif path.name not in (_CONFIG, _LOCK, SEEN_DOCUMENTS) and path.name not in pinned:
-            yield path
+    kinds = ("runs", *_KINDS)
+    return [path for kind in kinds for folder in _folders(store, kind) for path in inside(f"{kind}/{folder.name}")]
 
 
 def _bytes(path: Path) -> int:

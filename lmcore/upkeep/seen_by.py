@@ -1,18 +1,17 @@
 """Which datasets hold a document, and which runs and versions have seen it."""
 
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
 from lmcore.corpus.document_hashes import Hashes, forgotten_events, isin_sorted
 from lmcore.corpus.document_query import Cut, DocumentQuery, Match
-from lmcore.dataset.shards import SPLITS, Shard, shard_path
+from lmcore.dataset.shards import SPLITS, Shard
 from lmcore.errors import RegistryError, StoreError
-from lmcore.registry.versions import all_versions
+from lmcore.registry.versions import Version, all_versions
 from lmcore.runs.run import Run, run_folders
 from lmcore.runs.seen_documents import SeenDocuments
 from lmcore.store.allowed_paths import check_allowed
@@ -20,8 +19,7 @@ from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.layout import path_in_store
 
 
-@dataclass(frozen=True)
-class Sighting:
+class Sighting(NamedTuple):
     """Something that holds one of the documents, has seen one, or cannot be read."""
 
     kind: Literal["dataset", "run", "version", "unreadable"]
@@ -31,8 +29,7 @@ class Sighting:
     the document was forgotten; the error where something cannot be read."""
 
 
-@dataclass(frozen=True)
-class Sightings:
+class Sightings(NamedTuple):
     """The answer of ``seen_by``."""
 
     rows: list[Sighting]
@@ -43,12 +40,58 @@ class Sightings:
         return [row.name for row in self.rows if row.kind == kind]
 
 
+class Training(NamedTuple):
+    """A run or a version, and what it was trained on."""
+
+    kind: Literal["run", "version"]
+    name: str
+    folder: Path
+    datasets: list[str]
+    """Its own first; of an older version of this program then those of the lineage."""
+    tokenizer: str
+    origin: str
+    """Path in the store of what it began with; empty for new weights."""
+
+    @classmethod
+    def from_run(cls, folder: Path) -> Self:
+        """Raises StoreError when the run's record is damaged."""
+        run = Run.open(folder)
+        origin = path_in_store(run.store, Path(run.config.train.init_from)) if run.config.train.init_from else ""
+        return cls._from_record("run", folder.name, run.folder, run.record, origin)
+
+    @classmethod
+    def from_version(cls, version: Version) -> Self:
+        """Raises RegistryError when the receipt is damaged."""
+        receipt = version.receipt()
+        origin = (receipt["origin"] or {}).get("path", "")
+        return cls._from_record("version", str(version), version.folder, receipt["record"], origin)
+
+    @classmethod
+    def _from_record(
+        cls, kind: Literal["run", "version"], name: str, folder: Path, record: dict[str, Any], origin: str
+    ) -> Self:
+        identity = record["identity"]
+        datasets = record.get("datasets", [identity["dataset_id"]])
+        return cls(kind, name, folder, datasets, identity["tokenizer_id"], origin)
+
+    def why(self, holders: dict[str, str], wanted: Hashes) -> str:
+        """How it saw one of the documents; empty if it did not. ``holders`` are datasets that hold one."""
+        own, *before = self.datasets
+        if own in holders:
+            return holders[own]
+        seen = SeenDocuments.load(self.folder)
+        if seen is None:
+            return f"began with {self.origin}" if any(name in holders for name in before) else ""
+        splits = [split for split, hashes in seen._asdict().items() if isin_sorted(wanted, hashes).any()]
+        return (f"began with {self.origin}" if self.origin else " and ".join(splits)) if splits else ""
+
+
 def seen_by(store: Path, query: DocumentQuery) -> Sightings:
     """What holds the documents, and what saw them.
 
     A run has seen a document when its dataset holds it or held it until it was forgotten, or when the list of documents
-    beside its weights has it. A dataset or run that cannot be read may hold it too, so it is named. Raises ConfigError
-    when the store is outside LM_DATA_ROOTS.
+    beside its weights has it. A dataset, run or version that cannot be read may have it too, so it is named. Raises
+    ConfigError when the store is outside LM_DATA_ROOTS.
     """
     check_allowed(store, "store")
     holders: dict[str, str] = {}
@@ -62,11 +105,11 @@ def seen_by(store: Path, query: DocumentQuery) -> Sightings:
         except (StoreError, OSError) as error:
             unreadable.append(Sighting("unreadable", folder.name, str(error)))
             continue
-        splits = [split for split in SPLITS if len(held[split])]
         there = np.union1d(held["train"], held["validation"])
-        if splits:
+        if len(there):
             match = cut.match(there)
-            holders[folder.name] = " and ".join(splits) + (f", {match}" if match.documents > 1 else "")
+            splits = " and ".join(split for split in SPLITS if len(held[split]))
+            holders[folder.name] = splits + (f", {match}" if match.documents > 1 else "")
         present[cut] = np.union1d(present.get(cut, there), there)
     match = best_match(query, present, purged(store))
     wanted = np.unique(np.concatenate([cut.hashes for cut in query.cuts]))
@@ -81,8 +124,7 @@ def artifact_folders(store: Path, kind: str) -> list[Path]:
 
 def best_match(query: DocumentQuery, present: dict[Cut, Hashes], earlier: Hashes) -> Match:
     """The match of the way to cut the file that found most. ``earlier``: hashes that were found and forgotten."""
-    nothing = np.empty(0, np.uint64)
-    cuts = present or {query.cut({}): nothing}
+    cuts = present or {query.cut({}): np.empty(0, np.uint64)}
     matches = [cut.match(np.union1d(there, earlier)) for cut, there in cuts.items()]
     return max(matches, key=lambda match: len(match.found))
 
@@ -99,75 +141,35 @@ def _held(store: Path, manifest: dict[str, Any], wanted: Hashes) -> dict[str, Ha
     found: dict[str, list[Hashes]] = {split: [wanted[:0]] for split in SPLITS}
     for entry in manifest["chunks"]:
         for split in SPLITS:
-            hashes = Shard(shard_path(store / "shards" / entry["key"], split)).hashes
-            kept = np.delete(hashes, entry[split]["dropped"])
+            shard = Shard.of_chunk(store, entry, split)
+            kept = shard.hashes[shard.all_but(entry[split]["dropped"])]
             found[split].append(kept[isin_sorted(kept, wanted)])
     return {split: np.unique(np.concatenate(parts)) for split, parts in found.items()}
 
 
-class _Training(NamedTuple):
-    """A run or a version, and what it was trained on."""
-
-    path: str
-    """In the store."""
-    folder: Path
-    datasets: list[str]
-    """Its own first; of an older version of this program then those of the lineage."""
-    origin: str
-    """Path in the store of what it began with."""
-
-    def why(self, holders: dict[str, str], wanted: Hashes) -> str:
-        """How it saw one of the documents; empty if it did not. ``holders`` are datasets that hold one."""
-        own, *before = self.datasets
-        if own in holders:
-            return holders[own]
-        seen = SeenDocuments.load(self.folder)
-        if seen is None:
-            return f"began with {self.origin}" if any(name in holders for name in before) else ""
-        splits = [split for split, hashes in seen._asdict().items() if isin_sorted(wanted, hashes).any()]
-        return (f"began with {self.origin}" if self.origin else " and ".join(splits)) if splits else ""
-
-
 def _trained_on(store: Path, holders: dict[str, str], wanted: Hashes) -> Iterator[Sighting]:
-    """Runs and versions that saw one of the documents."""
+    """Runs and versions that saw one of the documents, and those that cannot be read."""
     seen = _had_seen(store, set(wanted.tolist()))
-    trainings = list(_versions(store))
-    for folder in run_folders(store):
+    ways: dict[str, Callable[[], Training]] = {
+        **{str(version): partial(Training.from_version, version) for version in all_versions(store)},
+        **{folder.name: partial(Training.from_run, folder) for folder in run_folders(store)},
+    }
+    for name, opened in ways.items():
         try:
-            trainings.append(_training(Run.open(folder)))
-        except (StoreError, OSError) as error:
-            yield Sighting("unreadable", folder.name, str(error))
-    for training in trainings:
-        try:
+            training = opened()
             if why := training.why(holders, wanted):
-                seen.setdefault(training.path, why)
-        except StoreError as error:
-            yield Sighting("unreadable", training.path, str(error))
-    for path, why in seen.items():
-        kind, _, name = path.partition("/")
-        yield Sighting("run" if kind == "runs" else "version", name, why)
+                seen.setdefault((training.kind, name), why)
+        except (StoreError, RegistryError, OSError, LookupError) as error:
+            yield Sighting("unreadable", name, str(error))
+    yield from (Sighting(kind, name, why) for (kind, name), why in seen.items())
 
 
-def _training(run: Run) -> _Training:
-    origin = path_in_store(run.store, Path(run.config.train.init_from))
-    datasets = run.record.get("datasets", [run.identity["dataset_id"]])
-    return _Training(f"runs/{run.folder.name}", run.folder, datasets, origin)
-
-
-def _versions(store: Path) -> Iterator[_Training]:
-    """Every version of every model."""
-    for version in all_versions(store):
-        with suppress(RegistryError, LookupError):
-            receipt = version.receipt()
-            datasets = receipt["record"].get("datasets", [receipt["dataset"]["id"]])
-            yield _Training(f"models/{version}", version.folder, datasets, (receipt["origin"] or {}).get("path", ""))
-
-
-def _had_seen(store: Path, documents: set[int]) -> dict[str, str]:
-    """Runs and versions, by their paths, that saw one before it was forgotten."""
-    seen = {}
+def _had_seen(store: Path, documents: set[int]) -> dict[tuple[Literal["run", "version"], str], str]:
+    """Runs and versions that saw one before it was forgotten."""
+    seen: dict[tuple[Literal["run", "version"], str], str] = {}
     for event in forgotten_events(store):
         if documents & {int(name, 16) for name in event["documents"]}:
-            paths = [*(f"runs/{name}" for name in event["runs"]), *(f"models/{name}" for name in event["versions"])]
-            seen.update(dict.fromkeys(paths, f"until {event['time']}, when it was forgotten"))
+            why = f"until {event['time']}, when it was forgotten"
+            seen |= {("run", name): why for name in event["runs"]}
+            seen |= {("version", name): why for name in event["versions"]}
     return seen

@@ -90,8 +90,7 @@ def trained_scores(corpus: Path) -> list[DocumentScores]:
     """Scores of small models, trained alike but for the seed, on a quarter of the corpus that was held out."""
     from lmcore.corpus.listing import open_corpus
     from lmcore.dataset.tokenization import tokenize
-    from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
-    from lmcore.retraining.scoring import score_texts
+    from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts
     from lmcore.runs.prepare import prepare_run
     from lmcore.tokenizer.make import make_tokenizer
     from lmcore.training.train import train

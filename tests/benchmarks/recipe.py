@@ -25,13 +25,13 @@ from lmcore.dataset.mixture import open_blocks
 from lmcore.dataset.stream import IGNORED_LABEL
 from lmcore.dataset.tokenization import tokenize
 from lmcore.model.device import choose_device
-from lmcore.model.distributed import Ranks
 from lmcore.model.evaluate import evaluate
 from lmcore.runs.prepare import prepare_run
 from lmcore.runs.run import Run
 from lmcore.settings.config import RunConfig
-from lmcore.settings.presets import merge
+from lmcore.settings.read import merge
 from lmcore.tokenizer.make import make_tokenizer
+from lmcore.training.distributed import Ranks
 from lmcore.training.train import train
 from lmcore.training.train_step import TrainStep
 

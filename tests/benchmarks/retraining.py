@@ -19,12 +19,11 @@ from typing import Any
 from bench import WORK, sized, table
 
 from lmcore.corpus.listing import open_corpus
-from lmcore.dataset.manifest import Dataset
-from lmcore.dataset.source_age import age_of
+from lmcore.dataset.manifest import Dataset, age_of
 from lmcore.dataset.tokenization import tokenize
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.retraining.challenger_settings import warm_start
+from lmcore.retraining.challenge import warm_start
 from lmcore.retraining.new_documents import split_by_age
 from lmcore.runs.prepare import prepare_run
 from lmcore.runs.run import Run, TrainingResult
@@ -172,7 +171,8 @@ def main() -> None:
         cost = f"{outcomes[0].tokens / scratch[0].tokens:.0%}"
         rows.append([name, cost, *(_against(outcomes, scratch, age) for age in ("old", "new"))])
     news = experiment.news
-    title = f"{news.old_tokens:,} old tokens, {news.new_tokens:,} new ones; {options.seeds} seeds, nats per token"
+    old_tokens = experiment.everything.tokens - news.new_tokens
+    title = f"{old_tokens:,} old tokens, {news.new_tokens:,} new ones; {options.seeds} seeds, nats per token"
     table(
         title, "model|tokens trained, of from scratch|old text (over from scratch)|new text (over from scratch)", rows
     )

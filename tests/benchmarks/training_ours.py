@@ -17,7 +17,8 @@ import lmcore.training.train_step
 from lmcore.dataset.loader import loader, to_device
 from lmcore.dataset.mixture import open_blocks
 from lmcore.model.device import autocast, choose_device, choose_precision, set_up
-from lmcore.model.model import NextTokenLoss, compile_model, flops_per_token, new_model
+from lmcore.model.loss import NextTokenLoss, compile_model
+from lmcore.model.model import flops_per_token, new_model
 from lmcore.runs.run import Run
 from lmcore.training.checkpoint import CheckpointWriter
 from lmcore.training.optim import Optimizers

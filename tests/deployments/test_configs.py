@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.cli.settings import read
 from lmcore.corpus.scan import scan
 from lmcore.settings.config import RunConfig
-from lmcore.settings.presets import FOLDER
+from lmcore.settings.read import PRESETS
+from lmcore.settings.read import settings_of_flags as read
 
-FILES = sorted(FOLDER.glob("*.toml"))
+FILES = sorted(PRESETS.glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -23,7 +23,7 @@ def test_the_usual_sizes_ship() -> None:
 
 
 def test_tiny_reads_the_standard_library_without_packages_and_tests() -> None:
-    files = [Path(file.path) for file in scan(read(RunConfig, {}, str(FOLDER / "tiny.toml")).corpus).files]
+    files = [Path(file.path) for file in scan(read(RunConfig, {}, str(PRESETS / "tiny.toml")).corpus).files]
     library = Path(sysconfig.get_path("stdlib"))
     assert len(files) > 300
     for file in files:

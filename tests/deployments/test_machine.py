@@ -100,18 +100,21 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
     assert not machine.half_written(tmp_path / "not-made-yet").remedy
 
 
-def test_disk_space(tmp_path: Path) -> None:
-    assert not machine.disk(tmp_path / "not" / "there", least=1).remedy
-    finding = machine.disk(tmp_path, least=10**21)
-    assert finding.remedy.startswith("free ")
+def test_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LEAST_FREE_BYTES", 1)
+    assert not machine.disk(tmp_path / "not" / "there").remedy
+    monkeypatch.setattr(machine, "LEAST_FREE_BYTES", 10**21)
+    assert machine.disk(tmp_path).remedy.startswith("free ")
 
 
 def test_gpus_that_torch_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for number in range(torch.cuda.device_count() + 1):
         (tmp_path / str(number)).mkdir()
-    assert machine.gpu(tmp_path).remedy
-    assert not machine.gpu(tmp_path / "none").remedy
+    monkeypatch.setattr(machine, "GPUS", tmp_path)
+    assert machine.gpu().remedy
+    monkeypatch.setattr(machine, "GPUS", tmp_path / "none")
+    assert not machine.gpu().remedy
 
 
 @contextmanager

@@ -19,8 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from deployments.declaration import declared
-from deployments.doctor import server
-from deployments.doctor.finding import Finding
+from deployments.doctor import Finding, server
 from lmcore.registry.versions import history, model_folder
 from lmcore.store.locks import locked
 from tests.conftest import REPOSITORY, tiny_config, tiny_retraining, write_corpus

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from deployments.declaration import presets
 from lmcore.errors import ConfigError
 from lmcore.registry.versions import model_folder, versions
 from lmcore.store.locks import locked
-from tests.conftest import tiny_config, tiny_retraining
+from tests.conftest import REPOSITORY, tiny_config, tiny_retraining
 from tests.deployments.conftest import PASSWORD, Api, Completed
-from tests.serving import settings_form
+from tests.serving import clean_environment, free_port, settings_form
 
 pytestmark = pytest.mark.flows
 
@@ -138,6 +140,17 @@ def test_a_port_that_somebody_else_has_is_refused(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("PREFECT_SERVER_API_PORT", str(other.getsockname()[1]))
         with pytest.raises(ConfigError, match=r"cannot be had \(Address already in use\)"):
             serve.main()
+
+
+def test_a_second_serve_in_the_same_home_is_refused_in_one_line(served: Api) -> None:
+    environment = clean_environment(PREFECT_HOME=str(served.home), PREFECT_SERVER_API_PORT=str(free_port()))
+    command = [sys.executable, "-m", "deployments", "serve"]
+    second = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=100)
+    assert second.returncode == 1
+    assert second.stdout == ""
+    [line] = second.stderr.splitlines()
+    assert line.startswith(f'error: the Prefect home {served.home} is in use by {{"boot"')
+    assert "stop that one, or name another PREFECT_HOME and port" in line
 
 
 def test_a_cancel_that_nobody_answers_ends_after_a_minute(served: Api) -> None:

@@ -17,8 +17,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from deployments.automations import rescuers, zombies_crash
 from deployments.deploy import create_limits, create_work_pool
-from deployments.doctor import server
-from deployments.doctor.finding import Finding
+from deployments.doctor import Finding, server
 from tasks.locks import GPU_LIMIT as GPU
 from tests.deployments.conftest import PASSWORD, Api
 from tests.serving import free_port
@@ -155,13 +154,16 @@ def shown(served: Api, state: str = "Running") -> Any:
     return served.call("/flow_runs/", body)
 
 
-def test_a_zombie_is_marked_and_a_run_with_a_heartbeat_is_not(served: Api, client: SyncPrefectClient) -> None:
+def test_a_zombie_is_marked_and_a_run_with_a_heartbeat_is_not(
+    served: Api, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alive, never_began, dead, paused = (shown(served, state) for state in ("Running", "Pending", "Running", "Paused"))
     assert not server.zombies(client).remedy  # all are new
+    monkeypatch.setattr(server, "SILENCE", timedelta(seconds=4))
 
     def found() -> Finding | None:
         beat(served, alive)
-        finding = server.zombies(client, silence=4)
+        finding = server.zombies(client)
         return finding if dead["id"] in finding.fact and alive["id"] not in finding.fact else None
 
     finding = served.wait(found)

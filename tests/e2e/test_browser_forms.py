@@ -115,6 +115,19 @@ def test_a_link_opens_the_form_filled_in(ui: Ui, version: str) -> None:
         expect(ui.text(name)).to_have_value(value)
 
 
+def test_the_page_of_a_training_leads_to_its_form_with_twice_the_steps(ui: Ui, text: Path, tmp_path: Path) -> None:
+    deployment = ui.api.call("/deployments/name/pretrain/tiny")["id"]
+    tiny = SMALL + "[model]\nlayers = 1\nwidth = 16\nheads = 2\n"
+    parameters = {"text": [str(text)], "length": "3 steps", "store": str(tmp_path / "store"), "advanced": tiny}
+    run = ui.api.call(f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+    assert ui.api.ended(run)["type"] == "COMPLETED"
+    ui.open_artifacts(run)
+    ui.artifact("again").click()
+    ui.page.get_by_role("link", name="Train this again with twice the steps").click()
+    for name, value in (("text", str(text)), ("length", "6 steps"), ("advanced", tiny)):
+        expect(ui.text(name)).to_have_value(value)
+
+
 @every_ui
 def test_a_schedule_overrides_one_field_and_its_run_takes_the_others_from_the_deployment(
     ui: Ui, version: str, text: Path, tmp_path: Path

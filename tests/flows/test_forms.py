@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -15,9 +17,10 @@ from flows.prepare_data import prepare_data
 from flows.pretrain import pretrain
 from flows.retrain import retrain
 from lmcore.cli.app import ACTIONS as COMMANDS
-from lmcore.settings.form import CUSTOM, settings_of
-from lmcore.settings.presets import preset_names
+from lmcore.settings.read import CUSTOM, preset_names, settings_of
 from lmcore.settings.retraining import RetrainConfig
+from tests.conftest import REPOSITORY
+from tests.serving import clean_environment
 
 FLOWS = [pretrain, prepare_data, retrain]
 ACTIONS = [*actions.OF_MODEL, *actions.OF_STORE]
@@ -99,3 +102,20 @@ def test_a_retraining_that_nobody_watches_leaves_what_is_still_being_copied() ->
 
 def test_options_of_a_flow_keep_what_it_takes() -> None:
     assert isinstance(pretrain.with_options(name="mine"), form.FormFlow)
+
+
+def test_the_defaults_hold_where_prefect_was_imported_first() -> None:
+    """Otherwise a temporary server had 20 s to start, and heartbeats came every three minutes."""
+    program = (
+        "from prefect import flow; from prefect.settings import get_current_settings; import flows.pretrain; "
+        "s = get_current_settings(); print(s.server.ephemeral.startup_timeout_seconds, s.flows.heartbeat_frequency)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["120", "60"]

@@ -127,6 +127,26 @@ def test_what_a_person_set_stays_and_is_said_in_a_line_each(client: SyncPrefectC
         ]
 
 
+def test_a_schedule_that_lost_its_parameters_is_reported_once(client: SyncPrefectClient, declared: Declared) -> None:
+    """The switch of Prefect's second UI sends only whether it is on, and the server empties the rest."""
+    register(client, declared)
+    there = read(client, declared).id
+    own = DeploymentScheduleCreate(schedule=CronSchedule(cron="7 7 * * *"), parameters={"steps": 1}, active=True)
+    [created] = client.create_deployment_schedules(there, [own])
+    assert register(client, declared) == []
+    client.update_deployment_schedule(there, created.id, active=False)
+    assert next(s for s in read(client, declared).schedules if s.id == created.id).parameters == {}
+    [line] = register(client, declared)
+    assert line.startswith(f"schedule {created.id}: it has lost its parameters")
+    assert register(client, declared) == []
+
+
+def test_a_schedule_may_begin_switched_on_where_it_is_served(client: SyncPrefectClient, declared: Declared) -> None:
+    declared = replace(declared, schedule=replace(SUNDAYS, active=True, when_served=True))
+    register(client, declared)
+    assert schedules(read(client, declared))["weekly"][2] is True
+
+
 def test_what_a_person_removed_stays_removed(client: SyncPrefectClient, declared: Declared) -> None:
     register(client, declared)
     there = read(client, declared)
@@ -261,6 +281,14 @@ def test_every_deployment_has_digests_of_its_own(client: SyncPrefectClient) -> N
     from deployments.registration_record import Written
 
     names = [deployment.full_name for deployment in all_of_them()]
+    names += [
+        "retrain/ニュース",
+        "retrain/スポーツ",
+        "retrain/a-b",
+        "retrain/a_b",
+        "retrain/A_b",
+        "retrain/" + "長" * 200,
+    ]
     assert len({Written(client, name)._variable for name in names}) == len(names)
 
 

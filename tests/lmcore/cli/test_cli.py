@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lmcore.cli.app import refuse_undecodable
-from lmcore.cli.checks import check
 from lmcore.cli.command import print_json
-from lmcore.cli.flags import COMMON
-from lmcore.cli.settings import read as read_settings
+from lmcore.cli.flags import COMMON, check
 from lmcore.errors import ConfigError, LMError
 from lmcore.settings.config import TEXT_PATTERNS, CorpusConfig, RunConfig
+from lmcore.settings.read import settings_of_flags as read_settings
 from lmcore.settings.retraining import RetrainConfig
 from tests.conftest import start
 from tests.flags import parse
@@ -82,7 +81,6 @@ def test_a_list_takes_several_words_as_a_shell_gives_them(file: Path) -> None:
     [
         ["--dataset.weights", "web=0.7,wiki=0.3"],
         ["--dataset.weights", "web=0.7", "--dataset.weights=wiki=0.3"],
-        ["--dataset.weights.web", "0.7", "--dataset.weights.wiki=0.3"],
     ],
 )
 def test_shares_of_sources(words: list[str]) -> None:
@@ -94,8 +92,8 @@ def test_shares_of_sources(words: list[str]) -> None:
     [
         (["--corpus.sources", "web=a/,wiki=b/"], {"web": ["a/"], "wiki": ["b/"]}),
         (["--corpus.sources", "web=a,b.txt"], {"web": ["a,b.txt"]}),
-        (["--corpus.sources.web", "a", "--corpus.sources.web", "b"], {"web": ["a", "b"]}),
-        (["--corpus.sources.my_web.x", "a=b"], {"my_web.x": ["a=b"]}),
+        (["--corpus.sources", "web=a,b", "--corpus.sources=web=c"], {"web": ["a,b", "c"]}),
+        (["--corpus.sources", "my_web.x=a=b"], {"my_web.x": ["a=b"]}),
     ],
 )
 def test_sources_and_their_paths(words: list[str], sources: dict[str, list[str]]) -> None:
@@ -130,6 +128,7 @@ def test_a_wrong_value_is_one_line_that_names_it(arguments: list[str], message: 
         (["--train.max-step", "3"], "Did you mean --train.max-steps?"),
         (["--train.optimizer", "adm"], 'Did you mean "adam"?'),
         (["--train.max-steps"], "--train.max-steps requires an argument"),
+        (["--sample.prompts", "--run", "r"], "--sample.prompts requires"),
         (["--train.tf32=perhaps"], "perhaps"),
         (["--dataset.weights", "web"], "'web' is not NAME=VALUE"),
     ],
@@ -216,7 +215,8 @@ def flags(name: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [f"--{name}={each}" for each in value] or [f"--no-{name}"]
     if isinstance(value, dict):
-        return [word for key, inner in value.items() for word in flags(f"{name}.{key}", inner)]
+        values = {key: inner if isinstance(inner, list) else [inner] for key, inner in value.items()}
+        return [f"--{name}={key}={each}" for key, inner in values.items() for each in inner]
     return [f"--{name}={value}"]
 
 
@@ -273,14 +273,8 @@ def test_any_settings_come_back_from_their_flags(content: dict[str, Any]) -> Non
     assert parse(*(word for name, value in leaves(content) for word in flags(name, value))) == config
 
 
-def test_help_shows_thirty_settings_at_most() -> None:
-    pretrain = [name for section, names in COMMON.items() if section not in ("retraining", "gate") for name in names]
-    assert len(["config", *pretrain]) <= 30
-
-
-@pytest.mark.parametrize("path", [f"{section}.{name}".lstrip(".") for section, each in COMMON.items() for name in each])
-def test_a_setting_that_help_shows_is_there(path: str) -> None:
-    assert path in dict(leaves(RetrainConfig().model_dump(mode="json")))
+def test_a_setting_that_help_shows_is_there() -> None:
+    assert set(COMMON) <= dict(leaves(RetrainConfig().model_dump(mode="json"))).keys()
 
 
 @pytest.mark.parametrize(
@@ -358,8 +352,7 @@ def test_json_is_whole_in_every_encoding(encoding: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["generate", "m", "--prompt", "\udcff"], r"--prompt: b'\\xff' is not UTF-8"),
-        (["pretrain", "--corpus.paths=\udc8c"], r"--corpus.paths: b'--corpus.paths=\\x8c' is not UTF-8"),
+        (["pretrain", "--corpus.paths=\udc8c"], r"argument 2: b'--corpus.paths=\\x8c' is not UTF-8"),
         (["plot", "a", "\udcff"], r"argument 3: b'\\xff' is not UTF-8"),
     ],
 )

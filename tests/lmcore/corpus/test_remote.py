@@ -33,7 +33,7 @@ from lmcore.corpus.scan import scan
 from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.stream import TokenStream
 from lmcore.dataset.tokenization import tokenize
-from lmcore.errors import CorpusError, FileChangedError, is_transient
+from lmcore.errors import ConfigError, CorpusError, FileChangedError, is_transient
 from lmcore.settings.config import CorpusConfig, RunConfig
 from lmcore.settings.urls import file_name
 from lmcore.store.artifacts import read_manifest
@@ -450,6 +450,20 @@ def test_the_index_page_of_a_web_server_is_a_listing(web: Web) -> None:
         web.pages[f"/texts/{name}"] = Page(b"x")
     assert names(f"{web.url}/texts/") == ["a.txt", "b.md", "e.txt", "語.txt"]
     assert names(f"{web.url}/texts/*.txt") == ["a.txt", "語.txt"]
+
+
+def test_neither_a_redirect_nor_a_link_leads_out_of_the_roots(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.pages["/texts/there.txt"] = Page(status=302, headers={"Location": "/texts/a.txt"})
+    web.pages["/texts/away.txt"] = Page(status=302, headers={"Location": "/secret/a.txt"})
+    web.pages["/texts/steps.txt"] = Page(status=302, headers={"Location": "there/../../secret/a.txt"})
+    web.pages["/texts/up/"] = Page(b'<a href="../../secret/">x</a>', headers={"Content-Type": "text/html"})
+    web.pages["/texts/a.txt"] = web.pages["/secret/a.txt"] = Page(LINES)
+    monkeypatch.setenv("LM_DATA_ROOTS", f"{web.url}/texts")
+    assert hash_stored(f"{web.url}/texts/there.txt") == digest_of(LINES)
+    for name in ("away.txt", "steps.txt", "up/"):
+        with pytest.raises(ConfigError, match=f"^corpus: {web.url}/secret/.* is outside the places"):
+            names(f"{web.url}/texts/{name}")
+    assert not [path for _, path, _ in web.requests if path.startswith("/secret")]
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from lmcore.dataset.loader import document_boundaries, loader, prefetch, to_device
 from lmcore.dataset.manifest import Dataset
-from lmcore.dataset.mixture import Mixture, open_blocks
-from lmcore.dataset.shuffle import shuffled
-from lmcore.dataset.stream import TokenStream
+from lmcore.dataset.mixture import Mixture, open_blocks, shuffled
+from lmcore.dataset.stream import StreamBlocks, TokenStream
 from lmcore.model.model import new_model
 from lmcore.settings.config import DatasetConfig
 from tests.conftest import EOS, REPOSITORY, Prepared, WriteDataset
@@ -45,8 +44,8 @@ def test_any_position_is_reached_at_once(prepared: Prepared, step: int, batch: i
 def test_batches_are_those_of_one_long_sequence_wherever_they_start(
     many_chunks: Dataset, first: int, count: int, batch: int, window: int
 ) -> None:
-    blocks, stream = plain(many_chunks), TokenStream(many_chunks.folder, "train")
-    n = stream.block_count(16)
+    blocks, whole = plain(many_chunks), StreamBlocks(TokenStream(many_chunks.folder, "train"), 16)
+    n = len(whole)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lmcore.dataset.loader._ORDER_WINDOW", window)
         rows = [
@@ -55,18 +54,18 @@ def test_batches_are_those_of_one_long_sequence_wherever_they_start(
             for row in one["input_ids"].tolist()
         ]
     order = [int(shuffled(np.array([place % n]), n, 3, place // n)[0]) for place in range(first, first + count)]
-    assert rows == stream.gather(np.array(order), 16)[:, :-1].tolist()
+    assert rows == whole.read(np.array(order))[0].tolist()
 
 
 def test_an_epoch_is_every_block_once_and_the_next_has_another_order(prepared: Prepared) -> None:
-    stream = TokenStream(prepared.dataset.folder, "train")
-    n = stream.block_count(16)
+    whole = StreamBlocks(TokenStream(prepared.dataset.folder, "train"), 16)
+    n = len(whole)
     rows = [
         tuple(row)
         for batch in loader(plain(prepared.dataset), 7, first_block=0, last_block=2 * n, seed=0, shuffle=True)
         for row in batch["input_ids"].tolist()
     ]
-    everything = sorted(map(tuple, stream.gather(np.arange(n), 16)[:, :-1].tolist()))
+    everything = sorted(map(tuple, whole.read(np.arange(n))[0].tolist()))
     assert sorted(rows[:n]) == sorted(rows[n:]) == everything
     assert rows[:n] != rows[n:]
 
@@ -133,8 +132,8 @@ def test_the_first_batch_anywhere_reads_its_own_blocks_only(
     blocks.sources["corpus"].stream = stream
     blocks.blocks_per_epoch["corpus"] = len(blocks.sources["corpus"])
     read: list[int] = []
-    gather = stream.gather
-    monkeypatch.setattr(stream, "gather", lambda indices, size: read.extend(indices) or gather(indices, size))
+    fill = stream.fill
+    monkeypatch.setattr(stream, "fill", lambda rows, starts: read.extend(starts // 16) or fill(rows, starts))
     position = 3 * len(blocks) - 5
     batch = next(loader(blocks, 8, first_block=position, last_block=position + 10**12, seed=0))
     assert batch["labels"].shape == (8, 16)

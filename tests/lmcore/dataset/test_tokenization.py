@@ -157,8 +157,8 @@ def test_texts_of_validation_files_are_never_trained_on(
     lines = (corpus_folder / "text.txt").read_text().splitlines()
     (tmp_path / "held_out.txt").write_text("\n".join([*lines[::10], "別の文"]) + "\n")
     dataset = build(corpus_folder, tokenizer, tmp_path / "store", validation_paths=[str(tmp_path / "held_out.txt")])
-    assert dataset.dropped_documents >= 200
-    assert dataset.documents + dataset.dropped_documents == 2000
+    assert sum(dataset.dropped.values()) >= 200
+    assert dataset.documents + sum(dataset.dropped.values()) == 2000
     assert not hashes(dataset, "train") & hashes(dataset, "validation")
     stream = TokenStream(dataset.folder, "train")
     assert len(stream) == dataset.tokens == sum(len(ids) for ids, *_ in stream.documents())
@@ -188,7 +188,7 @@ def test_bad_lines_are_counted_in_the_manifest(corpus_folder: Path, tokenizer: T
         file.write(b"bad \xff line\n")
     dataset = build(corpus_folder, tokenizer, tmp_path / "store")
     ledger = json.loads((dataset.folder / "manifest.json").read_text())["ledger"]
-    assert (dataset.skipped_pieces, dataset.skipped_bytes) == (1, 10)
+    assert (dataset.skipped, dataset.skipped_bytes) == ({"invalid_utf8": 1}, 10)
     assert ledger["skipped"] == {"invalid_utf8": {"pieces": 1, "bytes": 10}}
     assert ledger["skips"][0]["path"].endswith("text.txt")
 

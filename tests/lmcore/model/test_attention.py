@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lmcore.model.attention import can_flex, causal_mask, document_mask, use_own_attention, uses_own_attention
+from lmcore.model.attention import causal_mask, document_mask, use_own_attention, uses_own_attention
 
 
 @pytest.fixture(autouse=True)
@@ -100,38 +99,6 @@ def test_a_document_mask_is_causal_and_block_diagonal() -> None:
     mask = document_mask(torch.tensor([[0, 0, 1, 1, 1]]))
     expected = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).tril().bool()
     assert torch.equal(mask, expected[None, None])
-
-
-def test_only_models_that_take_a_block_mask_flex() -> None:
-    assert can_flex(own("llama"))
-    assert can_flex(own("qwen3"))
-    assert not can_flex(own("gpt2"))
-    assert not can_flex(own("llama", dropout=0.1))
-    assert not can_flex(own("llama", head_dim=8))
-
-
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # the compiler's own
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_block_mask_says_what_the_boolean_one_says(family: str) -> None:
-    model, mask = own(family), document_mask(DOCUMENTS, flex=True)
-    assert isinstance(mask, BlockMask)
-    found = logits(model, position_ids=POSITIONS, attention_mask=mask)
-    expected = logits(model, position_ids=POSITIONS, attention_mask=document_mask(DOCUMENTS))
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_gradients_through_a_block_mask_are_those_through_the_boolean_one(family: str) -> None:
-    model = own(family).cuda().train()
-    gradients = []
-    for flex in (False, True):
-        mask = document_mask(DOCUMENTS.cuda(), flex)
-        found = model(input_ids=IDS.cuda(), position_ids=POSITIONS.cuda(), attention_mask=mask, use_cache=False).logits
-        gradients.append(torch.autograd.grad(found.logsumexp(-1).sum(), list(model.parameters())))
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
 # --- what reaches the kernel ---

@@ -1,6 +1,7 @@
 """The score of a text does not depend on how it is batched, windowed or padded."""
 
 import math
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from lmcore.dataset.stream import TokenStream
 from lmcore.errors import StoreError
 from lmcore.model.evaluate import Scorer, evaluate
-from lmcore.model.model import new_model
-from lmcore.model.weights import trained_model
+from lmcore.model.loss import NextTokenLoss
+from lmcore.model.model import new_model, trained_model
 from lmcore.runs.scores import DocumentScores, Evaluation, Score, scores_path
 from lmcore.training.train import train
 from tests.conftest import Prepared, Trained
@@ -34,7 +35,8 @@ def by_hand(model: Any, documents: list[Any], block: int, eos: int) -> float:
 
 @pytest.fixture
 def scorer(trained: Trained) -> Scorer:
-    return Scorer.from_run(trained.run, trained_model(trained.run, trained.training.checkpoint))
+    model = trained_model(trained.run, trained.training.checkpoint)
+    return Scorer.from_run(trained.run, NextTokenLoss(model))
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def documents(trained: Trained) -> list[Any]:
 def test_the_score_is_the_one_made_by_hand(scorer: Scorer, documents: list[Any]) -> None:
     block = scorer.block_size
     assert {len(ids) > block for ids, *_ in documents} == {True, False}
-    expected = by_hand(scorer.model, documents, block, scorer.eos_id)
+    expected = by_hand(scorer.loss.model, documents, block, scorer.eos_id)
     assert scorer(documents).nats == pytest.approx(expected, rel=1e-6)
 
 
@@ -54,14 +56,14 @@ def test_a_document_at_the_edge_of_a_block(scorer: Scorer, length: int) -> None:
     ids = np.append(np.arange(10, 9 + length), scorer.eos_id).astype(np.uint16)
     score = scorer([(ids, 5, 0)])
     assert (score.documents, score.tokens, score.text_bytes) == (1, length, 5)
-    assert score.nats == pytest.approx(by_hand(scorer.model, [(ids,)], 16, scorer.eos_id), rel=1e-6)
+    assert score.nats == pytest.approx(by_hand(scorer.loss.model, [(ids,)], 16, scorer.eos_id), rel=1e-6)
 
 
-def test_the_batch_size_does_not_matter(scorer: Scorer, documents: list[Any]) -> None:
-    scores = [
-        Scorer(scorer.model, scorer.device, "fp32", scorer.block_size, size, scorer.eos_id)(documents)
-        for size in (1, 3, 1000)
-    ]
+def test_the_batch_size_does_not_matter(scorer: Scorer, documents: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = []
+    for rows in (1, 3, 1000):
+        monkeypatch.setattr("lmcore.model.evaluate._ROWS_AT_ONCE", rows)
+        scores.append(scorer(documents))
     assert len({(score.documents, score.tokens, score.text_bytes) for score in scores}) == 1
     assert [score.nats for score in scores] == pytest.approx([scores[0].nats] * 3, rel=1e-6)
 
@@ -91,10 +93,11 @@ def test_bits_per_byte_divide_by_the_bytes_of_the_original_text(trained: Trained
 def test_every_source_has_a_score_of_its_own(mixed: Prepared) -> None:
     run = mixed.run(max_steps=2, dataset={"weights": {"web": 1, "wiki": 1}})
     evaluation = evaluate(run, train(run).checkpoint)
-    scorer = Scorer.from_run(run, trained_model(run, train(run).checkpoint))
+    scorer = Scorer.from_run(run, NextTokenLoss(trained_model(run, train(run).checkpoint)))
     assert list(evaluation.sources) == ["web", "wiki"]
     for name, score in evaluation.sources.items():
-        assert score == scorer(TokenStream(run.dataset_folder, "validation", name).documents())
+        alone = scorer(TokenStream(run.dataset_folder, "validation", name).documents())
+        assert astuple(score) == pytest.approx(astuple(alone), rel=1e-6)
     assert Evaluation.load(run.folder) == evaluation
     for count in ("documents", "tokens", "text_bytes", "nats"):
         assert sum(getattr(score, count) for score in evaluation.sources.values()) == pytest.approx(
@@ -123,11 +126,11 @@ def test_scoring_ignores_dropout_and_leaves_the_mode_and_the_draws_alone(
     prepared: Prepared, documents: list[Any], training: bool
 ) -> None:
     run = prepared.run(model={"dropout": 0.5})
-    score = Scorer.from_run(run, new_model(run).train(training))
+    score = Scorer.from_run(run, NextTokenLoss(new_model(run).train(training)))
     before = torch.get_rng_state()
     assert score(documents) == score(documents)
     assert torch.equal(torch.get_rng_state(), before)
-    assert score.model.training is training
+    assert score.loss.model.training is training
 
 
 def test_training_lowered_the_score(trained: Trained) -> None:

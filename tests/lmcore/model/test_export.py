@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.model.export import export, open_model
-from lmcore.model.weights import trained_model
+from lmcore.model.model import trained_model
 from lmcore.runs.run import Export, Run
 from lmcore.settings.config import CardConfig
 from lmcore.store.artifacts import read_manifest

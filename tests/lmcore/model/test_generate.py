@@ -8,8 +8,7 @@ import torch
 from transformers import AttentionInterface
 
 from lmcore.model.generate import generate, write_samples
-from lmcore.model.model import new_model
-from lmcore.model.weights import trained_model
+from lmcore.model.model import new_model, trained_model
 from lmcore.runs.metrics import MetricsWriter, read_metrics
 from lmcore.runs.prepare import prepare_run
 from lmcore.settings.config import SampleConfig

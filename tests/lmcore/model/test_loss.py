@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lmcore.model.loss import cross_entropy, linear_cross_entropy, token_cross_entropy, token_nats
+from lmcore.model.loss import cross_entropy, linear_cross_entropy, token_nats
 
 SIZES = st.integers(1, 40)
 LOW = [torch.bfloat16, torch.float16]
@@ -26,9 +26,14 @@ def some_parts(n: int, c: int, v: int, bias: bool = True, ignored: float = 0.2, 
     return [*tensors[:2], tensors[2] if bias else None, labels]
 
 
-def loss_and_gradients(
-    parts: list[Any], chunk: int, low: torch.dtype | None = None, loss: Any = linear_cross_entropy
-) -> Any:
+def linear_loss(hidden: Any, weight: Any, bias: Any, labels: torch.Tensor, chunk: int) -> torch.Tensor:
+    """The loss by logits in chunks; 0: by whole logits."""
+    if not chunk:
+        return cross_entropy(functional.linear(hidden, weight, bias), labels)
+    return linear_cross_entropy((hidden, weight, bias), labels, chunk)
+
+
+def loss_and_gradients(parts: list[Any], chunk: int, low: torch.dtype | None = None, loss: Any = linear_loss) -> Any:
     for part in parts[:3]:
         if part is not None:
             part.grad = None
@@ -57,17 +62,11 @@ def test_value_and_gradients_are_torchs(n: int, c: int, v: int, chunk: int, bias
     assert_close(found, [expected.detach(), *gradients], 2e-6)
 
 
-def test_chunk_0_is_whole_logits() -> None:
-    parts = some_parts(9, 5, 7)
-    hidden, weight, bias, labels = parts
-    assert linear_cross_entropy(*parts, 0) == cross_entropy(hidden @ weight.T + bias, labels)
-
-
 def test_a_sum_of_micro_batches_is_the_batch() -> None:
     parts = some_parts(30, 6, 11)
     hidden, weight, bias, labels = parts
-    halves = [linear_cross_entropy(hidden[rows], weight, bias, labels[rows], 4) for rows in (slice(13), slice(13, 30))]
-    torch.testing.assert_close(sum(halves), linear_cross_entropy(*parts, 4))
+    halves = [linear_loss(hidden[rows], weight, bias, labels[rows], 4) for rows in (slice(13), slice(13, 30))]
+    torch.testing.assert_close(sum(halves), linear_loss(*parts, 4))
 
 
 def test_no_labels_are_no_loss_and_no_gradient() -> None:
@@ -102,7 +101,7 @@ def test_a_frequent_piece_does_not_overflow_fp16() -> None:
 def test_a_model_in_low_precision_has_gradients_of_its_own_kind(low: torch.dtype) -> None:
     hidden, weight, _, labels = some_parts(20, 8, 9)
     hidden, weight = (part.detach().to(low).requires_grad_() for part in (hidden, weight))
-    nats = linear_cross_entropy(hidden, weight, None, labels, 6)
+    nats = linear_loss(hidden, weight, None, labels, 6)
     nats.backward()
     assert (nats.dtype, hidden.grad.dtype, weight.grad.dtype) == (torch.float32, low, low)
 
@@ -125,11 +124,11 @@ def test_frozen_parts_get_no_gradient_and_leave_the_others_theirs(frozen: list[i
 def test_without_gradients_none_is_computed() -> None:
     parts = some_parts(12, 5, 8)
     with torch.no_grad():
-        nats = linear_cross_entropy(*parts, 5)
+        nats = linear_loss(*parts, 5)
     assert not nats.requires_grad
-    assert nats == linear_cross_entropy(*parts, 5).detach()
+    assert nats == linear_loss(*parts, 5).detach()
     frozen = [parts[0].detach(), parts[1].detach(), None, parts[3]]
-    assert not linear_cross_entropy(*frozen, 5).requires_grad
+    assert not linear_loss(*frozen, 5).requires_grad
 
 
 def test_tied_weights_get_both_gradients() -> None:
@@ -137,7 +136,7 @@ def test_tied_weights_get_both_gradients() -> None:
     ids = labels.roll(1)
 
     def gradient(chunk: int) -> torch.Tensor:
-        return torch.autograd.grad(linear_cross_entropy(weight[ids] + hidden, weight, None, labels, chunk), weight)[0]
+        return torch.autograd.grad(linear_loss(weight[ids] + hidden, weight, None, labels, chunk), weight)[0]
 
     torch.testing.assert_close(gradient(5), gradient(0))
 
@@ -170,7 +169,7 @@ def test_what_is_kept_for_the_backward_pass_is_no_logits() -> None:
     parts = some_parts(256, 4, 128)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
-        linear_cross_entropy(*parts, 16)
+        linear_loss(*parts, 16)
     assert sorted(kept) == [128, 128 * 4, 256 * 4]
 
 
@@ -184,8 +183,8 @@ def test_it_compiles_in_one_graph(low: torch.dtype | None, frozen: list[int]) ->
     parts = some_parts(25, 8, 30)
     for index in frozen:
         parts[index].requires_grad_(False)
-    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
-    found, expected = (loss_and_gradients(parts, 7, low, loss) for loss in (compiled, linear_cross_entropy))
+    compiled = torch.compile(linear_loss, fullgraph=True, backend="aot_eager")
+    found, expected = (loss_and_gradients(parts, 7, low, loss) for loss in (compiled, linear_loss))
     for one, other in zip(found, expected, strict=True):
         assert (one is None and other is None) or (one - other).abs().max() <= 1e-6 * other.abs().max()
 
@@ -193,9 +192,9 @@ def test_it_compiles_in_one_graph(low: torch.dtype | None, frozen: list[int]) ->
 @settings(max_examples=40)
 @given(n=SIZES, chunk=st.integers(1, 50), bias=st.booleans(), seed=st.integers(0, 99))
 def test_the_nats_of_every_token_are_those_of_whole_logits(n: int, chunk: int, bias: bool, seed: int) -> None:
-    hidden, weight, offset, labels = parts = some_parts(n, 7, 30, bias, seed=seed)
-    found = token_nats(*parts, chunk)
-    expected = token_cross_entropy(functional.linear(hidden, weight, offset), labels)
+    hidden, weight, offset, labels = some_parts(n, 7, 30, bias, seed=seed)
+    found = token_nats((hidden, weight, offset), labels, chunk)
+    expected = cross_entropy(functional.linear(hidden, weight, offset), labels, "none")
     assert not found.requires_grad
     assert torch.equal(found == 0, labels == -100)
     assert_close(

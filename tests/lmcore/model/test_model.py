@@ -11,18 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lmcore.dataset.loader import document_boundaries
 from lmcore.errors import ConfigError
 from lmcore.model.attention import uses_own_attention
-from lmcore.model.loss import cross_entropy
-from lmcore.model.model import (
-    NextTokenLoss,
-    blank_model,
-    compile_model,
-    flops_per_token,
-    freeze_all_but,
-    has_plain_head,
-    new_model,
-    parameter_count,
-    transformer_blocks,
-)
+from lmcore.model.loss import NextTokenLoss, compile_model, cross_entropy, has_plain_head, transformer_blocks
+from lmcore.model.model import blank_model, flops_per_token, freeze_all_but, new_model, parameter_count
 from lmcore.runs.initial_model import shape_of_settings
 from tests.conftest import EOS, Prepared
 

@@ -3,6 +3,7 @@
 import math
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.image
@@ -36,6 +37,20 @@ def rgb(code: str) -> tuple[int, ...]:
     return tuple(int(code[start : start + 2], 16) for start in (1, 3, 5))
 
 
+def test_a_long_curve_is_drawn_as_means() -> None:
+    noise = np.random.default_rng(0).normal(size=12_345)
+    drawn: list[Any] = []
+    axes = SimpleNamespace(plot=lambda tokens, losses, *_, **__: drawn.append((tokens, losses)))
+    long = [{"kind": "train", "step": n, "tokens": n, "loss": loss} for n, loss in enumerate(noise.tolist())]
+    for part in (long, long[:1000]):
+        plotting._curve(axes, part, "train", linewidth=1)
+    (tokens, means), (_, losses) = drawn
+    assert len(means) == 1000
+    assert np.all(np.diff(tokens) > 0)
+    assert means.std() < noise.std() / 2
+    assert np.array_equal(losses, noise[:1000])
+
+
 def test_both_losses_are_drawn() -> None:
     picture = loss_picture(rows(50), "run")
     assert pixels(picture).shape[:2] == (495, 880)
@@ -55,24 +70,9 @@ def test_every_run_has_its_colour_equal_ones_too() -> None:
 
 @pytest.mark.parametrize("name", ["学習", "한국어", "😀", "_hidden", "$a_{b$", "a$b", "\\", "", "é ß"])
 def test_any_name_can_be_drawn(name: str) -> None:
-    # A glyph that no font has would be a warning, which here is an error.
+    # A warning is an error here: a glyph that no font has, or a formula.
     assert pixels(loss_picture(rows(20), name)).shape[:2] == (495, 880)
     assert pixels(compare_losses({name: rows(20), "other": rows(30)})).shape[:2] == (495, 880)
-
-
-def test_names_that_the_fonts_cannot_write_stay_different(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plotting, "_characters", lambda: frozenset("abc _$習"))
-    assert plotting._labels(["学習", "練習", "東京", "abc"]) == ["?習 (1)", "?習 (2)", "??", "abc"]
-    assert plotting._labels(["_a", "$b"]) == [" _a", r"\$b"]
-
-
-def test_a_long_curve_is_drawn_as_means() -> None:
-    points = np.stack([np.arange(12_345.0), np.random.default_rng(0).normal(size=12_345)], axis=1)
-    thinned = plotting._thinned(points)
-    assert thinned.shape == (1000, 2)
-    assert np.all(np.diff(thinned[:, 0]) > 0)
-    assert thinned[:, 1].std() < points[:, 1].std() / 2
-    assert np.array_equal(plotting._thinned(points[:1000]), points[:1000])
 
 
 def make_run(folder: Path) -> Path:

@@ -195,7 +195,7 @@ MANIFEST = {
 
 
 def test_the_data_sections_are_the_golden_ones(check_golden: Any) -> None:
-    blocks = Blocks(dataset_id="d", block_size=256, train_blocks=1350, tail_tokens=77, validation_tokens=17000)
+    blocks = Blocks(block_size=256, train_blocks=1350, tail_tokens=77)
     check_golden("data_sections.md", "\n\n".join(data_sections(MANIFEST, blocks)) + "\n")
 
 

@@ -9,10 +9,10 @@ from lmcore.errors import StoreError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.registry.registry import add_version, promote, prune, rollback
-from lmcore.retraining.challenge import Champion, compare, earlier_refusal, record_decision, require_comparable
-from lmcore.retraining.evaluation_texts import LabelledText, dataset_texts
+from lmcore.registry.versions import Version, champion
+from lmcore.retraining.challenge import compare, earlier_refusal, record_decision, require_comparable
 from lmcore.retraining.gate import Decision
-from lmcore.retraining.scoring import score_champion, score_texts, score_validation
+from lmcore.retraining.scoring import LabelledText, dataset_texts, score_champion, score_texts, score_validation
 from lmcore.runs.prepare import prepare_run, run_key
 from lmcore.runs.run import Run
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
@@ -51,19 +51,19 @@ class Line:
         export(training, evaluate(run, training.checkpoint))
         return run
 
-    def champion(self, run: Run) -> Champion:
+    def champion(self, run: Run) -> Version:
         version = add_version(self.store, "lm", run, {"promoted": True})
         promote(self.store, "lm", version.id, expected=self._champion(), reason="")
-        found = Champion.from_store(self.store, "lm")
+        found = champion(self.store, "lm")
         assert found is not None
         return found
 
     def _champion(self) -> str | None:
-        found = Champion.from_store(self.store, "lm")
-        return found.version.id if found else None
+        found = champion(self.store, "lm")
+        return found.id if found else None
 
 
-def compared(best: Champion, folder: Path, gate: GateConfig = GATE) -> Decision:
+def compared(best: Version, folder: Path, gate: GateConfig = GATE) -> Decision:
     """The decision after the champion was scored."""
     score_champion(best, folder)
     return compare(best, folder, gate)
@@ -80,7 +80,7 @@ def training_text(decision: Decision) -> dict[str, str]:
     return {r.rule.removeprefix(name): r.found for r in decision.rules if r.rule.startswith(name)}
 
 
-def third_generation(line: Line, first: Run, begin_with: Callable[[Run], Path]) -> tuple[Champion, Run]:
+def third_generation(line: Line, first: Run, begin_with: Callable[[Run], Path]) -> tuple[Version, Run]:
     """A champion that went on from ``first``, and a challenger from that, which is validated on the text of the first.
 
     ``begin_with`` says what of a run the next one begins with.
@@ -121,9 +121,9 @@ def test_what_an_ancestor_was_trained_on_is_known_after_its_dataset_is_gone(line
     first = line.model(line.config(0))
     line.champion(first)
     line.champion(line.model(line.config(1, init_from=str(first.folder / "model"))))
-    exported = Champion.from_store(line.store, "lm").version.folder
+    exported = champion(line.store, "lm").folder
     last = line.champion(line.model(line.config(2, init_from=str(exported))))
-    challenger = line.model(line.config(3, init_from=str(last.version.folder)))
+    challenger = line.model(line.config(3, init_from=str(last.folder)))
     assert prune(line.store, "lm", keep=1) == ["v0001"]
     collect(line.store, keep_runs=1, grace_seconds=0)
     assert not first.dataset_folder.exists()
@@ -150,7 +150,7 @@ def test_a_tokenizer_that_is_not_exact_is_judged_by_its_ids(
     run = line.model(line.config(1))
     assert compare(None, run.folder, GATE).promoted
     champion = line.champion(run)
-    again = line.model(line.config(2, init_from=str(champion.version.folder)))
+    again = line.model(line.config(2, init_from=str(champion.folder)))
     require_comparable(champion, again.dataset_folder)
     decision = compared(champion, again.folder)
     assert "evaluation set" in {rule.rule for rule in decision.rules}
@@ -170,7 +170,7 @@ def test_ids_and_texts_score_alike(line: Line) -> None:
 
 def test_what_a_gate_refused_or_somebody_took_back_is_not_tried_again(line: Line) -> None:
     best = line.champion(line.model(line.config(0)))
-    config = line.config(1, init_from=str(best.version.folder))
+    config = line.config(1, init_from=str(best.folder))
     run, dataset = line.model(config), prepare(config).dataset
 
     def reason(gate: GateConfig) -> str | None:

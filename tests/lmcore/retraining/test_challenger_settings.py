@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lmcore.errors import ConfigError
-from lmcore.retraining.challenger_settings import from_scratch, replay_weights, unused
+from lmcore.retraining.challenge import from_scratch, replay_weights, unused
 from lmcore.settings.config import CorpusConfig, DatasetConfig
 from lmcore.settings.retraining import RetrainConfig
 
@@ -24,6 +24,10 @@ def test_within_an_age_sources_have_the_shares_that_were_asked_for(
     dataset: DatasetConfig, expected: dict[str, float]
 ) -> None:
     assert replay_weights(TOKENS, dataset, 0.9) == pytest.approx({**expected, "web (new)": 0.1})
+
+
+def test_the_share_of_new_text_reads_as_people_write_it() -> None:
+    assert replay_weights({"web (old)": 6, "web (new)": 2}, DatasetConfig(), 0.85)["web (new)"] == 0.15
 
 
 @pytest.mark.parametrize("dataset", [DatasetConfig(weights={"web": 1}), DatasetConfig(epochs={"web": 1})])
@@ -49,7 +53,7 @@ def test_a_source_that_came_since_must_be_named(dataset: DatasetConfig) -> None:
 def test_from_scratch_the_two_parts_of_a_source_are_mixed_as_the_one(
     given: dict[str, dict[str, float]], expected: dict[str, dict[str, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmcore.retraining.challenger_settings.tokens_by_source", lambda dataset: TOKENS)
+    monkeypatch.setattr("lmcore.retraining.challenge.tokens_by_source", lambda dataset: TOKENS)
     config = RetrainConfig(corpus=CorpusConfig(paths=["text"]), dataset=DatasetConfig.model_validate(given), run="name")
     run = from_scratch(config, Path("apart"))
     assert run.dataset.model_dump(include={"weights", "epochs"}) == expected

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmcore.errors import StoreError
 from lmcore.report.plots import comparison_picture
-from lmcore.retraining.gate import Comparison, Decision, decide, decide_first
+from lmcore.retraining.gate import Comparison, Decision, decide
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.retraining import GateConfig
 from tests.benchmarks.gate import Simulation, rates
@@ -103,7 +103,7 @@ def test_a_loss_that_is_no_number_never_promotes(row: int, value: float, side: s
     assert_refused(decision, f"losses of the {side}: 1 are no finite number")
     assert decision.comparisons == []
     if side == "challenger":
-        assert_refused(decide_first(models[side], QUICK, UNSEEN, NOWHERE), "1 are no finite number")
+        assert_refused(decide(None, models[side], QUICK, UNSEEN, NOWHERE), "1 are no finite number")
 
 
 @settings(max_examples=25)
@@ -115,7 +115,7 @@ def test_a_document_that_was_trained_on_never_promotes(row: int, side: Any) -> N
     assert_refused(decision, f"training text of the {side}: 1 of these documents")
     assert_refused(decide(champion, champion, QUICK, {**UNSEEN, side: "unknown, for"}, NOWHERE), f"{side}: unknown")
     if side == "challenger":
-        assert_refused(decide_first(champion, QUICK, seen, NOWHERE), "1 of these documents")
+        assert_refused(decide(None, champion, QUICK, seen, NOWHERE), "1 of these documents")
 
 
 CHANGES: dict[str, Any] = {
@@ -167,12 +167,11 @@ def test_too_few_documents_never_promote_and_copies_do_not_count(new: int, old: 
 
 
 def test_without_a_champion_only_the_rule_of_the_first_model_promotes() -> None:
-    assert_refused(judge(None, scores_of()), "champion: no scores")
-    decision = decide_first(scores_of(), QUICK, UNSEEN, NOWHERE)
+    decision = decide(None, scores_of(), QUICK, UNSEEN, NOWHERE)
     assert decision.promoted
     assert decision.verdict.startswith("promoted: the first model: 2.0")
     empty = _rows(scores_of(), np.arange(0))
-    assert_refused(decide_first(empty, QUICK, UNSEEN, NOWHERE), "0 documents")
+    assert_refused(decide(None, empty, QUICK, UNSEEN, NOWHERE), "0 documents")
 
 
 def test_a_group_of_another_name_is_refused() -> None:
@@ -282,7 +281,7 @@ def test_a_limit_of_zero_is_met_by_zero_unless_it_must_improve() -> None:
     figures = {"group": "old", "source": "", "documents": 9, "text_bytes": 9, "champion": 1, "challenger": 1}
     at_zero = Comparison(**figures, difference=0, low=0, high=0, limit=0)
     assert at_zero.is_within
-    assert not at_zero.model_copy(update={"must_improve": True}).is_within
+    assert not replace(at_zero, must_improve=True).is_within
 
 
 def test_equal_models_are_rarely_promoted_and_a_regression_is_nearly_always_seen() -> None:

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from lmcore.corpus.listing import Corpus
 from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import problems, skipped_pieces
-from lmcore.dataset.manifest import Dataset
+from lmcore.dataset.manifest import Dataset, age_of, base_source, by_age
 from lmcore.dataset.mixture import open_blocks
-from lmcore.dataset.source_age import age_of, base_source, by_age
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import StoreError
-from lmcore.retraining.new_documents import document_hashes, split_by_age, tokens_by_source
+from lmcore.retraining.new_documents import split_by_age, tokens_by_source
+from lmcore.runs.seen_documents import SeenDocuments
 from lmcore.settings.config import CorpusConfig, DatasetConfig, TokenizerConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.layout import prepare_store
@@ -64,15 +64,18 @@ def test_each_document_is_old_or_new(
     whole = growing.dataset()
     apart, news = split_by_age(whole, earlier.folder)
     both = {age: set(_hashes(apart.folder, age)) for age in ("old", "new")}
-    assert both["new"] == set(document_hashes(whole.folder)) - set(document_hashes(earlier.folder))
-    assert both["old"] == set(document_hashes(whole.folder)) & set(document_hashes(earlier.folder))
-    assert news.gone_documents == len(
-        set(document_hashes(earlier.folder, "train")) - set(document_hashes(whole.folder))
-    )
+    assert both["new"] == documents(whole.folder) - documents(earlier.folder)
+    assert both["old"] == documents(whole.folder) & documents(earlier.folder)
+    trained_on = {*SeenDocuments.from_dataset(earlier.folder).train.tolist()}
+    assert news.gone_documents == len(trained_on - documents(whole.folder))
     assert news.new_documents + news.old_documents == whole.documents
     assert sum(tokens_by_source(apart.folder).values()) == whole.tokens
     assert read_manifest(apart.folder)["splits"] == read_manifest(whole.folder)["splits"]
     assert list(problems(apart.folder)) == []
+
+
+def documents(dataset: Path) -> set[int]:
+    return {value for split in SeenDocuments.from_dataset(dataset) for value in split.tolist()}
 
 
 def _hashes(dataset: Path, age: str) -> list[int]:

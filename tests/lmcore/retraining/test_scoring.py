@@ -16,9 +16,9 @@ from lmcore.dataset.stream import TokenStream
 from lmcore.errors import ConfigError, StoreError, TokenizerError
 from lmcore.model.evaluate import Scorer
 from lmcore.model.export import export
-from lmcore.model.weights import trained_model
-from lmcore.retraining.evaluation_texts import LabelledText, corpus_texts, dataset_texts, evaluation_texts
-from lmcore.retraining.scoring import score_texts
+from lmcore.model.loss import NextTokenLoss
+from lmcore.model.model import trained_model
+from lmcore.retraining.scoring import LabelledText, corpus_texts, dataset_texts, evaluation_texts, score_texts
 from lmcore.runs.run import weights_hash
 from lmcore.runs.scores import DocumentScores
 from lmcore.settings.config import CorpusConfig, TokenizerConfig
@@ -72,7 +72,7 @@ def test_an_export_scores_as_its_run_does(trained: Trained, scores: DocumentScor
 
 
 def test_every_document_is_scored_as_alone(trained: Trained, scores: DocumentScores) -> None:
-    scorer = Scorer.from_run(trained.run, trained_model(trained.run, trained.training.checkpoint))
+    scorer = Scorer.from_run(trained.run, NextTokenLoss(trained_model(trained.run, trained.training.checkpoint)))
     documents = list(TokenStream(trained.run.dataset_folder, "validation").documents())
     assert scores.nats == pytest.approx([scorer([each]).nats for each in documents], rel=1e-5)
     assert scores.hashes.tolist() == [hash_ for *_, hash_ in documents]
@@ -93,8 +93,7 @@ def test_logits_in_chunks_give_the_same_scores(trained: Trained) -> None:
     model = trained_model(trained.run, trained.training.checkpoint)
     documents = list(TokenStream(trained.run.dataset_folder, "validation").documents())
     whole, parts = (
-        Scorer(model, torch.device("cpu"), "fp32", 16, 32, trained.run.tokenizer_info.eos_id, chunk_tokens=size)
-        for size in (0, 7)
+        Scorer(NextTokenLoss(model, chunk), 16, trained.run.tokenizer_info.eos_id, "fp32") for chunk in (0, 7)
     )
     assert parts.each(documents).nats == pytest.approx(whole.each(documents).nats, rel=1e-5)
 

@@ -15,8 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmcore.errors import ConfigError, RunError, StoreError, TokenizerError
 from lmcore.model.export import export
-from lmcore.model.model import new_model
-from lmcore.model.weights import trained_model
+from lmcore.model.model import new_model, trained_model
 from lmcore.runs.initial_model import InitialModel, init_checkpoint
 from lmcore.runs.prepare import prepare_run, run_name
 from lmcore.runs.run import Run

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcore.runs.metrics import Row
-from lmcore.runs.metrics_tables import events, figures, loss_table, source_table, warnings
+from lmcore.runs.metrics import Row, events, figures, loss_table, source_table, warnings
 
 
 def metrics(trains: list[int], validations: list[int]) -> list[Row]:

@@ -136,8 +136,3 @@ def test_figures_and_table_say_the_same() -> None:
     assert rows[0]["perplexity"] == f"{scores.total.perplexity:,.2f}"
     with pytest.raises(CorpusError, match="no text"):
         scores_of(0).figures()
-
-
-def test_columns_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"different lengths: \[5, 6\]"):
-        replace(scores_of(), nats=np.zeros(5))

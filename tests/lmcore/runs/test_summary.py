@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from lmcore.cli.settings import read
 from lmcore.errors import StoreError
 from lmcore.model.export import export
 from lmcore.model.generate import write_texts
@@ -18,6 +17,7 @@ from lmcore.runs.baselines import Baselines, compared
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.summary import summary, write_settings
 from lmcore.settings.config import RunConfig, SampleConfig
+from lmcore.settings.read import settings_of_flags as read
 from tests.conftest import Trained
 
 

@@ -10,10 +10,17 @@ from hypothesis import strategies as st
 
 from lmcore.errors import ConfigError
 from lmcore.settings.config import CorpusConfig, RunConfig
-from lmcore.settings.form import CUSTOM, given, settings_of, settings_text, without_effect
-from lmcore.settings.presets import preset_names, read_settings
+from lmcore.settings.read import (
+    CUSTOM,
+    given,
+    preset_names,
+    read_settings,
+    settings_of,
+    settings_text,
+    toml_text,
+    without_effect,
+)
 from lmcore.settings.retraining import RetrainConfig
-from lmcore.settings.toml_writer import toml_text
 from lmcore.settings.training import TrainConfig
 from lmcore.training.schedule import length_settings
 

@@ -1,7 +1,7 @@
 import pytest
 
 from lmcore.errors import ConfigError
-from lmcore.settings.presets import merge, preset_names, read_preset, read_settings
+from lmcore.settings.read import merge, preset_names, read_preset, read_settings
 
 
 def test_a_preset_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """LM_DATA_ROOTS: whatever leads out of the roots is refused, by every way in, before anything is written."""
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmcore.corpus.document_query import DocumentQuery
-from lmcore.corpus.listing import excluded_hashes, open_corpus
+from lmcore.cli.app import ACTIONS
+from lmcore.cli.command import Outcome
+from lmcore.corpus.listing import open_corpus
 from lmcore.corpus.remote import hash_stored, open_stored
 from lmcore.corpus.scan import scan
 from lmcore.dataset.blocks import BlockDataset
@@ -20,7 +22,6 @@ from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig, Tra
 from lmcore.store.allowed_paths import VARIABLE, check_allowed
 from lmcore.store.layout import prepare_store
 from lmcore.tokenizer.make import identify
-from lmcore.upkeep.seen_by import seen_by
 from tests.conftest import start
 
 REFUSED = f"outside the places that this machine allows .{VARIABLE}="
@@ -90,6 +91,12 @@ def test_a_corpus_elsewhere_is_refused_before_anything_is_written(tree: Path, pa
         "https://host/x",
         "s3://texts/web?endpoint_override=evil:1",
         "s3://texts/web/%2e%2e/x",
+        "s3://texts/web/%252e%252e/x",
+        "s3://texts/web/..%2fx",
+        "s3://texts/web/..%00/x",
+        "s3://texts/web/..;/x",
+        "s3://texts/web/..?x",
+        "s3://texts/web/\\..\\x",
         "s3://texts/web/a::file:///etc/passwd",
     ],
 )
@@ -105,6 +112,8 @@ def test_a_url_needs_a_root_that_it_begins_with(monkeypatch: pytest.MonkeyPatch,
         ("s3://texts", "s3://texts/web/*.txt"),
         ("s3://texts/", "s3://texts"),
         ("https://host:8080/data", "https://host:8080/data/a?page=2"),
+        ("https://Host:443/日本", "https://host/%E6%97%A5%E6%9C%AC/x"),
+        ("s3://", "s3://any/x"),
         ("s3://texts?endpoint_override=host:9000", "s3://texts/a?endpoint_override=host:9000"),
     ],
 )
@@ -122,6 +131,11 @@ def test_a_root_that_is_no_place_is_refused(monkeypatch: pytest.MonkeyPatch, roo
     monkeypatch.setenv(VARIABLE, root)
     with pytest.raises(ConfigError, match="neither an absolute folder nor"):
         check_allowed("/data", "corpus.paths")
+
+
+def test_no_path_holds_nul() -> None:
+    with pytest.raises(ConfigError, match=r"^corpus.paths: '/data/\\x00a' holds the character NUL"):
+        check_allowed("/data/\0a", "corpus.paths")
 
 
 def test_without_roots_everything_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,11 +201,6 @@ def test_a_file_that_became_a_link_out_is_not_opened(tree: Path, read: Callable[
         read(str(path))
 
 
-def test_a_file_of_excluded_documents_elsewhere_is_not_read(tree: Path) -> None:
-    with pytest.raises(ConfigError, match=f"corpus.exclude_documents: .*{REFUSED}"):
-        excluded_hashes(CorpusConfig(exclude_documents=[str(tree / "other/deep/text.txt")]))
-
-
 def test_stores_tokenizers_and_weights_elsewhere_are_refused(tree: Path) -> None:
     elsewhere = tree / "other/deep"
     model = tree / "data/model"
@@ -230,7 +239,6 @@ def test_the_command_line_keeps_to_the_roots(tree: Path) -> None:
 
 def test_nobody_asks_about_a_store_elsewhere(tree: Path) -> None:
     for ask in (
-        lambda store: seen_by(store, DocumentQuery("0123456789abcdef")),
         lambda store: champion(store, "lm"),
         lambda store: find(store, "deep", "run"),
         lambda store: prepare_store(store, creates=False),
@@ -238,3 +246,18 @@ def test_nobody_asks_about_a_store_elsewhere(tree: Path) -> None:
         (tree / "other/runs/deep").mkdir(parents=True, exist_ok=True)
         with pytest.raises(ConfigError, match=REFUSED):
             ask(tree / "other")
+
+
+@pytest.mark.parametrize("action", [action for actions in ACTIONS.values() for action in actions])
+def test_no_action_looks_into_a_store_elsewhere(tree: Path, action: Callable[..., Outcome]) -> None:
+    signature = inspect.signature(action)
+    positional = {"runs": ("lm",)}
+    needed = {
+        name: positional.get(name, "lm" if parameter.kind is parameter.POSITIONAL_ONLY else 1)
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty
+    }
+    bound = signature.bind_partial()
+    bound.arguments |= needed | {"store": str(tree / "other")}
+    with pytest.raises(ConfigError, match=f"^store: .*{REFUSED}"):
+        action(*bound.args, **bound.kwargs)

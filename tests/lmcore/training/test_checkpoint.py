@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from lmcore.errors import StoreError
-from lmcore.model.distributed import Ranks
-from lmcore.model.model import new_model
-from lmcore.model.weights import load_weights, trained_model
+from lmcore.model.model import load_weights, new_model, trained_model
 from lmcore.runs.run import newest_checkpoint
 from lmcore.store.artifacts import manifest_bytes, read_manifest
 from lmcore.training.checkpoint import CheckpointWriter, load_checkpoint
+from lmcore.training.distributed import Ranks
 from lmcore.training.optim import Optimizers
 from tests.conftest import Prepared, Trained
 

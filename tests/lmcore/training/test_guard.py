@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcore.settings.config import TrainConfig
-from lmcore.training.guard import EarlyStopping, Guard
+from lmcore.training.guard import Guard
+from lmcore.training.validation import EarlyStopping
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,8 @@ import lmcore.training.train
 from lmcore.dataset.loader import loader
 from lmcore.dataset.mixture import open_blocks
 from lmcore.errors import ConfigError, NoSpaceError, RunError, StoppedError, StoreError, TrainingError
-from lmcore.model.model import NextTokenLoss, new_model
+from lmcore.model.loss import NextTokenLoss
+from lmcore.model.model import new_model
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.prepare import run_name
 from lmcore.runs.run import Run, TrainingResult, newest_checkpoint, step_of

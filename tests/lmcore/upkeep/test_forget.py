@@ -27,8 +27,7 @@ from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
 from lmcore.registry.receipt import check_receipt
 from lmcore.registry.registry import add_version, promote
-from lmcore.registry.versions import versions
-from lmcore.retraining.challenge import Champion
+from lmcore.registry.versions import champion, versions
 from lmcore.retraining.new_documents import split_by_age
 from lmcore.runs.run import Run
 from lmcore.settings.config import CorpusConfig
@@ -132,9 +131,9 @@ def test_a_forgotten_document_is_nowhere_and_who_saw_it_is_named(store: Path, do
     assert list(problems(store / "datasets" / done.datasets[old])) == []
     assert of_kind(store, document, "dataset") == []
     assert (of_kind(store, document, "run"), of_kind(store, document, "version")) == ([run], ["lm/v0001"])
-    best = Champion.from_store(store, "lm")
+    best = champion(store, "lm")
     assert best is not None
-    assert best.version.dataset == store / "datasets" / done.datasets[old]
+    assert best.dataset == store / "datasets" / done.datasets[old]
 
 
 def test_what_went_on_from_a_model_that_saw_it_has_seen_it(store: Path, original: Prepared, document: str) -> None:
@@ -354,7 +353,7 @@ def test_files_of_the_corpus_are_named_with_how_many_of_the_documents_they_hold(
     counts = {Path(path).name: count for path, count in said.corpus_paths.items()}
     assert counts == {"asked.txt": 3, "other.txt": 1, "text.txt": 1}
     about = {Path(row["what"]).name: row["about it"] for row in said.rows(dry_run=True)}
-    assert about["other.txt"].startswith("holds 1 of the documents: delete what is theirs there too")
+    assert about["other.txt"].startswith("holds 1 of the documents: delete them there too")
     nowhere = forget(store, f"{7:016x}", dry_run=True).rows(dry_run=True)
     assert [row["about it"] for row in nowhere] == ["was not found in this store. It would be left out from now on"]
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lmcore.errors import ConfigError, StoppedError, TrainingKilledError
-from lmcore.model.weights import trained_model
+from lmcore.model.model import trained_model
 from lmcore.runs.launch import train_in_child
 from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, TrainingResult, newest_checkpoint

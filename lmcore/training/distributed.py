@@ -1,11 +1,12 @@
-"""Training of one model by several processes: ranks, reductions over ranks, and DDP or FSDP.
+"""Training of one model by several processes: torchrun's agent, ranks, reductions over ranks, and DDP or FSDP.
 
-torchrun starts the processes (``workers.py``, or a person on several machines) and sets the rank of each in the
+torchrun starts the processes (``run_workers``, or a person on several machines) and sets the rank of each in the
 environment. Without torchrun there is one process, whatever RANK and WORLD_SIZE are, and nothing here has an effect.
 """
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,15 +17,65 @@ import torch
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lmcore.errors import ConfigError, TrainingError
+from lmcore.errors import SIGNALLED_STATUS, STOPPED_STATUS, ConfigError, TrainingError
+from lmcore.model.device import choose_device
+from lmcore.runs.run import Run, finished_training
 from lmcore.settings.config import TrainConfig
 
 _log = logging.getLogger(__name__)
 _SECONDS_TO_MEET = 300
 _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+
+
+# --- processes ---
+
+
+def run_workers(run: Run) -> int:
+    """The exit status of the workers that train the run; this process is torchrun's agent until all have ended.
+
+    A stop request to one worker stops all. When a worker is killed the others end, and the status names the signal.
+    """
+    # The agent needs seconds to load, and other processes do without it.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser
+    from torch.distributed.run import run as torchrun
+
+    nproc = run.config.train.nproc
+    if choose_device(run.config.train.device).type == "cuda" and nproc > torch.cuda.device_count():
+        raise ConfigError(f"train.nproc is {nproc}, and this machine has {torch.cuda.device_count()} GPUs")
+    for name in ("elastic", "run"):
+        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the workers log what happened
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    # Otherwise the workers connect to this machine's host name, which some machines cannot resolve.
+    agent = ["--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={nproc}"]
+    arguments = get_args_parser().parse_args([*agent, "-m", "lmcore", "train", str(run.folder)])
+    try:
+        torchrun(arguments)  # type: ignore[no-untyped-call]
+    except SignalException:
+        return STOPPED_STATUS
+    except ChildFailedError as error:
+        return _status(run, {failure.exitcode for failure in error.failures.values()})
+    return 0
+
+
+def _status(run: Run, statuses: set[int]) -> int:
+    """The status that says most: what one worker does ends the others, by SIGTERM or with an abort in gloo."""
+    if finished_training(run) is not None:
+        return 0
+    found = {SIGNALLED_STATUS - status if status < 0 else status for status in statuses}
+    for status in (SIGNALLED_STATUS + signal.SIGKILL, STOPPED_STATUS):
+        if status in found:
+            return status
+    return max(found - {SIGNALLED_STATUS + signal.SIGTERM} or found)
+
+
+def is_worker() -> bool:
+    """True in a process that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @dataclass(frozen=True)
@@ -72,15 +123,6 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     if ranks.world == 1:
         yield
         return
-    _meet(ranks)
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
-
-
-def _meet(ranks: Ranks) -> None:
-    """Wait for all ranks. Raises TrainingError when one is missing or the address cannot be reached."""
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     _log.info("waiting at most %d s for all %d processes at %s", _SECONDS_TO_MEET, ranks.world, place)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -92,6 +134,13 @@ def _meet(ranks: Ranks) -> None:
             f"not all of {ranks.world} processes connected to {place} within {_SECONDS_TO_MEET} s: {error}. Check "
             "that all machines run the same torchrun command and can reach that address"
         ) from error
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+# --- modules and tensors ---
 
 
 def parallelize(module: torch.nn.Module, blocks: list[torch.nn.Module], config: TrainConfig, ranks: Ranks) -> Any:
@@ -113,8 +162,8 @@ def parallelize(module: torch.nn.Module, blocks: list[torch.nn.Module], config: 
 
 def no_sync(module: Any, is_last: bool) -> AbstractContextManager[Any]:
     """The context for a micro-batch's backward pass: ranks synchronize gradients only in the last one."""
-    if isinstance(module, DistributedDataParallel):
-        return nullcontext() if is_last else module.no_sync()
+    if isinstance(module, DistributedDataParallel) and not is_last:
+        return module.no_sync()
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(is_last)
     return nullcontext()
@@ -122,10 +171,7 @@ def no_sync(module: Any, is_last: bool) -> AbstractContextManager[Any]:
 
 @contextmanager
 def unsharded(module: Any) -> Iterator[None]:
-    """While the body runs, submodules of an fsdp ``module`` may be called directly.
-
-    All ranks must enter it and make the same calls.
-    """
+    """While the body runs, submodules of an fsdp ``module`` may be called directly, with equal calls on all ranks."""
     if not isinstance(module, FSDPModule):
         yield
         return
@@ -139,16 +185,3 @@ def unsharded(module: Any) -> Iterator[None]:
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The full tensor of one that may be sharded over ranks. Every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """``tensor``, equal on all ranks, moved to the device of ``target`` and sharded like it."""
-    tensor = tensor.to(target.device)
-    if isinstance(target, DTensor):
-        return distribute_tensor(tensor, target.device_mesh, target.placements)
-    return tensor
-
-
-def is_worker() -> bool:
-    """True in a process that torchrun started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ

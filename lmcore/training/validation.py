@@ -1,0 +1,76 @@
+"""Validation during a training, and early stopping by it."""
+
+from dataclasses import astuple, dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+
+from lmcore.dataset.stream import TokenStream, source_names
+from lmcore.model.evaluate import Document, Scorer
+from lmcore.runs.run import Run
+from lmcore.runs.scores import Score
+from lmcore.training.distributed import Ranks
+
+
+class Validation:
+    """Scores a model during training, on the validation documents with the lowest hashes.
+
+    Ranks divide the documents. With fsdp each rank scores all of them, because all take part in each forward pass.
+    """
+
+    def __init__(self, run: Run, scorer: Scorer, ranks: Ranks) -> None:
+        self._scorer, self._ranks = scorer, ranks
+        self._is_shared = run.config.train.parallel == "ddp"
+        documents = _first_documents(run.dataset_folder, run.config.train.validation_tokens)
+        mine = slice(ranks.rank, None, ranks.world) if self._is_shared else slice(None)
+        self._documents = {name: each[mine] for name, each in documents.items()}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the documents that this rank scores."""
+        return sum(len(ids) for mine in self._documents.values() for ids, *_ in mine)
+
+    def __call__(self) -> dict[str, Score]:
+        """The score of each source that has documents, equal on all ranks."""
+        scores = {name: self._scorer(mine) for name, mine in self._documents.items()}
+        if not self._is_shared:
+            return scores
+        return {
+            name: Score.from_figures(self._ranks.sum(torch.tensor(astuple(score)).double()).tolist())
+            for name, score in scores.items()
+        }
+
+
+def _first_documents(dataset: Path, tokens: int) -> dict[str, list[Document]]:
+    """Validation documents by source: those with the lowest hashes, until they hold ``tokens`` tokens."""
+    everything = [
+        (document, source)
+        for source in source_names(dataset, "validation")
+        for document in TokenStream(dataset, "validation", source).documents()
+    ]
+    everything.sort(key=lambda row: row[0][2])
+    before = accumulate((len(ids) for (ids, *_), _ in everything), initial=0)
+    chosen: dict[str, list[Document]] = {}
+    for (document, source), count in zip(everything, before, strict=False):
+        if count < tokens:
+            chosen.setdefault(source, []).append(document)
+    return chosen
+
+
+@dataclass
+class EarlyStopping:
+    """Counts validations in a row that did not lower the loss."""
+
+    best_loss: float = float("inf")
+    """Nats per token."""
+    best_step: int = 0
+    without_gain: int = 0
+
+    def gains(self, step: int, loss: float, min_gain: float) -> bool:
+        """True if a validation's loss is the lowest so far by at least ``min_gain``, which is then recorded."""
+        if loss < self.best_loss - min_gain:
+            self.best_loss, self.best_step, self.without_gain = loss, step, 0
+            return True
+        self.without_gain += 1
+        return False
