@@ -29,10 +29,7 @@ from lmcore.store.files import hash_text
 from lmcore.tokenizer.tokenizer import Tokenizer
 
 _BATCH_BYTES = 2**20
-_LEDGER = (
-    *("documents", "source_bytes", "document_bytes", "separator_bytes"),
-    "normalized_documents",
-)
+_LEDGER = ("documents", "source_bytes", "document_bytes", "separator_bytes", "normalized_documents")
 """Counts of a text range that the manifest of a chunk keeps."""
 
 
