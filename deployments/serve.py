@@ -35,6 +35,9 @@ _DEFAULTS = {
     # If a run is cancelled while its process is just starting, only the server can finish the cancel. By default it
     # waits five minutes for the process, which is killed after half a minute.
     "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS": "60",
+    # By default only events are removed, and runs with their logs and pages stay for ever. The period is in seconds.
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": f"{90 * 24 * 3600}",
     # A person who pressed a button waits for it. By default Prefect looks for new runs every ten seconds.
     "PREFECT_RUNNER_POLL_FREQUENCY": "1",
 }

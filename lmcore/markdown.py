@@ -7,6 +7,10 @@ from typing import Any
 
 _MARKUP = re.compile(r"[\\`*<>\[\]|~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 """What Markdown may read as markup anywhere in a line; an underscore inside a word is none."""
+_ADDRESS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
+"""Where an address is cut so that no reader makes it a link. A backslash is not enough for that."""
+_WORD_JOINER = "\u2060"
+"""It has no width."""
 
 
 class Markup(str):
@@ -14,12 +18,13 @@ class Markup(str):
 
 
 def escape(text: str) -> str:
-    """Text that is shown as it is, in one line."""
-    return _MARKUP.sub(lambda found: f"\\{found[0]}", " ".join(text.splitlines()))
+    """Text that is shown as it is, in one line. An address in it is no link, and nothing is fetched from it."""
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", _ADDRESS.sub(_WORD_JOINER, _one_line(text)))
 
 
 def code(text: str) -> str:
-    """A code span, whatever the text holds."""
+    """A code span in one line, whatever the text holds."""
+    text = _one_line(text)
     ticks = "`" * (_longest_ticks(text) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{ticks}{pad}{text}{pad}{ticks}"
@@ -55,6 +60,10 @@ def byte_size(count: float) -> str:
 def figure(value: Any) -> str:
     """A whole number with commas; anything else as it is."""
     return f"{value:,}" if type(value) is int else str(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def _longest_ticks(text: str) -> int:

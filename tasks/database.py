@@ -6,7 +6,7 @@ first.
 
 import re
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -26,6 +26,14 @@ def database_file() -> Path | None:
     url = str(PREFECT_SERVER_DATABASE_CONNECTION_URL.value())
     path = Path(unquote(url.removeprefix(_SQLITE).partition("?")[0]))
     return path if url.startswith(_SQLITE) and path.is_file() else None
+
+
+def make_private() -> None:
+    """Let only its owner read the database, whatever an earlier start did: logs and parameters are in it."""
+    if path := database_file():
+        for file in (path, *path.parent.glob(f"{path.name}-*")):
+            with suppress(OSError):  # another user's, or gone
+                file.chmod(0o600)
 
 
 def copy_before_upgrade() -> str:

@@ -53,6 +53,7 @@ def show_table(key: str, rows: list[dict[str, str]], description: str) -> None:
     The description is also logged, because the page of a run shows its log first.
     """
     get_run_logger().info(description)
+    description = escape(description)
     if len(rows) > _ROWS:
         description = f"{description}. The first {_ROWS:,} rows of {len(rows):,}"
     table = [{name: escape(cell) for name, cell in row.items()} for row in rows[:_ROWS]]  # the UI reads Markdown

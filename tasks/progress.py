@@ -1,7 +1,7 @@
 """Live progress of a task: on the terminal, and as Prefect artifacts (a bar and a table).
 
-A separate thread polls the work once a second and updates Prefect every few seconds. The work never waits for it, and
-an update that fails is dropped.
+A separate thread polls the work once a second and updates Prefect every few seconds, and a long stage every minute. The
+work never waits for it, and an update that fails is dropped.
 """
 
 import logging
@@ -26,8 +26,11 @@ from rich.console import Console
 from lmcore import progress
 from lmcore.progress import Standing, Update
 
-_SECONDS_BETWEEN_ARTIFACTS = 5
-_SECONDS_BETWEEN_TABLES = 30.0
+_SECONDS_BETWEEN_ARTIFACTS = (5.0, 60.0)
+"""At first, and at most."""
+_SECONDS_BETWEEN_TABLES = (30.0, 300.0)
+_SHARE = 0.02
+"""Seconds between two updates, as a share of those since the start. Each update is four rows of the server's events."""
 _log = logging.getLogger(__name__)
 
 
@@ -40,15 +43,16 @@ class LiveTable:
         self._rows = rows
         self._sent: list[dict[str, Any]] = []
         self._artifact: UUID | None = None
-        self._due = time.monotonic() + _SECONDS_BETWEEN_TABLES
+        self._began = time.monotonic()
+        self._due = self._began + _SECONDS_BETWEEN_TABLES[0]
 
     def refresh(self) -> None:
-        """Publish if the last time is half a minute ago, and at least 50 times the duration of publishing."""
+        """Publish if it is time to, and if the last time is at least 50 times the duration of publishing ago."""
         if time.monotonic() >= self._due:
             started = time.monotonic()
             self.publish()
             now = time.monotonic()
-            self._due = now + max(_SECONDS_BETWEEN_TABLES, 50 * (now - started))
+            self._due = now + max(_pause(now - self._began, _SECONDS_BETWEEN_TABLES), 50 * (now - started))
 
     def publish(self) -> None:
         """Send the present rows if they changed."""
@@ -88,18 +92,25 @@ def report_progress(
         table.publish()
 
 
+def _pause(seconds: float, least_and_most: tuple[float, float]) -> float:
+    """Seconds until the next update, so many after the start: a long stage is updated more seldom."""
+    least, most = least_and_most
+    return min(max(least, _SHARE * seconds), most)
+
+
 class _ProgressArtifact:
     """A progress artifact that is created once and updated every few seconds."""
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._artifact: UUID | None = None
-        self._due = time.monotonic()
+        self._began = self._due = time.monotonic()
 
     def refresh(self, standing: Standing, is_last: bool) -> None:
         """Publish the progress. Without a total nothing is published."""
-        if standing.total and (is_last or time.monotonic() >= self._due):
-            self._due = time.monotonic() + _SECONDS_BETWEEN_ARTIFACTS
+        now = time.monotonic()
+        if standing.total and (is_last or now >= self._due):
+            self._due = now + _pause(now - self._began, _SECONDS_BETWEEN_ARTIFACTS)
             self._publish(100 * standing.done / standing.total, standing.note)
 
     def _publish(self, percent: float, note: str) -> None:

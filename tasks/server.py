@@ -40,7 +40,7 @@ from prefect.settings import (
 from lmcore.errors import ConfigError, LMError
 from lmcore.runs.launch import end_with_parent
 from lmcore.signals import Terminated, resend_lost
-from tasks.database import copy_before_upgrade
+from tasks.database import copy_before_upgrade, make_private
 from tasks.locks import hold_run
 
 HOST = "127.0.0.1"
@@ -68,6 +68,7 @@ class Server:
         self._start()
 
     def _start(self) -> None:
+        make_private()
         # The server must not ask on the terminal: nobody would see the question.
         self.process = subprocess.Popen(
             [sys.executable, "-m", *self._command],
@@ -76,6 +77,7 @@ class Server:
             stderr=self._output,
             env=self._settings,
             start_new_session=True,
+            umask=0o077,
         )
         self._tie = terminate_after_us(self.process.pid, self._outlives_us)
 
@@ -253,8 +255,8 @@ def keep_terminations() -> None:
 
 
 def settle_in(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A flow's hook on_running: its process ends with the one that serves it, and holds the lock of the run."""
+    """A flow's hook on_running: its process ends with the one that started it, and holds the lock of the run."""
     stop_with_parent()
     keep_terminations()
-    if flow_run.deployment_id and not flow_run.work_pool_name:
+    if flow_run.deployment_id:
         hold_run(flow_run.id)

@@ -16,6 +16,7 @@ from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.mixture import Blocks, count_blocks
 from lmcore.dataset.tokenization import dataset_inputs, tokenize
 from lmcore.errors import StoppedError
+from lmcore.markdown import escape
 from lmcore.report.data_report import data_page, tokenizer_page
 from lmcore.report.report import Report, evaluation_rows, report, report_key, run_page, samples_page
 from lmcore.runs.launch import train_in_child
@@ -181,7 +182,7 @@ def _report_inputs(config: RunConfig, training: TrainingResult, evaluation: Eval
 def _report_page(found: Report) -> list[Artifact]:
     run, page = found.folder.name, found.markdown(inline_picture=True)
     return [
-        MarkdownArtifact(key="report", markdown=page, description=f"Report of {run}, in {found.folder}"),
+        MarkdownArtifact(key="report", markdown=page, description=f"Report of {run}, in {escape(str(found.folder))}"),
         MarkdownArtifact(key="samples", markdown=samples_page(found), description=f"Samples of {run}"),
     ]
 

@@ -13,6 +13,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
     """The receipt of a finished run that becomes a version. Raises StoreError when a part of the run is missing."""
     training, evaluation = _result(run, "training.json"), _result(run, "evaluation.json")
     manifest = read_manifest(run.dataset_folder)
+    keys = [entry["key"] for entry in manifest["chunks"]]
     return {
         "format_version": FORMAT_VERSION,
         "model": target.model,
@@ -66,9 +68,7 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
             "id": manifest["id"],
             "splits": manifest["splits"],
             "left_out": manifest["ledger"]["dropped"],
-            "chunks": {
-                entry["key"]: _manifest_hash(run.store / "shards" / entry["key"]) for entry in manifest["chunks"]
-            },
+            "chunks": {key: _manifest_hash(run.store / "shards" / key) for key in keys},
         },
         "tokenizer": {"id": run.identity["tokenizer_id"], "seal": _manifest_hash(run.tokenizer_folder)},
         "training": training,
@@ -93,11 +93,9 @@ def program() -> dict[str, Any]:
 
 def _commit(folder: Path) -> str | None:
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return None
 
 
 def _result(run: Run, name: str) -> dict[str, Any]:
@@ -114,10 +112,10 @@ def _manifest_hash(folder: Path) -> str:
 
 def _origin(run: Run) -> dict[str, str] | None:
     """The model that training began with; None for new weights."""
-    if not run.config.train.init_from:
+    if not (name := run.config.train.init_from):
         return None
-    path = Path(run.config.train.init_from).expanduser()
-    where = path_in_store(run.store, path.absolute()) if path.exists() else run.config.train.init_from
+    path = Path(name).expanduser()
+    where = path_in_store(run.store, path.absolute()) if path.exists() else name
     return {"path": where, "fingerprint": run.identity["first_weights"]}
 
 
@@ -131,54 +129,64 @@ def _checkpoints(run: Run, training: dict[str, Any]) -> dict[str, str]:
 def check_receipt(target: Version) -> Iterator[str]:
     """A line for each thing that differs from the receipt. Reads all bytes, those of the corpus too."""
     try:
-        manifest = verify_artifact(target.folder)
-        receipt = target.receipt()
+        manifest, receipt = verify_artifact(target.folder), target.receipt()
     except LMError as error:
         yield str(error)
         return
-    yield from _check_export(receipt, manifest)
-    yield from _check_corpus(receipt["corpus"]["files"])
-    tokenizer = {f"tokenizers/{receipt['tokenizer']['id']}": receipt["tokenizer"]["seal"]}
-    yield from _check_artifacts(target.store, tokenizer)
-    yield from _check_dataset(target.store, receipt)
-    yield from _check_artifacts(target.store, receipt["checkpoints"])
-    yield from _check_run(target.store / "runs" / receipt["run"], receipt)
-    yield from _check_origin(target.store, receipt["origin"])
-
-
-def _check_export(receipt: Receipt, manifest: dict[str, Any]) -> Iterator[str]:
+    store, run = target.store, f"runs/{receipt['run']}"
     for name, digest in receipt["export"].items():
         if name != "README.md" and manifest["files"].get(name, {}).get("blake3") != digest:
             yield f"{name} is not the file that run {receipt['run']} exported"
+    files = (_check_file(path, digest) for path, digest in receipt["corpus"]["files"].items())
+    yield from _first_lines([line for lines in files for line in lines])
+    artifacts = {f"tokenizers/{receipt['tokenizer']['id']}": receipt["tokenizer"]["seal"], **receipt["checkpoints"]}
+    for path, seal in artifacts.items():
+        yield from _guarded(path, _check_artifact(store, path, seal))
+    yield from _check_dataset(store, receipt)
+    yield from _guarded(run, _check_run(store, run, receipt))
+    if receipt["origin"]:
+        yield from _guarded("initial model", _check_origin(store, receipt["origin"]))
 
 
-def _check_corpus(files: dict[str, str]) -> Iterator[str]:
-    changed = []
-    for path, digest in files.items():
-        try:
-            if (found := hash_stored(path)) != digest:
-                changed.append(f"corpus: {path} has changed: was {digest}, is {found}")
-        except (OSError, LMError) as error:
-            changed.append(f"corpus: {path} cannot be read: {error}")
-    yield from _first_lines(changed)
+def _guarded(what: str, lines: Iterator[str]) -> Iterator[str]:
+    """The lines, and one about an error that ends them."""
+    try:
+        yield from lines
+    except (LMError, OSError) as error:
+        yield f"{what}: {error}"
+
+
+def _check_file(path: str, digest: str) -> Iterator[str]:
+    try:
+        if (found := hash_stored(path)) != digest:
+            yield f"corpus: {path} has changed: was {digest}, is {found}"
+    except (OSError, LMError) as error:
+        yield f"corpus: {path} cannot be read: {error}"
+
+
+def _check_artifact(store: Path, path: str, seal: str, reads: bool = True) -> Iterator[str]:
+    if reads:
+        verify_artifact(store / path)
+    if (found := _manifest_hash(store / path)) != seal:
+        yield f"{path} was replaced: the hash of its manifest was {seal}, is {found}"
 
 
 def _check_dataset(store: Path, receipt: Receipt) -> Iterator[str]:
-    dataset = store / "datasets" / receipt["dataset"]["id"]
+    name, chunks = receipt["dataset"]["id"], receipt["dataset"]["chunks"]
+    dataset = store / "datasets" / name
     if not (dataset / MANIFEST).exists():
-        yield _why_gone(store, dataset.name)
+        yield _why_gone(store, name)
         return
-    yield from (f"dataset {dataset.name}: {problem}" for _, problem in problems(dataset))
+    yield from (f"dataset {name}: {problem}" for _, problem in problems(dataset))
     rewritten = {key for event in forgotten_events(store) for key in event["chunks"]}
-    chunks = {f"shards/{key}": seal for key, seal in receipt["dataset"]["chunks"].items() if key not in rewritten}
-    yield from _first_lines(list(_check_artifacts(store, chunks, reads=False)))
+    paths = {f"shards/{key}": seal for key, seal in chunks.items() if key not in rewritten}
+    checks = (_guarded(path, _check_artifact(store, path, seal, reads=False)) for path, seal in paths.items())
+    yield from _first_lines([line for lines in checks for line in lines])
     excluded = np.array([int(name, 16) for name in receipt["corpus"]["excluded"]], np.uint64)
-    try:
+    with suppress(LMError):  # ``problems`` has reported it
         held = hashes(read_manifest(dataset)["chunks"], store, *SPLITS)
-    except LMError:
-        return  # ``problems`` has reported it
-    for value in excluded[np.isin(excluded, held)]:
-        yield f"dataset {dataset.name} holds document {value:016x}, which the receipt says is excluded"
+        for value in excluded[np.isin(excluded, held)]:
+            yield f"dataset {name} holds document {value:016x}, which the receipt says is excluded"
 
 
 def _why_gone(store: Path, dataset: str) -> str:
@@ -192,40 +200,19 @@ def _why_gone(store: Path, dataset: str) -> str:
     return f"dataset {dataset} is missing"
 
 
-def _check_artifacts(store: Path, manifest_hashes: dict[str, str], reads: bool = True) -> Iterator[str]:
-    for path, expected in manifest_hashes.items():
-        try:
-            if reads:
-                verify_artifact(store / path)
-            if (found := _manifest_hash(store / path)) != expected:
-                yield f"{path} was replaced: the hash of its manifest was {expected}, is {found}"
-        except (LMError, OSError) as error:
-            yield f"{path}: {error}"
+def _check_run(store: Path, run: str, receipt: Receipt) -> Iterator[str]:
+    for name, digest in receipt["results"].items():
+        if hash_file(store / run / name) != digest:
+            yield f"{run}/{name} has changed"
+    for name, old, new in differences(receipt["record"]["identity"], Run.open(store / run).identity):
+        yield f"{run}: {name} was {old!r}, is {new!r}"
 
 
-def _check_run(folder: Path, receipt: Receipt) -> Iterator[str]:
-    try:
-        for name in _RESULTS:
-            if hash_file(folder / name) != receipt["results"][name]:
-                yield f"runs/{folder.name}/{name} has changed"
-        found = Run.open(folder).identity
-    except (LMError, OSError) as error:
-        yield f"run {folder.name}: {error}"
-        return
-    for name, old, new in differences(receipt["record"]["identity"], found):
-        yield f"run {folder.name}: {name} was {old!r}, is {new!r}"
-
-
-def _check_origin(store: Path, origin: dict[str, str] | None) -> Iterator[str]:
-    if origin is None:
-        return
-    try:
-        found = InitialModel.find(origin_path(store, origin))
-        found.verify()
-        if found.fingerprint() != origin["fingerprint"]:
-            yield f"{origin['path']}, the initial model, has other weights than before"
-    except (LMError, OSError) as error:
-        yield f"initial model: {error}"
+def _check_origin(store: Path, origin: dict[str, str]) -> Iterator[str]:
+    found = InitialModel.find(origin_path(store, origin))
+    found.verify()
+    if found.fingerprint() != origin["fingerprint"]:
+        yield f"{origin['path']}, the initial model, has other weights than before"
 
 
 def origin_path(store: Path, origin: dict[str, str]) -> str:

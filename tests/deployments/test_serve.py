@@ -31,6 +31,12 @@ SET_BY_SERVE = [
 ]
 
 
+def test_only_its_owner_reads_the_database(served: Api) -> None:
+    files = [*served.home.glob("prefect.db*")]
+    assert files
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
 def test_a_run_asked_for_through_the_api_completes(served: Api, completed: Completed) -> None:
     assert completed.state["type"] == "COMPLETED", completed.state
     artifacts = served.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [completed.run["id"]]}}})

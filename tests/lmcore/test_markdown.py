@@ -1,10 +1,15 @@
 """Tables are read by people: in a page, and in a terminal."""
 
 import math
+import re
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
-from lmcore.markdown import bold, code, columns, escape, number, table
+from lmcore.markdown import bold, code, columns, escape, fenced, number, table
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_figures_stand_to_the_right() -> None:
@@ -26,6 +31,7 @@ def test_a_cell_breaks_no_table() -> None:
         ("&lt; & &#60;", r"\&lt; & \&#60;"),
         ("gpt2-4x192-0123", "gpt2-4x192-0123"),
         ("日本語_です\n# no heading", "日本語_です # no heading"),
+        ("http://a.b www.a.b me@a.b", "http:\u2060//a.b www\u2060.a.b me\u2060@a.b"),
     ],
 )
 def test_a_value_is_shown_as_it_is(text: str, shown: str) -> None:
@@ -39,6 +45,24 @@ def test_a_cell_may_be_markup_where_that_is_said() -> None:
 @pytest.mark.parametrize(("text", "span"), [("a", "`a`"), ("a`b", "``a`b``"), ("`", "`` ` ``"), ("'x'", "`'x'`")])
 def test_a_code_span_holds_anything(text: str, span: str) -> None:
     assert code(text) == span
+
+
+_PARTS = [*"`|\\<>[]()*_#a \n\r\0\u2028", "```", "~~~", "    ", "\n\n", "![r]", "&lt;", "http://a.b", "www.a.b"]
+_PARTS.extend(["![x](http://a.b/i.png)", "<img src=http://a.b/i.png>", "[r]: http://a.b/i.png", "javascript:x"])
+_TEXTS = st.lists(st.sampled_from(_PARTS), max_size=8).map("".join)
+
+
+def _inline(text: str) -> str:
+    return f"# {escape(text)}\n\n{escape(text)}\n\nin {code(text)} {bold(text)} {escape(text)}."
+
+
+@pytest.mark.parametrize("shown", [_inline, fenced, lambda text: table(("a",), [(text,)])])
+@given(text=_TEXTS)
+def test_no_text_becomes_a_picture_a_link_or_html(shown: Callable[[str], str], text: str) -> None:
+    tokens = MarkdownIt("commonmark").enable("table").parse(f"before\n\n{shown(text)}\n\nafter\n")
+    inside = [each for token in tokens for each in [token, *(token.children or [])]]
+    assert not {"image", "link_open", "html_inline", "html_block"} & {each.type for each in inside}
+    assert not [each for each in inside if each.type == "text" and re.search("://|www[.]", each.content)]
 
 
 def test_a_figure_that_is_none_is_said_in_words() -> None:

@@ -41,6 +41,16 @@ def test_the_newest_revision_is_the_one_that_alembic_says() -> None:
     assert known == {revision.revision for revision in script.walk_revisions()}
 
 
+def test_only_its_owner_reads_the_database(path: Path) -> None:
+    database.make_private()  # there is none yet
+    write(path, PREFECT_3_8_8)
+    beside = path.with_name("prefect.db-wal")
+    beside.touch(0o644)
+    path.chmod(0o644)
+    database.make_private()
+    assert [file.stat().st_mode & 0o777 for file in (path, beside)] == [0o600, 0o600]
+
+
 def test_a_database_of_an_older_prefect_is_copied_and_the_line_says_where(path: Path) -> None:
     write(path, PREFECT_3_8_8)
     path.chmod(0o640)

@@ -13,7 +13,7 @@ import pytest
 import lmcore.progress
 from lmcore.progress import Standing
 from tasks import progress
-from tasks.progress import LiveTable, report_progress
+from tasks.progress import LiveTable, _ProgressArtifact, report_progress
 
 
 class Server:
@@ -75,6 +75,21 @@ def test_it_is_refreshed_every_half_minute_at_most(server: Server, clock: list[f
         clock[0] += 1
         table.refresh()
     assert server.calls == 10
+
+
+def test_a_day_is_some_thousand_rows_of_events(
+    server: Server, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[float] = []
+    monkeypatch.setattr(progress, "create_progress_artifact", lambda *_, **__: uuid4())
+    monkeypatch.setattr(progress, "update_progress_artifact", lambda _, percent, **__: updates.append(percent))
+    table, bar = LiveTable("losses", "Losses", lambda: [{"second": clock[0]}]), _ProgressArtifact("training")
+    for second in range(24 * 3600):
+        clock[0] += 1
+        table.refresh()
+        bar.refresh(Standing(second, 24 * 3600), is_last=False)
+    assert len(updates) < 1700
+    assert server.calls < 450
 
 
 def test_rows_that_are_slow_to_read_are_read_more_seldom(server: Server, clock: list[float]) -> None:
