@@ -19,8 +19,7 @@ class RetrainingConfig(Section):
     """Train only if there are at least this many bytes of new training text."""
     start: Start = "export"
     """What a challenger starts from. export: the champion's weights, warmed up again. trunk: its checkpoint before the
-    decay of a wsd schedule, with the optimizer's state; if there is none, its export. scratch: new weights, trained on
-    all text as the first model is."""
+    decay of a wsd schedule, with the optimizer's state; else its export. scratch: new weights, trained on all text."""
     replay: float = Field(0.85, ge=0, lt=1)
     """Share of old text in the training of a challenger (arXiv 2403.08763)."""
     budget: float = Field(10.0, gt=0, le=1e6)
@@ -28,8 +27,8 @@ class RetrainingConfig(Section):
     budget_minutes: float = Field(0.0, ge=0, le=1e6)
     """Limit of the budget in minutes of training, at the champion's speed. 0: no limit."""
     hub_repository: str = Field("", pattern=f"^({NAME}/{NAME})?$")
-    """Repository on the Hugging Face hub, such as user/name, that holds the champion. Each retraining pushes the
-    champion if it is not there. A missing repository is created as private. The token is HF_TOKEN. Empty: no push."""
+    """Repository on the Hugging Face hub, such as user/name. Each retraining pushes the champion if it is not there. A
+    missing repository is created as private. The token is HF_TOKEN. Empty: no push."""
 
 
 class GateConfig(Section):
