@@ -188,7 +188,8 @@ def verify(
 
 
 def _verify_version(version: stored.Version) -> Outcome:
-    from lmcore.registry.receipt import check_receipt, program_differences
+    from lmcore.registry.receipt import program_differences
+    from lmcore.upkeep.verify import check_receipt
 
     lines = list(check_receipt(version))
     wrong = f"{version} no longer matches its receipt ({len(lines)}): {lines[0]}" if lines else ""

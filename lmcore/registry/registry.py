@@ -35,7 +35,7 @@ from lmcore.registry.versions import (
 from lmcore.runs.model_card import CARD, model_card, public_name, training_facts
 from lmcore.runs.run import Run
 from lmcore.settings.section import NUMBER
-from lmcore.store.artifacts import MANIFEST, content_of, read_manifest, verify_artifact, write_artifact
+from lmcore.store.artifacts import MANIFEST, read_manifest, verify_artifact, write_artifact
 from lmcore.store.files import remove, remove_stale_temp, write_file
 from lmcore.store.json_files import append_line, json_bytes, read_lines
 from lmcore.store.locks import locked
@@ -50,7 +50,7 @@ def add_version(store: Path, name: str, run: Run, decision: dict[str, Any]) -> V
     StoreError when the run has no whole export, RegistryError for a name that cannot be one.
     """
     export = run.folder / "model"
-    about = content_of(verify_artifact(export))
+    about = verify_artifact(export)
     with adding(store, name) as version:
         before = champion(store, name)
         receipt = make_receipt(run, version, before.id if before else None, decision)

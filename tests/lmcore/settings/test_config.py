@@ -52,6 +52,12 @@ def test_what_makes_no_sense_is_refused(content: object) -> None:
         RunConfig.model_validate(content)
 
 
+def test_a_removed_setting_is_passed_over_where_it_changed_nothing() -> None:
+    assert CorpusConfig.model_validate({"filter": ""}) == CorpusConfig()
+    with pytest.raises(ValidationError, match="filter was removed: leave it out"):
+        CorpusConfig.model_validate({"filter": "json.loads"})
+
+
 def test_only_result_fields_name_a_run() -> None:
     named = result_fields(RunConfig())
     assert not {"store", "run", "fresh", "when_locked"} & named.keys()
