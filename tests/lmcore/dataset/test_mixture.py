@@ -142,12 +142,6 @@ def test_it_is_a_permutation(n: int, seed: int, epoch: int) -> None:
     assert np.array_equal(np.sort(shuffled(np.arange(n), n, seed, epoch)), np.arange(n))
 
 
-@given(n=st.integers(1, 5000), data=st.data())
-def test_any_part_is_reached_without_the_rest(n: int, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, n - 1))
-    assert np.array_equal(shuffled(np.arange(n), n, 1, 2)[start:], shuffled(np.arange(start, n), n, 1, 2))
-
-
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = {tuple(shuffled(np.arange(100), 100, seed, epoch)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
