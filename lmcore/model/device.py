@@ -24,11 +24,8 @@ def choose_device(name: DeviceChoice, local_rank: int = 0) -> torch.device:
 
     Raises ConfigError when it is not available.
     """
-    there: dict[DeviceChoice, bool] = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    there: dict[DeviceChoice, bool] = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there["cpu"] = True
     if name == "auto":
         name = next(device for device, present in there.items() if present)
     if not there[name]:
@@ -44,10 +41,7 @@ def choose_device(name: DeviceChoice, local_rank: int = 0) -> torch.device:
 def device_locked(
     device: torch.device, when_locked: Literal["wait", "refuse"], should_stop: Callable[[], bool]
 ) -> AbstractContextManager[None]:
-    """A lock that lets one training at a time use a GPU of this machine. Trainings share a CPU.
-
-    Raises as ``locked`` does.
-    """
+    """A lock by which one training at a time uses a GPU; trainings share a CPU. Raises as ``locked`` does."""
     if device.type != "cuda":
         return nullcontext()
     name = torch.cuda.get_device_properties(device).uuid
