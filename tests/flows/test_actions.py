@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows import actions
 from lmcore.errors import ConfigError, RegistryError
-from lmcore.registry.receipt import check_receipt, diff
+from lmcore.registry.receipt import diff
 from lmcore.registry.registry import promote
 from lmcore.registry.versions import champion, find_version, history_rows, versions
 from lmcore.store.allowed_paths import VARIABLE
 from lmcore.store.files import hash_text
+from lmcore.upkeep.verify import check_receipt
 from tests.conftest import two_versions, write_corpus
 from tests.hub import LFS_WARNING, running_hub
 from tests.story import artifacts
@@ -46,6 +48,8 @@ def page(key: str) -> tuple[list[dict[str, str]], str]:
 def test_evaluate_scores_the_champion_on_what_was_held_out_and_keeps_the_figures(made: Path) -> None:
     state: Any = actions.evaluate(store=made, return_state=True)
     figures = state.result()
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(state.state_details.flow_run_id).name == "evaluate lm"  # no gap for an empty field
     receipt = find_version(made, "lm").receipt()
     assert figures["model"] == "lm/v0001"
     assert figures["weights"] == receipt["training"]["weights"]
