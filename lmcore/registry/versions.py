@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lmcore.corpus.exclusions import current_dataset_id
+from lmcore.corpus.document_hashes import current_dataset_id
 from lmcore.errors import RegistryError, StoreError
 from lmcore.settings.section import NAME, NUMBER
 from lmcore.store.allowed_paths import check_allowed, check_folder_allowed

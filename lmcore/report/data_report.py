@@ -67,8 +67,6 @@ def _ledger_rows(ledger: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "read", f"{ledger['source_bytes']:,}"
     yield "in documents", f"{ledger['document_bytes']:,}"
     yield "separators", f"{ledger['separator_bytes']:,}"
-    if ledger.get("filtered_bytes"):
-        yield "filtered", f"{ledger['filtered_bytes']:,}"
     for reason, row in ledger["skipped"].items():
         yield f"skipped: {reason} ({row['pieces']:,} pieces)", f"{row['bytes']:,}"
     yield bold("unaccounted"), bold(f"{ledger['unaccounted_bytes']:,}")

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.readers import read_documents
 from lmcore.corpus.scan import scan
 from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path, PurePath
 
 from lmcore import clock
-from lmcore.corpus.exclusions import current_dataset_id
+from lmcore.corpus.document_hashes import current_dataset_id
 from lmcore.errors import LMError, RunError
 from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run

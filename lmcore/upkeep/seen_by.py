@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, isin_sorted
-from lmcore.corpus.exclusions import forgotten_events
+from lmcore.corpus.document_hashes import Hashes, forgotten_events, isin_sorted
+from lmcore.corpus.document_query import Cut, DocumentQuery, Match
 from lmcore.dataset.shards import SPLITS, Shard
 from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.versions import Version, all_versions

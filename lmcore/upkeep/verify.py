@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmcore.corpus.exclusions import forgotten_events
+from lmcore.corpus.document_hashes import forgotten_events
 from lmcore.corpus.remote import hash_stored
 from lmcore.dataset.audit import problems
 from lmcore.dataset.filters import hashes
