@@ -27,7 +27,7 @@ from lmcore.errors import StoppedError, TrainingError
 from lmcore.model.device import choose_device, device_locked, peak_memory
 from lmcore.model.generate import write_samples
 from lmcore.model.model import Tensors, flops_per_token, parameter_count
-from lmcore.runs.initial_model import init_checkpoint
+from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.metrics import MetricsWriter
 from lmcore.runs.run import (
     Run,
@@ -119,7 +119,8 @@ class _Training:
             self.train_step.load(saved["learner"])
             return State.from_saved(saved)
         if self.config.init_optimizer:
-            load_optimizers(init_checkpoint(self.config.init_from), self.train_step.model, self.train_step.optimizers)
+            initial = InitialModel.find(self.config.init_from)
+            load_optimizers(initial.optimizer_folder(), self.train_step.model, self.train_step.optimizers)
         return State()
 
     def _open_metrics(self, keep_events: bool = False) -> MetricsWriter | None:
