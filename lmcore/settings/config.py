@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lmcore.settings.section import NAME, ByName, Location, Section, Text, TextPath, speed, view
 from lmcore.settings.training import TrainConfig as TrainConfig
+from lmcore.settings.urls import is_url
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
 """Ids 0 to 5 of a trained tokenizer."""
@@ -38,7 +39,7 @@ def _last_name(path: str) -> str:
     """The last name of a path: wiki for texts/wiki/*.jsonl and for s3://texts/wiki?region=x."""
     if path == STANDARD_LIBRARY:
         return path.rstrip(":")
-    local = path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    local = path if is_url(path) else os.path.abspath(os.path.expanduser(path))
     names = [name for name in re.sub(r"\?.*$", "", local).split("/") if name and not re.search(r"[*\[]", name)]
     return names[-1] if names else path
 
@@ -74,9 +75,6 @@ class CorpusConfig(Section):
     """quarantine: text that cannot be read is kept aside and recorded in the ledger. fail: it ends the run."""
     normalize: Literal["", "NFC", "NFKC"] = ""
     """Unicode normalization of every text before it is tokenized (UAX #15). Empty: text is not changed."""
-    filter: str = Field("", pattern=r"^([A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+)?$")
-    """Dotted name of a Python function text -> bool; documents for which it is False are left out. Deployments refuse
-    it, because a form must not choose code."""
     min_bytes: int = Field(0, ge=0, le=2**30)
     """Bytes of text. Shorter documents are left out."""
     max_bytes: int = Field(2**30, ge=1, le=2**30)
@@ -152,26 +150,18 @@ class DatasetConfig(Section):
     """Read the blocks of every epoch in a new random order."""
     weights: ByName[Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]] = {}
     """Share of each source in an epoch's blocks (web 0.7, wiki 0.3), of any sum. Empty: in proportion to the text."""
-    epochs: ByName[Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]] = {}
-    """Passes over each source in one epoch, instead of weights."""
     packing: Literal["stream", "best_fit"] = "stream"
     """stream: each block continues where the last one ended. best_fit: no document that fits a block is cut, but
     blocks are padded (arXiv 2404.10830)."""
     document_masking: bool = False
     """Restart attention and positions at each document in a block, as in evaluation."""
 
-    @property
-    def is_mixture(self) -> bool:
-        return bool(self.weights or self.epochs)
-
     @model_validator(mode="after")
     def _mixture_fits(self) -> Self:
-        if self.weights and self.epochs:
-            raise ValueError("weights and epochs are both given: a mixture has one of them")
-        if self.is_mixture and not any((self.weights or self.epochs).values()):
-            raise ValueError("weights or epochs are all 0: no source would be read")
-        if self.is_mixture and not self.shuffle:
-            raise ValueError("weights and epochs need shuffle: without it sources would not mix")
+        if self.weights and not any(self.weights.values()):
+            raise ValueError("weights are all 0: no source would be read")
+        if self.weights and not self.shuffle:
+            raise ValueError("weights need shuffle: without it sources would not mix")
         return self
 
 

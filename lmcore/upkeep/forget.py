@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore import clock
-from lmcore.corpus.document_query import DocumentQuery, Hashes, isin_sorted
-from lmcore.corpus.exclusions import FORGOTTEN, forgotten_hashes
+from lmcore.corpus.document_hashes import FORGOTTEN, Hashes, forgotten_hashes, isin_sorted
+from lmcore.corpus.document_query import DocumentQuery
 from lmcore.dataset.filters import filter_rows
 from lmcore.dataset.manifest import dataset_id, text_ranges, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard, blanked, read_quarantine, shard_path, write_quarantine, write_shard
@@ -101,7 +101,7 @@ def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
     Raises RunError while a run that uses one is running or text is tokenized, and StoreError when a run does not say
     what it was trained on.
     """
-    query = DocumentQuery.parse(document)
+    query = DocumentQuery(document)
     store = prepare_store(store, creates=False)  # also removes stale temporary files, which may hold the text
     with store_locked(store, shared=False), ExitStack() as running:
         datasets = {folder: read_manifest(folder) for folder in artifact_folders(store, "datasets")}
@@ -198,13 +198,13 @@ def _users(store: Path, chunks: list[str], datasets: dict[Path, dict[str, Any]])
 
 
 def _purge(
-    store: Path,
-    plan: Forgotten,
-    query: DocumentQuery,
-    replaced: dict[Path, dict[str, Any]],
-    chunks: list[Path],
+    store: Path, plan: Forgotten, query: DocumentQuery, replaced: dict[Path, dict[str, Any]], chunks: list[Path]
 ) -> None:
-    _remember(store, plan)
+    """Carry out the plan. The event is written first. Where all of it is known, this call finishes an earlier one."""
+    known = {f"{value:016x}" for value in forgotten_hashes(store).tolist()}
+    if plan.datasets or plan.chunks or not set(plan.documents) <= known:
+        event = plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"})
+        append_line(store / FORGOTTEN, {"time": clock.iso_timestamp(), **event})
     wanted = np.array(sorted(int(name, 16) for name in plan.documents), np.uint64)
     for folder, without in replaced.items():
         if without:
@@ -214,14 +214,6 @@ def _purge(
         _purge_chunk(chunk, wanted, query)
     for name in plan.files:
         remove(store / name) if (store / name).is_dir() else (store / name).unlink(missing_ok=True)
-
-
-def _remember(store: Path, plan: Forgotten) -> None:
-    """Append the event, unless all of it is known: a second call then only finishes the first."""
-    known = {f"{value:016x}" for value in forgotten_hashes(store).tolist()}
-    if plan.datasets or plan.chunks or not set(plan.documents) <= known:
-        event = plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"})
-        append_line(store / FORGOTTEN, {"time": clock.iso_timestamp(), **event})
 
 
 def _purge_chunk(folder: Path, wanted: Hashes, query: DocumentQuery) -> None:
@@ -239,14 +231,6 @@ def _purge_shard(old: Path, new: Path, wanted: Hashes) -> int:
     """The number of tokens that are left."""
     shard = Shard(old)
     tokens, lengths = blanked(shard.tokens, np.diff(shard.offsets), isin_sorted(shard.hashes, wanted))
-    write_shard(
-        new,
-        tokens,
-        lengths,
-        shard.text_bytes,
-        shard.positions,
-        shard.hashes,
-        tokenizer_id=shard.metadata["tokenizer_id"],
-        eos_id=int(shard.metadata["eos_id"]),
-    )
+    about = {"tokenizer_id": shard.metadata["tokenizer_id"], "eos_id": int(shard.metadata["eos_id"])}
+    write_shard(new, tokens, lengths, shard.text_bytes, shard.positions, shard.hashes, **about)
     return len(tokens)
