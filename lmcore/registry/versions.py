@@ -18,7 +18,6 @@ from lmcore.settings.section import NAME, NUMBER
 from lmcore.store.allowed_paths import check_allowed, check_folder_allowed
 from lmcore.store.artifacts import check_version, find_artifact
 from lmcore.store.json_files import read_lines, read_object
-from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 RECEIPT = "receipt.json"
 HISTORY = "history.jsonl"
@@ -65,9 +64,9 @@ class Version:
         return self.store / "datasets" / current_dataset_id(self.store, str(self.receipt()["dataset"]["id"]))
 
     @property
-    def tokenizer(self) -> TokenizerInfo:
-        """Raises StoreError when it is gone from the store."""
-        return TokenizerInfo.open(self.store / "tokenizers" / str(self.receipt()["tokenizer"]["id"]))
+    def tokenizer(self) -> Path:
+        """The folder of its tokenizer."""
+        return self.store / "tokenizers" / str(self.receipt()["tokenizer"]["id"])
 
     @property
     def weights(self) -> str:

@@ -1,5 +1,6 @@
 """Validation during a training, and early stopping by it."""
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -31,15 +32,21 @@ class Validation:
         """Tokens in the documents that this rank scores."""
         return sum(len(ids) for mine in self._documents.values() for ids, *_ in mine)
 
-    def __call__(self) -> dict[str, Score]:
-        """The score of each source that has documents, equal on all ranks."""
-        scores = {name: self._scorer(mine) for name, mine in self._documents.items()}
-        if not self._is_shared:
-            return scores
-        return {
-            name: Score.from_figures(self._ranks.sum(torch.tensor(astuple(score)).double()).tolist())
-            for name, score in scores.items()
-        }
+    def __call__(self, should_stop: Callable[[], bool]) -> dict[str, Score]:
+        """The score of each source that has documents, equal on all ranks.
+
+        Raises InterruptedError when ``should_stop`` returns True after a batch. Several ranks go on together instead.
+        """
+
+        def check(tokens: int) -> None:
+            if self._ranks.world == 1 and should_stop():
+                raise InterruptedError
+
+        scores = {name: self._scorer.each(mine, check).total for name, mine in self._documents.items()}
+        if self._is_shared and self._ranks.world > 1:
+            sums = {name: self._ranks.sum(torch.tensor(astuple(score)).double()) for name, score in scores.items()}
+            scores = {name: Score.from_figures(each.tolist()) for name, each in sums.items()}
+        return scores
 
 
 def _first_documents(dataset: Path, tokens: int) -> dict[str, list[Document]]:

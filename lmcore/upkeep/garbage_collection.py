@@ -86,7 +86,7 @@ def _mark(store: Path, keep_runs: int, oldest: float, held: ExitStack) -> set[st
 
 def _needed(store: Path, training: Training) -> Iterator[str]:
     """What a run or a version needs: datasets, tokenizer, and a checkpoint or export with what opens it."""
-    yield f"tokenizers/{training.tokenizer}"
+    yield f"tokenizers/{training.record['identity']['tokenizer_id']}"
     for name in training.datasets:
         yield from _dataset(store, name)
         yield from _dataset(store, current_dataset_id(store, name))
