@@ -49,5 +49,6 @@ def _decided(decision: Decision) -> Iterator[str]:
     if decision.comparisons:
         yield "Bits per byte. Below 0 the challenger is better."
         yield markdown.rows_table(decision.comparison_rows())
+        yield " ".join(decision.power)
         picture = comparison_picture(decision.comparisons, decision.verdict.partition(":")[0])
         yield f"![comparison](data:image/png;base64,{base64.b64encode(picture).decode()})"
