@@ -56,7 +56,7 @@ view: Any = partial(Field, json_schema_extra={"role": "view"})
 """A field that changes what is shown or where it is kept."""
 
 
-_REMOVED = {"CorpusConfig": {"filter": ""}}
+_REMOVED = {"CorpusConfig": {"filter": ""}, "TrainConfig": {"decay_shape": "1-sqrt"}}
 """Settings of earlier versions by section, with the value that changed nothing."""
 
 

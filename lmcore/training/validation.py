@@ -1,7 +1,7 @@
-"""Validation during a training, and early stopping by it."""
+"""Validation during a training."""
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from itertools import accumulate
 from pathlib import Path
 
@@ -63,21 +63,3 @@ def _first_documents(dataset: Path, tokens: int) -> dict[str, list[Document]]:
         if count < tokens:
             chosen.setdefault(source, []).append(document)
     return chosen
-
-
-@dataclass
-class EarlyStopping:
-    """Counts validations in a row that did not lower the loss."""
-
-    best_loss: float = float("inf")
-    """Nats per token."""
-    best_step: int = 0
-    without_gain: int = 0
-
-    def gains(self, step: int, loss: float, min_gain: float) -> bool:
-        """True if a validation's loss is the lowest so far by at least ``min_gain``, which is then recorded."""
-        if loss < self.best_loss - min_gain:
-            self.best_loss, self.best_step, self.without_gain = loss, step, 0
-            return True
-        self.without_gain += 1
-        return False
