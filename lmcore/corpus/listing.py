@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from lmcore.corpus.document_hashes import HASH, Hashes, hash_names, parse_hashes
-from lmcore.corpus.file_finder import FileFinder, expand
+from lmcore.corpus.file_finder import FileFinder
 from lmcore.corpus.formats import PLAIN_TEXT, SourceFile
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Ledger, counted, printable
@@ -77,7 +77,7 @@ def _content(files: list[SourceFile]) -> list[list[str]]:
 def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     """Scan the corpus, write its listing, and return its figures and the store. No corpus: no store is created.
 
-    Raises ConfigError if a setting leads outside LM_DATA_ROOTS, or if dataset.weights or dataset.epochs name other
+    Raises ConfigError if a setting leads outside LM_DATA_ROOTS, or if dataset.weights names other
     sources, and the errors of ``scan``.
     """
     _check_settings(config)
@@ -123,18 +123,15 @@ def check_paths(config: RunConfig) -> None:
     lists = {"corpus.validation_paths": config.corpus.validation_paths, "corpus.paths": config.corpus.paths}
     lists |= {f"corpus.sources.{name}": paths for name, paths in config.corpus.sources.items()}
     for setting, paths in lists.items():
-        for path in paths:
-            if not is_url(path):
-                expand(path, setting)
         FileFinder(config.corpus).check(paths, setting)
 
 
 def _check_settings(config: RunConfig) -> None:
     check_settings_allowed(config)
-    named, given = set(config.dataset.weights or config.dataset.epochs), set(config.corpus.source_names)
+    named, given = set(config.dataset.weights), set(config.corpus.source_names)
     if named and named != given:
         raise ConfigError(
-            f"dataset.weights or dataset.epochs must name the corpus's sources, {', '.join(sorted(given))}: missing "
+            f"dataset.weights must name the corpus's sources, {', '.join(sorted(given))}: missing "
             f"are {sorted(given - named)}, unknown {sorted(named - given)}. 0 leaves a source out"
         )
     require_paths(config.corpus)

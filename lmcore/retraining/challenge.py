@@ -9,7 +9,7 @@ when it is started again.
 
 from collections import Counter, deque
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,11 @@ from lmcore.dataset.manifest import AGES, Dataset, age_of, base_source
 from lmcore.errors import ConfigError, StoreError
 from lmcore.registry.registry import add_version, promote, record_refusal
 from lmcore.registry.versions import Version, history, versions
+from lmcore.retraining.anchor import ANCHOR, SCORES, aligned, next_anchor, own_scores_path, reference
 from lmcore.retraining.gate import Decision, decide
 from lmcore.retraining.new_documents import NewDocuments, tokens_by_source
 from lmcore.runs.prepare import run_key
-from lmcore.runs.run import Run, TrainingResult
+from lmcore.runs.run import Run, trained_weights
 from lmcore.runs.scores import DocumentScores, scores_path
 from lmcore.runs.seen_documents import seen_documents
 from lmcore.settings.config import DatasetConfig, RunConfig
@@ -79,7 +80,7 @@ def warm_start(
         "warmup_from": 0.0 if stable else train.min_learning_rate,
     }
     weights = replay_weights(tokens_by_source(by_age), config.dataset, retraining.replay)
-    dataset = run.dataset.model_copy(update={"weights": weights, "epochs": {}})
+    dataset = run.dataset.model_copy(update={"weights": weights})
     train = type(train).model_validate(train.model_dump() | changes)
     return run.model_copy(update={"run": "", "train": train, "dataset": dataset})
 
@@ -92,10 +93,7 @@ def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float
     ``dataset`` names sources, but not one that has text.
     """
     ages = {"old": replay, "new": round(1 - replay, 12)}  # 0.15, not 0.15000000000000002
-    within = {
-        name: _given("weights", dataset, name) if dataset.weights else count * _given("epochs", dataset, name)
-        for name, count in tokens.items()
-    }
+    within = {name: _weight(dataset, name) if dataset.weights else count for name, count in tokens.items()}
     totals = {age: sum(share for name, share in within.items() if age_of(name) == age) for age in AGES}
     return {name: ages[age_of(name)] * share / (totals[age_of(name)] or 1) for name, share in within.items()}
 
@@ -109,18 +107,15 @@ def from_scratch(config: RetrainConfig, by_age: Path) -> RunConfig:
     for name, count in tokens.items():
         whole[base_source(name)] += count
     parts = {name: count / whole[base_source(name)] for name, count in tokens.items()}
-    weights = {name: _given("weights", dataset, name) * part for name, part in parts.items()}
-    epochs = {name: _given("epochs", dataset, name) for name in parts}
-    mixture = {"weights": weights if dataset.weights else {}, "epochs": epochs if dataset.epochs else {}}
-    return run.model_copy(update={"run": "", "dataset": run.dataset.model_copy(update=mixture)})
+    weights = {name: _weight(dataset, name) * part for name, part in parts.items()} if dataset.weights else {}
+    return run.model_copy(update={"run": "", "dataset": run.dataset.model_copy(update={"weights": weights})})
 
 
-def _given(field: Literal["weights", "epochs"], dataset: DatasetConfig, name: str) -> float:
-    """The value of a field of the settings for the source of a part; 1 where the field is empty."""
-    shares, source = getattr(dataset, field), base_source(name)
-    if shares and source not in shares:
-        raise ConfigError(f"dataset.{field} must name every source, and {source} has text now: 0 leaves it out")
-    return float(shares.get(source, 1.0))
+def _weight(dataset: DatasetConfig, name: str) -> float:
+    """The weight that the settings give to the source of a part."""
+    if (source := base_source(name)) not in dataset.weights:
+        raise ConfigError(f"dataset.weights must name every source, and {source} has text now: 0 leaves it out")
+    return dataset.weights[source]
 
 
 def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:
@@ -172,15 +167,26 @@ def require_comparable(best: Version, dataset: Path) -> None:
 def compare(best: Version | None, folder: Path, gate: GateConfig) -> Decision:
     """The gate's decision about a challenger, by the scores that are kept in ``folder``, that of its run.
 
-    ``evaluate`` wrote the challenger's, ``score_champion`` the champion's. Raises StoreError when they are missing.
+    ``evaluate`` wrote the challenger's, ``score_champion`` the champion's and ``score_on_anchor`` those of the anchor.
+    The folder also gets the anchor as it is when the challenger is promoted. Raises StoreError when scores are missing.
     """
     store = Run.open(folder).store
-    challenger = DocumentScores.load(scores_path(folder, _weights(folder)))
-    champion = DocumentScores.load(scores_path(folder, best.weights)) if best else None
+    challenger = DocumentScores.load(scores_path(folder, trained_weights(folder)))
     trained_on = {"challenger": _trained_on(folder, store)}
-    if best:
+    if best is None:
+        decision, after = (
+            decide(None, challenger, gate, trained_on, folder),
+            next_anchor(None, challenger, challenger, []),
+        )
+    else:
+        champion = DocumentScores.load(scores_path(folder, best.weights))
         trained_on["champion"] = _trained_on(best.folder, store)
-    return decide(champion, challenger, gate, trained_on, folder).save()
+        anchor, own = reference(best, champion), DocumentScores.load(own_scores_path(folder))
+        decision = decide(champion, challenger, gate, trained_on, folder, (aligned(own, anchor), own))
+        after = next_anchor(anchor, own, challenger, decision.references)
+    for name, scores in zip((ANCHOR, SCORES), after, strict=True):
+        scores.save(folder / name)
+    return decision.save()
 
 
 def record_decision(
@@ -191,9 +197,11 @@ def record_decision(
     ``key`` names its run. The history keeps it and the ``gate``, for ``earlier_refusal``. Raises RegistryError when
     another version was promoted since ``best`` was read.
     """
-    weights, content = _weights(folder), decision.model_dump(mode="json", exclude={"folder"})
+    weights, content = trained_weights(folder), decision.model_dump(mode="json", exclude={"folder"})
     same = (each for each in versions(store, name) if each.weights == weights)
-    version = next(same, None) or add_version(store, name, Run.open(folder), content)
+    version = next(same, None) or add_version(
+        store, name, Run.open(folder), content, [folder / ANCHOR, folder / SCORES]
+    )
     reason = "; ".join(decision.reasons)
     about: dict[str, Any] = {"run": folder.name, "run_key": key, "gate": gate.model_dump()}
     if decision.promoted:
@@ -209,10 +217,3 @@ def _trained_on(folder: Path, store: Path) -> npt.NDArray[np.uint64] | str:
         return seen_documents(folder, store).train
     except StoreError as error:
         return f"unknown: {error}"
-
-
-def _weights(run_folder: Path) -> str:
-    result = TrainingResult.load(run_folder)
-    if result is None:
-        raise StoreError(f"{run_folder / TrainingResult.file_name} is missing: run the pipeline again")
-    return result.weights

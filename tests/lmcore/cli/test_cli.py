@@ -104,7 +104,7 @@ def test_sources_and_their_paths(words: list[str], sources: dict[str, list[str]]
     [
         (["--train.max_steps", "many"], "--train.max-steps: 'many' is not a whole number"),
         (["--train.max_steps", "-3"], "--train.max-steps: '-3' is out of range: it must be at least 0"),
-        (["--gate.confidence", "1"], "--gate.confidence: '1' is out of range: it must be less than 1.0"),
+        (["--gate.old_margin", "2"], "--gate.old-margin: '2' is out of range: it must be at most 1.0"),
         (
             ["--model.width", "10"],
             "model: width 10 is not a multiple of heads 6 (set by --model.width)",
@@ -201,7 +201,7 @@ def test_a_byte_order_mark_is_no_setting(file: Path) -> None:
 
 def leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
-        if isinstance(value, dict) and prefix + name not in ("corpus.sources", "dataset.weights", "dataset.epochs"):
+        if isinstance(value, dict) and prefix + name not in ("corpus.sources", "dataset.weights"):
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
@@ -287,7 +287,7 @@ def test_a_setting_that_help_shows_is_there() -> None:
         ),
         ({}, "corpus.paths is empty"),
         ({"corpus": {"paths": ["."], "include": ["*.md"]}}, r"corpus.paths: no file in \. matches corpus.include"),
-        ({"corpus": {"paths": ["."]}, "dataset": {"weights": {"web": 1}}}, "dataset.weights or dataset.epochs must"),
+        ({"corpus": {"paths": ["."]}, "dataset": {"weights": {"web": 1}}}, "dataset.weights must"),
         (
             {"corpus": {"paths": ["."]}, "tokenizer": {"source": "no/where.model"}},
             "tokenizer.source: no/where.model does",
