@@ -44,7 +44,10 @@ class Validation:
 
         scores = {name: self._scorer.each(mine, check).total for name, mine in self._documents.items()}
         if self._is_shared and self._ranks.world > 1:
-            sums = {name: self._ranks.sum(torch.tensor(astuple(score)).double()) for name, score in scores.items()}
+            sums = {
+                name: self._ranks.sum(torch.tensor(astuple(score), dtype=torch.float64))
+                for name, score in scores.items()
+            }
             scores = {name: Score.from_figures(each.tolist()) for name, each in sums.items()}
         return scores
 
