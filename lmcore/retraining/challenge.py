@@ -174,10 +174,8 @@ def compare(best: Version | None, folder: Path, gate: GateConfig) -> Decision:
     challenger = DocumentScores.load(scores_path(folder, trained_weights(folder)))
     trained_on = {"challenger": _trained_on(folder, store)}
     if best is None:
-        decision, after = (
-            decide(None, challenger, gate, trained_on, folder),
-            next_anchor(None, challenger, challenger, []),
-        )
+        decision = decide(None, challenger, gate, trained_on, folder)
+        after = next_anchor(None, challenger, challenger, [])
     else:
         champion = DocumentScores.load(scores_path(folder, best.weights))
         trained_on["champion"] = _trained_on(best.folder, store)
