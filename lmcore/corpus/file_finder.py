@@ -15,7 +15,7 @@ from lmcore.corpus.formats import HEAD_BYTES, advice, foreign_format, suffix_of
 from lmcore.corpus.ledger import Skip, counted, printable
 from lmcore.corpus.path_patterns import expand, name_matcher
 from lmcore.corpus.remote import file_name, is_url, remote_files
-from lmcore.errors import CorpusError
+from lmcore.errors import CorpusError, MissingTextError
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.allowed_paths import check_allowed
 
@@ -85,7 +85,7 @@ class FileFinder:
         before = self.unread.files
         found = dict(self._files(paths, setting))
         if paths and not found and not self.skipped:
-            raise CorpusError(f"{setting}: {self._no_file(paths, self.unread.files - before)}")
+            raise MissingTextError(f"{setting}: {self._no_file(paths, self.unread.files - before)}")
         return dict(sorted(found.items()))
 
     def check(self, paths: list[str], setting: str) -> None:

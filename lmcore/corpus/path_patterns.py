@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lmcore.errors import CorpusError
+from lmcore.errors import CorpusError, MissingTextError
 from lmcore.settings.config import STANDARD_LIBRARY
 
 
@@ -45,7 +45,7 @@ def expand(entry: str, setting: str) -> list[Path]:
     matches = {match for pattern in patterns for match in glob.glob(pattern, recursive=True)}
     found = [Path(match) for match in sorted(matches) if os.path.exists(match)]  # glob finds dangling links too
     if not found:
-        raise CorpusError(f"{setting}: {entry} does not exist (looked in {Path.cwd()})")
+        raise MissingTextError(f"{setting}: {entry} does not exist (looked in {Path.cwd()})")
     return found
 
 

@@ -1,6 +1,5 @@
 """A finished run as a page for people: report.md and report.png."""
 
-import base64
 import platform
 import shlex
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from lmcore.store.json_files import Row
 from lmcore.store.outputs import Record
 
 Writer = Callable[[Run, Path, SampleConfig], list[str]]
+_PICTURE = "![loss](report.png)"
 _EARLIER_SAMPLES = 3
 _PACKAGES = ("torch", "transformers", "sentencepiece", "pyarrow", "numpy")
 
@@ -71,8 +71,7 @@ class Report(Record):
         """The page. ``inline_picture`` embeds the picture, for readers that cannot open the file."""
         text = self.path.read_text(encoding="utf-8")
         if inline_picture:
-            data = base64.b64encode(self.picture.read_bytes()).decode()
-            text = text.replace("(report.png)", f"(data:image/png;base64,{data})", 1)
+            text = text.replace(_PICTURE, markdown.picture("loss", self.picture.read_bytes()), 1)
         return text
 
 
@@ -136,7 +135,7 @@ def _page(
         *_goodness(evaluation, baselines(run)),
         markdown.table(("result", ""), _summary(run, training, evaluation, blocks, rows).items()),
         _two_losses(run, training, evaluation),
-        "![loss](report.png)",
+        _PICTURE,
         "## Samples",
         *_sample_sections(*samples),
         *_earlier_samples([row for row in read_metrics(run.samples) if row["step"] < training.step]),

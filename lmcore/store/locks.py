@@ -19,6 +19,7 @@ from lmcore.store.files import boot_id
 from lmcore.store.json_files import to_json
 
 _SECONDS_BETWEEN_TRIES = 0.1
+_ALL_READ = 0o444
 _log = logging.getLogger(__name__)
 
 
@@ -84,11 +85,20 @@ def _opened(path: Path) -> IO[str]:
     """
     try:
         with owner_named(path):
-            return open(path, "a+")
+            return open(path, "a+", opener=_open_for_all)
     except PermissionError:
         if path.exists() and os.access(path.parent, os.W_OK):
             return open(path)
         raise
+
+
+def _open_for_all(path: str, flags: int) -> int:
+    """The descriptor of a file that all may read whatever the umask, since who cannot read it cannot lock it."""
+    descriptor = os.open(path, flags, 0o666)
+    about = os.fstat(descriptor)
+    if about.st_uid == os.geteuid():
+        os.fchmod(descriptor, about.st_mode | _ALL_READ)
+    return descriptor
 
 
 def _try(file: IO[str], shared: bool) -> bool:
