@@ -32,7 +32,7 @@ def _app() -> App:
     app = new_app("lm", "Text to a language model of your own: train it, look at it, train it again.")
     for pipeline in (PREPARE, PRETRAIN, RETRAIN):
         add_pipeline(app, pipeline, partial(_run_flow, pipeline))
-    for action in (serve, deploy, setup, doctor):
+    for action in (serve, deploy, worker, setup, doctor):
         app.command(action, group=_SERVICE)
     return app
 
@@ -78,6 +78,19 @@ def deploy() -> None:
 
     for line in deploy_all():
         print(line, flush=True)
+
+
+def worker() -> None:
+    """Start the runs of the work pool on this machine, until it is stopped. It may be given on several machines.
+
+    The server is the one that PREFECT_API_URL names. When it stops, or starts after a kill, the runs that were its own
+    are scheduled again.
+    """
+    _refuse_hidden_packages()
+    import flows  # sets the defaults that must stand before Prefect is imported  # noqa: F401
+    from deployments.worker import work
+
+    sys.exit(work())
 
 
 def setup() -> None:

@@ -35,16 +35,21 @@ def deploy() -> Iterator[str]:
     yield f"{len(deployments)} deployments are on {url} for the workers of the pool {POOL}"
 
 
-def set_up() -> str:
-    """Create the missing ones of work pool, limits and automations. Returns the server's address.
-
-    Raises ConfigError when no server is named, because Prefect would start one that ends with this command.
-    """
-    url = str(PREFECT_API_URL.value() or "")
-    if not url:
+def server_url() -> str:
+    """The server's address. Raises ConfigError if none is named: Prefect would start one that ends with the command."""
+    if not (url := str(PREFECT_API_URL.value() or "")):
         raise ConfigError(
             "PREFECT_API_URL names no Prefect server: set it to the server's address with /api at its end"
         )
+    return url
+
+
+def set_up() -> str:
+    """Create the missing ones of work pool, limits and automations. Returns the server's address.
+
+    Raises ConfigError as ``server_url`` does.
+    """
+    url = server_url()
     create_work_pool()
     create_limits()
     create_automations()

@@ -1,6 +1,7 @@
-"""Runs whose process ended together with the process that served them, as after a reboot."""
+"""Runs whose process ended together with the process that started them, as after a reboot."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -12,8 +13,7 @@ from prefect.states import Cancelled, Scheduled
 
 from deployments.automations import SILENCE
 from lmcore import clock
-from lmcore.store.locks import is_locked
-from tasks.locks import remove_free_run_locks, run_lock
+from tasks.locks import run_lock, runs_here
 
 _OPEN = [StateType.PENDING.value, StateType.RUNNING.value, StateType.CANCELLING.value]
 
@@ -22,15 +22,25 @@ def start_orphaned_runs(deployments: Iterable[str]) -> None:
     """Schedule every run of ``deployments`` (FLOW/NAME) whose process is gone. It continues from its stored results.
 
     Call it before the deployments are served, by the only process that serves them from this PREFECT_HOME. Runs of work
-    pools are left to the automation for missing heartbeats.
+    pools are left to their worker, and to the automation for missing heartbeats.
     """
     with get_client(sync_client=True) as client:
         ids = [str(found) for name in deployments if (found := _id_of(client, name))]
+        restart_dead_runs(client, lambda run: str(run.deployment_id) in ids and not run.work_pool_name)
         wanted = {"state": {"type": {"any_": _OPEN}}, "deployment_id": {"any_": ids}}
         for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(wanted)):
-            if not run.work_pool_name and _is_dead(client, run):
+            if not run.work_pool_name and not run_lock(run.id).exists() and _is_silent(client, run):
                 _settle(client, run)
-    remove_free_run_locks()
+
+
+def restart_dead_runs(client: SyncPrefectClient, is_ours: Callable[[FlowRun], bool]) -> None:
+    """Schedule each run of ours that began in this PREFECT_HOME and was killed. It continues from stored results."""
+    for identifier in [run for run, is_alive in runs_here().items() if not is_alive]:
+        with suppress(ObjectNotFound):  # it is of another server
+            if is_ours(run := client.read_flow_run(identifier)):
+                if run.state_type in _OPEN:
+                    _settle(client, run)
+                run_lock(run.id).unlink(missing_ok=True)
 
 
 def is_heard(client: SyncPrefectClient, run: FlowRun, silence: timedelta) -> bool:
@@ -53,15 +63,11 @@ def _id_of(client: SyncPrefectClient, deployment: str) -> object:
         return None
 
 
-def _is_dead(client: SyncPrefectClient, run: FlowRun) -> bool:
-    """Whether the run's process is gone. One that ran here has left its lock file, and freed it when it died.
+def _is_silent(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether a run that did not begin here is dead. It may live elsewhere, as by a ``serve`` of a user's own.
 
-    Another may run elsewhere, as by a ``serve`` of a user's own: then its heartbeats say whether it lives. Whoever
-    served a run that is still pending has not started its process yet.
+    Whoever served a run that is still pending has not started its process yet.
     """
-    lock = run_lock(run.id)
-    if lock.exists():
-        return not is_locked(lock)
     return run.state_type == StateType.PENDING or not is_heard(client, run, SILENCE)
 
 

@@ -1,7 +1,7 @@
 """New text -> a challenger -> both models scored on the same text -> promoted or refused."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +28,7 @@ from lmcore.registry.push import pushed
 from lmcore.registry.versions import Version, model_folder
 from lmcore.report.retraining_report import retraining_page
 from lmcore.retraining.challenge import challenger_settings, earlier_refusal, skip_reason, unused
+from lmcore.retraining.gate import Decision
 from lmcore.retraining.new_documents import NewDocuments
 from lmcore.runs.prepare import run_key
 from lmcore.settings.config import RunConfig
@@ -146,74 +147,61 @@ def _locked(config: RetrainConfig) -> Retrained:
     return state
 
 
+class _Found(NamedTuple):
+    """What a retraining looks at: the champion, the dataset (split by age where that is known), and what is new."""
+
+    champion: Version | None
+    dataset: Dataset
+    news: NewDocuments | None
+
+
 def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
     champion = stages.run(look_at_champion, store, config.retraining.model_name)
     known = champion.tokenizer if champion and not config.fresh_tokenizer else None
     dataset, tokenizer, _ = prepare(config.run_config(), stages, known)
     if champion is None:
-        return _challenged(config, store, stages, None, config.run_config(), dataset, tokenizer, None)
+        return _challenged(config, stages, _Found(None, dataset, None), config.run_config(), tokenizer)
     by_age, news = stages.run(look_for_new_text, dataset, champion)
     if why := skip_reason(config, news):
-        return _left_alone(config, stages, champion, "nothing new", why, dataset, news)
-    challenger = challenger_settings(config, champion, by_age.folder, news)
+        return _concluded(config, stages, _Found(champion, dataset, news), "nothing new", [why])
+    challenger, found = challenger_settings(config, champion, by_age.folder, news), _Found(champion, by_age, news)
     if event := earlier_refusal(store, config.retraining.model_name, challenger, by_age, config.gate):
         why = f"the same text and settings were {event['event']} at {event['time']}: {event['reason']}"
-        return _left_alone(config, stages, champion, "refused before", why, by_age, news)
+        return _concluded(config, stages, found, "refused before", [why])
     for setting in unused(config, champion.receipt()["record"]["config"]):
         get_run_logger().warning("not used, since %s is trained again: %s", champion, setting)
-    return _challenged(config, store, stages, champion, challenger, by_age, tokenizer, news)
-
-
-def _left_alone(
-    config: RetrainConfig,
-    stages: Stages,
-    champion: Version,
-    verdict: Verdict,
-    why: str,
-    dataset: Dataset,
-    news: NewDocuments,
-) -> Retrained:
-    """Nothing is trained, and the page says what was looked at."""
-    stages.run(retraining_report, retraining_page(config, f"{verdict}: {why}", champion, dataset, news))
-    return _concluded(config, stages, verdict, [why], champion, dataset, news)
+    return _challenged(config, stages, found, challenger, tokenizer)
 
 
 def _challenged(
-    config: RetrainConfig,
-    store: Path,
-    stages: Stages,
-    champion: Version | None,
-    challenger: RunConfig,
-    dataset: Dataset,
-    tokenizer: TokenizerInfo,
-    news: NewDocuments | None,
+    config: RetrainConfig, stages: Stages, found: _Found, challenger: RunConfig, tokenizer: TokenizerInfo
 ) -> Retrained:
     """Train the challenger, let the gate decide, and keep what it decided."""
-    run = trained_model(challenger, stages, dataset, tokenizer, store).run_dir
+    champion, dataset, _ = found
+    run = trained_model(challenger, stages, dataset, tokenizer, dataset.store).run_dir
     decision = stages.run(gate, config, champion, run)
-    version = stages.run(promotion, config, champion, run, decision, run_key(challenger, dataset), store)
+    version = stages.run(promotion, config, champion, run, decision, run_key(challenger, dataset), dataset.store)
     verdict: Verdict = "refused" if not decision.promoted else "promoted" if champion else "first model"
-    page = retraining_page(config, decision.verdict, champion, dataset, news, decision, run)
-    stages.run(retraining_report, page)
-    in_use = version if decision.promoted else champion
-    return _concluded(config, stages, verdict, decision.reasons, in_use, dataset, news, version, run)
+    return _concluded(config, stages, found, verdict, decision.reasons, decision, version)
 
 
 def _concluded(
     config: RetrainConfig,
     stages: Stages,
+    found: _Found,
     verdict: Verdict,
     reasons: list[str],
-    in_use: Version | None,
-    dataset: Dataset,
-    news: NewDocuments | None,
+    decision: Decision | None = None,
     version: Version | None = None,
-    run: Path | None = None,
 ) -> Retrained:
-    """Put the version in use where the settings want it, and say what came of it all."""
-    if in_use:
-        stages.run(show_history, in_use.store, in_use.model)
-    hub = _on_hub(config.retraining.hub_repository, stages, in_use) if in_use else ""
+    """Show the pages, put the version in use where the settings want it, and say what came of it all."""
+    champion, dataset, news = found
+    run = decision.folder if decision else None
+    told = decision.verdict if decision else f"{verdict}: {reasons[0]}"
+    stages.run(retraining_report, retraining_page(config, told, champion, dataset, news, decision, run))
+    in_use = version if decision and decision.promoted else champion
+    if known := version or champion:
+        stages.run(show_history, known.store, known.model)
     return Retrained(
         decision=verdict,
         reasons=reasons,
@@ -225,7 +213,7 @@ def _concluded(
         new_bytes=news.new_bytes if news else dataset.text_bytes,
         run_dir=run,
         model_dir=in_use.folder if in_use else None,
-        hub=hub,
+        hub=_on_hub(config.retraining.hub_repository, stages, in_use) if in_use else "",
         cached=stages.cached,
     )
 

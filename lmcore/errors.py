@@ -104,31 +104,17 @@ class TrainingKilledError(TrainingError):
 
 
 _TRANSIENT_ERRNOS = {
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.EINTR,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ECONNRESET,
-    errno.ECONNREFUSED,
-    errno.EHOSTUNREACH,
-    errno.ENETUNREACH,
+    *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE),
+    *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH),
 }
 
 
 def is_transient(error: BaseException) -> bool:
     """True when the same call may succeed later without anybody changing anything."""
-    if isinstance(error, TrainingKilledError):
-        return True
     if isinstance(error, LMError):
-        return False
-    if isinstance(error, ConnectionError | TimeoutError):
-        return True
-    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS
+        return isinstance(error, TrainingKilledError)
+    is_errno = isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS
+    return is_errno or isinstance(error, ConnectionError | TimeoutError)
 
 
 def could_not_read(error: BaseException) -> bool:
@@ -148,15 +134,14 @@ def owner_named(path: Path) -> Iterator[None]:
 
 def who_may(path: Path) -> str:
     """For whom an access was refused, and in words whose the file or folder is, if no folder above hides it."""
-    refused = f"for {_name_of(os.geteuid())}"
+    user = os.geteuid()
     try:
         about = os.stat(path)
     except OSError:
-        return refused
-    refused += f": it belongs to {_name_of(about.st_uid)}, mode {about.st_mode & 0o777:o}"
-    if about.st_uid == os.geteuid():
-        return refused
-    return f"{refused}; users who share a store need a common group and umask 002 (docs/deploying.md)"
+        return f"for {_name_of(user)}"
+    words = f"for {_name_of(user)}: it belongs to {_name_of(about.st_uid)}, mode {about.st_mode & 0o777:o}"
+    hint = "; users who share a store need a common group and umask 002 (docs/deploying.md)"
+    return words if about.st_uid == user else words + hint
 
 
 def _name_of(user: int) -> str:

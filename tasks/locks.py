@@ -26,6 +26,7 @@ from lmcore.store.locks import is_locked, locked
 GPU_LIMIT = "gpu"
 """The global concurrency limit for the number of GPUs that runs of deployments use at a time."""
 
+_RUN = "flow-run-"
 _SECONDS_OF_LEASE = 60
 """Prefect's shortest lease: the slot of a killed training stays taken for so long."""
 
@@ -80,7 +81,7 @@ def _path(key: str) -> Path:
 
 def run_lock(run: UUID) -> Path:
     """The lock of a flow run. While it is held the run's process lives; a file that nobody holds is of a dead one."""
-    return _path(f"flow-run-{run}")
+    return _path(f"{_RUN}{run}")
 
 
 @cache
@@ -92,11 +93,9 @@ def hold_run(run: UUID) -> ExitStack:
     return held
 
 
-def remove_free_run_locks() -> None:
-    """Remove what runs left that were killed."""
-    for path in _path("").glob("flow-run-*"):
-        if not is_locked(path):
-            path.unlink(missing_ok=True)
+def runs_here() -> dict[UUID, bool]:
+    """The flow runs that began in this PREFECT_HOME and did not end by themselves, and whether their processes live."""
+    return {UUID(path.name.removeprefix(_RUN)): is_locked(path) for path in _path("").glob(f"{_RUN}*")}
 
 
 @contextmanager

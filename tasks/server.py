@@ -255,8 +255,8 @@ def keep_terminations() -> None:
 
 
 def settle_in(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A flow's hook on_running: its process ends with the one that serves it, and holds the lock of the run."""
+    """A flow's hook on_running: its process ends with the one that started it, and holds the lock of the run."""
     stop_with_parent()
     keep_terminations()
-    if flow_run.deployment_id and not flow_run.work_pool_name:
+    if flow_run.deployment_id:
         hold_run(flow_run.id)

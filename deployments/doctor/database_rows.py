@@ -7,9 +7,8 @@ parameters of other flows do not. SQLite stores it as ``\ud83d`` in JSON, and ev
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,8 @@ _COLUMNS = """
     join pragma_table_info(t.name) c join pragma_table_info(t.name) k
     where t.type = 'table' and c.type = 'JSON' group by t.name, c.name
 """
-_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class BrokenValue:
-    """A JSON value with half of a character."""
-
-    table: str
-    column: str
-    row: int
-    id: str
-    fixed: str
-    """The value with U+FFFD in place of each half."""
-
-    def __str__(self) -> str:
-        return f"{self.column} of the {self.table.replace('_', ' ')} {self.id}"
+_Broken = tuple[str, str, int, str]
+"""Table, column, row, and the JSON value with U+FFFD in place of each half of a character."""
 
 
 def unreadable_rows() -> Finding:
@@ -53,9 +38,9 @@ def unreadable_rows() -> Finding:
         return Finding("database", f"{path} cannot be read: {error}", "restore a copy of it, or move it away")
     if not found:
         return Finding("database", f"{path}: every row can be shown")
-    words = "; ".join(map(str, found[:_SHOWN])) + (f" and {len(found) - _SHOWN} more" if found[_SHOWN:] else "")
+    words = "; ".join([*found][:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
     fact = f"{path}: half of a character, for which the server answers 500, in {words}"
-    return Finding("database", fact, "--fix puts � in its place", partial(_fix, path, found))
+    return Finding("database", fact, "--fix puts � in its place", partial(_fix, path, found.values()))
 
 
 def fix_database() -> str:
@@ -67,18 +52,17 @@ def fix_database() -> str:
     return f"{finding.fact}: � stands in its place now"
 
 
-def _broken_values(path: Path) -> list[BrokenValue]:
+def _broken_values(path: Path) -> dict[str, _Broken]:
+    """Broken values by a name for people: the column, the table and the id of the row."""
+    found = {}
     with closing(sqlite3.connect(path, timeout=_SECONDS_TO_WAIT)) as database:
-        columns = database.execute(_COLUMNS).fetchall()
-        return [broken for column in columns for broken in _broken_in(database, *column)]
-
-
-def _broken_in(database: sqlite3.Connection, table: str, column: str, has_id: bool) -> Iterator[BrokenValue]:
-    name = "id" if has_id else "rowid"
-    query = f'select rowid, {name}, "{column}" from "{table}" where "{column}" like ?'
-    for row, identifier, text in database.execute(query, [r"%\ud%"]):
-        if fixed := _fixed(text):
-            yield BrokenValue(table, column, row, str(identifier), fixed)
+        for table, column, has_id in database.execute(_COLUMNS).fetchall():
+            name = "id" if has_id else "rowid"
+            query = f'select rowid, {name}, "{column}" from "{table}" where "{column}" like ?'
+            for row, identifier, text in database.execute(query, [r"%\ud%"]):
+                if fixed := _fixed(text):
+                    found[f"{column} of the {table.replace('_', ' ')} {identifier}"] = table, column, row, fixed
+    return found
 
 
 def _fixed(text: Any) -> str:
@@ -91,8 +75,7 @@ def _fixed(text: Any) -> str:
     return "" if fixed == plain else json.dumps(json.loads(fixed))
 
 
-def _fix(path: Path, values: list[BrokenValue]) -> None:
+def _fix(path: Path, values: Iterable[_Broken]) -> None:
     with closing(sqlite3.connect(path, timeout=_SECONDS_TO_WAIT)) as database, database:
-        for value in values:
-            query = f'update "{value.table}" set "{value.column}" = ? where rowid = ?'
-            database.execute(query, [value.fixed, value.row])
+        for table, column, row, fixed in values:
+            database.execute(f'update "{table}" set "{column}" = ? where rowid = ?', [fixed, row])

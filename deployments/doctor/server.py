@@ -14,7 +14,7 @@ from prefect.states import Crashed
 
 from deployments.automations import SILENCE, create_automations, rescuers
 from deployments.declaration import misfits
-from deployments.deploy import create_limits
+from deployments.deploy import POOL, create_limits
 from deployments.doctor import Check, Finding
 from deployments.orphaned_runs import is_heard
 from tasks.locks import GPU_LIMIT as GPU
@@ -92,7 +92,7 @@ def work_pools(client: SyncPrefectClient) -> Finding:
             remedies.append(f"prefect work-pool resume {name}")
         elif not online:
             wrong.append(f"{name} has no living worker")
-            remedies.append(f"prefect worker start --pool {name}")
+            remedies.append("lm worker" if name == POOL else f"prefect worker start --pool {name}")
         else:
             fine.append(f"{name} has {', '.join(online)}")
     if wrong:

@@ -115,23 +115,11 @@ def run_app(app: App) -> None:
 
 def _run(app: App, words: list[str]) -> None:
     try:
-        refuse_undecodable(words)
         command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
     except (CycloptsError, ValueError) as error:
         print(f"{ERROR_PREFIX}{_said(error)}", file=sys.stderr)
         sys.exit(_USAGE_STATUS)
     print_outcome(command(*bound.args, **bound.kwargs))
-
-
-def refuse_undecodable(words: list[str]) -> None:
-    """Raise ValueError that names the first argument that is not text in the encoding of this locale."""
-    for number, word in enumerate(words, 1):
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            shown, encoding = word.encode(errors="surrogateescape"), sys.getfilesystemencoding()
-            fault = "is not UTF-8" if encoding == "utf-8" else f"is not {encoding}, as this locale is: set PYTHONUTF8=1"
-            raise ValueError(f"argument {number}: {shown!r} {fault}") from None
 
 
 def _said(error: Exception) -> str:

@@ -22,7 +22,6 @@ from lmcore.cli.options import (
 )
 from lmcore.cli.options import Version as VersionName
 from lmcore.errors import StoreError
-from lmcore.registry import registry
 from lmcore.registry import versions as stored
 from lmcore.settings.section import NAME, NUMBER
 
@@ -90,6 +89,8 @@ def promote(
             yet. Not given on a command line: the one it was compared with.
         force: Promote it although the gate refused it.
     """
+    from lmcore.registry import registry
+
     folder = store_folder(store)
     found = stored.find_version(folder, version_name(model_name, version))
     before = (found.receipt()["champion_before"] if expected is None else expected) or None
@@ -111,6 +112,8 @@ def rollback(
     Args:
         version: A version that was the champion, such as v0001. Empty: the champion before this one.
     """
+    from lmcore.registry import registry
+
     folder, (model_name, _, named) = store_folder(store), model_name.partition("/")
     used = registry.rollback(folder, model_name, version or named, reason=reason)
     return _with_history(folder, model_name, {"model": used.model, "champion": used.id})
@@ -124,6 +127,8 @@ def prune(
     Args:
         keep: Newest versions to keep, beside the champion and those that one of these was trained from.
     """
+    from lmcore.registry import registry
+
     gone = registry.prune(store_folder(store), model_name, keep, dry_run)
     sentence = f"{'to be removed' if dry_run else 'removed'} of {model_name}: {len(gone)}"
     data = {"model": model_name, "pruned": gone, "dry_run": dry_run}
@@ -183,7 +188,8 @@ def verify(
 
 
 def _verify_version(version: stored.Version) -> Outcome:
-    from lmcore.registry.receipt import check_receipt, program_differences
+    from lmcore.registry.receipt import program_differences
+    from lmcore.upkeep.verify import check_receipt
 
     lines = list(check_receipt(version))
     wrong = f"{version} no longer matches its receipt ({len(lines)}): {lines[0]}" if lines else ""

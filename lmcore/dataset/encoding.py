@@ -1,7 +1,7 @@
 """Encode chunks into shards: one job for each chunk, on threads, processes, or any executor of concurrent.futures.
 
-A job parses the text ranges of a chunk, encodes the documents and writes shards/<key>/: a shard for each split, and
-every skipped piece with its place. The folder is named by content, so a job whose worker died is simply run again.
+A job writes shards/<key>/: a shard for each split, and every skipped piece with its place. The folder is named by
+content, so a job whose worker died is simply run again.
 """
 
 import os

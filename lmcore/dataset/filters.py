@@ -94,10 +94,7 @@ def filter_rows(figures: dict[str, Any], shard: Shard, reasons: dict[str, Rows],
 
 
 def set_dropped_rows(figures: dict[str, Any], shard: Shard, dropped: Rows) -> None:
-    """Set the dropped rows of a split, and the figures of the remaining rows.
-
-    ``figures`` must describe the whole shard if no row is dropped; the shard is not read then.
-    """
+    """Set the dropped rows of a split, and the figures of the others. If no row is dropped the shard is not read."""
     figures["dropped"] = np.flatnonzero(dropped).tolist()
     if dropped.any():
         figures |= shard.figures(~dropped)

@@ -69,10 +69,7 @@ class Dataset(Output):
         return f"{self.source_bytes:,} bytes of text read{skipped}{dropped}{unaccounted}{changed}"
 
     def verify(self) -> None:
-        """Raise StoreError unless manifest and chunks are complete. Files with unchanged times are not read again.
-
-        A dataset of a corpus that changed during the read is refused too: another start makes another dataset.
-        """
+        """Raise StoreError unless manifest and chunks are complete, and are those of the present corpus."""
         if self.corpus_changed:
             raise StoreError("the corpus was changed while it was made")
         if hash_file(self.folder / MANIFEST) != self.manifest_hash:
@@ -81,10 +78,7 @@ class Dataset(Output):
 
 
 def verify_chunks(dataset: Path) -> None:
-    """Check the sizes of a dataset's shards, and the bytes of those that changed since the last check.
-
-    Raises StoreError that names the first file that is missing, truncated or changed.
-    """
+    """Raise StoreError for the first shard that is missing, truncated or changed. Unchanged files are not read."""
     store = dataset.parent.parent
     try:
         with HashIndex(store) as index:
@@ -112,10 +106,9 @@ def text_ranges(manifest: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, 
 
 
 def write_dataset_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write a dataset's manifest. An equal one only gets a new time, which protects it from gc for a while.
+    """Write a dataset's manifest, again if its files have other paths now.
 
-    The id names chunks and dropped rows. Their files may change (a rename): the same dataset then gets a manifest with
-    the new paths. Readers see the old one or the new.
+    An equal one only gets a new time, which protects it from gc for a while.
     """
     path, content = folder / MANIFEST, manifest_bytes(manifest)
     folder.mkdir(parents=True, exist_ok=True)

@@ -82,10 +82,8 @@ class Mixture:
 def shuffled(positions: Ids, n: int, seed: int, epochs: int | Ids) -> Ids:
     """The items at ``positions`` (each in 0..n-1) of the orders of ``epochs``, which is one number or an array.
 
-    A pure function of (n, seed, epoch). A Feistel network permutes the numbers of 2k bits. Numbers at or above n go
-    through it again until they are below (cycle walking), so the result is a permutation of 0..n-1. Black and Rogaway,
-    "Ciphers with arbitrary finite domains", CT-RSA 2002. Memory: a few arrays of the input's size. Time: 20-120 ns an
-    item for thousands of positions at once.
+    A Feistel network permutes the numbers of 2k bits. Numbers at or above n go through it again until they are below
+    (cycle walking: Black and Rogaway, CT-RSA 2002). Time: 20-120 ns an item for thousands of positions at once.
     """
     half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
     found, which = np.unique(np.broadcast_to(epochs, positions.shape), return_inverse=True)

@@ -103,10 +103,7 @@ def _read(path: Path) -> Any:
 def blanked(
     tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], rows: Rows
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Ids and lengths in which only the EOS of the given documents stays.
-
-    Their rows keep their places, because manifests list dropped rows by number.
-    """
+    """Ids and lengths in which only the EOS of the given documents stays, so that all rows keep their numbers."""
     is_kept = np.repeat(~rows, lengths)
     is_kept[np.cumsum(lengths) - 1] = True
     return tokens[is_kept], np.where(rows, 1, lengths)
@@ -114,10 +111,7 @@ def blanked(
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Turn what pyarrow says about a file that is missing or damaged into a ``StoreError`` that names it.
-
-    What could not be read is raised as it is.
-    """
+    """Turn what pyarrow says about a missing or damaged file into a StoreError; other errors stay as they are."""
     try:
         with owner_named(path):
             yield

@@ -85,10 +85,7 @@ def tokenize(
 
 
 def encode_again(dataset: Path, keys: set[str]) -> None:
-    """Encode chunks of a dataset again from their files. The old chunk is removed when its text is found.
-
-    Raises CorpusError that names the chunks whose text is gone.
-    """
+    """Encode chunks of a dataset again from their files. Raises CorpusError that names those whose text is gone."""
     store, manifest = dataset.parent.parent, read_manifest(dataset)
     config = CorpusConfig.model_validate(manifest["corpus"])
     tokenizer = TokenizerInfo.open(store / "tokenizers" / manifest["tokenizer_id"])
@@ -174,7 +171,7 @@ class _Reader:
             key = self._key(chunk_index.chunks[-1], group)
             if key in self.redo:
                 remove(self.store / "shards" / key)
-                self.redo.discard(key)
+                self.redo.remove(key)
             yield Job(key, chunk.ranges, group.split, self.config, self.tokenizer.folder, self.store), stored
 
     def _replace_changed(self, group: Group, error: FileChangedError) -> Group:

@@ -4,6 +4,7 @@ Whatever computes on a GPU holds its lock: trainings, evaluations, samples. The 
 its users are, so a GPU computes for one of them at a time.
 """
 
+import logging
 import os
 import resource
 import sys
@@ -27,6 +28,8 @@ _LOCKS = Path("/tmp")
 _SECONDS_BETWEEN_TRIES = 0.1
 _VISIBLE, _HELD = "CUDA_VISIBLE_DEVICES", "LM_HELD_GPUS"
 """The second is set for processes whose starter holds their GPUs."""
+_ADVICE = "who sets when_locked to wait gets it when that ends"
+_log = logging.getLogger(__name__)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,11 +38,8 @@ def choose_device(name: DeviceChoice, local_rank: int = 0) -> torch.device:
 
     Raises ConfigError when it is not available.
     """
-    there: dict[DeviceChoice, bool] = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    there: dict[DeviceChoice, bool] = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there["cpu"] = True
     if name == "auto":
         name = next(device for device, present in there.items() if present)
     if not there[name]:
@@ -85,17 +85,16 @@ def held_gpus(
     among = among or range(torch.cuda.device_count())
     if count > len(among):
         raise ConfigError(f"train.nproc is {count}, and this machine has {len(among)} GPUs")
-    waits = when_locked == "wait"
+    numbers: list[int] = []
+    turn = locked(_LOCKS / "lm-gpu-turn.lock", "wait", should_stop, "the turn to take GPUs")
     with ExitStack() as held:
-        with (
-            locked(_LOCKS / "lm-gpu-turn.lock", "wait", should_stop, "the turn to take GPUs")
-            if waits
-            else nullcontext()
-        ):
-            numbers: list[int] = []
-            while busy := _take(held, numbers, count, among):
-                if not waits:
-                    raise busy
+        with turn if when_locked == "wait" else nullcontext():
+            busy = _take(held, numbers, count, among)
+            if busy and when_locked == "refuse":
+                raise busy
+            if busy:
+                _log.info("waiting: %s", busy)
+            while busy := busy and _take(held, numbers, count, among):
                 if should_stop():
                     raise StoppedError(f"stopped on request while {busy}")
                 time.sleep(_SECONDS_BETWEEN_TRIES)
@@ -109,7 +108,7 @@ def _take(held: ExitStack, numbers: list[int], count: int, among: Sequence[int])
         if len(numbers) < count and number not in numbers:
             name = torch.cuda.get_device_properties(number).uuid
             try:
-                held.enter_context(locked(_LOCKS / f"lm-gpu-{name}.lock", "refuse", what=f"GPU {name}"))
+                held.enter_context(locked(_LOCKS / f"lm-gpu-{name}.lock", "refuse", what=f"GPU {name}", advice=_ADVICE))
                 numbers.append(number)
             except RunError as error:
                 busy = error

@@ -135,7 +135,6 @@ class Scorer:
         """The score of one or more documents."""
         return self.each(documents).total
 
-    @torch.no_grad()
     def each(self, documents: Iterable[Document], on_scored: Callable[[int], None] = lambda tokens: None) -> Scored:
         """The figures of each document. ``on_scored`` is called after each batch with the number of its tokens."""
         about: list[tuple[int, int, int]] = []
@@ -145,14 +144,11 @@ class Scorer:
                 about.append((len(ids), text_bytes, hash_))
                 yield from self._windows(ids, len(about) - 1)
 
-        model, numbers, nats = self.loss.model, [np.empty(0, np.int64)], [np.empty(0)]
-        was_training = model.training
-        model.eval()
+        device, numbers, nats = self.loss.model.device, [np.empty(0, np.int64)], [np.empty(0)]
         for inputs, labels, rows in self._batches(windows()):
-            nats.append(self._nats(inputs.to(model.device), labels.to(model.device)))
+            nats.append(self._nats(inputs.to(device), labels.to(device)))
             numbers.append(rows)
             on_scored(int((labels != IGNORED_LABEL).sum()))
-        model.train(was_training)
         tokens, text_bytes, hashes = zip(*about, strict=True) if about else ((), (), ())
         return Scored(
             hashes=np.array(hashes, np.uint64),

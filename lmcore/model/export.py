@@ -31,13 +31,8 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
     """The folder runs/<run>/model. It is written unless it holds these weights and this card."""
     run = Run.open(training.folder)
     folder = run.folder / "model"
-    about: dict[str, Any] = {
-        "kind": "model",
-        "run": training.run,
-        "weights": training.weights,
-        "identity": run.identity,
-    }
-    about |= {"card": run.config.card.model_dump(), "layout": _LAYOUT}
+    about: dict[str, Any] = {"kind": "model", "run": training.run, "weights": training.weights, "layout": _LAYOUT}
+    about |= {"identity": run.identity, "card": run.config.card.model_dump()}
     found = find_artifact(folder)
     if found and found.items() >= about.items():
         return Export(model_dir=folder)
@@ -48,8 +43,7 @@ def export(training: TrainingResult, evaluation: Evaluation) -> Export:
     with write_artifact(folder, lambda: about) as temporary:
         model.save_pretrained(temporary)
         write_config(temporary / "config.json")
-        settings = run.config
-        write_tokenizer(run.tokenizer_folder, temporary, settings.dataset.block_size, settings.corpus.normalize)
+        write_tokenizer(run.tokenizer_folder, temporary, run.config.dataset.block_size, run.config.corpus.normalize)
         if (run.folder / SEEN_DOCUMENTS).exists():
             shutil.copy(run.folder / SEEN_DOCUMENTS, temporary)
         (temporary / CARD).write_text(_card(run, model, training, evaluation), encoding="utf-8")

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from lmcore.model.device import held_device
+from lmcore.model.loss import inference
 from lmcore.model.model import trained_model
 from lmcore.runs.metrics import MetricsWriter, read_metrics
 from lmcore.runs.run import Run
@@ -71,20 +72,15 @@ def write_texts(run: Run, checkpoint: Path, settings: SampleConfig) -> list[str]
 
 @contextmanager
 def _sampling(model: PreTrainedModel) -> Iterator[None]:
-    """Run the model without dropout and uncompiled, since every step has another shape.
-
-    The attention is one that supports caches and padding.
-    """
-    was_training, attention = model.training, model.config._attn_implementation
+    """Run the model uncompiled, since every step has another shape, and with attention for caches and padding."""
+    attention = model.config._attn_implementation
     is_for_training = attention not in ("sdpa", "eager")
-    model.eval()
     if is_for_training:
         model.set_attn_implementation("sdpa")
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with inference(model), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        model.train(was_training)
         if is_for_training:
             model.set_attn_implementation(attention)
 

@@ -10,6 +10,8 @@ Shapes: B rows, T tokens of a row, N tokens, n tokens of a chunk, C numbers in a
 vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -67,13 +69,15 @@ class NextTokenLoss(nn.Module):
             return cross_entropy(self.model(**inputs).logits.flatten(0, 1), labels_N)
         return linear_cross_entropy(self._parts(inputs), labels_N, self._chunk_tokens)
 
-    @torch.no_grad()
     def token_nats(self, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-        """The nats of each label, (B, T), 0 for -100, in fp32; their sum is that of ``forward``."""
+        """The nats of each label without dropout, (B, T), 0 for -100, in fp32."""
         inputs, labels_N = {"input_ids": input_ids_BT, "use_cache": False}, labels_BT.flatten()
-        if not self._has_plain_head:
-            return cross_entropy(self.model(**inputs).logits.flatten(0, 1), labels_N, "none").view(labels_BT.shape)
-        return token_nats(self._parts(inputs), labels_N, self._chunk_tokens).view(labels_BT.shape)
+        with inference(self.model):
+            if self._has_plain_head:
+                nats_N = token_nats(self._parts(inputs), labels_N, self._chunk_tokens)
+            else:
+                nats_N = cross_entropy(self.model(**inputs).logits.flatten(0, 1), labels_N, "none")
+        return nats_N.view(labels_BT.shape)
 
     def _parts(self, inputs: dict[str, Any]) -> Parts:
         head = self.model.get_output_embeddings()
@@ -101,7 +105,18 @@ def compile_model(module: NextTokenLoss, how: Literal["auto", "off", "blocks", "
             block.compile()
 
 
-@torch.no_grad()
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """While the body runs, the model is in evaluation mode and computes no gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
 def has_plain_head(model: PreTrainedModel) -> bool:
     """True if the logits are exactly the output embedding times the base model's last hidden states.
 
@@ -111,37 +126,34 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or model.base_model is model:
         return False
-    ids_BT = few_tokens(model)[None]
-    given: list[torch.Tensor] = []
-    logits_BTV = torch.linspace(-1e4, 1e4, ids_BT.numel() * head.out_features, device=model.device)
-    logits_BTV = logits_BTV.view(*ids_BT.shape, head.out_features)
+    ids_BT, given = _few_tokens(model)[None], list[torch.Tensor]()
+    logits_V = torch.linspace(-1e4, 1e4, ids_BT.numel() * head.out_features, device=model.device)
+    logits_BTV = logits_V.view(*ids_BT.shape, head.out_features)
 
     def replace(_: nn.Module, arguments: tuple[torch.Tensor], __: torch.Tensor) -> torch.Tensor:
         given.append(arguments[0])
         return logits_BTV
 
-    was_training, hook = model.training, head.register_forward_hook(replace)
-    model.eval()
-    try:
-        found_BTV = model(input_ids=ids_BT, use_cache=False).logits
+    with inference(model):
+        hook = head.register_forward_hook(replace)
+        try:
+            found_BTV = model(input_ids=ids_BT, use_cache=False).logits
+        finally:
+            hook.remove()
         hidden_BTC = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    finally:
-        hook.remove()
-        model.train(was_training)
     return len(given) == 1 and torch.equal(given[0], hidden_BTC) and torch.equal(found_BTV, logits_BTV)
 
 
-@torch.no_grad()
 def sees_ahead(model: PreTrainedModel) -> bool:
     """True if the last token changes earlier logits, as in an encoder that was opened as a language model."""
-    ids_BT = few_tokens(model).repeat(2, 1)
+    ids_BT = _few_tokens(model).repeat(2, 1)
     ids_BT[1, -1] = 0  # a sequence of one token already ends with 0
-    one_TV, other_TV = model.eval()(input_ids=ids_BT, use_cache=False).logits[:, :-1]
-    model.train()
+    with inference(model):
+        one_TV, other_TV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
     return not torch.allclose(one_TV, other_TV, atol=1e-4)
 
 
-def few_tokens(model: PreTrainedModel) -> torch.Tensor:
+def _few_tokens(model: PreTrainedModel) -> torch.Tensor:
     """Ids for a test of the model: at most 8, within its vocabulary and positions."""
     shape = model.config.get_text_config()
     count = min(8, shape.vocab_size, getattr(shape, "max_position_embeddings", None) or 8)

@@ -2,5 +2,5 @@
 
 Promises: a version never changes; its receipt says what it was made from, down to the bytes of the corpus.
 Imports: runs and every wing above; never model. No torch.
-Doors: ``versions.find``, ``versions.champion``, ``registry.add_version``, ``receipt.check_receipt``.
+Doors: ``versions.find``, ``versions.champion``, ``registry.add_version``, ``registry.promote``.
 """

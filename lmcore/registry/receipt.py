@@ -1,8 +1,8 @@
-"""The receipt of a version: all that it was made from, and the check that it is all unchanged.
+"""The receipt of a version: all that it was made from.
 
 A receipt is JSON: the run's record (settings, identity, tokenizer, shape), hashes of all corpus files, of the manifests
 of chunks, tokenizer and checkpoints, and of the files of results and export, the gate's decision, and the program.
-Paths inside the store are relative to it, so that a store can be moved. ``check_receipt`` hashes everything again;
+Paths inside the store are relative to it, so that a store can be moved. ``upkeep/verify.py`` hashes everything again,
 ``upkeep/replay.py`` trains again. No torch.
 
 The hashes of corpus files and of the export are copies, not the hash of a manifest: another read of the corpus replaces
@@ -12,34 +12,25 @@ the manifest of the same dataset, and another model card the export of the same 
 import json
 import platform
 import subprocess
-from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from blake3 import blake3
 
 from lmcore import clock
-from lmcore.corpus.exclusions import forgotten_events
-from lmcore.corpus.remote import hash_stored
-from lmcore.dataset.audit import problems
-from lmcore.dataset.filters import hashes
-from lmcore.dataset.shards import SPLITS
-from lmcore.errors import LMError, StoreError
+from lmcore.errors import StoreError
 from lmcore.registry.versions import Version
-from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run, checkpoint_path
 from lmcore.settings.section import differences
-from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, read_manifest, verify_artifact
+from lmcore.store.artifacts import FORMAT_VERSION, MANIFEST, read_manifest
 from lmcore.store.files import DIGEST_BYTES, hash_file
 from lmcore.store.json_files import read_object
 from lmcore.store.layout import path_in_store
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentencepiece", "safetensors", "pyarrow", "numpy")
 _RESULTS = ("training.json", "evaluation.json", "metrics.jsonl")
-_SHOWN = 3
-"""Lines shown about one kind of difference; the rest is counted."""
 
 Receipt = dict[str, Any]
 
@@ -48,6 +39,7 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
     """The receipt of a finished run that becomes a version. Raises StoreError when a part of the run is missing."""
     training, evaluation = _result(run, "training.json"), _result(run, "evaluation.json")
     manifest = read_manifest(run.dataset_folder)
+    keys = [entry["key"] for entry in manifest["chunks"]]
     return {
         "format_version": FORMAT_VERSION,
         "model": target.model,
@@ -66,11 +58,9 @@ def make_receipt(run: Run, target: Version, champion_before: str | None, decisio
             "id": manifest["id"],
             "splits": manifest["splits"],
             "left_out": manifest["ledger"]["dropped"],
-            "chunks": {
-                entry["key"]: _manifest_hash(run.store / "shards" / entry["key"]) for entry in manifest["chunks"]
-            },
+            "chunks": {key: manifest_hash(run.store / "shards" / key) for key in keys},
         },
-        "tokenizer": {"id": run.identity["tokenizer_id"], "seal": _manifest_hash(run.tokenizer_folder)},
+        "tokenizer": {"id": run.identity["tokenizer_id"], "seal": manifest_hash(run.tokenizer_folder)},
         "training": training,
         "evaluation": evaluation,
         "checkpoints": _checkpoints(run, training),
@@ -93,11 +83,9 @@ def program() -> dict[str, Any]:
 
 def _commit(folder: Path) -> str | None:
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return None
 
 
 def _result(run: Run, name: str) -> dict[str, Any]:
@@ -107,17 +95,17 @@ def _result(run: Run, name: str) -> dict[str, Any]:
         raise StoreError(f"{error}. The run is not finished: run the pipeline again") from None
 
 
-def _manifest_hash(folder: Path) -> str:
+def manifest_hash(folder: Path) -> str:
     """A hash of the manifest, which has the hash of each file: it names the content of an artifact."""
     return hash_file(folder / MANIFEST)
 
 
 def _origin(run: Run) -> dict[str, str] | None:
     """The model that training began with; None for new weights."""
-    if not run.config.train.init_from:
+    if not (name := run.config.train.init_from):
         return None
-    path = Path(run.config.train.init_from).expanduser()
-    where = path_in_store(run.store, path.absolute()) if path.exists() else run.config.train.init_from
+    path = Path(name).expanduser()
+    where = path_in_store(run.store, path.absolute()) if path.exists() else name
     return {"path": where, "fingerprint": run.identity["first_weights"]}
 
 
@@ -125,113 +113,7 @@ def _checkpoints(run: Run, training: dict[str, Any]) -> dict[str, str]:
     """The checkpoint that was exported, and the stable checkpoint to continue from, if there is one."""
     paths = [checkpoint_path(run.checkpoints, training["step"])]
     paths += [run.checkpoints / Path(training["trunk"]).name] if training["trunk"] else []
-    return {path_in_store(run.store, path): _manifest_hash(path) for path in paths}
-
-
-def check_receipt(target: Version) -> Iterator[str]:
-    """A line for each thing that differs from the receipt. Reads all bytes, those of the corpus too."""
-    try:
-        manifest = verify_artifact(target.folder)
-        receipt = target.receipt()
-    except LMError as error:
-        yield str(error)
-        return
-    yield from _check_export(receipt, manifest)
-    yield from _check_corpus(receipt["corpus"]["files"])
-    tokenizer = {f"tokenizers/{receipt['tokenizer']['id']}": receipt["tokenizer"]["seal"]}
-    yield from _check_artifacts(target.store, tokenizer)
-    yield from _check_dataset(target.store, receipt)
-    yield from _check_artifacts(target.store, receipt["checkpoints"])
-    yield from _check_run(target.store / "runs" / receipt["run"], receipt)
-    yield from _check_origin(target.store, receipt["origin"])
-
-
-def _check_export(receipt: Receipt, manifest: dict[str, Any]) -> Iterator[str]:
-    for name, digest in receipt["export"].items():
-        if name != "README.md" and manifest["files"].get(name, {}).get("blake3") != digest:
-            yield f"{name} is not the file that run {receipt['run']} exported"
-
-
-def _check_corpus(files: dict[str, str]) -> Iterator[str]:
-    changed = []
-    for path, digest in files.items():
-        try:
-            if (found := hash_stored(path)) != digest:
-                changed.append(f"corpus: {path} has changed: was {digest}, is {found}")
-        except (OSError, LMError) as error:
-            changed.append(f"corpus: {path} cannot be read: {error}")
-    yield from _first_lines(changed)
-
-
-def _check_dataset(store: Path, receipt: Receipt) -> Iterator[str]:
-    dataset = store / "datasets" / receipt["dataset"]["id"]
-    if not (dataset / MANIFEST).exists():
-        yield _why_gone(store, dataset.name)
-        return
-    yield from (f"dataset {dataset.name}: {problem}" for _, problem in problems(dataset))
-    rewritten = {key for event in forgotten_events(store) for key in event["chunks"]}
-    chunks = {f"shards/{key}": seal for key, seal in receipt["dataset"]["chunks"].items() if key not in rewritten}
-    yield from _first_lines(list(_check_artifacts(store, chunks, reads=False)))
-    excluded = np.array([int(name, 16) for name in receipt["corpus"]["excluded"]], np.uint64)
-    try:
-        held = hashes(read_manifest(dataset)["chunks"], store, *SPLITS)
-    except LMError:
-        return  # ``problems`` has reported it
-    for value in excluded[np.isin(excluded, held)]:
-        yield f"dataset {dataset.name} holds document {value:016x}, which the receipt says is excluded"
-
-
-def _why_gone(store: Path, dataset: str) -> str:
-    for event in forgotten_events(store):
-        if dataset in event["datasets"]:
-            return (
-                f"dataset {dataset} was removed: document {', '.join(event['documents'])} was forgotten at "
-                f"{event['time']}. The weights have seen the document. Without it the dataset is "
-                f"{event['datasets'][dataset] or 'empty'}"
-            )
-    return f"dataset {dataset} is missing"
-
-
-def _check_artifacts(store: Path, manifest_hashes: dict[str, str], reads: bool = True) -> Iterator[str]:
-    for path, expected in manifest_hashes.items():
-        try:
-            if reads:
-                verify_artifact(store / path)
-            if (found := _manifest_hash(store / path)) != expected:
-                yield f"{path} was replaced: the hash of its manifest was {expected}, is {found}"
-        except (LMError, OSError) as error:
-            yield f"{path}: {error}"
-
-
-def _check_run(folder: Path, receipt: Receipt) -> Iterator[str]:
-    try:
-        for name in _RESULTS:
-            if hash_file(folder / name) != receipt["results"][name]:
-                yield f"runs/{folder.name}/{name} has changed"
-        found = Run.open(folder).identity
-    except (LMError, OSError) as error:
-        yield f"run {folder.name}: {error}"
-        return
-    for name, old, new in differences(receipt["record"]["identity"], found):
-        yield f"run {folder.name}: {name} was {old!r}, is {new!r}"
-
-
-def _check_origin(store: Path, origin: dict[str, str] | None) -> Iterator[str]:
-    if origin is None:
-        return
-    try:
-        found = InitialModel.find(origin_path(store, origin))
-        found.verify()
-        if found.fingerprint() != origin["fingerprint"]:
-            yield f"{origin['path']}, the initial model, has other weights than before"
-    except (LMError, OSError) as error:
-        yield f"initial model: {error}"
-
-
-def origin_path(store: Path, origin: dict[str, str]) -> str:
-    """The value of train.init_from that leads to the initial model in the store as it lies now."""
-    here = store / origin["path"]
-    return str(here) if here.exists() else origin["path"]
+    return {path_in_store(run.store, path): manifest_hash(path) for path in paths}
 
 
 def program_differences(receipt: Receipt) -> list[str]:
@@ -263,8 +145,3 @@ def _compared(receipt: Receipt) -> dict[str, Any]:
 
 def _hash_of(files: dict[str, str]) -> str:
     return blake3(json.dumps(sorted(map(str, files.values()))).encode()).hexdigest(8)
-
-
-def _first_lines(lines: list[str]) -> list[str]:
-    rest = [f"and {len(lines) - _SHOWN:,} more like it"] if len(lines) > _SHOWN else []
-    return lines[:_SHOWN] + rest

@@ -35,7 +35,7 @@ from lmcore.registry.versions import (
 from lmcore.runs.model_card import CARD, model_card, public_name, training_facts
 from lmcore.runs.run import Run
 from lmcore.settings.section import NUMBER
-from lmcore.store.artifacts import MANIFEST, content_of, read_manifest, verify_artifact, write_artifact
+from lmcore.store.artifacts import MANIFEST, read_manifest, verify_artifact, write_artifact
 from lmcore.store.files import remove, remove_stale_temp, write_file
 from lmcore.store.json_files import append_line, json_bytes, read_lines
 from lmcore.store.locks import locked
@@ -50,7 +50,7 @@ def add_version(store: Path, name: str, run: Run, decision: dict[str, Any]) -> V
     StoreError when the run has no whole export, RegistryError for a name that cannot be one.
     """
     export = run.folder / "model"
-    about = content_of(verify_artifact(export))
+    about = verify_artifact(export)
     with adding(store, name) as version:
         before = champion(store, name)
         receipt = make_receipt(run, version, before.id if before else None, decision)
@@ -72,42 +72,31 @@ def _link(file: Path, to: Path) -> None:
 
 
 def _card(receipt: Receipt, run: Run) -> str:
-    """The model card, with the facts of the receipt."""
-    splits, origin = receipt["dataset"]["splits"], receipt["origin"]
+    """The model card, with the facts of the receipt and the gate's decision."""
+    text, origin, decision = receipt["dataset"]["splits"]["train"], receipt["origin"], receipt["decision"]
     facts = [
         ("created", receipt["created"]),
         ("run", receipt["run"]),
         ("trained from", public_name(origin["path"]) if origin else "new weights"),
         *training_facts(receipt["training"], receipt["evaluation"], run.config),
-        ("text", f"{splits['train']['documents']:,} documents, {splits['train']['text_bytes']:,} bytes"),
-        ("files", f"{len(receipt['corpus']['files']):,}"),
-        *(
-            (f"left out: {reason}", f"{row['documents']:,} documents, {row['bytes']:,} bytes")
-            for reason, row in receipt["dataset"]["left_out"].items()
-        ),
+        ("text", f"{text['documents']:,} documents, {text['text_bytes']:,} bytes"),
         ("dataset", receipt["dataset"]["id"]),
         ("tokenizer", receipt["tokenizer"]["id"]),
         ("weights", receipt["training"]["weights"]),
         ("champion before", receipt["champion_before"] or "none"),
     ]
-    sections = []
-    if sources := receipt["evaluation"]["sources"]:
-        rows = ((name, f"{score['nats'] / score['tokens']:.4f}") for name, score in sources.items())
-        sections += ["## Validation loss by source", markdown.table(("source", "nats per token"), rows)]
-    sections += ["## Why it is here", "\n".join(_reasons(receipt["decision"]))]
-    sections.append(f"The hashes of all of this are in {RECEIPT}, which stays in the store.")
-    about = f"A version of the model {receipt['model']}."
-    return model_card(f"{receipt['model']} {receipt['version']}", run.config, about, facts, sections)
-
-
-def _reasons(decision: dict[str, Any]) -> list[str]:
-    """Lines with the gate's decision and a table of its rules."""
-    verdict = "The gate promoted it." if decision.get("promoted") else "The gate did not promote it."
-    lines = [verdict, *(f"- {reason}" for reason in decision.get("reasons", []))]
-    rules = decision.get("rules", [])
-    names = tuple(dict.fromkeys(name for rule in rules for name in rule))
-    rows = (tuple(str(rule.get(name, "")) for name in names) for rule in rules)
-    return [*lines, "", markdown.table(names, rows)] if rules else lines
+    verdict = f"The gate {'promoted' if decision.get('promoted') else 'did not promote'} it."
+    reasons = "\n".join([verdict, *(f"- {reason}" for reason in decision.get("reasons", []))])
+    rules = [{name: str(value) for name, value in rule.items()} for rule in decision.get("rules", [])]
+    table = [markdown.table(tuple(rules[0]), [rule.values() for rule in rules])] if rules else []
+    sections = [
+        "## Why it is here",
+        reasons,
+        *table,
+        f"{RECEIPT}, which stays in the store, has the hashes of all this.",
+    ]
+    title = f"{receipt['model']} {receipt['version']}"
+    return model_card(title, run.config, f"A version of the model {receipt['model']}.", facts, sections)
 
 
 def promote(

@@ -21,20 +21,17 @@ SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
 STANDARD_LIBRARY = "stdlib:"
 """In ``corpus.paths``: the folder of the running Python's standard library."""
 
-_COMPRESSIONS = ("", ".gz", ".bz2", ".xz", ".zst")
-_TEXT_KINDS = ("txt", "md", "py", "jsonl", "ndjson", "jsonlines", "json")
-TEXT_PATTERNS = [f"*.{kind}{suffix}" for kind in _TEXT_KINDS for suffix in _COMPRESSIONS]
-TEXT_PATTERNS += ["*.parquet", "*.arrow", "*.feather"]
+TEXT_PATTERNS = [
+    f"*.{kind}{compression}"
+    for kind in ("txt", "md", "py", "jsonl", "ndjson", "jsonlines", "json")
+    for compression in ("", ".gz", ".bz2", ".xz", ".zst")
+] + ["*.parquet", "*.arrow", "*.feather"]
 
 DEFAULT_SOURCE = "corpus"
 """The name of the source in corpus.paths."""
 
 # One path is enough: web=texts/ on the command line.
 _Paths = Annotated[list[Location], Field(min_length=1), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
-
-
-_LABELS = 2
-"""Most names in a corpus's label."""
 
 
 def _last_name(path: str) -> str:
@@ -57,34 +54,29 @@ class CorpusConfig(Section):
     source named corpus. A file under several sources belongs to `paths`, else to the first source by name."""
     include: list[Text] = TEXT_PATTERNS
     """Patterns of file names to read; case is ignored. .jsonl, .ndjson, .jsonlines and .json are JSON lines, .parquet,
-    .arrow and .feather are tables, all others plain text. .gz, .bz2, .xz and .zst are unpacked. Setting paths on the
-    command line resets include, exclude, document and sample.prompts."""
+    .arrow and .feather are tables, all others plain text; .gz, .bz2, .xz and .zst are unpacked. Other paths on the
+    command line reset include, exclude, document and sample.prompts."""
     exclude: list[Text] = []
     """Patterns of names of files and folders to leave out (site-packages, test*)."""
     exclude_documents: list[Location] = []
-    """Documents to leave out: their hashes (16 hexadecimal digits), files with one hash a line, or files of documents,
-    which are cut as the corpus is."""
+    """Documents to leave out: hashes (16 hexadecimal digits), files of hashes, or files of documents."""
     document: Literal["auto", "line", "paragraph", "file"] = "auto"
-    """One document of plain text. auto: in .txt a line or a paragraph, as the beginning of the file suggests; in other
-    files the whole file."""
+    """One document of plain text. auto: a line or a paragraph, as the start of a .txt file suggests; else the file."""
     settle_seconds: float = Field(0.0, ge=0, le=86_400)
-    """Leave out local files that changed within this many seconds, because they may be half-copied. The next start
-    reads them; the ledger calls them unsettled. 0: read every file."""
+    """Leave out local files that changed within this many seconds, because they may be half-copied. 0: none."""
     text_field: Text = Field("text", min_length=1)
     """The key of a JSON line, or the column of a table, that holds the text. meta.body is body within meta."""
     max_document_bytes: int = Field(16 * 2**20, ge=1, le=2**30)
     """Bytes. Longer documents are skipped; the ledger calls them too_long."""
     max_expansion: float = Field(500, ge=2, le=1e9)
-    """Bytes of text from one stored byte. A compressed file above it is cut there; the ledger calls the rest
-    decompression_bomb."""
+    """Bytes of text from one stored byte. The rest of a compressed file is skipped as a decompression_bomb."""
     on_bad_input: Literal["quarantine", "fail"] = view("quarantine")
-    """quarantine: text that cannot be read is left out, kept aside and recorded in the ledger. fail: the first such
-    piece ends the run."""
+    """quarantine: text that cannot be read is kept aside and recorded in the ledger. fail: it ends the run."""
     normalize: Literal["", "NFC", "NFKC"] = ""
     """Unicode normalization of every text before it is tokenized (UAX #15). Empty: text is not changed."""
     filter: str = Field("", pattern=r"^([A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+)?$")
-    """Dotted name of a Python function text -> bool. Only documents for which it returns True are kept. For Python and
-    config files; deployments refuse it, because a form must not choose code."""
+    """Dotted name of a Python function text -> bool; documents for which it is False are left out. Deployments refuse
+    it, because a form must not choose code."""
     min_bytes: int = Field(0, ge=0, le=2**30)
     """Bytes of text. Shorter documents are left out."""
     max_bytes: int = Field(2**30, ge=1, le=2**30)
@@ -96,16 +88,15 @@ class CorpusConfig(Section):
     validation_paths: list[Location] = []
     """Files, folders and globs to validate on. Training documents that are also in them are left out."""
     chunk_bytes: int = Field(16_000_000, ge=1_000, le=2**30)
-    """Average bytes of text in a chunk of a large file. A chunk is encoded and cached as a whole. Small files share
-    chunks of a quarter of that."""
+    """Average bytes of text in a chunk of a large file, which is encoded and cached as a whole."""
     workers: int = speed(0, ge=0, le=1024)
     """Threads that tokenize. 0: one for each core."""
 
     @property
     def label(self) -> str:
         """A short name for people: the names of its sources, or the last names of its paths."""
-        names = [*dict.fromkeys(map(_last_name, self.paths)), *sorted(self.sources)] or ["no text"]
-        return " and ".join(names if len(names) <= _LABELS else [*names[: _LABELS - 1], f"{len(names) - 1} more"])
+        first, *others = [*dict.fromkeys(map(_last_name, self.paths)), *sorted(self.sources)] or ["no text"]
+        return " and ".join([first, *(others if len(others) < 2 else [f"{len(others)} more"])])
 
     @property
     def source_names(self) -> list[str]:
@@ -126,8 +117,8 @@ class TokenizerConfig(Section):
     source: Location = Field("train", min_length=1)
     """train: train on the corpus. Otherwise a SentencePiece .model file, a transformers folder or a hub name."""
     model_type: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
-    """bpe and unigram are SentencePiece's; byte_bpe is byte-level BPE as in GPT-2. Plain transformers encodes and
-    decodes bpe and byte_bpe exactly; it decodes unigram with loss."""
+    """bpe and unigram are SentencePiece's; byte_bpe is byte-level BPE as in GPT-2. Plain transformers decodes unigram
+    with loss, the others exactly."""
     vocab_size: int = Field(8_000, ge=300, le=1_000_000)
     """Pieces to train, including the 256 byte pieces and 6 special ones. A small corpus may give fewer."""
     character_coverage: float = Field(0.9995, ge=0.9, le=1)
@@ -160,13 +151,12 @@ class DatasetConfig(Section):
     shuffle: bool = True
     """Read the blocks of every epoch in a new random order."""
     weights: ByName[Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]] = {}
-    """Share of each source in an epoch's blocks (web 0.7, wiki 0.3). The sum need not be 1. Empty: in proportion to the
-    text."""
+    """Share of each source in an epoch's blocks (web 0.7, wiki 0.3), of any sum. Empty: in proportion to the text."""
     epochs: ByName[Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]] = {}
     """Passes over each source in one epoch, instead of weights."""
     packing: Literal["stream", "best_fit"] = "stream"
-    """stream: each block continues where the last one ended. best_fit: no document that fits a block is cut, at the
-    cost of padding (arXiv 2404.10830)."""
+    """stream: each block continues where the last one ended. best_fit: no document that fits a block is cut, but
+    blocks are padded (arXiv 2404.10830)."""
     document_masking: bool = False
     """Restart attention and positions at each document in a block, as in evaluation."""
 
@@ -210,10 +200,8 @@ class ModelConfig(Section):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.kv_heads and (self.architecture == "gpt2" or self.heads % self.kv_heads):
-            raise ValueError(
-                f"kv_heads {self.kv_heads} needs llama or qwen3 and a multiple of it as heads "
-                f"(here {self.architecture}, heads {self.heads})"
-            )
+            here = f"(here {self.architecture}, heads {self.heads})"
+            raise ValueError(f"kv_heads {self.kv_heads} needs llama or qwen3 and a multiple of it as heads {here}")
         if self.architecture != "gpt2" and (self.width // self.heads) % 2:
             raise ValueError(f"width / heads = {self.width // self.heads} is odd; rotary positions need it even")
         return self
@@ -223,9 +211,8 @@ class SampleConfig(Section):
     """The texts that the model writes for the report and during training."""
 
     prompts: list[Text] = view([])
-    """Texts that the model continues, one sample each. An empty prompt begins a document. No prompts: the first words
-    of three validation documents. End a prompt with a word, not with a space: tokenizers join a space to the word after
-    it."""
+    """Texts that the model continues, one sample each. They end with a word, not with a space. An empty prompt begins a
+    document. No prompts: the first words of three validation documents."""
     every: int = view(0, ge=0, le=1_000_000_000)
     """Steps between samples during training. 0: only after training."""
     tokens: int = view(200, ge=1, le=100_000)
@@ -244,8 +231,7 @@ class CardConfig(Section):
     """What only you can say in the model card."""
 
     licence: Text = view("", max_length=100, pattern=r"^[A-Za-z0-9.+-]*$")
-    """The model's licence, as the Hugging Face hub spells it (apache-2.0, cc-by-sa-4.0). Empty: the card says that none
-    is stated."""
+    """The model's licence, as the Hugging Face hub spells it (apache-2.0, cc-by-sa-4.0). Empty: none is stated."""
     languages: list[Annotated[str, Field(pattern="^[a-z]{2,8}(-[A-Za-z0-9]{2,8})*$")]] = view([])
     """Codes of the languages of the text (ja, en)."""
 

@@ -40,19 +40,6 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def read_preset(name: str) -> Tables:
-    """The settings of a preset, never of a file in the current folder. Raises ConfigError for an unknown name."""
-    return _parsed(_text(PRESETS / f"{name}.toml", name), name)
-
-
-def read_settings(name: str) -> Tables:
-    """The settings of a preset (``tiny``) or of a TOML file, which wins over a preset of its name.
-
-    Raises ConfigError when there is neither, or when the file is not TOML.
-    """
-    return _parsed(_text(_file(name), name), name)
-
-
 def settings_of_flags(kind: type[_Kind], flags: Tables, file: str = "") -> _Kind:
     """Settings of a kind: ``flags`` over the TOML file or preset ``file`` over the defaults.
 
@@ -70,7 +57,7 @@ def settings_of(
 
     Raises ConfigError with the wrong value and its place by ``origin``, by default its line in ``advanced``.
     """
-    beneath = {} if preset == CUSTOM else read_preset(preset)
+    beneath = {} if preset == CUSTOM else _parsed(_text(PRESETS / f"{preset}.toml", preset), preset)
     origin = places("advanced", advanced) if origin is None else origin
     return _checked(kind, [beneath, fields, _parsed(advanced, "advanced")], origin)
 

@@ -19,8 +19,7 @@ class RetrainingConfig(Section):
     """Train only if there are at least this many bytes of new training text."""
     start: Start = "export"
     """What a challenger starts from. export: the champion's weights, warmed up again. trunk: its checkpoint before the
-    decay of a wsd schedule, with the optimizer's state; if there is none, its export. scratch: new weights, trained on
-    all text as the first model is."""
+    decay of a wsd schedule, with the optimizer's state; else its export. scratch: new weights, trained on all text."""
     replay: float = Field(0.85, ge=0, lt=1)
     """Share of old text in the training of a challenger (arXiv 2403.08763)."""
     budget: float = Field(10.0, gt=0, le=1e6)
@@ -28,8 +27,8 @@ class RetrainingConfig(Section):
     budget_minutes: float = Field(0.0, ge=0, le=1e6)
     """Limit of the budget in minutes of training, at the champion's speed. 0: no limit."""
     hub_repository: str = Field("", pattern=f"^({NAME}/{NAME})?$")
-    """Repository on the Hugging Face hub, such as user/name, that holds the champion. Each retraining pushes the
-    champion if it is not there. A missing repository is created as private. The token is HF_TOKEN. Empty: no push."""
+    """Repository on the Hugging Face hub, such as user/name. Each retraining pushes the champion if it is not there. A
+    missing repository is created as private. The token is HF_TOKEN. Empty: no push."""
 
 
 class GateConfig(Section):
@@ -38,8 +37,8 @@ class GateConfig(Section):
     old_margin_bits_per_byte: float = Field(0.005, ge=0, le=1)
     """Bits per byte by which a challenger may be worse on old text, at the upper end of the confidence interval."""
     must_improve_new: bool = True
-    """The challenger must be better on new text: the whole confidence interval is below zero. If off, only the margin
-    on old text counts, and no new text is needed."""
+    """The challenger must be better on new text: the whole confidence interval is below zero. Off: no new text is
+    needed."""
     every_source: bool = False
     """With several sources, the margin also holds for each source alone, on old and new text."""
     minimum_documents: int = Field(200, ge=2, le=1_000_000_000)

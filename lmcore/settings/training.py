@@ -34,11 +34,10 @@ class TrainConfig(Section):
     # Initial weights
     init_from: Location = view("")
     """Start from the weights of a checkpoint folder, an exported or other transformers folder, or a hub name. Its
-    tokenizer must be this run's. The model's shape and dropout are then its own, and the section `model` is unused. The
-    run is named by the content of the weights, not by their path."""
+    tokenizer must be this run's. It brings its own shape and dropout, so the section `model` is unused."""
     init_optimizer: bool = False
-    """Also load the optimizer's state, for continued pretraining. Only from a checkpoint folder. The order of blocks
-    starts again; for another order over the same text, set another train.seed."""
+    """Also load the optimizer's state, from a checkpoint folder. The order of blocks starts again; another train.seed
+    gives another order."""
     trainable: list[Text] = ["*"]
     """Patterns of parameter names to train; all others are frozen (`transformer.h.*`, `*bias`)."""
 
@@ -63,8 +62,7 @@ class TrainConfig(Section):
     # Schedule
     schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
     """Learning rate after the warm-up. cosine (arXiv 1608.03983) and linear fall to min_learning_rate; constant stays;
-    wsd stays and then decays (warm-up, stable, decay: arXiv 2404.06395); inverse_sqrt is 1 / sqrt(step) (arXiv
-    1706.03762)."""
+    wsd stays and then decays (arXiv 2404.06395); inverse_sqrt is 1 / sqrt(step) (arXiv 1706.03762)."""
     min_learning_rate: float = Field(1e-4, ge=0, le=10)
     """Learning rate at the last step of cosine, linear and wsd."""
     warmup: Size = "2 %"
@@ -72,20 +70,17 @@ class TrainConfig(Section):
     warmup_from: float = Field(0.0, ge=0, le=10)
     """Learning rate before the first step. For continued training, set it to where the last training ended."""
     decay: Size = "20 %"
-    """Length of the decay at the end of wsd. The checkpoint before the decay is kept, so a longer training can start
-    there."""
+    """Length of the decay at the end of wsd. The checkpoint before it is kept for a longer training."""
     decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
     """Shape of wsd's decay: linear, or 1 - sqrt(share of the decay) (arXiv 2405.18392)."""
 
     # Guards
     max_skipped: int = Field(0, ge=0, le=1_000_000)
-    """Optimizer steps of a run that may be skipped because the loss or gradient is not finite or the loss is a
-    spike."""
+    """Optimizer steps that may be skipped because the loss or gradient is not finite or the loss is a spike."""
     spike_deviations: float = Field(0.0, ge=0, le=1_000)
     """A loss this many standard deviations above the mean of about the last 100 steps is a spike. 0: off."""
     rollback: bool = False
-    """If more steps are bad than max_skipped allows, return to the last checkpoint once and skip the blocks after
-    it."""
+    """After more bad steps than max_skipped, return to the last checkpoint once and skip the blocks after it."""
     patience: int = Field(0, ge=0, le=1_000_000)
     """Stop with the best checkpoint after this many validations in a row without gain. 0: never."""
     min_gain: float = Field(0.0, ge=0, le=100)
@@ -121,8 +116,7 @@ class TrainConfig(Section):
     validate_every: int = view(0, ge=0, le=1_000_000_000)
     """Steps between validations. 0: about ten in a run. Every epoch also ends with one."""
     validation_tokens: int = view(500_000, ge=1_000, le=1_000_000_000)
-    """Tokens scored by a validation during training: whole documents, in the order of their hashes. The evaluation
-    after training scores every document."""
+    """Tokens of documents scored by a validation during training. The evaluation after it scores every document."""
     log_every: int = view(10, ge=1, le=1_000_000)
     """Steps between two lines of metrics.jsonl."""
     tensorboard: bool = view(False)

@@ -82,7 +82,7 @@ def _complete(folder: Path, about: dict[str, Any]) -> None:
                 path.chmod(mode)  # safetensors writes 0600, and a copy has the mode of its source
             files[path.relative_to(folder).as_posix()] = {"bytes": about_file.st_size, "blake3": hash_file(path)}
         sync(path)
-    write_file(folder / MANIFEST, manifest_bytes({**about, "files": files}))
+    write_file(folder / MANIFEST, manifest_bytes({**about, "format_version": FORMAT_VERSION, "files": files}))
 
 
 def manifest_bytes(content: dict[str, Any]) -> bytes:
@@ -121,11 +121,6 @@ def check_version(content: dict[str, Any], where: Path) -> None:
             f"{where} has format version {found}, this program reads up to {FORMAT_VERSION}: "
             "update the program, or give another --store"
         )
-
-
-def content_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says besides the entries that ``write_artifact`` adds."""
-    return {name: value for name, value in manifest.items() if name not in ("files", "format_version")}
 
 
 def verify_artifact(folder: Path, hash_of: Callable[[Path], str] | None = None) -> dict[str, Any]:

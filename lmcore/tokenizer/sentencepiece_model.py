@@ -5,9 +5,8 @@ specially: it writes a space as U+2581, allows it only at the start of a piece, 
 trainer gets words with their counts and with marks for white space, and the trained model is rewritten with real white
 space. Then a line break and an indent become one piece, and a literal U+2581 survives.
 
-For a BPE model plain transformers is exact in both directions: its tokenizer.json gives the same ids and decodes them
-to the same text. For a unigram model the ids are equal too, but transformers decodes them with loss (newlines, leading
-spaces, byte pieces).
+BPE, the default, is exact in plain transformers in both directions. Of a unigram model the ids are equal too, but
+transformers decodes them with loss (newlines, leading spaces, byte pieces).
 """
 
 import io
@@ -22,9 +21,10 @@ from typing import Any
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
-from lmcore.errors import TokenizerError
+from lmcore.errors import StoreError, TokenizerError
 from lmcore.settings.config import SPECIAL_PIECES, TokenizerConfig
 from lmcore.signals import interruptible
+from lmcore.store.json_files import read_object
 from lmcore.tokenizer.transformers_view import check_in_transformers, save_fast
 
 MODEL_FILE = "tokenizer.model"
@@ -48,10 +48,7 @@ length is bounded, so that text without white space costs no more than other tex
 
 
 def train_model(config: TokenizerConfig, texts: list[str]) -> tuple[Any, int]:
-    """The trained model (a protobuf ModelProto) and the bytes of text that the trainer saw.
-
-    Raises TokenizerError when SentencePiece cannot train on these texts.
-    """
+    """The trained model (a protobuf ModelProto), and the bytes that the trainer saw. Raises TokenizerError."""
     words = Counter(word for text in texts for part in _UNTRAINABLE.split(text) for word in _WORD.findall(part))
     marks = str.maketrans(_MARKS)
     seen_bytes = sum(len(word.encode()) * count for word, count in words.items())
@@ -260,9 +257,6 @@ def sentencepiece_of(folder: Path) -> Any:
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is no file."""
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise TokenizerError(f"tokenizer.source: {path} is damaged: {error}") from error
-    return content
+        return read_object(path) if path.exists() else {}
+    except StoreError as error:
+        raise TokenizerError(f"tokenizer.source: {error}") from error

@@ -1,8 +1,4 @@
-"""A tokenizer: text to ids and back.
-
-The default family is BPE. For it plain transformers is exact in both directions; sentencepiece_model.py says why.
-byte_bpe.py is exact too.
-"""
+"""A tokenizer: text to ids and back, by a SentencePiece model or by a fast tokenizer of transformers."""
 
 import json
 import re
@@ -113,14 +109,9 @@ class Tokenizer:
         encodings = self._fast.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
-    def encode_batch(self, texts: list[str]) -> list[npt.NDArray[Any]]:
-        """One array of ids for each text, without special ids."""
-        ids, lengths = self.encode_flat([text.encode() for text in texts])
-        return [part[:-1] for part in np.split(ids, np.cumsum(lengths)[:-1])] if texts else []
-
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special ids."""
-        ids: list[int] = self.encode_batch([text])[0].tolist()
+        ids: list[int] = self.encode_flat([text.encode()])[0][:-1].tolist()
         return ids
 
     def decode(self, ids: list[int]) -> str:

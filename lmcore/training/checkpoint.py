@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import Module
 
 from lmcore.model.model import Tensors, load_weights, model_tensors
 from lmcore.runs.run import checkpoint_path, newest_first, step_of
@@ -74,12 +75,7 @@ class CheckpointWriter:
             self.wait()
 
     def save(
-        self,
-        step: int,
-        model: torch.nn.Module,
-        optimizers: Optimizers,
-        state: SavedState,
-        random: Tensors | None = None,
+        self, step: int, model: Module, optimizers: Optimizers, state: SavedState, random: Tensors | None = None
     ) -> None:
         """Copy all that makes up the checkpoint of ``step``, and begin to write it.
 
@@ -113,7 +109,7 @@ class CheckpointWriter:
                 remove(old)
 
 
-def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, ranks: Ranks) -> SavedState:
+def load_checkpoint(path: Path, model: Module, optimizers: Optimizers, ranks: Ranks) -> SavedState:
     """The state in a checkpoint folder, after its tensors were restored into model, optimizers and random state."""
     load_weights(path, model)
     load_optimizers(path, model, optimizers)
@@ -127,7 +123,7 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizers: Optimizers, 
     return state
 
 
-def load_optimizers(path: Path, model: torch.nn.Module, optimizers: Optimizers) -> None:
+def load_optimizers(path: Path, model: Module, optimizers: Optimizers) -> None:
     """Restore the optimizers' state from a checkpoint folder. Raises StoreError when it does not fit."""
     optimizers.load(load_file(path / "optimizer.safetensors"), model)
 

@@ -20,18 +20,18 @@ _FIGURES, _REMEMBERED = 6, 16
 
 @dataclass(frozen=True)
 class GuardState:
-    """The state of a guard."""
+    """Bad steps so far."""
 
     bad: int
-    """Number of bad steps in this run."""
+    """Their number in this run."""
     steps: list[int]
-    """The last bad steps, at most 16."""
+    """The last ones, at most 16."""
     loss: float
-    """Loss of the last bad step, in nats per token."""
+    """Loss of the last one, in nats per token."""
     norm: float
     """Norm of its gradient."""
     is_over: bool
-    """True if there were more bad steps than allowed."""
+    """True if there were more than allowed."""
 
 
 class Guard:
@@ -54,11 +54,9 @@ class Guard:
         loss, norm = loss.to(self._state.dtype), norm.to(self._state.dtype)
         is_bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
         if self._config.spike_deviations:
-            limit = mean + self._config.spike_deviations * variance.sqrt()
-            is_bad |= (good >= _WINDOW) & (loss > limit)
+            is_bad |= (good >= _WINDOW) & (loss > mean + self._config.spike_deviations * variance.sqrt())
         is_over = bad > self._config.max_skipped
-        is_counted = is_bad & ~is_over
-        skip = is_bad | is_over
+        is_counted, skip = is_bad & ~is_over, is_bad | is_over
         share = torch.where(skip, 0, 1 / (good + 1).clamp(max=_WINDOW))
         change = torch.where(skip, 0, loss - mean)
         figures = [
@@ -75,10 +73,9 @@ class Guard:
 
     def standing(self) -> GuardState:
         """The state now. Waits for the device."""
-        figures = self.figures()
-        bad, loss, norm = int(figures[3]), *figures[4:_FIGURES]
-        steps = [int(step) for step in figures[_FIGURES : _FIGURES + min(bad, _REMEMBERED)]]
-        return GuardState(bad, sorted(steps), loss, norm, bad > self._config.max_skipped)
+        _, _, _, bad, loss, norm, *steps = self.figures()
+        last = sorted(int(step) for step in steps[: min(int(bad), _REMEMBERED)])
+        return GuardState(int(bad), last, loss, norm, bad > self._config.max_skipped)
 
     def figures(self) -> list[float]:
         """The state for a checkpoint. Waits for the device."""

@@ -4,7 +4,6 @@ Adam and AdamW use one fused kernel on CUDA and on the CPU. On one core of a ser
 of torch's default, and its results are equal for any number of threads.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,8 +14,6 @@ from torch.nn import Embedding, Module, ModuleList, Parameter
 from lmcore.errors import StoreError
 from lmcore.model.model import like
 from lmcore.settings.config import TrainConfig
-
-_Owners = dict[Parameter, torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -37,20 +34,13 @@ class Optimizers:
         if config.optimizer != "muon":
             return cls([_adam(trained, config)])
         inside = _block_matrices(model)
-        matrices = [p for p in trained if p in inside]
-        others = [p for p in trained if p not in inside]
+        matrices, others = [p for p in trained if p in inside], [p for p in trained if p not in inside]
         return cls(([_muon(matrices, config)] if matrices else []) + ([_adam(others, config)] if others else []))
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the learning rate of the next step for all parameters."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
-
-    def zero_grad(self) -> None:
-        """Remove the gradients, and free their memory."""
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
 
     def step(self, skip: Tensor) -> None:
         """Update the parameters by their gradients, unless ``skip`` (a bool, shape ()) is true.
@@ -84,33 +74,49 @@ class Optimizers:
         Raises StoreError, before anything changes, when they are of another type of optimizer or another model. Adam
         and AdamW have the same state.
         """
+        self._check(tensors, model)
         parameters, owners = dict(model.named_parameters()), self._owners()
-        saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for entry, tensor in tensors.items():
-            name, key = entry.rsplit("/", 1)
-            saved[name][key] = tensor
-        for name, state in saved.items():
-            _check(name, state, parameters.get(name), owners)
         for part in self.parts:
             part.state.clear()
-        for name, state in saved.items():
+        for entry, tensor in tensors.items():
+            name, _, key = entry.rpartition("/")
             parameter = parameters[name]
             part = owners[parameter]
-            for key, value in state.items():
-                # Adam counts its steps on the CPU unless it is fused.
-                step = value.clone().to(parameter.device if _is_fused(part) else "cpu")
-                part.state[parameter][key] = step if key == "step" else like(value.clone(), parameter)
+            # Adam counts its steps on the CPU unless it is fused.
+            step = tensor.clone().to(parameter.device if _is_fused(part) else "cpu")
+            part.state[parameter][key] = step if key == "step" else like(tensor.clone(), parameter)
 
-    def _owners(self) -> _Owners:
+    def _check(self, tensors: dict[str, Tensor], model: Module) -> None:
+        names, owners, own = (
+            {entry.rpartition("/")[0] for entry in tensors},
+            self._owners(),
+            dict[str, tuple[int, ...]](),
+        )
+        for name, parameter in model.named_parameters():
+            if name in names and parameter in owners:
+                shape, is_muon = tuple(parameter.shape), isinstance(owners[parameter], torch.optim.Muon)
+                form = {"momentum_buffer": shape} if is_muon else {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+                own |= {f"{name}/{key}": each for key, each in form.items()}
+        saved = {entry: tuple(tensor.shape) for entry, tensor in tensors.items()}
+        if saved != own:
+            theirs, ours = (
+                ", ".join(f"{entry} {list(shape)}" for entry, shape in sorted(some)[:4]) or "nothing"
+                for some in (saved.items() - own.items(), own.items() - saved.items())
+            )
+            kinds = " and ".join(type(part).__name__ for part in self.parts)
+            raise StoreError(
+                f"the saved optimizer's state does not fit: only it has {theirs}, and only that here ({kinds}) has "
+                f"{ours}. It goes on only with the optimizer, model and train.trainable that it was saved with"
+            )
+
+    def _owners(self) -> dict[Parameter, torch.optim.Optimizer]:
         return {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
 
 
 def _adam(parameters: list[Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = ({"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0})
     return kind(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
@@ -141,23 +147,3 @@ def _block_matrices(model: Module) -> set[Parameter]:
 
 def _is_fused(part: torch.optim.Optimizer) -> bool:
     return any(group.get("fused") for group in part.param_groups)
-
-
-def _check(name: str, state: dict[str, Tensor], parameter: Parameter | None, owners: _Owners) -> None:
-    """Raise StoreError unless ``state`` has the form of the state that its optimizer keeps for ``parameter``."""
-    part, shape = (owners.get(parameter), tuple(parameter.shape)) if parameter is not None else (None, ())
-    own: dict[str, tuple[int, ...]] = {}
-    if part is not None:
-        is_muon = isinstance(part, torch.optim.Muon)
-        own = {"momentum_buffer": shape} if is_muon else {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
-    saved = {key: tuple(value.shape) for key, value in state.items()}
-    if saved != own:
-        words, own_words = (
-            ", ".join(f"{key} {list(shape)}" for key, shape in sorted(shapes.items())) or "nothing"
-            for shapes in (saved, own)
-        )
-        raise StoreError(
-            f"the saved optimizer's state does not fit: of {name} it has {words}, and "
-            f"{type(part).__name__ if part else 'the optimizer'} here has {own_words}. It goes on only with the "
-            "optimizer, model and train.trainable that it was saved with"
-        )

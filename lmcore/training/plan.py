@@ -11,6 +11,7 @@ from lmcore.dataset.loader import Batch, loader, prefetch, to_device
 from lmcore.dataset.mixture import Mixture, open_blocks
 from lmcore.dataset.stream import IGNORED_LABEL
 from lmcore.runs.run import Run
+from lmcore.runs.training_progress import RecurringWork
 from lmcore.settings.config import RunConfig
 from lmcore.training.distributed import Ranks
 from lmcore.training.schedule import Schedule, planned_steps
@@ -46,34 +47,26 @@ class Plan:
             return self.total_steps * train.batch_size
         return math.ceil(train.epochs * len(self.blocks))
 
-    @property
-    def validate_every(self) -> int:
-        """Steps between validations."""
-        return self.config.train.validate_every or max(1, self.total_steps // 10)
-
-    @property
-    def epoch_steps(self) -> int:
-        """Whole steps in an epoch, at least one."""
-        return max(1, len(self.blocks) // self.config.train.batch_size)
-
     def epoch(self, step: int) -> float:
         """Epochs that are done after ``step`` steps."""
         return min(step * self.config.train.batch_size, self.last_block) / len(self.blocks)
 
     def is_logged(self, step: int) -> bool:
-        """True where a row of metrics is written."""
         return step % self.config.train.log_every == 0 or step == self.total_steps
 
+    @property
+    def validate_every(self) -> int:
+        """Steps between validations."""
+        return self.config.train.validate_every or max(1, self.total_steps // 10)
+
     def is_validated(self, step: int) -> bool:
-        """True every validate_every steps, at the end of each epoch, and at the last step."""
+        """True every ``validate_every`` steps, at the end of each epoch, and at the last step."""
         size, blocks = self.config.train.batch_size, len(self.blocks)
         ends_epoch = step * size // blocks > (step - 1) * size // blocks
         return step % self.validate_every == 0 or ends_epoch or step == self.total_steps
 
     def is_sampled(self, step: int) -> bool:
-        """True where the model writes samples."""
-        every = self.config.sample.every
-        return bool(every) and step % every == 0
+        return bool(self.config.sample.every) and step % self.config.sample.every == 0
 
     def is_saved(self, step: int) -> bool:
         """True where a checkpoint is written, whatever the losses."""
@@ -84,10 +77,22 @@ class Plan:
         every = self.config.train.keep_every
         return step == self.schedule.decay_start or bool(every and step % every == 0)
 
+    def recurring_work(self, validation_tokens: int) -> dict[str, RecurringWork]:
+        """What comes at regular steps, by its phase. A validation scores ``validation_tokens``."""
+        train, epoch_steps = self.config.train, max(1, len(self.blocks) // self.config.train.batch_size)
+        return {
+            # A forward pass is a third of a step, token by token.
+            "validation": RecurringWork(
+                min(self.validate_every, epoch_steps), validation_tokens / 3 / self.step_tokens
+            ),
+            "checkpoint": RecurringWork(train.checkpoint_every),
+            "samples": RecurringWork(self.config.sample.every),
+        }
+
     def document_hashes(self, step: int, passed_over: int) -> list[str]:
         """Hashes of the documents in the blocks of step ``step``, counted from 1."""
-        first = passed_over + (step - 1) * self.config.train.batch_size
-        positions = np.arange(first, first + self.config.train.batch_size)
+        size = self.config.train.batch_size
+        positions = np.arange(size) + passed_over + (step - 1) * size
         found = self.blocks.document_hashes(positions, self.config.train.seed, self.config.dataset.shuffle)
         return [f"{name:016x}" for name in found]
 

@@ -31,24 +31,23 @@ _LEFT: dict[str, Callable[[float], float]] = {
 }
 
 
+def _amount(size: str) -> tuple[float, str]:
+    """The number and the unit of a size; (0, "") for other text."""
+    parts = _SIZE.fullmatch(size)
+    return (float(parts[1].replace("_", "")) * _SCALES[parts[2]], parts[3]) if parts else (0.0, "")
+
+
 def steps_in(size: Size, *, total_steps: int, batch_tokens: int, epoch_steps: float) -> int:
     """Optimizer steps in ``size``, to the nearest, of a run of ``total_steps``.
 
     ``batch_tokens`` are those of one step, ``epoch_steps`` the steps (and part of one) of one pass over the blocks.
     Raises ConfigError when ``size`` is none.
     """
-    parts = _SIZE.fullmatch(size)
-    if not parts:
+    amount, unit = _amount(size)
+    if not unit:
         raise ConfigError(f"{size!r} is not a size: write it like '100 steps', '2.5M tokens', '0.1 epochs' or '20 %'")
-    number, scale, unit = parts.groups()
-    amount = float(number.replace("_", "")) * _SCALES[scale]
-    steps = {
-        "steps": amount,
-        "tokens": amount / batch_tokens,
-        "epochs": amount * epoch_steps,
-        "%": amount / 100 * total_steps,
-    }
-    return round(steps[unit])
+    steps = {"tokens": amount / batch_tokens, "epochs": amount * epoch_steps, "%": amount / 100 * total_steps}
+    return round(steps.get(unit, amount))
 
 
 def length_settings(size: str) -> dict[str, float]:
@@ -56,13 +55,12 @@ def length_settings(size: str) -> dict[str, float]:
 
     Raises ConfigError for other text.
     """
-    parts = _SIZE.fullmatch(size)
     if not size:
         return {}
-    amount = float(parts[1].replace("_", "")) * _SCALES[parts[2]] if parts and parts[3] != "%" else 0.0
-    if not parts or not amount:
+    amount, unit = _amount(size)
+    if not amount or unit == "%":
         raise ConfigError(f"{size!r} is not a length: write it like '700 steps', '2.5M tokens' or '3 epochs'")
-    return {"epochs": amount} if parts[3] == "epochs" else {f"max_{parts[3]}": max(1, round(amount))}
+    return {"epochs": amount} if unit == "epochs" else {f"max_{unit}": max(1, round(amount))}
 
 
 def planned_steps(config: TrainConfig, blocks: int, block_size: int) -> int:
@@ -101,14 +99,10 @@ class Schedule:
         warmup = steps(config.warmup)
         if config.schedule == "wsd":
             decay = steps(config.decay)
+            if warmup + decay == total_steps + 1 and (config.warmup + config.decay).count("%") == 2:
+                decay -= 1  # both percentages were rounded up
         else:
             decay = max(1, total_steps - warmup) if config.schedule in _LEFT else 0
-        if (
-            config.schedule == "wsd"
-            and warmup + decay == total_steps + 1
-            and (config.warmup + config.decay).count("%") == 2
-        ):
-            decay -= 1  # both percentages were rounded up
         if warmup + decay > total_steps:
             raise ConfigError(_too_long(config, total_steps, warmup, decay))
         return cls(config, total_steps, warmup, decay)

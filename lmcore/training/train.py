@@ -21,7 +21,7 @@ import torch
 
 from lmcore.clock import Clock, iso_timestamp
 from lmcore.dataset.manifest import verify_chunks
-from lmcore.errors import RunError, StoppedError, TrainingError
+from lmcore.errors import StoppedError, TrainingError
 from lmcore.model.device import device_of_worker, held_device, peak_memory
 from lmcore.model.generate import write_samples
 from lmcore.model.model import Tensors, flops_per_token, parameter_count
@@ -38,7 +38,7 @@ from lmcore.runs.run import (
     whole_checkpoint,
 )
 from lmcore.runs.scores import Score
-from lmcore.runs.training_progress import ProgressWriter, RecurringWork
+from lmcore.runs.training_progress import ProgressWriter
 from lmcore.signals import StopRequest, say_when_stopped
 from lmcore.store.locks import locked
 from lmcore.training.checkpoint import CheckpointWriter, State, load_checkpoint, load_optimizers, random_state
@@ -70,8 +70,7 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Training
             _Training(run, ranks, device).run_to_end(should_stop)
             ranks.any(False)  # until the first one has written the result
         result = finished or TrainingResult.load(run.folder)
-        if result is None:
-            raise RunError(f"{run.folder / TrainingResult.file_name} is gone right after it was written")
+        assert result is not None  # the first rank has just written it
         return result
 
 
@@ -91,12 +90,18 @@ class _Training:
         self.train_step = TrainStep(run, ranks, device, resumes=newest is not None)
         self.flops_per_token = flops_per_token(self.train_step.model, run.config.dataset.block_size)
         self.validation = Validation(run, self.train_step.scorer, ranks)
-        self.checkpoints = CheckpointWriter(run.checkpoints, self.config.keep_checkpoints, self._is_kept, ranks)
         self.state = self._resume(newest)
+        self.checkpoints = CheckpointWriter(
+            run.checkpoints,
+            self.config.keep_checkpoints,
+            is_kept=lambda step: step == self.state.early_stopping.best_step or self.plan.is_kept(step),
+            ranks=ranks,
+        )
         self.metrics = self._open_metrics()
         self.skipped_steps = self.train_step.guard.standing().bad
         self.clock = Clock()
-        self.progress = self._open_progress()
+        work, path = self.plan.recurring_work(self.validation.tokens), run.progress if ranks.is_first else None
+        self.progress = ProgressWriter(path, self.plan.total_steps, work, device.type)
         step, parameters = self.train_step, f"{parameter_count(self.train_step.model):,} parameters"
         steps = f"step {self.state.step} of {self.plan.total_steps}, {len(self.plan.blocks)} blocks an epoch"
         _log.info("%s: %s on %s in %s, %s", run.folder.name, parameters, step.device, step.precision, steps)
@@ -123,18 +128,6 @@ class _Training:
             return None
         tensorboard = self.run.folder / "tensorboard" if self.config.tensorboard else None
         return MetricsWriter(self.run.metrics, self.state.step, tensorboard, keep_events)
-
-    def _open_progress(self) -> ProgressWriter:
-        plan = self.plan
-        # A forward pass is a third of a step, token by token.
-        validation_steps = self.validation.tokens / 3 / plan.step_tokens
-        recurring = {
-            "validation": RecurringWork(min(plan.validate_every, plan.epoch_steps), validation_steps),
-            "checkpoint": RecurringWork(self.config.checkpoint_every),
-            "samples": RecurringWork(self.run.config.sample.every),
-        }
-        path = self.run.progress if self.ranks.is_first else None
-        return ProgressWriter(path, plan.total_steps, recurring, self.train_step.device.type)
 
     def run_to_end(self, should_stop: Callable[[], bool]) -> None:
         """Train, with at most one rollback, and write the result."""
@@ -180,7 +173,9 @@ class _Training:
             if is_saved or is_last or is_stopping:
                 self._save()
             if is_stopping:
-                self._stop()
+                self.checkpoints.wait()
+                self.ranks.any(False)  # until the first one has written it
+                raise StoppedError(self._why_stopped())
             if is_last:
                 return
 
@@ -245,55 +240,56 @@ class _Training:
         if math.isnan(loss):
             return
         state.train_loss, speed = loss, tokens / seconds
-        figures = {
-            "loss": loss,
-            "learning_rate": rate,
-            "gradient_norm": norm.item(),
-            "tokens_per_second": speed,
-            "memory_bytes": peak_memory(self.train_step.device),
-            "data_wait_share": waited / seconds,
-            "skipped": self.skipped_steps,
-        }
-        if self.config.peak_tflops:
-            figures["mfu"] = speed * self.flops_per_token / (self.config.peak_tflops * 1e12 * self.ranks.world)
-        self._write("train", **figures)
+        peak = self.config.peak_tflops * 1e12 * self.ranks.world
+        self._write(
+            "train",
+            loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm.item(),
+            tokens_per_second=speed,
+            memory_bytes=peak_memory(self.train_step.device),
+            data_wait_share=waited / seconds,
+            skipped=self.skipped_steps,
+            **({"mfu": speed * self.flops_per_token / peak} if peak else {}),
+        )
 
     def _validate(self) -> bool:
         """Score the validation documents; True if the loss is the best so far."""
         state = self.state
-        self._pause()
-        with self.progress.phase("validation", state.step), self.train_step.whole_model():
+        with self._between_steps("validation"), self.train_step.whole_model():
             scores = self.validation()
         score = sum(scores.values(), Score())
-        if not math.isfinite(score.nats_per_token):
+        loss = state.validation_loss = score.nats_per_token
+        if not math.isfinite(loss):
             raise TrainingError(
-                f"the validation loss is {score.nats_per_token} after step {state.step}: lower train.learning_rate "
-                f"(now {self.config.learning_rate}) or clip harder (train.grad_clip), then start with --fresh"
+                f"the validation loss is {loss} after step {state.step}: lower train.learning_rate (now "
+                f"{self.config.learning_rate}) or clip harder (train.grad_clip), then start with --fresh"
             )
-        state.validation_loss = score.nats_per_token
-        figures: dict[str, Any] = {"loss": score.nats_per_token, "bits_per_byte": score.bits_per_byte}
-        if len(scores) > 1:
-            figures["sources"] = {name: each.nats_per_token for name, each in scores.items()}
-        self._write("validation", **figures)
-        self.clock.lap()
-        return state.early_stopping.gains(state.step, score.nats_per_token, self.config.min_gain)
+        sources = {name: each.nats_per_token for name, each in scores.items()}
+        named = {"sources": sources} if len(sources) > 1 else {}
+        self._write("validation", loss=loss, bits_per_byte=score.bits_per_byte, **named)
+        return state.early_stopping.gains(state.step, loss, self.config.min_gain)
 
     def _write_samples(self) -> None:
-        self._pause()
-        with self.progress.phase("samples", self.state.step), self.train_step.whole_model():
+        with self._between_steps("samples"), self.train_step.whole_model():
             write_samples(self.run, self.train_step.model, self.state.step, self.metrics)
-        self.clock.lap()
 
     def _save(self) -> None:
         self._check_guard()  # no checkpoint after too many bad steps
-        self._pause()
-        with self.progress.phase("checkpoint", self.state.step):
+        with self._between_steps("checkpoint"):
             self._begin_save()
-        self.clock.lap()
 
     def _begin_save(self, random: Tensors | None = None) -> None:
         state = {**asdict(self.state), "learner": self.train_step.state()}
         self.checkpoints.save(self.state.step, self.train_step.model, self.train_step.optimizers, state, random)
+
+    @contextmanager
+    def _between_steps(self, phase: str) -> Iterator[None]:
+        """The time of the body does not count as training."""
+        self._pause()
+        with self.progress.phase(phase, self.state.step):
+            yield
+        self.clock.lap()
 
     def _pause(self) -> None:
         """Count the time until now as training. The time until the next lap does not count."""
@@ -302,16 +298,8 @@ class _Training:
         self.state.row_seconds += seconds
         self.state.row_waited += waited
 
-    def _is_kept(self, step: int) -> bool:
-        return step == self.state.early_stopping.best_step or self.plan.is_kept(step)
-
     def _is_time_up(self) -> bool:
         return 0 < self.config.max_minutes <= self.clock.minutes()
-
-    def _stop(self) -> None:
-        self.checkpoints.wait()
-        self.ranks.any(False)  # until the first one has written it
-        raise StoppedError(self._why_stopped())
 
     def _why_stopped(self) -> str:
         why = f"after {self.config.max_minutes:g} minutes" if self._is_time_up() else "on request"
@@ -332,14 +320,14 @@ class _Training:
         self._write("event", text=text, **figures)
 
     def _write_result(self) -> None:
-        state, model = self.state, self.train_step.model
+        state, step, model = self.state, self.state.step, self.train_step.model
         if math.isnan(state.train_loss):
             raise TrainingError(
                 f"none of {state.step} steps had a finite gradient, so no weights changed: lower train.learning_rate "
                 f"(now {self.config.learning_rate}), or use another train.precision, and start with --fresh"
             )
-        best = whole_checkpoint(self.run.checkpoints, state.early_stopping.best_step) if self.config.patience else None
-        step = step_of(best) if best else state.step
+        if self.config.patience and whole_checkpoint(self.run.checkpoints, state.early_stopping.best_step):
+            step = state.early_stopping.best_step
         TrainingResult(
             run=self.run.folder.name,
             folder=self.run.folder,

@@ -9,7 +9,6 @@ Shapes: B blocks of a batch in this rank, T tokens in a block.
 import logging
 import math
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -28,15 +27,13 @@ from lmcore.training.optim import Optimizers
 
 _OVERFLOWS = 20
 """Overflows in a row that do not count as bad in fp16. Each halves the scale, which begins at 2^16."""
-_TOKENS_TO_MEASURE = 256
-"""Most tokens of a block that are timed before the first step. More would be slow for a large model on a CPU."""
-_LONG = 3.0
-"""If forward and backward of these tokens take longer, in seconds, they are not timed a second time."""
+_TOKENS_TO_MEASURE, _LONG = 256, 3.0
+"""Most tokens of a block that are timed before the first step, and the seconds from which once is enough."""
 _log = logging.getLogger(__name__)
 
 
 class TrainStep:
-    """The model of a run with its optimizers, loss scale and guard."""
+    """The model of a run with its optimizers, loss scale, guard and scorer."""
 
     def __init__(self, run: Run, ranks: Ranks, device: torch.device, resumes: bool) -> None:
         self._config, self._dataset, self._ranks, self.device = run.config.train, run.config.dataset, ranks, device
@@ -80,13 +77,17 @@ class TrainStep:
         return int(self._totals[2])
 
     def totals(self) -> tuple[float, int]:
-        """Mean loss, in nats per token, and tokens of the good steps since the last call. Waits for the device.
+        """Mean loss (nats per token) and tokens of the good steps since the last call. Waits for the device.
 
         The loss is nan if there were none.
         """
         loss_sum, good_steps, tokens = self._totals.tolist()
         self._totals.zero_()
         return loss_sum / good_steps if good_steps else math.nan, int(tokens)
+
+    def whole_model(self) -> AbstractContextManager[None]:
+        """While the body runs, all ranks may call the model directly."""
+        return unsharded(self._loss)
 
     def backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the gradient; the mean loss in nats per token and the number of tokens, over all ranks.
@@ -100,22 +101,27 @@ class TrainStep:
         # The backward pass averages gradients over ranks, and the sum is needed.
         weight = self._ranks.world / tokens.clamp(min=1).float()
         nats = torch.zeros((), device=self.device)
-        parts = list(self._micro_batches(batch))
-        for number, part in enumerate(parts, start=1):
-            with no_sync(self._loss, is_last=number == len(parts)):
+        rows = {f"{name}_BT": column for name, column in batch.items() if name != "tokens"}
+        parts = zip(*(torch.split(column, self._micro_batch_size) for column in rows.values()), strict=True)
+        micro_batches = [dict(zip(rows, part, strict=True)) for part in parts]
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            with no_sync(self._loss, is_last=number == len(micro_batches)):
                 with autocast(self.precision, self.device):
-                    part_nats = self._loss(**part)
+                    part_nats = self._loss(**micro_batch)
                 self._scaler.scale(part_nats * weight).backward()
             nats += part_nats.detach()
         return self._ranks.sum(nats) / tokens.clamp(min=1), tokens
 
     def update(self, step: int, loss: torch.Tensor, tokens: torch.Tensor, rate: float) -> torch.Tensor:
-        """Make optimizer step number ``step`` with learning rate ``rate`` by the gradient; return the gradient's norm.
+        """Make optimizer step number ``step`` with learning rate ``rate``; return the gradient's norm before clipping.
 
         ``loss`` and ``tokens`` are what ``backward`` returned.
         """
         self.optimizers.set_learning_rate(rate)
-        norm = self._clip_gradients()
+        for optimizer in self.optimizers.parts if self._scaler.is_enabled() else []:
+            self._scaler.unscale_(optimizer)
+        limit = self._config.grad_clip or math.inf
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
         # The loss scaler handles a few overflows in fp16, so they do not count as bad steps.
         overflows = self._scaler.is_enabled() & ~torch.isfinite(norm)
         self._overflows = torch.where(overflows, self._overflows + 1, 0)
@@ -124,7 +130,7 @@ class TrainStep:
         self.optimizers.step(skip)
         if self._scaler.is_enabled():
             self._scaler.update()
-        self.optimizers.zero_grad()
+        self.model.zero_grad()
         figures = torch.stack([loss.to(self._totals.dtype), torch.ones_like(self._totals[0]), tokens])
         self._totals += torch.where(skip, 0, figures)
         return norm
@@ -136,35 +142,16 @@ class TrainStep:
         """
         if self.device.type != "cpu" or self._ranks.world > 1:
             return None
-        seconds, block_size = 0.0, self._dataset.block_size
-        tokens = min(block_size, _TOKENS_TO_MEASURE)
+        seconds, tokens = 0.0, min(self._dataset.block_size, _TOKENS_TO_MEASURE)
         with torch.random.fork_rng([]):
             for _ in range(2):  # the first one also allocates
                 begun = time.perf_counter()
-                self._forward_backward(self._loss, 1, tokens)
+                self._try(self._loss, 1, tokens)
                 seconds = time.perf_counter() - begun
                 if seconds > _LONG:
                     break
-        self.model.zero_grad(set_to_none=True)
-        return seconds * block_size / tokens * self._config.batch_size
-
-    def whole_model(self) -> AbstractContextManager[None]:
-        """While the body runs, all ranks may call the model directly."""
-        return unsharded(self._loss)
-
-    def _micro_batches(self, batch: Batch) -> Iterator[dict[str, torch.Tensor]]:
-        size = self._micro_batch_size
-        columns = {name: torch.split(column, size) for name, column in batch.items() if name != "tokens"}
-        for parts in zip(*columns.values(), strict=True):
-            yield {f"{name}_BT": part for name, part in zip(columns, parts, strict=True)}
-
-    def _clip_gradients(self) -> torch.Tensor:
-        """The L2 norm of the gradient before clipping."""
-        if self._scaler.is_enabled():
-            for optimizer in self.optimizers.parts:
-                self._scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip or float("inf"))
-        return full_tensor(norm)
+        self.model.zero_grad()
+        return seconds * self._dataset.block_size / tokens * self._config.batch_size
 
     def _find_micro_batch(self, loss: NextTokenLoss) -> None:
         """Halve the micro-batch until a step, with the optimizer's state, fits into the memory of each rank.
@@ -177,14 +164,14 @@ class TrainStep:
 
         def attempt() -> None:
             moments = [torch.empty_like(p) for p in self.model.parameters() if p.requires_grad for _ in range(2)]
-            self._forward_backward(loss, self._micro_batch_size, self._dataset.block_size)
+            self._try(loss, self._micro_batch_size, self._dataset.block_size)
             del moments  # Adam's; they only take memory
 
         loss.train()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             while self._micro_batch_size and out_of_memory(attempt):
                 self._micro_batch_size //= 2
-        self.model.zero_grad(set_to_none=True)
+        self.model.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._micro_batch_size = min(int(size) for size in self._ranks.gather(torch.tensor(self._micro_batch_size)))
@@ -195,7 +182,7 @@ class TrainStep:
             )
         _log.info("micro-batches of %d blocks", self._micro_batch_size)
 
-    def _forward_backward(self, loss: torch.nn.Module, blocks: int, tokens: int) -> None:
+    def _try(self, loss: torch.nn.Module, blocks: int, tokens: int) -> None:
         """Run forward and backward on blocks of zeros."""
         ids_BT = torch.zeros((blocks, tokens), dtype=torch.int64, device=self.device)
         documents_BT = ids_BT if self._dataset.document_masking else None

@@ -25,7 +25,7 @@ from lmcore.dataset.filters import filter_rows
 from lmcore.dataset.manifest import dataset_id, text_ranges, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard, blanked, read_quarantine, shard_path, write_quarantine, write_shard
 from lmcore.runs.run import Run, run_folders
-from lmcore.store.artifacts import content_of, read_manifest, verify_artifact, write_artifact
+from lmcore.store.artifacts import read_manifest, verify_artifact, write_artifact
 from lmcore.store.files import remove
 from lmcore.store.json_files import append_line
 from lmcore.store.layout import prepare_store
@@ -226,7 +226,7 @@ def _remember(store: Path, plan: Forgotten) -> None:
 
 def _purge_chunk(folder: Path, wanted: Hashes, query: DocumentQuery) -> None:
     """Replace the chunk by one without the ids and pieces of the documents."""
-    about = content_of(verify_artifact(folder))
+    about = verify_artifact(folder)
     with write_artifact(folder, lambda: about, replaces=True) as new:
         for split in SPLITS:
             about["splits"][split]["tokens"] = _purge_shard(shard_path(folder, split), shard_path(new, split), wanted)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.deploy import POOL
 from tests.conftest import REPOSITORY
 
 DEPLOYMENTS = REPOSITORY / "deployments"
@@ -54,7 +53,7 @@ def test_volumes_are_declared_and_passwords_are_asked_for(compose: Any) -> None:
     assert set(re.findall(r"\$\{(\w+):\?", text)) == {"LM_PASSWORD", "POSTGRES_PASSWORD", "LM_TEXT"}
 
 
-def test_the_server_is_reached_from_this_machine_only_and_the_worker_polls_the_pool(compose: Any) -> None:
+def test_the_server_is_reached_from_this_machine_only_and_the_worker_is_ours(compose: Any) -> None:
     services = compose["services"]
     assert [port for service in services.values() for port in service.get("ports", [])] == ["127.0.0.1:4200:4200"]
-    assert services["worker"]["command"] == ["prefect", "worker", "start", "--pool", POOL]
+    assert services["worker"]["command"] == ["python", "-m", "deployments", "worker"]

@@ -264,3 +264,28 @@ def test_a_run_whose_worker_was_killed_goes_on_at_the_next_one(production: Produ
         assert first == 0 < second
         api.cancel(run)
         assert api.ended(run)["type"] == "CANCELLED"
+
+
+def test_a_worker_that_is_stopped_schedules_its_runs_again_at_once_and_the_next_one_continues_them(
+    production: Production, corpus: Path
+) -> None:
+    api, home = production.api, production.api.home
+    production.worker.kill()
+    train = {"device": "cpu", "max_steps": 10**6, "checkpoint_every": 100, "seed": 1}
+    config = tiny_config(corpus, Path(), **train).model_dump(mode="json", exclude={"store"})
+    earlier = set(home.glob(CHECKPOINTS))
+    run = api.start_named("pretrain/small", settings_form(config))["id"]
+    with process(production.environment, home / "ours.log", "-m", "deployments", "worker") as ours:
+        api.wait(lambda: set(home.glob(CHECKPOINTS)) - earlier)
+        ours.send_signal(signal.SIGTERM)
+        ours.wait(60)
+        assert api.run(run)["state"]["type"] == "SCHEDULED"
+    with process(production.environment, home / "again.log", "-m", "deployments", "worker") as ours:
+        api.wait(lambda: len(api.starts(run)) == 2)
+        ours.kill()
+        ours.wait()
+    with process(production.environment, home / "last.log", "-m", "deployments", "worker"):
+        api.wait(lambda: len(api.starts(run)) == 3)
+        api.cancel(run)
+        assert api.ended(run)["type"] == "CANCELLED"
+    assert api.starts(run) == sorted(api.starts(run))

@@ -11,11 +11,12 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows import actions
 from lmcore.errors import ConfigError, RegistryError
-from lmcore.registry.receipt import check_receipt, diff
+from lmcore.registry.receipt import diff
 from lmcore.registry.registry import promote
 from lmcore.registry.versions import champion, find_version, history_rows, versions
 from lmcore.store.allowed_paths import VARIABLE
 from lmcore.store.files import hash_text
+from lmcore.upkeep.verify import check_receipt
 from tests.conftest import two_versions, write_corpus
 from tests.hub import LFS_WARNING, running_hub
 from tests.story import artifacts

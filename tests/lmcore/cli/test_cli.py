@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lmcore.cli.app import refuse_undecodable
 from lmcore.cli.command import print_json
 from lmcore.cli.flags import COMMON, check
 from lmcore.errors import ConfigError, LMError
@@ -349,16 +348,10 @@ def test_json_is_whole_in_every_encoding(encoding: str, monkeypatch: pytest.Monk
     assert (b"\\u" in written.getvalue()) == (encoding != "utf-8")
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["pretrain", "--corpus.paths=\udc8c"], r"argument 2: b'--corpus.paths=\\x8c' is not UTF-8"),
-        (["plot", "a", "\udcff"], r"argument 3: b'\\xff' is not UTF-8"),
-    ],
-)
-def test_an_argument_that_is_not_utf8_is_named(words: list[str], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        refuse_undecodable(words)
+@pytest.mark.parametrize("words", [["--corpus.paths=\udc8c"], ["--sample.prompts", "\udcff"], ["--store", "\udcff"]])
+def test_a_flag_that_is_not_utf8_is_refused(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match="half of a character: an emoji was cut in two, or the bytes are not UTF-8"):
+        parse(*words)
 
 
 def test_json_is_short_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

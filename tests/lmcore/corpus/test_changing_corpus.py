@@ -22,7 +22,6 @@ from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import StoreError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.receipt import check_receipt
 from lmcore.registry.registry import add_version
 from lmcore.retraining.new_documents import split_by_age
 from lmcore.runs.prepare import prepare_run
@@ -32,6 +31,7 @@ from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_text
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.train import train
+from lmcore.upkeep.verify import check_receipt
 from tests.conftest import Prepared, tiny_config, wait_until, write_corpus
 
 Change = Callable[[Path], None]

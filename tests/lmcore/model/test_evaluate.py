@@ -77,7 +77,7 @@ def test_a_document_scores_the_same_in_any_company(scorer: Scorer, documents: li
 def test_every_id_and_every_end_is_counted_once(trained: Trained, documents: list[Any]) -> None:
     evaluation = trained.evaluation
     assert evaluation.documents == len(documents)
-    assert evaluation.tokens == sum(len(ids) for ids, *_ in documents) == trained.blocks.validation_tokens
+    assert evaluation.tokens == sum(len(ids) for ids, *_ in documents)
     assert all(ids[-1] == trained.run.tokenizer_info.eos_id for ids, *_ in documents)
 
 

@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmcore.errors import RegistryError, StoreError
 from lmcore.model.export import open_model
-from lmcore.registry.receipt import check_receipt, diff, program_differences
+from lmcore.registry.receipt import diff, program_differences
 from lmcore.registry.registry import add_version, promote
 from lmcore.registry.versions import Version, history, versions
 from lmcore.settings.config import CardConfig
+from lmcore.upkeep.verify import check_receipt
 from tests.conftest import finished, prepare, tiny_config, write_corpus
 
 DECISION = {

@@ -14,8 +14,8 @@ from lmcore.settings.read import (
     CUSTOM,
     given,
     preset_names,
-    read_settings,
     settings_of,
+    settings_of_flags,
     settings_text,
     toml_text,
     without_effect,
@@ -62,7 +62,7 @@ def test_settings_survive_the_form(
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_survives_the_form(name: str) -> None:
-    config = RetrainConfig.model_validate(read_settings(name))
+    config = settings_of_flags(RetrainConfig, {}, name)
     assert settings_of(RetrainConfig, CUSTOM, {}, settings_text(config)) == config
     assert settings_of(RetrainConfig, name, {}, "") == config
 
@@ -71,7 +71,8 @@ def test_the_text_wins_over_the_fields_and_these_over_the_preset() -> None:
     fields = {"train": {"max_steps": 5}, "corpus": {"document": "line"}}
     assert settings_of(RunConfig, "tiny", fields, "").train.max_steps == 5
     config = settings_of(RunConfig, "tiny", fields, "[train]\nmax_steps = 6")
-    assert (config.train.max_steps, config.train.batch_size) == (6, read_settings("tiny")["train"]["batch_size"])
+    assert config.train.max_steps == 6
+    assert config.train.batch_size == settings_of(RunConfig, "tiny", {}, "").train.batch_size
     assert without_effect(fields, "", config) == ["train.max_steps of the form: advanced sets it, or what it describes"]
 
 
@@ -93,7 +94,7 @@ def test_text_of_the_form_resets_what_described_that_of_the_preset() -> None:
 def test_a_length_takes_the_place_of_the_presets(length: str, expected: tuple[int, int, float]) -> None:
     train = settings_of(RunConfig, "tiny", {"train": length_settings(length)}, "[train]\nbatch_size = 8").train
     if not length:
-        expected = (read_settings("tiny")["train"]["max_steps"], 0, 1.0)
+        expected = (settings_of(RunConfig, "tiny", {}, "").train.max_steps, 0, 1.0)
     assert (train.max_steps, train.max_tokens, train.epochs) == expected
 
 

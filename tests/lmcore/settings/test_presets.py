@@ -1,32 +1,33 @@
 import pytest
 
 from lmcore.errors import ConfigError
-from lmcore.settings.read import merge, preset_names, read_preset, read_settings
+from lmcore.settings.config import RunConfig
+from lmcore.settings.read import merge, preset_names, settings_of, settings_of_flags
 
 
 def test_a_preset_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert preset_names() == ["base", "small", "tiny"]
-    assert read_settings("tiny")["corpus"]["paths"] == ["stdlib:"]
+    assert settings_of_flags(RunConfig, {}, "tiny").corpus.paths == ["stdlib:"]
 
 
 def test_a_file_wins_over_a_preset_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").write_text("[train]\nmax_steps = 3\n")
-    assert read_settings("tiny") == {"train": {"max_steps": 3}}
-    assert read_preset("tiny")["corpus"]["paths"] == ["stdlib:"]
+    assert settings_of_flags(RunConfig, {}, "tiny").train.max_steps == 3
+    assert settings_of(RunConfig, "tiny", {}, "").corpus.paths == ["stdlib:"]
 
 
 def test_a_misspelt_preset_gets_a_suggestion(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="Did you mean small"):
-        read_settings("smal")
+        settings_of_flags(RunConfig, {}, "smal")
 
 
 def test_a_file_that_is_not_toml_is_named(tmp_path):
     (tmp_path / "mine.toml").write_text("[train\n")
     with pytest.raises(ConfigError, match=r"mine\.toml"):
-        read_settings(str(tmp_path / "mine.toml"))
+        settings_of_flags(RunConfig, {}, str(tmp_path / "mine.toml"))
 
 
 def test_tables_are_merged_and_values_replaced():

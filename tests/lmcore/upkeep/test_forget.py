@@ -25,7 +25,6 @@ from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import CorpusError, RunError
 from lmcore.model.evaluate import evaluate
 from lmcore.model.export import export
-from lmcore.registry.receipt import check_receipt
 from lmcore.registry.registry import add_version, promote
 from lmcore.registry.versions import champion, versions
 from lmcore.retraining.new_documents import split_by_age
@@ -38,6 +37,7 @@ from lmcore.tokenizer.tokenizer import Tokenizer
 from lmcore.training.train import train
 from lmcore.upkeep.forget import Forgotten, forget
 from lmcore.upkeep.seen_by import seen_by
+from lmcore.upkeep.verify import check_receipt
 from tests.conftest import Prepared, prepare, tiny_config, write_corpus
 from tests.dying import ends
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from lmcore import clock
 from lmcore.dataset.audit import problems
 from lmcore.errors import RunError, StoreError
-from lmcore.registry.receipt import check_receipt
 from lmcore.registry.registry import add_version, promote
 from lmcore.registry.versions import versions
 from lmcore.runs.run import Run
@@ -20,6 +19,7 @@ from lmcore.store.artifacts import verify_artifact
 from lmcore.store.files import remove
 from lmcore.store.locks import locked, store_locked
 from lmcore.upkeep.garbage_collection import collect
+from lmcore.upkeep.verify import check_receipt
 from tests.conftest import finished, prepare, tiny_config, write_corpus
 from tests.dying import ends
 
