@@ -11,6 +11,7 @@ from inspect import Parameter, Signature
 from typing import Annotated, Any, get_args
 
 from prefect import get_run_logger, task
+from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from flows.form import ACTION, FormFlow, documented
@@ -34,6 +35,9 @@ def action_flow(action: Action, flow_run_name: str, name: str = "", **options: A
         arguments = [entered.pop(each.name) for each in _positional(signature) if each.name in entered]
         return show(action(*arguments, **entered))
 
+    def run_name() -> str:
+        return " ".join(flow_run_name.format(**flow_run.parameters).split())  # without the gaps of empty fields
+
     form = Signature(sorted(_fields(signature), key=_position))
     flow.__signature__ = form  # type: ignore[attr-defined]
     flow.__annotations__ = {field.name: field.annotation for field in form.parameters.values()}
@@ -43,7 +47,7 @@ def action_flow(action: Action, flow_run_name: str, name: str = "", **options: A
         documented(flow),
         name=name,
         description=about.partition("\n\nArgs:")[0],
-        flow_run_name=flow_run_name,
+        flow_run_name=run_name,
         **ACTION | options,
     )
 
@@ -98,8 +102,8 @@ def _push_with_token(*arguments: Any, **options: Any) -> Outcome:
 _push: Any = task(name="push", task_run_name="push to {repository}", **NEVER_CACHED, **RETRIED)(_push_with_token)
 push = action_flow(_push, "push {model_name} {version} to {repository}")
 prune = action_flow(of_model.prune, "prune {model_name}")
-versions = action_flow(of_model.models, "versions of {model_name}", name="versions")
-gc = action_flow(store.gc, "gc of {store}")
+versions = action_flow(of_model.models, "versions {model_name}", name="versions")
+gc = action_flow(store.gc, "gc {store}")
 forget = action_flow(store.forget, "forget {document}")
 
 OF_MODEL = [evaluate, verify, diff, rollback, promote, push, prune, versions]

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import Task, get_run_logger
-from prefect.runtime import deployment
 from pydantic import BaseModel, ConfigDict
 
 from flows.command import run_command
@@ -12,7 +11,7 @@ from flows.form import Advanced, Document, Size, TextFiles, chosen, form
 from lmcore.cli.app import PREPARE
 from lmcore.cli.options import Store
 from lmcore.dataset.manifest import Dataset
-from lmcore.errors import ConfigError, StoppedError
+from lmcore.errors import StoppedError
 from lmcore.settings.config import RunConfig
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from tasks.pages import name_run, tag_run
@@ -68,8 +67,6 @@ def prepare(
     config: RunConfig, stages: Stages, known: TokenizerInfo | None = None
 ) -> tuple[Dataset, TokenizerInfo, Path]:
     """The stages that all flows share: dataset, tokenizer (``known``, or by the settings), and their store."""
-    if config.corpus.filter and deployment.id:
-        raise ConfigError("corpus.filter names code, and a deployment runs only its own: set it from Python or a file")
     corpus, store = stages.run(look_at_corpus, config)
     trained = known or stages.run(tokenizer, config, corpus, store)
     dataset = stages.run(tokenization, config, corpus, trained, store)

@@ -14,7 +14,7 @@ from lmcore.cli.app import PRETRAIN
 from lmcore.cli.options import Store, Texts
 from lmcore.dataset.manifest import Dataset
 from lmcore.errors import StoppedError
-from lmcore.runs.summary import summary
+from lmcore.report.summary import summary
 from lmcore.settings.config import RunConfig
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.schedule import length_settings

@@ -157,7 +157,7 @@ class _Found(NamedTuple):
 
 def _retrained(config: RetrainConfig, store: Path, stages: Stages) -> Retrained:
     champion = stages.run(look_at_champion, store, config.retraining.model_name)
-    known = champion.tokenizer if champion and not config.fresh_tokenizer else None
+    known = TokenizerInfo.open(champion.tokenizer) if champion and not config.fresh_tokenizer else None
     dataset, tokenizer, _ = prepare(config.run_config(), stages, known)
     if champion is None:
         return _challenged(config, stages, _Found(None, dataset, None), config.run_config(), tokenizer)

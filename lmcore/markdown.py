@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from rich.cells import cell_len
+
 _MARKUP = re.compile(r"[\\`*<>\[\]|~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 """What Markdown may read as markup anywhere in a line; an underscore inside a word is none."""
 _ADDRESS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
@@ -82,15 +84,24 @@ def table(head: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
 
 
+def rows_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys as a table under their keys; empty without rows."""
+    return table(tuple(rows[0]), (row.values() for row in rows)) if rows else ""
+
+
 def columns(rows: list[dict[str, str]]) -> str:
-    """Rows of equal keys in columns of equal width, under their keys; figures stand to the right."""
+    """Rows of equal keys in columns of equal width, under their keys; figures stand to the right.
+
+    A Japanese character is as wide as two others on a terminal.
+    """
     lines = [tuple(rows[0]), *(tuple(row.values()) for row in rows)] if rows else []
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(_padded, line, widths)).rstrip() for line in lines)
 
 
 def _padded(cell: str, width: int) -> str:
-    return cell.rjust(width) if cell[:1].isdecimal() else cell.ljust(width)
+    space = " " * (width - cell_len(cell))
+    return space + cell if cell[:1].isdecimal() else cell + space
 
 
 def _cell(value: Any) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from lmcore.model.export import export
 from lmcore.model.model import trained_model
-from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts
+from lmcore.retraining.scoring import dataset_texts, score_texts
 from lmcore.runs.metrics import MetricsWriter
 from tests.conftest import Prepared, Trained, prepare, tiny_config, train_and_evaluate, write_corpus
 
@@ -148,7 +148,7 @@ def test_the_harness_scores_an_export_much_as_we_do(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     folder = export(trained.training, trained.evaluation).model_dir
-    texts = [LabelledText(text, source, "new") for text, source, _ in dataset_texts(prepared.dataset.folder)]
+    texts = list(dataset_texts(prepared.dataset.folder))
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": each.text}) + "\n" for each in texts))
     monkeypatch.setattr(sys, "argv", ["harness.py", str(folder), str(path)])

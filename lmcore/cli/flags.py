@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from lmcore.errors import ConfigError
 from lmcore.settings.config import RunConfig
 from lmcore.settings.read import preset_names, settings_of_flags
+from lmcore.settings.urls import is_url
 from lmcore.settings.validation import flag
 
 COMMON = [
@@ -145,7 +146,7 @@ def check(config: RunConfig) -> None:
 
     check_paths(config)
     for setting, name in (("tokenizer.source", config.tokenizer.source), ("train.init_from", config.train.init_from)):
-        if is_local_path(name) and "://" not in name and not Path(name).expanduser().exists():
+        if is_local_path(name) and not is_url(name) and not Path(name).expanduser().exists():
             raise ConfigError(f"{setting}: {name} does not exist (looked in {Path.cwd()})")
     check_store(config.store.expanduser())
     train = config.train

@@ -33,9 +33,9 @@ def pretrain(config: RunConfig) -> None:
     """Train a model on a corpus, from text to report, and print the JSON line."""
     from lmcore.dataset.mixture import count_blocks
     from lmcore.report.report import report
+    from lmcore.report.summary import summary
     from lmcore.runs.launch import train_in_child
     from lmcore.runs.prepare import prepare_run
-    from lmcore.runs.summary import summary
     from lmcore.runs.training_progress import training_poll
 
     dataset, tokenizer, store = _prepare(config)

@@ -34,7 +34,7 @@ def ledger(dataset: _Dataset, /, *, store: Store = "") -> Outcome:
 def _ledger_lines(dataset: Path) -> Iterator[str]:
     from lmcore.dataset.audit import ledger_by_file, skipped_pieces
 
-    names = ("documents", "in documents", "between", "filtered", "skipped", "bytes", "stored", "undecodable")
+    names = ("documents", "in documents", "between", "skipped", "bytes", "stored", "undecodable")
     yield " ".join([*(f"{name:>12}" for name in names), "file"])
     rows = ledger_by_file(dataset)
     for row in rows:
@@ -61,7 +61,7 @@ def seen_by(document: _Document, /, *, store: Store = "") -> Outcome:
     from lmcore.corpus.document_query import DocumentQuery
     from lmcore.upkeep.seen_by import seen_by as holders_of
 
-    folder, query = store_folder(store), DocumentQuery.parse(document)
+    folder, query = store_folder(store), DocumentQuery(document)
     seen = holders_of(folder, query)
     if not seen.rows and not len(seen.match.found):
         query.require_text()

@@ -6,17 +6,17 @@ unchanged group is not read again.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from blake3 import blake3
 
+from lmcore.corpus.formats import SourceFile
 from lmcore.corpus.ledger import Ledger, Skip
-from lmcore.corpus.listing import reading_settings
 from lmcore.corpus.range_cutter import CUT_VERSION, range_bytes
 from lmcore.corpus.readers import read_ranges
-from lmcore.corpus.scan import Scan, SourceFile
-from lmcore.corpus.text_range import TextRange
+from lmcore.corpus.scan import Scan
+from lmcore.corpus.text_range import TextRange, reading_settings
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import FORMAT_VERSION
@@ -63,36 +63,32 @@ class ChunkIndex:
     chunks: list[ChunkRef] = field(default_factory=list)
     files: list[Ledger] = field(default_factory=list)
 
+    def add_chunk(self, parts: list[tuple[int, TextRange]]) -> list[TextRange]:
+        """The text ranges of a new chunk, given with the number of the file of each."""
+        ranges = [part for _, part in parts]
+        digest = blake3(b"".join(part.digest() for part in ranges)).hexdigest(DIGEST_BYTES)
+        spans = [[number, part.start, part.stop, len(part.content)] for number, part in parts]
+        self.chunks.append(ChunkRef(digest, spans))
+        return ranges
+
     def to_json(self) -> Any:
         """The index as JSON values, without the content of skips."""
         return asdict(self, dict_factory=lambda items: {name: value for name, value in items if name != "content"})
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
-        """The index that ``to_json`` wrote."""
-        chunks = [ChunkRef(**chunk) for chunk in content["chunks"]]
-        files = [Ledger(**{**file, "skipped": [Skip(**skip) for skip in file["skipped"]]}) for file in content["files"]]
-        return cls(chunks, files)
+        """The index that ``to_json`` wrote, now or in an earlier version that counted more."""
+        names = [item.name for item in fields(Ledger)]
+        ledgers = [Ledger(**{name: file[name] for name in names}) for file in content["files"]]
+        for ledger, file in zip(ledgers, content["files"], strict=True):
+            ledger.skipped = [Skip(**skip) for skip in file["skipped"]]
+        return cls([ChunkRef(**chunk) for chunk in content["chunks"]], ledgers)
 
     def unaccounted_bytes(self) -> int:
         """Bytes that are neither in a text range nor skipped; 0 unless the program has a bug."""
         read = sum(file.source_bytes for file in self.files)
         in_chunks = sum(size for chunk in self.chunks for *_, size in chunk.spans)
         return read - in_chunks - sum(file.skipped_bytes for file in self.files)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Text ranges that are encoded together."""
-
-    ranges: list[TextRange]
-
-    def digest(self) -> str:
-        """The hash of the content of all ranges."""
-        digest = blake3()
-        for text_range in self.ranges:
-            digest.update(text_range.digest())
-        return digest.hexdigest(DIGEST_BYTES)
 
 
 def chunk_key(digest: str, split: str, tokenizer_id: str, config: CorpusConfig) -> str:
@@ -135,33 +131,23 @@ def _ends_pack(file: SourceFile, between: int) -> bool:
     return int(file.digest[16:], 16) < file.stored_bytes / between * 2**64
 
 
-def read_chunks(group: Group, config: CorpusConfig, index: ChunkIndex) -> Iterator[Chunk]:
-    """The chunks of a group, in order. ``index`` gets an entry for each chunk and for each file.
+def read_chunks(group: Group, config: CorpusConfig, index: ChunkIndex) -> Iterator[list[TextRange]]:
+    """The text ranges of each chunk of a group, in order. ``index`` gets an entry for each chunk and for each file.
 
     Raises FileChangedError if a file is not the one that was scanned; then the index is not valid.
     """
-    ranges: list[TextRange] = []
-    places: list[list[int]] = []
-    size = 0
-
-    def complete() -> Chunk:
-        chunk = Chunk(list(ranges))
-        index.chunks.append(ChunkRef(chunk.digest(), list(places)))
-        ranges.clear()
-        places.clear()
-        return chunk
-
     shortest, _, longest = range_bytes(config.chunk_bytes)
     is_pack = group.files[0].stored_bytes < shortest
+    parts: list[tuple[int, TextRange]] = []
+    size = 0
     for number, file in enumerate(group.files):
         ledger = Ledger()
         index.files.append(ledger)
         for part in read_ranges(file, config, ledger):
-            ranges.append(part)
-            places.append([number, part.start, part.stop, len(part.content)])
+            parts.append((number, part))
             size += len(part.content)
             if not is_pack or size >= longest:
-                yield complete()
-                size = 0
-    if ranges:
-        yield complete()
+                yield index.add_chunk(parts)
+                parts, size = [], 0
+    if parts:
+        yield index.add_chunk(parts)

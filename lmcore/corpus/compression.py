@@ -21,14 +21,7 @@ _HARMLESS_BYTES = 2**28
 _LARGEST_WINDOW: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
 """The window of ``zstd --long=31``. Memory grows with the text in the window, so only such files need it."""
 
-_ERRORS: Any = (
-    igzip_lib.IsalError,
-    zlib.error,
-    OSError,
-    EOFError,
-    lzma.LZMAError,
-    zstd.ZstdError,
-)
+_ERRORS: Any = (igzip_lib.IsalError, zlib.error, OSError, EOFError, lzma.LZMAError, zstd.ZstdError)
 
 # suffix -> (decompressor, first bytes that another member may have)
 _FORMATS: dict[str, tuple[Callable[[], Any], bytes]] = {
@@ -40,12 +33,6 @@ _FORMATS: dict[str, tuple[Callable[[], Any], bytes]] = {
         b"\x28\x50\x51\x52\x53\x54\x55\x56\x57\x58\x59\x5a\x5b\x5c\x5d\x5e\x5f",
     ),
 }
-
-
-def compression_of(name: str) -> str:
-    """The compression suffix of a file name; empty for none."""
-    suffix = name.rpartition(".")[2]
-    return suffix if suffix in _FORMATS else ""
 
 
 def is_bomb(text_bytes: int, stored_bytes: int, max_expansion: float) -> bool:
@@ -66,11 +53,6 @@ class Unpacked:
         self._max_expansion = max_expansion
         self.problem = ""
         self.undecodable_bytes = 0
-
-    @property
-    def is_cut_off(self) -> bool:
-        """True if the text is incomplete."""
-        return self.problem in ("truncated_archive", "damaged_archive", "decompression_bomb")
 
     def __iter__(self) -> Iterator[bytes]:
         member, is_garbage_possible = self._new_member(), False

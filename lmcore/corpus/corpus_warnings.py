@@ -3,7 +3,7 @@
 Errors and warnings use the same sentences, whether a tokenizer is trained or loaded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lmcore.corpus.file_finder import UnreadFiles
@@ -28,10 +28,15 @@ _WITHOUT_BYTES = {"unreadable"}
 def corpus_warnings(ledger: Ledger, unread: UnreadFiles, config: CorpusConfig, dataset_id: str) -> list[str]:
     """Sentences about lost text, one for each cause, and about unread files beside those that were read."""
     found: list[str] = []
-    lost, share = _lost_files(ledger), _lost_share(ledger)
+    # Other JSON than JSON lines is common beside text.
+    whole = [skip for skip in ledger.skipped if skip.stored or skip.reason in _WITHOUT_BYTES]
+    lost = {skip.path for skip in whole if not skip.path.lower().endswith(".json") and skip.reason not in _HARMLESS}
+    stored = ledger.undecodable_stored_bytes / max(1, ledger.stored_bytes)
+    share = stored + (1 - stored) * ledger.skipped_bytes / max(1, ledger.source_bytes)
     if lost or share > MUCH:
         listing = f"lm ledger {dataset_id}"
-        found.append(f"{_what_was_lost(ledger, lost)}. `{listing}` lists every file")
+        losses = " and ".join(_losses(ledger, len(lost)))
+        found.append(f"{share:.1%} of the corpus could not be used: {losses}. `{listing}` lists every file")
         found += skip_causes(ledger, config, listing)
     if unread.bytes > ledger.stored_bytes:
         found.append(
@@ -39,6 +44,14 @@ def corpus_warnings(ledger: Ledger, unread: UnreadFiles, config: CorpusConfig, d
             f"corpus.include does not name: {unread.summary()}"
         )
     return found
+
+
+def _losses(ledger: Ledger, files: int) -> Iterator[str]:
+    if ledger.undecodable_stored_bytes or files:
+        whole = f" ({counted(files, 'whole file')})" if files else ""
+        yield f"{ledger.undecodable_stored_bytes:,} of {ledger.stored_bytes:,} bytes of files as stored{whole}"
+    if ledger.skipped_bytes:
+        yield f"{ledger.skipped_bytes:,} of {ledger.source_bytes:,} bytes of the text that was read"
 
 
 def short_line_warning(spans: Iterable[dict[str, Any]], paths: set[str], tokens_per_byte: float) -> str:
@@ -54,28 +67,6 @@ def short_line_warning(spans: Iterable[dict[str, Any]], paths: set[str], tokens_
         f"documents that are lines average {tokens / documents:.0f} tokens, as in {printable(example)}: a model "
         "forgets at the end of each. For text that continues from line to line set corpus.document to paragraph or file"
     )
-
-
-def _lost_share(ledger: Ledger) -> float:
-    """The share of the corpus that is lost: stored bytes without text, and text in no document."""
-    stored = ledger.undecodable_stored_bytes / max(1, ledger.stored_bytes)
-    return stored + (1 - stored) * ledger.skipped_bytes / max(1, ledger.source_bytes)
-
-
-def _lost_files(ledger: Ledger) -> set[str]:
-    """Files that are skipped as a whole, except .json: other JSON than JSON lines is common beside text."""
-    whole = (skip for skip in ledger.skipped if skip.stored or skip.reason in _WITHOUT_BYTES)
-    return {skip.path for skip in whole if not (skip.path.lower().endswith(".json") or skip.reason in _HARMLESS)}
-
-
-def _what_was_lost(ledger: Ledger, lost: set[str]) -> str:
-    parts = []
-    if ledger.undecodable_stored_bytes or lost:
-        files = f" ({counted(len(lost), 'whole file')})" if lost else ""
-        parts.append(f"{ledger.undecodable_stored_bytes:,} of {ledger.stored_bytes:,} bytes of files as stored{files}")
-    if ledger.skipped_bytes:
-        parts.append(f"{ledger.skipped_bytes:,} of {ledger.source_bytes:,} bytes of the text that was read")
-    return f"{_lost_share(ledger):.1%} of the corpus could not be used: {' and '.join(parts)}"
 
 
 def skip_causes(ledger: Ledger, config: CorpusConfig, listing: str = "") -> list[str]:
@@ -98,26 +89,20 @@ def skip_causes(ledger: Ledger, config: CorpusConfig, listing: str = "") -> list
 
 
 def _cause(reason: str, is_whole: bool, detail: str, skips: list[Skip], config: CorpusConfig, listing: str) -> str:
-    paths = list(dict.fromkeys(printable(skip.path) for skip in skips))
-    names = _names(paths, listing)
-    if reason == "no_text_field" and is_whole:
-        return f"{names}: no column `{config.text_field}`{_instead(detail)}"
+    paths, count = list(dict.fromkeys(printable(skip.path) for skip in skips)), f"{len(skips):,}"
+    names, is_one = _names(paths, listing), len(skips) == 1
     if reason == "no_text_field":
-        lines = "1 line has" if len(skips) == 1 else f"{len(skips):,} lines have"
-        return f"{lines} no key `{config.text_field}` in {names}{_instead(detail)}"
+        instead = f"; they have {detail}: set corpus.text_field" if detail else ""
+        if is_whole:
+            return f"{names}: no column `{config.text_field}`{instead}"
+        return f"{count} {'line has' if is_one else 'lines have'} no key `{config.text_field}` in {names}{instead}"
     if reason == "invalid_utf8" and detail:
-        pieces = (
-            "1 piece is not UTF-8 but looks" if len(skips) == 1 else f"{len(skips):,} pieces are not UTF-8 but look"
-        )
-        return f"{pieces} like {detail} (iconv -f {detail} converts a file), in {names}"
+        pieces = "piece is not UTF-8 but looks" if is_one else "pieces are not UTF-8 but look"
+        return f"{count} {pieces} like {detail} (iconv -f {detail} converts a file), in {names}"
     if what := advice(reason, paths[0], detail):
         others = f"; likewise {_names(paths[1:], listing)}" if len(paths) > 1 else ""
         return f"{counted(len(paths), 'file')}: {paths[0]} is {what}{others}"
-    return f"{len(skips):,} {reason} in {names}"
-
-
-def _instead(detail: str) -> str:
-    return f"; they have {detail}: set corpus.text_field" if detail else ""
+    return f"{count} {reason} in {names}"
 
 
 def _names(paths: list[str], listing: str) -> str:

@@ -9,23 +9,19 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from lmcore.corpus.compression import compression_of
-from lmcore.corpus.documents import read_documents
-from lmcore.corpus.exclusions import HASH
-from lmcore.corpus.formats import advice, detect_format, read_head
+from lmcore.corpus.document_hashes import HASH, Hashes, isin_sorted, parse_hashes
+from lmcore.corpus.formats import SourceFile, advice
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.scan import SourceFile
+from lmcore.corpus.readers import read_documents
+from lmcore.corpus.scan import format_of
 from lmcore.errors import CorpusError
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.files import hash_file, hash_text
-
-Hashes = npt.NDArray[np.uint64]
 
 _CUT_SETTINGS = ("document", "text_field", "normalize", "max_document_bytes", "max_expansion")
 
@@ -73,20 +69,15 @@ class Cut:
 class DocumentQuery:
     """The documents that ``seen-by`` and ``forget`` look for."""
 
-    def __init__(self, hash_: int | None, path: Path | None) -> None:
-        self._hash, self._path = hash_, path
-        self._cuts: dict[str, Cut] = {}
-
-    @classmethod
-    def parse(cls, hash_or_file: str) -> Self:
-        """The query for a hash or a path. Raises CorpusError for other text."""
+    def __init__(self, hash_or_file: str) -> None:
+        """Raises CorpusError for text that is neither a hash nor a file."""
         path = Path(hash_or_file).expanduser()
-        if path.is_file():
-            check_allowed(path, "document")
-            return cls(None, path.absolute())
-        if not re.fullmatch(HASH, hash_or_file):
+        self._hash, self._path = hash_or_file, path.absolute() if path.is_file() else None
+        self._cuts: dict[str, Cut] = {}
+        if self._path is not None:
+            check_allowed(self._path, "document")
+        elif not re.fullmatch(HASH, hash_or_file):
             raise CorpusError(f"{hash_or_file} is neither a document hash (16 hexadecimal digits) nor a file")
-        return cls(int(hash_or_file, 16), None)
 
     @property
     def cuts(self) -> list[Cut]:
@@ -115,35 +106,25 @@ class DocumentQuery:
         """Raise CorpusError if a corpus would not read the file, for example because it is EUC-JP."""
         if self._path is None:
             return
-        name = self._path.name.lower()
         with self._path.open("rb") as stream:
-            found = detect_format(*read_head(stream, compression_of(name)), name)
+            found = format_of(stream, SourceFile(str(self._path), 0, ""))
         if found.problem:
             what = advice(found.problem, str(self._path), found.detail)
             raise CorpusError(f"{self._path} is {what or found.problem}. No document of it was found")
 
     def _new_cut(self, config: CorpusConfig) -> Cut:
         if self._path is None:
-            assert self._hash is not None
-            return Cut([np.array([self._hash], np.uint64)], np.empty(0, np.uint64))
-        content = self._path.read_bytes()
+            return Cut([parse_hashes([self._hash])], np.empty(0, np.uint64))
+        content, ledger = self._path.read_bytes(), Ledger()
         texts = (content.removesuffix(b"\n").removesuffix(b"\r"), content)
         whole = np.unique(np.array([hash_text(_normalized(text, config.normalize)) for text in texts], np.uint64))
-        file, ledger, ways = SourceFile(str(self._path), len(content), hash_file(self._path)), Ledger(), []
-        units = ("auto", "line", "paragraph") if config.document == "auto" else (config.document,)
-        for unit in units:
+        file = SourceFile(str(self._path), len(content), hash_file(self._path))
+        ways = []
+        for unit in ("auto", "line", "paragraph") if config.document == "auto" else (config.document,):
             documents = read_documents(file, config.model_copy(update={"document": unit}), ledger)
             ways.append(np.array(sorted({document.hash for document in documents}), np.uint64))
         skipped = frozenset(skip.content for skip in ledger.skipped)
         return Cut([way for way in ways if len(way)] or [whole[:1]], whole, skipped)
-
-
-def isin_sorted(hashes: Hashes, wanted: Hashes) -> npt.NDArray[np.bool_]:
-    """Which of ``hashes`` are among ``wanted``, which is sorted. np.isin would sort all hashes."""
-    if not len(wanted):
-        return np.zeros(len(hashes), np.bool_)
-    found: npt.NDArray[np.bool_] = wanted[np.searchsorted(wanted, hashes).clip(max=len(wanted) - 1)] == hashes
-    return found
 
 
 def _normalized(utf8: bytes, form: Any) -> bytes:

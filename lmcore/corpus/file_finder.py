@@ -1,25 +1,45 @@
 """Which files below the given paths are read.
 
-Files are chosen by name, ignoring case. Folders that hold a program's own files (a store, a model, a virtual
-environment) are left out. Every file that is not read is counted.
+Paths are files, folders, globs, URLs, ``stdlib:`` and ~. Files are chosen by name, ignoring case and Unicode form.
+Folders that hold a program's own files (a store, a model, a virtual environment) are left out. Every file that is not
+read is counted.
 """
 
+import errno
+import fnmatch
+import glob
 import json
 import os
+import re
 import stat
-from collections.abc import Iterator
+import sysconfig
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmcore.corpus.formats import HEAD_BYTES, advice, foreign_format, suffix_of
+from lmcore.corpus.detection import HEAD_BYTES, foreign_format
+from lmcore.corpus.formats import advice, suffix_of
 from lmcore.corpus.ledger import Skip, counted, printable
-from lmcore.corpus.path_patterns import expand, name_matcher
-from lmcore.corpus.remote import file_name, is_url, remote_files
+from lmcore.corpus.remote import remote_files
 from lmcore.errors import CorpusError, MissingTextError
-from lmcore.settings.config import CorpusConfig
+from lmcore.settings.config import STANDARD_LIBRARY, CorpusConfig
+from lmcore.settings.urls import file_name, is_url
 from lmcore.store.allowed_paths import check_allowed
 
 _CODE_FOLDERS = {"__pycache__": "compiled Python", "node_modules": "packages of node"}
+# What a folder is, files, folders and endings that it has, and keys of the JSON object in the first file.
+_PROGRAM_FOLDERS: tuple[tuple[str, tuple[str, ...], set[str]], ...] = (
+    ("a store of this program", ("format.json",), {"format_version"}),
+    ("a part of a store of this program", ("manifest.json",), {"kind", "files"}),
+    ("a training run", ("config.json", "metrics.jsonl"), set()),
+    ("an exported model", ("config.json", "*.safetensors"), set()),
+    ("an exported model", ("config.json", "*.gguf"), set()),
+    ("a virtual environment", ("pyvenv.cfg",), set()),
+    ("a Prefect home", ("prefect.db",), set()),
+    ("a Prefect home", ("profiles.toml", "storage/"), set()),
+    ("a git repository's own folder", ("HEAD", "objects/", "refs/"), set()),
+)
 _COUNTED_FOLDERS = {*_CODE_FOLDERS.values(), "hidden", "a git repository's own folder"}
 """These folders are counted in the log; all others are named."""
 _PROGRAMS = {"a", "dll", "dylib", "exe", "lib", "o", "pyc", "pyd", "so", "whl"}
@@ -74,7 +94,7 @@ class FileFinder:
 
     def __init__(self, config: CorpusConfig) -> None:
         self._config = config
-        self._is_included, self._is_excluded = name_matcher(config.include), name_matcher(config.exclude)
+        self._is_included, self._is_excluded = _name_matcher(config.include), _name_matcher(config.exclude)
         self._largest = (0, "")
         """Bytes and path of the largest file that no pattern matches."""
         self.unread = UnreadFiles()
@@ -185,7 +205,7 @@ class FileFinder:
     def _is_readable(self, path: str) -> bool:
         """Whether the path is a file whose name can be stored; if not, it is skipped."""
         shown, reason = path, ""
-        if not _is_utf8(path):
+        if re.search("[\ud800-\udfff]", path):
             shown, reason = repr(os.fsencode(path)), "name_is_no_utf8"
         elif len(os.fsencode(path)) > _LONGEST_PATH:
             reason = "path_too_long"
@@ -207,30 +227,20 @@ def _program_folder(path: str, folders: list[str], names: list[str]) -> str:
     """What a folder is that a program keeps for itself; empty for a folder that may hold texts."""
     if what := _CODE_FOLDERS.get(os.path.basename(path), ""):
         return what
-    if "format.json" in names and _holds(path, "format.json", "format_version"):
-        return "a store of this program"
-    if "manifest.json" in names and _holds(path, "manifest.json", "kind", "files"):
-        return "a part of a store of this program"
-    if "metrics.jsonl" in names and "config.json" in names:
-        return "a training run"
-    if "config.json" in names and any(name.endswith((".safetensors", ".gguf")) for name in names):
-        return "an exported model"
-    if "pyvenv.cfg" in names:
-        return "a virtual environment"
-    if "prefect.db" in names or ("profiles.toml" in names and "storage" in folders):
-        return "a Prefect home"
-    if "HEAD" in names and {"objects", "refs"} <= set(folders):
-        return "a git repository's own folder"
+    has = {*names, *(f"{name}/" for name in folders), *(f"*{os.path.splitext(name)[1]}" for name in names)}
+    for what, needed, keys in _PROGRAM_FOLDERS:
+        if has.issuperset(needed) and (not keys or keys <= _keys(os.path.join(path, needed[0]))):
+            return what
     return ""
 
 
-def _holds(folder: str, name: str, *keys: str) -> bool:
-    """Whether a JSON file is an object with these keys. False if it cannot be read."""
+def _keys(path: str) -> set[str]:
+    """The keys of the JSON object in a file; none if it cannot be read."""
     try:
-        content = json.loads(Path(folder, name).read_bytes())
+        content = json.loads(Path(path).read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and all(key in content for key in keys)
+        return set()
+    return {*content} if isinstance(content, dict) else set()
 
 
 def _format_of(path: str) -> str:
@@ -248,9 +258,88 @@ def _size(path: str) -> int:
         return 0
 
 
-def _is_utf8(path: str) -> bool:
+# --- paths and patterns as a person writes them ---
+
+
+def _name_matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """A function that tells whether a name matches one of the patterns, ignoring case and Unicode form."""
+    match = re.compile("|".join(fnmatch.translate(_folded(pattern)) for pattern in patterns) or "(?!)").match
+    return lambda name: match(_folded(name)) is not None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def expand(entry: str, setting: str) -> list[Path]:
+    """The files and folders that a path names or a glob matches. Raises CorpusError if there is none."""
+    if entry == STANDARD_LIBRARY:
+        return [Path(sysconfig.get_path("stdlib"))]
+    if not entry:
+        raise CorpusError(f"{setting}: one of the paths is empty; the current folder is '.'")
+    path = os.path.expanduser(entry)
     try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        os.stat(path)
+        return [Path(path)]
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            reason = getattr(error, "strerror", None) or str(error)
+            raise CorpusError(f"{setting}: {entry}: {reason[0].lower()}{reason[1:]}") from error
+    literal, rest = _split_literal(path, setting)
+    if not rest and os.path.exists(literal):
+        return [Path(literal)]
+    patterns = {unicodedata.normalize(form, rest) for form in ("NFC", "NFD")}
+    matches = {match for pattern in patterns for match in _matches(literal, pattern.split(os.sep), setting)}
+    found = [Path(match) for match in sorted(matches) if os.path.exists(match)]  # glob finds dangling links too
+    if not found:
+        raise MissingTextError(f"{setting}: {entry} does not exist (looked in {Path.cwd()})")
+    return found
+
+
+def _matches(folder: str, names: list[str], setting: str) -> Iterator[str]:
+    """The paths below ``folder`` that match the names of a pattern. A folder is listed after it was checked."""
+    check_allowed(folder or ".", setting)
+    name, *rest = names
+    if name == "**":
+        yield from _matches(folder, rest or [""], setting)
+    for path in glob.glob(os.path.join(glob.escape(folder), "*" if name == "**" else name)):
+        is_folder = os.path.isdir(path)
+        if is_folder and name == "**" and not _leads_up(path):
+            yield from _matches(path, names, setting)
+        elif is_folder and rest and name != "**":
+            yield from _matches(path, rest, setting)
+        elif not rest:
+            yield path
+
+
+def _leads_up(path: str) -> bool:
+    """Whether a link leads to a folder that it is in."""
+    return os.path.islink(path) and f"{os.path.realpath(os.path.dirname(path))}/".startswith(
+        f"{os.path.realpath(path)}/"
+    )
+
+
+def _split_literal(path: str, setting: str) -> tuple[str, str]:
+    """The existing folders at the start of a path, whose brackets are literal, and the rest, which is a pattern.
+
+    A name that exists in another Unicode form counts as existing: macOS writes が as two characters.
+    """
+    names = path.split(os.sep)
+    done = os.sep if path.startswith(os.sep) else ""
+    for number, name in enumerate(names):
+        here = os.path.join(done, name)
+        if not os.path.lexists(here):
+            other = _in_another_form(done or ".", name, setting)
+            if other is None:
+                return done, os.path.join(*names[number:])
+            here = os.path.join(done, other)
+        done = here
+    return done, ""
+
+
+def _in_another_form(folder: str, name: str, setting: str) -> str | None:
+    if name.isascii() or not os.path.isdir(folder):
+        return None
+    check_allowed(folder, setting)
+    wanted = unicodedata.normalize("NFC", name)
+    return next((other for other in os.listdir(folder) if unicodedata.normalize("NFC", other) == wanted), None)

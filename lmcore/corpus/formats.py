@@ -1,64 +1,19 @@
-"""The formats of files: how each is recognized and read, and how formats that are not read can be converted.
+"""The formats of files: what a name says, and how files that are not read can be converted.
 
-The suffix gives the kind (``_KINDS``). The first bytes overrule it: a zip or a table named .txt is not text, and a file
-named .json is read only if it holds JSON lines. To add a format, add its suffix here and its reader in readers.py.
+The suffix gives the kind. The first bytes overrule it (detection.py). To add a format, add its suffix here and its
+reader in readers.py.
 """
 
-import math
-import re
 import shlex
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import IO, Any
 
-import orjson
+from lmcore.settings.config import DEFAULT_SOURCE
+from lmcore.settings.urls import file_name
 
-from lmcore.corpus.compression import Unpacked, compression_of
-from lmcore.corpus.encodings import encoding_problem
-from lmcore.corpus.text_units import detect_text_kind
-
-RULES_VERSION = 2
-"""Version of the rules here, in encodings.py and in text_units.py. Formats found by other versions are not reused."""
-HEAD_BYTES = 2**16
-
-_KINDS = {
-    "jsonl": "jsonl",
-    "ndjson": "jsonl",
-    "jsonlines": "jsonl",
-    "json": "jsonl",
-    "parquet": "parquet",
-    "arrow": "arrow",
-    "feather": "arrow",
-    "txt": "txt",
-}
+_KINDS = {"parquet": "parquet", "arrow": "arrow", "feather": "arrow", "txt": "txt"}
+_KINDS |= dict.fromkeys(("jsonl", "ndjson", "jsonlines", "json"), "jsonl")
 PLAIN_TEXT = {"txt": "lines", "paragraphs": "paragraphs", "text": "whole files"}
 """What a document of each kind of plain text is if corpus.document is auto."""
-
-_STORED_BLOCKS = 64
-"""Stored blocks that are unpacked at most to read a head."""
-_POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
-_MAGIC = (
-    (_POINTERS[0], "git_lfs_pointer"),
-    (_POINTERS[1], "git_annex_pointer"),
-    (b"PK\x03\x04", "zip"),
-    (b"%PDF-", "pdf"),
-    (b"WARC/", "warc"),
-    (b"{\\rtf", "rtf"),
-    (b"\x1f\x8b", "gzip"),
-    (b"BZh9", "bzip2"),
-    (b"\xfd7zXZ\0", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-    (b"PAR1", "parquet"),
-    (b"ARROW1\0", "arrow"),
-    (b"SQLite format 3\0", "sqlite"),
-    (b"\x89PNG", "picture"),
-    (b"\xff\xd8\xff", "picture"),
-    (b"GIF8", "picture"),
-    (b"\xd0\xcf\x11\xe0", "office"),
-)
-_IN_ZIP = ((b"word/", "docx"), (b"xl/", "office"), (b"ppt/", "office"), (b"epub+zip", "epub"), (b"opendocument", "odt"))
-_TABLES = {"csv": "csv", "tsv": "tsv"}
-_HTML = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype html|html)\b", re.IGNORECASE)
 
 _JSON_LINES = "one JSON object a line is needed"
 _ADVICE = {
@@ -105,91 +60,40 @@ _UNPACKERS = {"gz": "gzip -dc", "bz2": "bzip2 -dc", "xz": "xz -dc", "zst": "zstd
 
 
 @dataclass(frozen=True, slots=True)
-class FileFormat:
-    """How a file is read, or the reason (with a detail) why it is not."""
+class SourceFile:
+    """A file of the corpus and the hash of its stored bytes."""
 
-    kind: str
-    problem: str = ""
-    detail: str = ""
+    path: str
+    stored_bytes: int
+    digest: str
+    source: str = DEFAULT_SOURCE
+    detected_kind: str = ""
+    """The kind that the content shows; empty if the content was not examined."""
+
+    @property
+    def name(self) -> str:
+        return file_name(self.path).lower()
+
+    @property
+    def compression(self) -> str:
+        return compression_of(self.name)
+
+    @property
+    def kind(self) -> str:
+        """How the unpacked bytes are read: jsonl, parquet, arrow, txt, paragraphs or text."""
+        return self.detected_kind or _KINDS.get(suffix_of(self.name), "text")
+
+
+def compression_of(name: str) -> str:
+    """The compression suffix of a file name; empty for none."""
+    suffix = name.rpartition(".")[2]
+    return suffix if suffix in _UNPACKERS else ""
 
 
 def suffix_of(name: str) -> str:
     """The last suffix in lower case, without that of a compression: json for ROWS.JSON.GZ."""
     name = name.lower()
     return name.removesuffix(f".{compression_of(name)}").rpartition(".")[2] if "." in name else ""
-
-
-def kind_of_name(name: str) -> str:
-    """How a file of this name is read once it is unpacked: jsonl, parquet, arrow, txt or text."""
-    return _KINDS.get(suffix_of(name), "text")
-
-
-def read_head(stream: IO[bytes], compression: str) -> tuple[bytes, bool]:
-    """The first unpacked bytes of a file, and whether they are all of it. A git pointer is not unpacked."""
-    stored = stream.read(HEAD_BYTES)
-    if not compression or stored.startswith(_POINTERS):
-        return stored, len(stored) < HEAD_BYTES
-    blocks = chain([stored], islice(iter(lambda: stream.read(HEAD_BYTES), b""), _STORED_BLOCKS))
-    unpacked, head = Unpacked(blocks, compression, math.inf), b""
-    for block in unpacked:
-        head += block
-        if len(head) >= HEAD_BYTES:
-            return head[:HEAD_BYTES], False
-    return head, not unpacked.problem
-
-
-def detect_format(head: bytes, is_whole: bool, name: str) -> FileFormat:
-    """The format of a file by its name and its first unpacked bytes (HEAD_BYTES of them unless ``is_whole``)."""
-    kind, suffix = kind_of_name(name), suffix_of(name)
-    problem = foreign_format(head, suffix)
-    if kind in ("parquet", "arrow"):
-        is_table = problem == kind or not problem
-        return FileFormat(kind, "" if head and is_table else problem or "empty_file")
-    if problem:
-        return FileFormat(kind, problem)
-    reason, encoding = encoding_problem(head, is_whole)
-    if reason:
-        return FileFormat(kind, reason, encoding)
-    if kind == "jsonl":
-        return FileFormat(kind, _json_problem(head, is_whole, suffix))
-    return FileFormat(detect_text_kind(head, is_whole) if kind == "txt" else kind)
-
-
-def foreign_format(head: bytes, suffix: str) -> str:
-    """The format of a file that is not read as text, by magic numbers, and by suffix for CSV and TSV; else empty."""
-    for magic, name in _MAGIC:
-        if head.startswith(magic):
-            return next((kind for mark, kind in _IN_ZIP if mark in head), name) if name == "zip" else name
-    if head[257:262] == b"ustar":
-        return "tar"
-    if suffix in ("txt", "md", "html", "htm", "xhtml") and _HTML.match(head):
-        return "html"
-    return _TABLES.get(suffix, "")
-
-
-def _json_problem(head: bytes, is_whole: bool, suffix: str) -> str:
-    """Why a file is not JSON lines. One good line in the head is enough for .jsonl: bad lines are skipped."""
-    lines = [line for line in head.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
-    complete = lines if is_whole else lines[:-1]
-    if not lines or not complete:
-        return ""
-    first = lines[0].strip()
-    if first.startswith(b"["):
-        return "json_array"
-    found = [_is_object(line) for line in complete[:20]]
-    if suffix == "json":
-        return "" if all(found[:2]) else "pretty_json" if first.startswith(b"{") else "no_json_lines"
-    if not any(found) and first.startswith(b"{") and not lines[-1].lstrip().startswith(b"{"):
-        return "pretty_json" if len(lines) > 1 else ""
-    return ""
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        found: Any = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return False
-    return isinstance(found, dict)
 
 
 def advice(reason: str, path: str, detail: str = "") -> str:

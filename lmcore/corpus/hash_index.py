@@ -8,16 +8,19 @@ import io
 import logging
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
 from lmcore import clock
-from lmcore.corpus.remote import SECONDS_OF_DOUBT, is_url, open_stored, read_stored, size_and_version, version
+from lmcore.corpus.remote import SECONDS_OF_DOUBT, open_stored, read_stored, size_and_version
 from lmcore.settings.section import fingerprint
+from lmcore.settings.urls import is_url
 from lmcore.store.json_files import from_json, to_json
 
 _TABLE = "create table if not exists hints (key text primary key, value text, checksum text)"
+_SELECT = "select value, checksum from hints where key = ?"
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """SQLITE_ERROR: the table has other columns. All other codes come from the system: memory, permission, a full disk."""
 _ERRORS = (sqlite3.Error, UnicodeDecodeError)
@@ -61,7 +64,7 @@ class HashIndex:
         digest, size, head = read_stored(path)
         self._head = (path, head)
         is_settled = is_url(path) or os.stat(path).st_mtime < clock.now() - SECONDS_OF_DOUBT
-        if before and is_settled and version(path) == before:
+        if before and is_settled and size_and_version(path)[1] == before:
             self.put(f"hash {path}", [before, digest])
         return size, digest
 
@@ -73,13 +76,7 @@ class HashIndex:
         """The value stored for a key, or None."""
         if key in self._new:
             return self._new[key]
-        if self._database is None or self._path is None:
-            return None
-        try:
-            row = self._database.execute("select value, checksum from hints where key = ?", (key,)).fetchone()
-        except _ERRORS as error:
-            self._give_up(self._path, error)
-            return None
+        row = self._execute(lambda database: database.execute(_SELECT, (key,)).fetchone())
         is_whole = row is not None and row[1] == fingerprint(key, str(row[0]))
         return from_json(row[0]) if is_whole else None
 
@@ -94,33 +91,35 @@ class HashIndex:
         if self._database is None:
             self._open(self._path)
         values = [(key, to_json(value)) for key, value in self._new.items()]
+        rows = [(key, value, fingerprint(key, value)) for key, value in values]
+        self._execute(lambda database: database.executemany("insert or replace into hints values (?, ?, ?)", rows))
         self._new = {}
-        if self._database is None:
-            return
-        try:
-            with self._database:
-                rows = [(key, value, fingerprint(key, value)) for key, value in values]
-                self._database.executemany("insert or replace into hints values (?, ?, ?)", rows)
-        except _ERRORS as error:
-            self._give_up(self._path, error)
 
     def _open(self, path: Path) -> None:
-        """Open the database. A damaged one is replaced; if it cannot be used, the index works without."""
-        for _ in range(2):
-            with suppress(OSError):  # SQLite reports the reason
-                path.touch()  # with the mode of the umask; SQLite would create it writable for the owner alone
-            try:
-                self._database = sqlite3.connect(path, timeout=30)
-                self._database.text_factory = lambda text: text.decode(errors="replace")
-                self._database.execute(_TABLE)
-                self._database.execute("select key, value, checksum from hints limit 0")
-                return
-            except _ERRORS as error:
-                if not self._give_up(path, error):
-                    return
+        with suppress(OSError):  # SQLite reports the reason
+            path.touch()  # with the mode of the umask; SQLite would create it writable for the owner alone
+        try:
+            self._database = sqlite3.connect(path, timeout=30)
+        except sqlite3.Error as error:
+            self._give_up(path, error)
+        else:
+            self._database.text_factory = lambda text: text.decode(errors="replace")
+            self._execute(lambda database: database.execute(_TABLE))
+            self._execute(lambda database: database.execute(_SELECT, ("",)))
 
-    def _give_up(self, path: Path, error: Exception) -> bool:
-        """Work without the database; True if it was damaged and is removed."""
+    def _execute(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        """The result of ``work``; None without a database, or if it fails."""
+        if self._database is None or self._path is None:
+            return None
+        try:
+            with self._database:
+                return work(self._database)
+        except _ERRORS as error:
+            self._give_up(self._path, error)
+        return None
+
+    def _give_up(self, path: Path, error: Exception) -> None:
+        """Work without the database from now on. A damaged one is removed, and the next ``save`` makes another."""
         is_damaged = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _DAMAGE
         _log.warning("%s %s: %s", path, "is damaged and made again" if is_damaged else "is not used", error)
         if self._database is not None:
@@ -128,4 +127,3 @@ class HashIndex:
         self._database = None
         if is_damaged:
             path.unlink(missing_ok=True)
-        return is_damaged

@@ -1,4 +1,4 @@
-"""The ledger: whether each byte of a corpus is in a document, separates documents, is filtered or is skipped.
+"""The ledger: whether each byte of a corpus is in a document, separates documents or is skipped.
 
 Bytes are unpacked bytes unless they are called stored. Of a table they are the bytes of the text column, and offsets
 count rows.
@@ -11,6 +11,10 @@ from typing import Any
 from lmcore.errors import CorpusError
 
 _SHOWN = 8
+_IN_MANIFEST = (
+    *("documents", "source_bytes", "document_bytes", "separator_bytes", "skipped_bytes", "unaccounted_bytes"),
+    *("normalized_documents", "stored_bytes", "undecodable_stored_bytes"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,6 @@ class Ledger:
     source_bytes: int = 0
     document_bytes: int = 0
     separator_bytes: int = 0
-    filtered_documents: int = 0
-    """Documents that corpus.filter rejected."""
-    filtered_bytes: int = 0
     normalized_documents: int = 0
     """Documents that corpus.normalize changed."""
     stored_bytes: int = 0
@@ -69,7 +70,7 @@ class Ledger:
     @property
     def unaccounted_bytes(self) -> int:
         """0 unless the program has a bug."""
-        return self.source_bytes - self.document_bytes - self.separator_bytes - self.filtered_bytes - self.skipped_bytes
+        return self.source_bytes - self.document_bytes - self.separator_bytes - self.skipped_bytes
 
     def require_no_skips(self) -> None:
         """Raise CorpusError for the first skip, as corpus.on_bad_input = "fail" demands."""
@@ -102,20 +103,12 @@ class Ledger:
 
     def to_json(self) -> dict[str, Any]:
         """The ledger as written to a manifest."""
+        skips = sorted(self.skipped, key=lambda skip: (skip.path, skip.offset))
         return {
-            "documents": self.documents,
-            "source_bytes": self.source_bytes,
-            "document_bytes": self.document_bytes,
-            "separator_bytes": self.separator_bytes,
-            "filtered_bytes": self.filtered_bytes,
-            "skipped_bytes": self.skipped_bytes,
-            "unaccounted_bytes": self.unaccounted_bytes,
-            "normalized_documents": self.normalized_documents,
-            "stored_bytes": self.stored_bytes,
-            "undecodable_stored_bytes": self.undecodable_stored_bytes,
+            **{name: getattr(self, name) for name in _IN_MANIFEST},
             "documents_by_unit": self.units,
             "skipped": self.by_reason(),
-            "skips": [skip.to_json() for skip in sorted(self.skipped, key=lambda skip: (skip.path, skip.offset))],
+            "skips": [skip.to_json() for skip in skips],
         }
 
 

@@ -5,28 +5,28 @@ there. A corpus has two names: ``id`` for its content and the way it is read, ``
 A rename changes only ``listing``, so nothing that was made from the content is made again.
 """
 
-import importlib.util
 import logging
 import os
-import unicodedata
-from functools import lru_cache
+import re
 from pathlib import Path
 from typing import Any, Self
 
-from lmcore.corpus.exclusions import excluded_hashes
-from lmcore.corpus.file_finder import FileFinder
-from lmcore.corpus.formats import PLAIN_TEXT
+import numpy as np
+
+from lmcore.corpus.document_hashes import HASH, Hashes, hash_names, parse_hashes
+from lmcore.corpus.file_finder import FileFinder, expand
+from lmcore.corpus.formats import PLAIN_TEXT, SourceFile
 from lmcore.corpus.hash_index import HashIndex
-from lmcore.corpus.ledger import counted, printable
-from lmcore.corpus.path_patterns import expand
-from lmcore.corpus.remote import file_name, is_url, version
-from lmcore.corpus.scan import Scan, SourceFile, require_paths, scan
+from lmcore.corpus.ledger import Ledger, counted, printable
+from lmcore.corpus.readers import read_documents
+from lmcore.corpus.scan import Scan, require_paths, scan
+from lmcore.corpus.text_range import reading_settings
 from lmcore.errors import ConfigError, CorpusError
 from lmcore.settings.config import STANDARD_LIBRARY, CorpusConfig, RunConfig
 from lmcore.settings.section import fingerprint
-from lmcore.store.allowed_paths import check_settings_allowed
+from lmcore.settings.urls import file_name, is_url
+from lmcore.store.allowed_paths import check_allowed, check_settings_allowed
 from lmcore.store.artifacts import FORMAT_VERSION
-from lmcore.store.files import hash_file
 from lmcore.store.layout import prepare_store
 from lmcore.store.outputs import Output
 from lmcore.store.remembered_inputs import remember_files, remembered_files
@@ -55,7 +55,7 @@ class Corpus(Output):
             **reading_settings(config),
             # Documents that are left out do not train a tokenizer either.
             **config.model_dump(include={"min_bytes", "max_bytes", "deduplicate"}, exclude_defaults=True),
-            **({"exclude_documents": _excluded(config)} if config.exclude_documents else {}),
+            **({"exclude_documents": hash_names(excluded_hashes(config))} if config.exclude_documents else {}),
             "validation": "files" if config.validation_paths else config.validation_fraction,
         }
         corpus_id = fingerprint(FORMAT_VERSION, settings, _content(found.files), _content(found.validation_files))
@@ -172,50 +172,47 @@ def _unit_summary(files: list[SourceFile]) -> str:
     )
 
 
-# --- settings that name a corpus ---
-
-
-def reading_settings(config: CorpusConfig) -> dict[str, Any]:
-    """All settings that decide which documents a file holds."""
-    names = ("document", "text_field", "max_document_bytes", "max_expansion", "normalize", "filter")
-    settings = {name: getattr(config, name) for name in names}
-    if config.normalize:
-        settings["normalized_by"] = unicodedata.unidata_version
-    if config.filter:
-        settings["filtered_by"] = _hash_of_module(config.filter)
-    return settings
-
-
-def _hash_of_module(function: str) -> str:
-    """The hash of the module that holds a function: a changed module is another filter."""
-    try:
-        module = importlib.util.find_spec(function.rpartition(".")[0])
-    except (ImportError, ValueError):  # ValueError: __main__
-        module = None
-    if module is None or not module.origin or not module.has_location:
-        raise ConfigError(f"corpus.filter: there is no {function} in a module of a file; give package.module.function")
-    return _hash_of_version(module.origin, version(module.origin))
-
-
-@lru_cache(maxsize=8)
-def _hash_of_version(path: str, version: str) -> str:
-    return hash_file(Path(path))
-
-
 def with_absolute_paths(config: CorpusConfig) -> CorpusConfig:
     """The same settings with absolute paths, so that they mean the same from every folder."""
 
     def absolute(paths: list[str]) -> list[str]:
-        is_fixed = [path == STANDARD_LIBRARY or is_url(path) for path in paths]
-        return [
-            path if fixed else os.path.abspath(os.path.expanduser(path))
-            for path, fixed in zip(paths, is_fixed, strict=True)
-        ]
+        return [path if path == STANDARD_LIBRARY or is_url(path) else str(_absolute(path)) for path in paths]
 
     changes: dict[str, Any] = {name: absolute(getattr(config, name)) for name in ("paths", "validation_paths")}
     changes["sources"] = {name: absolute(paths) for name, paths in config.sources.items()}
-    return config.model_copy(update={**changes, "exclude_documents": _excluded(config)})
+    return config.model_copy(update={**changes, "exclude_documents": hash_names(excluded_hashes(config))})
 
 
-def _excluded(config: CorpusConfig) -> list[str]:
-    return [f"{value:016x}" for value in excluded_hashes(config)]
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def excluded_hashes(config: CorpusConfig) -> Hashes:
+    """The hashes of corpus.exclude_documents, sorted. Raises ConfigError for an entry that is neither hash nor file."""
+    found = [_hashes_of(entry, config) for entry in config.exclude_documents]
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+
+
+def _hashes_of(entry: str, config: CorpusConfig) -> Hashes:
+    """A hash, the hashes in a file that begins with one, or those of a file's documents, cut as the corpus is."""
+    if re.fullmatch(HASH, entry):
+        return parse_hashes([entry])
+    path = _absolute(entry)
+    check_allowed(path, "corpus.exclude_documents")
+    try:
+        lines = path.read_bytes().decode("utf-8-sig", errors="replace").split()
+    except OSError as error:
+        raise ConfigError(
+            f"corpus.exclude_documents: {entry} is neither a document hash (16 hexadecimal digits) nor a file of "
+            f"hashes or documents: {error}"
+        ) from None
+    if not lines or not re.fullmatch(HASH, lines[0]):
+        file = SourceFile(str(path), *HashIndex(None).size_and_hash(str(path)))
+        return np.array([document.hash for document in read_documents(file, config, Ledger())], np.uint64)
+    for number, line in enumerate(lines, 1):
+        if not re.fullmatch(HASH, line):
+            raise ConfigError(
+                f"corpus.exclude_documents: word {number} of {entry} is not a hash of 16 hexadecimal digits, as the "
+                "first word is: give one hash a line"
+            )
+    return parse_hashes(lines)

@@ -11,14 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore.corpus.ledger import Ledger, Skip
-from lmcore.corpus.scan import SourceFile
-from lmcore.corpus.text_range import Ends, TextRange, unit_of
+from lmcore.corpus.text_range import ROW_BYTES, TABLES, Ends, TextRange, unit_of
 from lmcore.settings.config import CorpusConfig
 
 CUT_VERSION = 3
 """Version of the rule by which ranges end. A chunk index of another version is not used."""
-ROW_BYTES = 8
-"""Bytes that a row without text counts for."""
 _LONGEST_BLANK_LINE = 4096
 _HEAD_BYTES = 32
 
@@ -57,34 +54,35 @@ def _paragraph_ends(content: bytearray, searched: int, stop: int, is_line: bool)
     return found
 
 
-def _no_ends(content: bytearray, searched: int, stop: int, is_line: bool) -> Ends:
-    return np.empty(0, np.int64)
-
-
 _ENDS: dict[str, Callable[[bytearray, int, int, bool], Ends]] = {
     "line": _line_ends,
     "paragraph": _paragraph_ends,
-    "file": _no_ends,
+    "file": lambda content, searched, stop, is_line: np.empty(0, np.int64),
+    "row": lambda content, searched, stop, is_line: np.empty(0, np.int64),
 }
 
 
 class RangeCutter:
-    """Collects the blocks of a file and yields text ranges as soon as they are complete."""
+    """Collects the blocks of a file and yields text ranges as soon as they are complete.
 
-    def __init__(self, file: SourceFile, config: CorpusConfig, ledger: Ledger) -> None:
-        self._file, self._ledger = file, ledger
-        self._find_ends = _ENDS.get(unit_of(file.kind, config))
-        """None for a table, whose rows come with their ends."""
+    Ends are counted from the start of the file; of a table, in the bytes of its texts.
+    """
+
+    def __init__(self, path: str, kind: str, config: CorpusConfig, ledger: Ledger) -> None:
+        self._path, self._kind, self._ledger = path, kind, ledger
+        self._is_table = kind in TABLES
+        self._find_ends = _ENDS[unit_of(kind, config)]
         self._shortest, self._between, self._longest = range_bytes(config.chunk_bytes)
         self._limit = config.max_document_bytes + len(b"\r\n") + _LONGEST_BLANK_LINE
         self._content = bytearray()
         self._offset = self._row = 0
-        """Place in the file of the content's first byte and of its first row."""
-        self._end = 0
-        """End of the last complete document in the content."""
-        self._marked = self._rows = np.empty(0, np.int64)
-        """Ends of documents that may end a range, and ends of all rows of a table."""
-        self._searched = 0
+        """Place of the content's first byte and of its first row."""
+        self._searched = self._end = 0
+        """Up to where ends were searched, and the end of the last complete document."""
+        self._ends = [np.empty(0, np.int64)]
+        """Ends of the complete documents."""
+        self._marked = np.empty(0, np.int64)
+        """Those that may end a range."""
         self._is_in_long = False
         """The content begins inside a document that is too long."""
         self._long_bytes = 0
@@ -93,18 +91,14 @@ class RangeCutter:
     def feed(self, block: bytes, row_ends: Ends | None = None) -> Iterator[TextRange]:
         """The ranges that the next block completes. ``row_ends``: where rows of a table end in the block."""
         self._content += block
-        if row_ends is None:
-            stop = _decided(self._content)
-            ends = self._find(self._searched, stop)
-        else:
-            stop, ends = len(self._content), row_ends + self._searched
-        self._searched = stop
+        stop = self._offset + len(self._content)
+        ends = self._new_ends() if row_ends is None else row_ends + (stop - len(block))
         if self._is_in_long:
             ends = self._drop_long(ends)
         yield from self._cut(ends)
-        if self._rows.size > self._longest // ROW_BYTES:  # rows with next to no text
+        if self._is_table and sum(map(len, self._ends)) > self._longest // ROW_BYTES:  # rows with next to no text
             yield from self._flush()
-        if not self._is_in_long and len(self._content) - self._end > self._limit:
+        if not self._is_in_long and stop - self._end > self._limit:
             yield from self._flush()
             self._is_in_long = True
             self._drop_long(ends[:0])
@@ -114,14 +108,16 @@ class RangeCutter:
         if self._is_in_long:
             self._skip(len(self._content))
             return
-        if len(self._content) > self._end:
-            yield from self._cut(np.array([len(self._content)], np.int64), is_cut_off)
+        stop = self._offset + len(self._content)
+        if stop > self._end:
+            yield from self._cut(np.array([stop], np.int64), is_cut_off)
         yield from self._flush(is_cut_off)
 
-    def _find(self, searched: int, stop: int) -> Ends:
-        assert self._find_ends is not None
+    def _new_ends(self) -> Ends:
+        searched, stop = self._searched - self._offset, _decided(self._content)
+        self._searched = self._offset + stop
         is_line = self._offset > 0 and not self._is_in_long
-        return self._find_ends(self._content, searched, stop, is_line)
+        return self._find_ends(self._content, searched, stop, is_line) + self._offset
 
     def _cut(self, ends: Ends, is_cut_off: bool = False) -> Iterator[TextRange]:
         """Add the documents that end at ``ends``. One that is too long ends a range, wherever blocks end."""
@@ -129,76 +125,78 @@ class RangeCutter:
             long = np.flatnonzero(np.diff(ends, prepend=self._end) > self._limit)
             count = int(long[0]) if long.size else ends.size
             self._add(ends[:count])
-            offset = self._offset
             yield from self._complete_ranges(is_cut_off)
             ends = ends[count:]
             if ends.size:
                 yield from self._flush()
-                ends = self._drop_long(ends - (self._offset - offset))
+                ends = self._drop_long(ends)
 
     def _add(self, ends: Ends) -> None:
         if not ends.size:
             return
         starts = np.concatenate([[self._end], ends[:-1]])
+        self._ends.append(ends)
         self._end = int(ends[-1])
-        if self._find_ends is None:
-            self._rows = np.concatenate([self._rows, ends])
         # Empty lines (one byte) and empty rows end no range: there may be very many.
-        may_end = ends - starts > 1 if self._find_ends else ends > starts
+        may_end = ends - starts > (0 if self._is_table else 1)
         starts, ends = starts[may_end], ends[may_end]
-        marked = ends[_ends_range(self._content, starts, ends, self._between)]
-        self._marked = np.concatenate([self._marked, marked])
+        is_marked = _ends_range(self._content, starts - self._offset, ends - self._offset, self._between)
+        self._marked = np.concatenate([self._marked, ends[is_marked]])
 
     def _complete_ranges(self, is_cut_off: bool) -> Iterator[TextRange]:
         while True:
-            stops = self._marked[np.searchsorted(self._marked, self._shortest) :][:1].tolist()
-            if self._end >= self._longest:
-                ends = self._find(self._longest - 1, self._searched) if self._find_ends else self._rows
-                stops += ends[np.searchsorted(ends, self._longest) :][:1].tolist() or [self._end]
-            if not stops:
+            stops = self._marked[np.searchsorted(self._marked, self._offset + self._shortest) :][:1].tolist()
+            longest = self._offset + self._longest
+            if not stops and self._end < longest:
                 return
-            yield self._take(min(stops), is_cut_off, int(np.searchsorted(self._rows, min(stops))) + 1)
+            ends = np.concatenate(self._ends)
+            stops += ends[np.searchsorted(ends, longest) :][:1].tolist()
+            yield self._take(ends, int(np.searchsorted(ends, min(stops))) + 1, is_cut_off)
 
     def _flush(self, is_cut_off: bool = False) -> Iterator[TextRange]:
-        if self._end or self._rows.size:
-            yield self._take(self._end, is_cut_off, self._rows.size)
+        ends = np.concatenate(self._ends)
+        if ends.size:
+            yield self._take(ends, ends.size, is_cut_off)
 
-    def _take(self, stop: int, is_cut_off: bool, rows: int) -> TextRange:
-        """Remove the first ``stop`` bytes and ``rows`` rows, as a range."""
-        row_ends = self._rows[:rows] if self._find_ends is None else None
+    def _take(self, ends: Ends, count: int, is_cut_off: bool) -> TextRange:
+        """Remove the first ``count`` documents, as a range."""
+        stop, own = int(ends[count - 1]), ends[:count] - self._offset
         with memoryview(self._content) as view:
-            content = bytes(view[:stop])
-        is_cut_off = is_cut_off and stop == len(self._content)
-        start, length = (self._offset, stop) if row_ends is None else (self._row, rows)
-        self._row += rows
-        self._rows = self._rows[rows:]
+            content = bytes(view[: stop - self._offset])
+        is_cut_off = is_cut_off and len(content) == len(self._content)
+        if self._is_table:
+            place = (self._row, self._row + count)
+        else:
+            place = (self._offset, stop)
+            is_filled = np.diff(own, prepend=0) > 1  # an empty line belongs to what follows: there may be very many
+            own = np.append(own[:-1][is_filled[:-1]], own[-1])
+        self._row += count
+        self._ends = [ends[count:]]
         self._drop(stop)
-        return TextRange(self._file.path, self._file.kind, start, start + length, content, row_ends, is_cut_off)
+        return TextRange(self._path, self._kind, *place, content, own, is_cut_off)
 
-    def _drop(self, count: int) -> None:
-        del self._content[:count]
-        self._offset += count
-        self._searched -= count
-        self._end = max(0, self._end - count)
-        self._rows = self._rows - count
-        self._marked = self._marked[np.searchsorted(self._marked, count, "right") :] - count
+    def _drop(self, stop: int) -> None:
+        del self._content[: stop - self._offset]
+        self._offset, self._end = stop, max(stop, self._end)
+        self._marked = self._marked[np.searchsorted(self._marked, stop, "right") :]
 
     def _drop_long(self, ends: Ends) -> Ends:
-        """Drop the bytes of the first document, which is too long; ``ends`` without it, relative to the rest."""
+        """Drop the bytes of the first document, which is too long; ``ends`` without it."""
         if ends.size:
             stop = int(ends[0])
-            self._skip(stop)
+            self._skip(stop - self._offset)
             self._drop(stop)
-            return ends[1:] - stop
-        last = max(0, self._content.rfind(b"\n"), self._content.rfind(b"\r", 0, self._searched))
-        keep = min(len(self._content) - min(last, self._searched), _LONGEST_BLANK_LINE)
-        self._long_bytes += len(self._content) - keep
-        self._drop(len(self._content) - keep)
+            return ends[1:]
+        searched, length = self._searched - self._offset, len(self._content)
+        last = max(0, self._content.rfind(b"\n"), self._content.rfind(b"\r", 0, searched))
+        dropped = length - min(length - min(last, searched), _LONGEST_BLANK_LINE)
+        self._long_bytes += dropped
+        self._drop(self._offset + dropped)
         return ends
 
     def _skip(self, rest: int) -> None:
-        place = self._row if self._find_ends is None else self._offset - self._long_bytes
-        self._ledger.skipped.append(Skip(self._file.path, place, self._long_bytes + rest, "too_long"))
+        place = self._row if self._is_table else self._offset - self._long_bytes
+        self._ledger.skipped.append(Skip(self._path, place, self._long_bytes + rest, "too_long"))
         self._row += 1
         self._is_in_long, self._long_bytes = False, 0
 

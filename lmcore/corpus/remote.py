@@ -9,13 +9,13 @@ import errno
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import IO, Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 import fsspec
 from blake3 import blake3
@@ -25,34 +25,18 @@ from pyarrow.fs import FileSelector, FileSystem
 
 from lmcore import clock
 from lmcore.errors import ConfigError, CorpusError, FileChangedError, MissingTextError
+from lmcore.settings.urls import ARROW_SCHEMES, WEB_SCHEMES, is_url, split_url
 from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.files import DIGEST_BYTES
 
 SECONDS_OF_DOUBT = 2.0
 """A file written in the last seconds may change again without a new time stamp."""
 
-_ARROW_SCHEMES = ("s3", "gs", "gcs")
-_WEB_SCHEMES = ("http", "https")
 _READ_BYTES = 2**23
 """A request to S3 takes as long as the transfer of a few MiB."""
 _SECONDS_WITHOUT_A_BYTE = 60
 _BLOCK_BYTES = 2**20
-_ARROW_OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")  # other question marks belong to a name, or match a character
 _SECRET = re.compile(r"secret|token|passw|signature|credential|access_?key|api_?key|^sig$|^key$", re.IGNORECASE)
-
-
-def is_url(path: str) -> bool:
-    """True for a URL, False for a local path."""
-    return "://" in path
-
-
-def file_name(path: str) -> str:
-    """The last part of a path or URL. It decides how the file is read."""
-    if not is_url(path):
-        return os.path.basename(path)
-    scheme, inside, _ = _split(path)
-    name = inside.rpartition("/")[2]
-    return unquote(name) if scheme in _WEB_SCHEMES else name
 
 
 def open_stored(path: str) -> IO[bytes]:
@@ -70,17 +54,13 @@ def size_and_version(path: str) -> tuple[int | None, str]:
     """Bytes of a file (None if its server does not report them) and its version.
 
     The version is size, time and inode of a local file, size and ETag or time of a remote one. It is empty if the
-    server reports neither ETag nor time.
+    server reports neither ETag nor time. A server is asked once.
     """
     if is_url(path):
-        return _ask_server(path)
+        with _failures_named(path):
+            return _ask_server(path)[:2]
     found = os.stat(path)
     return found.st_size, f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
-
-
-def version(path: str) -> str:
-    """The version of a file, as in ``size_and_version``."""
-    return size_and_version(path)[1]
 
 
 def hash_stored(path: str) -> str:
@@ -108,7 +88,7 @@ def remote_files(url: str, setting: str) -> dict[str, str]:
     the URL holds credentials; ConnectionError if the server does not answer.
     """
     _refuse_credentials(url, setting)
-    scheme, _, options = _split(url)
+    scheme, _, options = split_url(url)
     try:
         with _failures_named(url):
             found = _listed(scheme, *_system(url))
@@ -118,13 +98,13 @@ def remote_files(url: str, setting: str) -> dict[str, str]:
         raise CorpusError(f"{setting}: {url}: {error.strerror}") from error
     if not found:
         raise MissingTextError(f"{setting}: no file is at {url}, and none below it")
-    if scheme in _WEB_SCHEMES:
+    if scheme in WEB_SCHEMES:
         return found
     return {f"{scheme}://{path.removeprefix(f'{scheme}://')}{options}": below for path, below in found.items()}
 
 
 def _listed(scheme: str, system: Any, inside: str) -> dict[str, str]:
-    is_web = scheme in _WEB_SCHEMES
+    is_web = scheme in WEB_SCHEMES
     wildcard = re.search(r"[*\[]" if is_web else r"[*?\[]", inside)  # a web address has its query behind a ?
     system.invalidate_cache()
     if wildcard:
@@ -158,15 +138,15 @@ def _below(system: Any, folder: str, depth: int | None) -> Iterator[str]:
 
 
 def _bucket_missing(url: str) -> str:
-    scheme, inside, _ = _split(url)
+    scheme, inside, _ = split_url(url)
     bucket = inside.partition("/")[0]
-    if scheme not in _ARROW_SCHEMES or _system(url)[0].exists(bucket):
+    if scheme not in ARROW_SCHEMES or _system(url)[0].exists(bucket):
         return ""
     return f" (there is no bucket {bucket})"
 
 
 def _refuse_credentials(url: str, setting: str) -> None:
-    scheme, inside, options = _split(url)
+    scheme, inside, options = split_url(url)
     host = inside.partition("/")[0]
     port = host.rpartition("]")[2].partition(":")[2]
     found = [name for name, _ in parse_qsl(options[1:], keep_blank_values=True) if _SECRET.search(name)]
@@ -189,7 +169,8 @@ class _RemoteFile(io.RawIOBase):
     def __init__(self, url: str) -> None:
         self._url = url
         with _failures_named(url):
-            self._stream, _, self._version = _opened(url)
+            _, self._version, open_stream = _ask_server(url)
+            self._stream = open_stream()
 
     def readable(self) -> bool:
         return True
@@ -199,7 +180,7 @@ class _RemoteFile(io.RawIOBase):
             with _failures_named(self._url):
                 block = self._stream.read(len(buffer))
         except OSError as error:
-            if self._version and version(self._url) != self._version:
+            if self._version and size_and_version(self._url)[1] != self._version:
                 raise FileChangedError(self._url) from error
             raise
         buffer[: len(block)] = block
@@ -211,33 +192,20 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
-def _ask_server(url: str) -> tuple[int | None, str]:
-    """Size and version, by one request to the server."""
-    scheme, _, _ = _split(url)
-    with _failures_named(url):
-        system, inside = _system(url)
-        if scheme in _ARROW_SCHEMES:
-            stream, size, found = _opened(url)
-            stream.close()
-            return size, found
-        about = system.info(inside)
-    return about["size"], _version(about["size"], about)
-
-
-def _opened(url: str) -> tuple[Any, int | None, str]:
-    """A stream of a remote file, its size and its version."""
-    scheme, _, _ = _split(url)
+def _ask_server(url: str) -> tuple[int | None, str, Callable[[], Any]]:
+    """Size and version of a remote file, and a function that opens its stream. The server is asked once for both."""
     system, inside = _system(url)
-    if scheme in _ARROW_SCHEMES:
-        stream = system.fs.open_input_file(inside)  # asks for the metadata; pyarrow's listings hold no ETag
+    if isinstance(system, ArrowFSWrapper):
+        stream = system.fs.open_input_file(inside)  # pyarrow's listings hold no ETag
         about = {name: value.decode() for name, value in stream.metadata().items()}
-        return stream, stream.size(), _version(stream.size(), about)
+        return stream.size(), _version(stream.size(), about), lambda: stream
     about = system.info(inside)
-    size = about["size"]
-    options = {"block_size": 0} if scheme in (*_WEB_SCHEMES, "hf") else {}  # one request, read as it comes
-    if scheme in _WEB_SCHEMES:
-        options["size"] = size
-    return system.open(inside, "rb", **options), size, _version(size, about)
+    options: dict[str, Any] = {}
+    if url.startswith(("http:", "https:", "hf:")):
+        options["block_size"] = 0  # one request, read as it comes
+    if url.startswith(("http:", "https:")):
+        options["size"] = about["size"]
+    return about["size"], _version(about["size"], about), lambda: system.open(inside, "rb", **options)
 
 
 def _version(size: int | None, about: Mapping[str, Any]) -> str:
@@ -259,24 +227,13 @@ def _version(size: int | None, about: Mapping[str, Any]) -> str:
 # --- file systems ---
 
 
-def _split(url: str) -> tuple[str, str, str]:
-    """Scheme, path in the file system, and the options with their question mark."""
-    scheme, _, rest = url.partition("://")
-    if scheme in _WEB_SCHEMES:
-        found = re.search(r"[?#]", rest)
-    else:
-        found = _ARROW_OPTIONS.search(rest) if scheme in _ARROW_SCHEMES else None
-    end = found.start() if found else len(rest)
-    return scheme, rest[:end], rest[end:]
-
-
 def _system(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path in it. Raises CorpusError if no installed package opens it."""
-    scheme, inside, options = _split(url)
+    scheme, inside, options = split_url(url)
     try:
-        if scheme in _ARROW_SCHEMES:
+        if scheme in ARROW_SCHEMES:
             return _arrow_system(scheme, inside.partition("/")[0], options), inside.rstrip("/")
-        if scheme in _WEB_SCHEMES:
+        if scheme in WEB_SCHEMES:
             return _web_system(scheme), url
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:

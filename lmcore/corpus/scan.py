@@ -1,47 +1,27 @@
 """Find, hash and examine the files of a corpus."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import asdict, astuple, dataclass, replace
+from itertools import chain, islice
+from typing import IO, Any, Self
 
 from lmcore import clock
-from lmcore.corpus.compression import compression_of
+from lmcore.corpus.compression import Unpacked
+from lmcore.corpus.detection import GIT_POINTERS, HEAD_BYTES, RULES_VERSION, FileFormat, detect_format
 from lmcore.corpus.file_finder import FileFinder, UnreadFiles
-from lmcore.corpus.formats import RULES_VERSION, FileFormat, advice, detect_format, kind_of_name, read_head
+from lmcore.corpus.formats import SourceFile, advice, suffix_of
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Skip
-from lmcore.corpus.remote import file_name, is_url
 from lmcore.errors import CorpusError
 from lmcore.settings.config import DEFAULT_SOURCE, CorpusConfig
+from lmcore.settings.urls import is_url
 
+_STORED_BLOCKS = 64
+"""Stored blocks that are unpacked at most to read a head."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file of the corpus and the hash of its stored bytes."""
-
-    path: str
-    stored_bytes: int
-    digest: str
-    source: str = DEFAULT_SOURCE
-    detected_kind: str = ""
-    """The kind that the content shows; empty if the content was not examined."""
-
-    @property
-    def compression(self) -> str:
-        return compression_of(file_name(self.path).lower())
-
-    @property
-    def kind(self) -> str:
-        """How the unpacked bytes are read: jsonl, parquet, arrow, txt, paragraphs or text."""
-        return self.detected_kind or kind_of_name(file_name(self.path))
-
-    @property
-    def is_table(self) -> bool:
-        return self.kind in ("parquet", "arrow")
 
 
 @dataclass(frozen=True)
@@ -60,25 +40,22 @@ class Scan:
         return self.files + self.validation_files
 
     def to_json(self) -> dict[str, Any]:
-        """The scan as JSON values; files by path as [digest, stored bytes, source, kind]."""
-
-        def rows(files: list[SourceFile]) -> dict[str, list[Any]]:
-            return {file.path: [file.digest, file.stored_bytes, file.source, file.detected_kind] for file in files}
-
+        """The scan as JSON values, files by path."""
+        files = {file.path: astuple(file)[1:] for file in self.files}
+        validation_files = {file.path: astuple(file)[1:] for file in self.validation_files}
         skipped = [[skip.path, skip.reason, skip.stored, skip.detail] for skip in self.skipped]
-        files = {"files": rows(self.files), "validation_files": rows(self.validation_files)}
-        return {**files, "unread": asdict(self.unread), "skipped": skipped}
+        unread = asdict(self.unread)
+        return {"files": files, "validation_files": validation_files, "unread": unread, "skipped": skipped}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """The scan that ``to_json`` wrote. Raises ValueError, LookupError or TypeError for other content."""
-
-        def files(name: str) -> list[SourceFile]:
-            rows = content[name].items()
-            return [SourceFile(path, size, digest, source, kind) for path, (digest, size, source, kind) in rows]
-
+        files, validation_files = (
+            [SourceFile(path, *about) for path, about in content[name].items()]
+            for name in ("files", "validation_files")
+        )
         skipped = [Skip(path, 0, 0, reason, stored, detail) for path, reason, stored, detail in content["skipped"]]
-        return cls(files("files"), files("validation_files"), UnreadFiles(**content["unread"]), skipped)
+        return cls(files, validation_files, UnreadFiles(**content["unread"]), skipped)
 
 
 def scan(config: CorpusConfig, index: HashIndex | None = None) -> Scan:
@@ -109,8 +86,11 @@ def scan(config: CorpusConfig, index: HashIndex | None = None) -> Scan:
         files += examined({real: path for real, path in real_paths.items() if real not in seen}, source)
         seen |= real_paths.keys()
     result = Scan(files, list(examined(held_out, DEFAULT_SOURCE)), finder.unread, finder.skipped)
-    if config.on_bad_input == "fail":
-        _require_none_skipped(result.skipped)
+    if config.on_bad_input == "fail" and result.skipped:
+        first = result.skipped[0]
+        what = advice(first.reason, first.path, first.detail)
+        problem = f" is {what}" if what else f": {first.reason}. Repair it or leave it out with corpus.exclude"
+        raise CorpusError(f"{first.path}{problem}")
     return result
 
 
@@ -118,13 +98,6 @@ def require_paths(config: CorpusConfig) -> None:
     """Raise CorpusError if the settings name no text."""
     if not config.source_names:
         raise CorpusError("corpus.paths is empty: give files, folders or globs, for example --corpus.paths my_texts/")
-
-
-def _require_none_skipped(skipped: list[Skip]) -> None:
-    for skip in skipped[:1]:
-        what = advice(skip.reason, skip.path, skip.detail)
-        problem = f" is {what}" if what else f": {skip.reason}. Repair it or leave it out with corpus.exclude"
-        raise CorpusError(f"{skip.path}{problem}")
 
 
 def examine(path: str, source: str, config: CorpusConfig, index: HashIndex, rehash: bool = False) -> SourceFile | Skip:
@@ -153,16 +126,33 @@ def examine(path: str, source: str, config: CorpusConfig, index: HashIndex, reha
 
 def _detect(file: SourceFile, index: HashIndex) -> FileFormat:
     """The format of a file, remembered by its content and the suffixes of its name."""
-    name = file_name(file.path)
-    suffixes = "/".join(name.lower().split(".")[1:][-2:])
+    suffixes = "/".join(file.name.split(".")[1:][-2:])
     key = f"look {RULES_VERSION} {file.digest} {suffixes}"
     if (known := index.get(key)) is not None:
         return FileFormat(*known)
     with index.open_head(file.path) as stream:
-        head, is_whole = read_head(stream, file.compression)
-    found = detect_format(head, is_whole, name)
+        found = format_of(stream, file)
     index.put(key, [found.kind, found.problem, found.detail])
     return found
+
+
+def format_of(stream: IO[bytes], file: SourceFile) -> FileFormat:
+    """The format that the first stored bytes of a file show."""
+    return detect_format(*_read_head(stream, file.compression), file.kind, suffix_of(file.name))
+
+
+def _read_head(stream: IO[bytes], compression: str) -> tuple[bytes, bool]:
+    """The first unpacked bytes of a file, and whether they are all of it. A git pointer is not unpacked."""
+    stored = stream.read(HEAD_BYTES)
+    if not compression or stored.startswith(GIT_POINTERS):
+        return stored, len(stored) < HEAD_BYTES
+    blocks = chain([stored], islice(iter(lambda: stream.read(HEAD_BYTES), b""), _STORED_BLOCKS))
+    unpacked, head = Unpacked(blocks, compression, math.inf), b""
+    for block in unpacked:
+        head += block
+        if len(head) >= HEAD_BYTES:
+            return head[:HEAD_BYTES], False
+    return head, not unpacked.problem
 
 
 def is_unsettled(path: str, settle_seconds: float) -> bool:

@@ -1,7 +1,9 @@
 """A text range: consecutive documents of a file, not parsed yet."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,9 @@ from blake3 import blake3
 from lmcore.settings.config import CorpusConfig
 from lmcore.store.files import DIGEST_BYTES
 
+TABLES = ("parquet", "arrow")
+ROW_BYTES = 8
+"""Bytes that a row without text counts for."""
 _LONE_CR = re.compile(rb"\r(?!\n)")
 
 Ends = npt.NDArray[np.int64]
@@ -25,33 +30,40 @@ class TextRange:
     start: int
     stop: int
     content: bytes
-    ends: Ends | None = None
-    """Where each row of a table ends in ``content``; None for text."""
+    ends: Ends
+    """Where each document ends in ``content``, with its separators; a row of a table has none."""
     is_cut_off: bool = False
     """The last document is incomplete."""
+
+    @property
+    def is_table(self) -> bool:
+        return self.kind in TABLES
 
     def digest(self) -> bytes:
         """The hash of the content, whatever its place."""
         # Texts with lone CRs got this mark when CR began to end lines; other texts kept their names.
-        lines = " CR" if self.ends is None and has_lone_cr(self.content) else ""
+        lines = " CR" if not self.is_table and b"\r" in self.content and _LONE_CR.search(self.content) else ""
         digest = blake3(f"{self.kind} {self.start == 0} {self.is_cut_off}{lines}".encode())
         digest.update(self.content)
-        if self.ends is not None:
+        if self.is_table:
             digest.update(self.ends.tobytes())
         return digest.digest(DIGEST_BYTES)
 
 
-def has_lone_cr(content: bytes) -> bool:
-    """Whether a line ends in CR, or in CR CR LF."""
-    return b"\r" in content and _LONE_CR.search(content) is not None
-
-
 def unit_of(file_kind: str, config: CorpusConfig) -> str:
     """What one document of a file of this kind is: row, line, paragraph or file."""
-    if file_kind in ("parquet", "arrow"):
+    if file_kind in TABLES:
         return "row"
     if file_kind == "jsonl":
         return "line"
     if config.document == "auto":
         return {"txt": "line", "paragraphs": "paragraph"}.get(file_kind, "file")
     return config.document
+
+
+def reading_settings(config: CorpusConfig) -> dict[str, Any]:
+    """All settings that decide which documents a file holds."""
+    names = ("document", "text_field", "max_document_bytes", "max_expansion", "normalize")
+    unicode = {"normalized_by": unicodedata.unidata_version} if config.normalize else {}
+    # The filter is a setting of earlier versions. It is part of the names of chunks.
+    return {**{name: getattr(config, name) for name in names}, "filter": "", **unicode}

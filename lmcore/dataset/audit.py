@@ -14,7 +14,7 @@ from lmcore.errors import LMError, StoreError
 from lmcore.store.artifacts import read_manifest, verify_artifact
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 
-_COUNTS = ("documents", "document_bytes", "separator_bytes", "filtered_bytes")
+_COUNTS = ("documents", "document_bytes", "separator_bytes")
 _STORED = ("stored_bytes", "undecodable_stored_bytes")
 
 
@@ -49,6 +49,7 @@ def _adds_up(manifest: dict[str, Any]) -> bool:
     ledger, entries = manifest["ledger"], manifest["chunks"]
     spans = [span for entry in entries for span in entry["spans"]]
     skipped = sum(skip["length"] for skip in ledger["skips"])
+    # An earlier version had a filter.
     kept = ledger["document_bytes"] + ledger["separator_bytes"] + ledger.get("filtered_bytes", 0)
     return (
         all(sum(span.get(name, 0) for span in spans) == ledger.get(name, 0) for name in _COUNTS)
@@ -102,7 +103,7 @@ def skipped_pieces(dataset: Path) -> Iterator[tuple[str, int, int, str, bytes]]:
 
 
 def ledger_by_file(dataset: Path) -> list[dict[str, Any]]:
-    """A row for each file: documents, and bytes in them, between them, filtered, skipped and stored."""
+    """A row for each file: documents, and bytes in them, between them, skipped and stored."""
     manifest = read_manifest(dataset)
     files: defaultdict[str, Counter[str]] = defaultdict(Counter)
     read = {file["path"]: file for file in manifest.get("inputs", [])}

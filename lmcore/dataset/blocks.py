@@ -20,8 +20,8 @@ from typing import Any, Self
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.readers import read_documents
 from lmcore.corpus.scan import scan
 from lmcore.dataset.stream import IGNORED_LABEL, TokenStream
 from lmcore.settings.config import CorpusConfig

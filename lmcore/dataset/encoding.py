@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lmcore.corpus.documents import Document, is_validation, parse
-from lmcore.corpus.exclusions import forgotten_hashes
+from lmcore.corpus.document_hashes import forgotten_hashes, is_validation
+from lmcore.corpus.documents import Document, parse
 from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.text_range import TextRange
 from lmcore.dataset.shards import SPLITS, Rows, Shard, blanked, shard_path, write_quarantine, write_shard
@@ -29,10 +29,7 @@ from lmcore.store.files import hash_text
 from lmcore.tokenizer.tokenizer import Tokenizer
 
 _BATCH_BYTES = 2**20
-_LEDGER = (
-    *("documents", "source_bytes", "document_bytes", "separator_bytes"),
-    *("filtered_documents", "filtered_bytes", "normalized_documents"),
-)
+_LEDGER = ("documents", "source_bytes", "document_bytes", "separator_bytes", "normalized_documents")
 """Counts of a text range that the manifest of a chunk keeps."""
 
 

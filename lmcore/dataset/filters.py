@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lmcore.corpus.document_query import Hashes, isin_sorted
-from lmcore.corpus.exclusions import excluded_hashes, forgotten_hashes
+from lmcore.corpus.document_hashes import Hashes, forgotten_hashes, isin_sorted
+from lmcore.corpus.listing import excluded_hashes
 from lmcore.dataset.manifest import Entry
 from lmcore.dataset.shards import SPLITS, Rows, Shard
 from lmcore.settings.config import CorpusConfig
@@ -48,7 +48,7 @@ def apply_filters(entries: list[Entry], config: CorpusConfig, store: Path) -> Co
 
 def _asked(entries: list[Entry], config: CorpusConfig, store: Path) -> Hashes:
     """The hashes of corpus.exclude_documents. Logs how many are there: a file that is cut differently has none."""
-    asked = np.array(excluded_hashes(config), np.uint64)
+    asked = excluded_hashes(config)
     if len(asked):
         found = int(isin_sorted(asked, np.unique(hashes(entries, store, *SPLITS))).sum())
         level = logging.INFO if found == len(asked) else logging.WARNING

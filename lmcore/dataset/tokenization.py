@@ -16,11 +16,11 @@ import numpy as np
 
 from lmcore.corpus.chunks import ChunkIndex, ChunkRef, Group, chunk_key, group_files, read_chunks
 from lmcore.corpus.corpus_warnings import corpus_warnings, short_line_warning, skip_causes
+from lmcore.corpus.formats import SourceFile
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Ledger, Skip
 from lmcore.corpus.listing import Corpus, corpus_files, with_absolute_paths
-from lmcore.corpus.remote import is_url
-from lmcore.corpus.scan import Scan, SourceFile, examine, scan
+from lmcore.corpus.scan import Scan, examine, scan
 from lmcore.corpus.text_range import unit_of
 from lmcore.dataset.encoding import Job, encode_all
 from lmcore.dataset.filters import apply_filters, hashes
@@ -30,6 +30,7 @@ from lmcore.errors import CorpusError, FileChangedError
 from lmcore.progress import Update, unwatched
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import result_fields
+from lmcore.settings.urls import is_url
 from lmcore.store.artifacts import MANIFEST, find_artifact, read_manifest
 from lmcore.store.files import hash_file, remove, remove_stale_temp
 from lmcore.store.locks import store_locked
@@ -162,7 +163,7 @@ class _Reader:
 
     def _read_once(self, group: Group, chunk_index: ChunkIndex) -> Iterator[tuple[Job, int]]:
         counted = 0
-        for chunk in read_chunks(group, self.config, chunk_index):
+        for ranges in read_chunks(group, self.config, chunk_index):
             stored = sum(file.stored_bytes for file in chunk_index.files) - counted
             counted += stored
             if self._is_in_store(chunk_index.chunks[-1], group):
@@ -172,7 +173,7 @@ class _Reader:
             if key in self.redo:
                 remove(self.store / "shards" / key)
                 self.redo.remove(key)
-            yield Job(key, chunk.ranges, group.split, self.config, self.tokenizer.folder, self.store), stored
+            yield Job(key, ranges, group.split, self.config, self.tokenizer.folder, self.store), stored
 
     def _replace_changed(self, group: Group, error: FileChangedError) -> Group:
         """The group with the file as it is now, or without it if it changed before, is gone, or is not settled."""
@@ -217,8 +218,6 @@ def _write_dataset(reader: _Reader, found: Scan, jobs: int) -> Dataset:
     _require_accounted(ledger.unaccounted_bytes, "the corpus")
     entries.sort(key=lambda entry: (entry["key"], entry["source"], entry["spans"][0]["path"]))
     dropped = apply_filters(entries, config, store)
-    if ledger.filtered_documents:
-        dropped["filter"] = {"documents": ledger.filtered_documents, "bytes": ledger.filtered_bytes}
     skips = {reason: row["pieces"] for reason, row in ledger.by_reason().items()}
     left_out = {reason: row["documents"] for reason, row in dropped.items()}
     name, splits, texts = dataset_id(entries, tokenizer_id), totals(entries), hashes(entries, store, *SPLITS)
@@ -263,6 +262,8 @@ def _entry(chunk: _Chunk, store: Path, config: CorpusConfig, ledger: Ledger) -> 
     spans = []
     for (number, start, stop, _), counts in zip(chunk.spans, manifest["ledger"], strict=True):
         file, skips = chunk.group.files[number], counts.pop("skips")
+        for name in ("filtered_documents", "filtered_bytes"):
+            counts.pop(name, 0)  # an earlier version had a filter
         # The chunk stores offsets from the place where the text was when it was encoded.
         moved = start - counts.pop("start")
         skipped = [

@@ -116,6 +116,12 @@ def _checkpoints(run: Run, training: dict[str, Any]) -> dict[str, str]:
     return {path_in_store(run.store, path): manifest_hash(path) for path in paths}
 
 
+def origin_path(store: Path, origin: dict[str, str]) -> str:
+    """The value of train.init_from that leads to the initial model in the store as it lies now."""
+    here = store / origin["path"]
+    return str(here) if here.exists() else origin["path"]
+
+
 def program_differences(receipt: Receipt) -> list[str]:
     """How the running program differs from the one that made the version. This is no damage."""
     return [f"{name} was {old}, is {new}" for name, old, new in differences(receipt["program"], program())]

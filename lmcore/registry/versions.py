@@ -12,13 +12,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lmcore.corpus.exclusions import current_dataset_id
+from lmcore.corpus.document_hashes import current_dataset_id
 from lmcore.errors import RegistryError, StoreError
 from lmcore.settings.section import NAME, NUMBER
 from lmcore.store.allowed_paths import check_allowed, check_folder_allowed
 from lmcore.store.artifacts import check_version, find_artifact
 from lmcore.store.json_files import read_lines, read_object
-from lmcore.tokenizer.tokenizer import TokenizerInfo
 
 RECEIPT = "receipt.json"
 HISTORY = "history.jsonl"
@@ -70,9 +69,9 @@ class Version:
         return self.store / "datasets" / current_dataset_id(self.store, str(self.receipt()["dataset"]["id"]))
 
     @property
-    def tokenizer(self) -> TokenizerInfo:
-        """Raises StoreError when it is gone from the store."""
-        return TokenizerInfo.open(self.store / "tokenizers" / str(self.receipt()["tokenizer"]["id"]))
+    def tokenizer(self) -> Path:
+        """The folder of its tokenizer."""
+        return self.store / "tokenizers" / str(self.receipt()["tokenizer"]["id"])
 
     @property
     def weights(self) -> str:

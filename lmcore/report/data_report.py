@@ -1,21 +1,29 @@
-"""A dataset as a page for people: its ledger, its sources, and how its tokenizer fits it."""
+"""A dataset as pages for people: its ledger and its sources, and its tokenizer and how it fits the text."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from lmcore import markdown
+import numpy as np
+import numpy.typing as npt
+
 from lmcore.dataset.manifest import Dataset, text_ranges
-from lmcore.dataset.mixture import Blocks, SourceCounts
+from lmcore.dataset.mixture import Blocks
 from lmcore.dataset.shards import SPLITS
-from lmcore.markdown import bold, escape, figure
-from lmcore.report.tokenizer_report import dataset_report
+from lmcore.dataset.stream import TokenStream
+from lmcore.markdown import bold, escape, figure, table
 from lmcore.store.artifacts import read_manifest
-from lmcore.tokenizer.tokenizer import TokenizerInfo
+from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo
+
+_MOST_TOKENS = 20_000_000
+"""Ids that are counted at most. They take about a second and a few hundred MB."""
+_LONGEST_PIECES = 20
 
 
 def data_page(dataset: Dataset) -> str:
     """The dataset and its byte ledger as a page of its own."""
     manifest = read_manifest(dataset.folder)
+    head = ("source", "files", "documents", "tokens", "bytes of text", "bytes per token")
     parts = [
         f"# Dataset {dataset.id}",
         *(f"**Warning:** {escape(warning)}." for warning in dataset.warnings),
@@ -23,7 +31,7 @@ def data_page(dataset: Dataset) -> str:
         f"{dataset.chunks_made} of {dataset.chunks} chunks were new; "
         f"{dataset.duplicate_documents:,} documents occur more than once; tokenizer {dataset.tokenizer_id}.",
         "## Sources",
-        markdown.table(("source", "files", "documents", "tokens", "bytes of text"), _source_rows(manifest)),
+        table(head, _source_rows(manifest)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -33,28 +41,25 @@ def _source_rows(manifest: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for source in sorted({chunk["source"] for chunk in chunks}):
         own = [chunk for chunk in chunks if chunk["source"] == source]
         files = {span["path"] for chunk in own for span in spans.get(chunk["key"], ())}
-        totals = (
+        documents, tokens, text_bytes = (
             sum(chunk[split][name] for chunk in own for split in SPLITS)
             for name in ("documents", "tokens", "text_bytes")
         )
-        yield (source, f"{len(files):,}", *(f"{total:,}" for total in totals))
+        ratio = text_bytes / max(1, tokens - documents)  # without the EOS of each document
+        yield source, *map(figure, (len(files), documents, tokens, text_bytes)), f"{ratio:.2f}"
 
 
 def data_sections(manifest: dict[str, Any], blocks: Blocks | None = None) -> list[str]:
     """The dataset and its byte ledger as markdown."""
-    splits = manifest["splits"]
+    splits, ledger = manifest["splits"], manifest["ledger"]
     longest = max(chunk[split]["longest_bytes"] for chunk in manifest["chunks"] for split in splits)
-    counts = [(name, *(f"{split[key]:,}" for key in split)) for name, split in splits.items()]
-    sizes = (
-        f"Longest document {longest:,} bytes; {len(manifest['chunks'])} chunks; "
-        f"{manifest['ledger']['stored_bytes']:,} bytes on disk."
-    )
+    counts = [(name, *map(figure, split.values())) for name, split in splits.items()]
     return [
-        markdown.table(("split", "documents", "tokens", "bytes of text"), counts),
-        sizes,
-        markdown.table(("bytes", ""), _ledger_rows(manifest["ledger"])),
-        *_files_beside(manifest["ledger"]),
-        *_ledger_sentences(manifest["ledger"]),
+        table(("split", "documents", "tokens", "bytes of text"), counts),
+        f"Longest document {longest:,} bytes; {len(manifest['chunks'])} chunks; {ledger['stored_bytes']:,} bytes on "
+        "disk.",
+        table(("bytes", ""), _ledger_rows(ledger)),
+        *_ledger_sentences(ledger),
         *(_blocks(blocks) if blocks is not None else ()),
     ]
 
@@ -63,21 +68,16 @@ def _ledger_rows(ledger: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "read", f"{ledger['source_bytes']:,}"
     yield "in documents", f"{ledger['document_bytes']:,}"
     yield "separators", f"{ledger['separator_bytes']:,}"
-    if ledger.get("filtered_bytes"):
-        yield "filtered", f"{ledger['filtered_bytes']:,}"
     for reason, row in ledger["skipped"].items():
         yield f"skipped: {reason} ({row['pieces']:,} pieces)", f"{row['bytes']:,}"
     yield bold("unaccounted"), bold(f"{ledger['unaccounted_bytes']:,}")
 
 
-def _files_beside(ledger: dict[str, Any]) -> Iterator[str]:
-    if beside := ledger.get("beside"):
-        rows = ((f".{suffix}", f"{row[0]:,}", f"{row[1]:,}") for suffix, row in sorted(beside.items()))
-        yield "Files that match no pattern of corpus.include:"
-        yield markdown.table(("suffix", "files", "bytes"), rows)
-
-
 def _ledger_sentences(ledger: dict[str, Any]) -> Iterator[str]:
+    if beside := ledger.get("beside"):
+        yield "Files that match no pattern of corpus.include:"
+        rows = ((f".{suffix}", *map(figure, row)) for suffix, row in sorted(beside.items()))
+        yield table(("suffix", "files", "bytes"), rows)
     if units := ledger.get("documents_by_unit"):
         words = ", ".join(f"{unit} {count:,}" for unit, count in sorted(units.items()))
         yield f"Documents by unit: {words}."
@@ -94,17 +94,47 @@ def _blocks(blocks: Blocks) -> Iterator[str]:
     rest = f"{blocks.padding:.2%} are padding." if blocks.padding else tail
     yield f"{blocks.train_blocks:,} training blocks of {blocks.block_size} tokens; {rest}"
     if len(blocks.sources) > 1:
-        head = ("source", "documents", "tokens", "bytes of text", "share of training")
-        yield markdown.table(head, (_source_row(name, row) for name, row in blocks.sources.items()))
-
-
-def _source_row(name: str, source: SourceCounts) -> tuple[str, ...]:
-    return (name, f"{source.documents:,}", f"{source.tokens:,}", f"{source.text_bytes:,}", f"{source.share:.1%}")
+        rows = (
+            (name, *map(figure, (each.documents, each.tokens, each.text_bytes)), f"{each.share:.1%}")
+            for name, each in blocks.sources.items()
+        )
+        yield table(("source", "documents", "tokens", "bytes of text", "share of training"), rows)
 
 
 def tokenizer_page(dataset: Dataset) -> str:
-    """The dataset's tokenizer, and how well it fits the text."""
+    """The dataset's tokenizer, and how well it fits the text. Raises StoreError when a shard is damaged."""
     info = TokenizerInfo.open(dataset.store / "tokenizers" / dataset.tokenizer_id)
-    rows = ((name.replace("_", " "), figure(value)) for name, value in info.model_dump(exclude={"id"}).items())
-    fit = dataset_report(dataset.folder, dataset.tokenizer_id).markdown()
-    return f"# Tokenizer {info.id}\n\n{markdown.table(('figure', ''), rows)}\n\n{fit}\n"
+    tokenizer = Tokenizer(info.folder)
+    counts = np.bincount(_first_ids(dataset.folder), minlength=tokenizer.vocab_size)
+    counts[tokenizer.eos_id] = 0
+    rows = [(name.replace("_", " "), figure(value)) for name, value in info.model_dump(exclude={"id"}).items()]
+    fit = tokenizer_fit(tokenizer.pieces(), counts, tokenizer.unknown_id)
+    return "\n\n".join([f"# Tokenizer {info.id}", table(("figure", ""), rows), *fit]) + "\n"
+
+
+def _first_ids(dataset: Path) -> npt.NDArray[Any]:
+    """The first ids of a dataset, _MOST_TOKENS at most."""
+    segments = [segment for split in SPLITS for segment in TokenStream(dataset, split).segments]
+    needed = np.searchsorted(np.cumsum([len(segment) for segment in segments]), _MOST_TOKENS) + 1
+    return np.concatenate([np.empty(0, np.uint16), *segments[:needed]])[:_MOST_TOKENS]
+
+
+def tokenizer_fit(pieces: list[bytes], counts: npt.NDArray[Any], unknown_id: int | None) -> list[str]:
+    """How well pieces fit a text, by how often the text has each, as markdown."""
+    tokens, used = max(1, int(counts.sum())), np.flatnonzero(counts).tolist()
+    partial = [index for index in used if pieces[index].decode(errors="ignore").encode() != pieces[index]]
+    texts = {index: pieces[index].decode(errors="replace") for index in used}
+    longest = sorted(texts, key=lambda index: (-len(texts[index]), index))[:_LONGEST_PIECES]
+    shares = {
+        "ids that hold part of a character (byte fallback)": counts[partial].sum() / tokens,
+        "unknown ids": 0 if unknown_id is None else counts[unknown_id] / tokens,
+        "vocabulary in use": len(used) / len(pieces),
+    }
+    return [
+        "## How it fits the text",
+        f"Counted over the first {counts.sum():,} ids.",
+        "\n".join(f"- {name}: {share:.3%}" for name, share in shares.items()),
+        "The longest pieces in use, with their counts:",
+        # Indented, so that no piece can leave the block; repr, so that none breaks its line.
+        "\n".join(f"    {counts[index]:>9,}  {texts[index]!r}" for index in longest),
+    ]

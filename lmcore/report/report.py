@@ -2,25 +2,23 @@
 
 import platform
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from lmcore import markdown
 from lmcore.clock import duration, for_people
 from lmcore.dataset.mixture import Blocks
 from lmcore.dataset.stream import source_names
 from lmcore.errors import StoreError
-from lmcore.markdown import escape, fenced, figure, number
+from lmcore.markdown import code, escape, fenced, number, picture, rows_table, table
+from lmcore.report.baselines import baselines, compared
 from lmcore.report.data_report import data_sections
 from lmcore.report.plots import loss_picture
-from lmcore.runs.baselines import Baselines, baselines, compared
+from lmcore.report.summary import write_settings
 from lmcore.runs.metrics import events, figures, loss_table, read_metrics, source_table, warnings
-from lmcore.runs.run import Run, TrainingResult
+from lmcore.runs.run import Run, Shape, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation, Score, score_rows
-from lmcore.runs.summary import write_settings
 from lmcore.settings.config import SampleConfig
 from lmcore.settings.section import fingerprint
 from lmcore.store.artifacts import read_manifest
@@ -29,11 +27,10 @@ from lmcore.store.json_files import Row
 from lmcore.store.outputs import Record
 
 Writer = Callable[[Run, Path, SampleConfig], list[str]]
+_FILES = ("report.md", "report.png")
 _PICTURE = "![loss](report.png)"
 _EARLIER_SAMPLES = 3
 _PACKAGES = ("torch", "transformers", "sentencepiece", "pyarrow", "numpy")
-
-
 _DIMENSIONS = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "wide": ("hidden_size", "n_embd", "d_model"),
@@ -71,7 +68,7 @@ class Report(Record):
         """The page. ``inline_picture`` embeds the picture, for readers that cannot open the file."""
         text = self.path.read_text(encoding="utf-8")
         if inline_picture:
-            text = text.replace(_PICTURE, markdown.picture("loss", self.picture.read_bytes()), 1)
+            text = text.replace(_PICTURE, picture("loss", self.picture.read_bytes()), 1)
         return text
 
 
@@ -88,18 +85,25 @@ def report(
     if found is not None and found.about == about and _hashes(run.folder) == found.hashes:
         return found
     rows, settings = read_metrics(run.metrics), with_prompts(settings, run)
-    samples = write(run, training.checkpoint, settings)
+    samples, warned = write(run, training.checkpoint, settings), _warnings(rows, run)
     write_settings(run)
+    parts = [
+        f"# {escape(training.run)}",
+        *(f"**Warning:** {escape(warning)}." for warning in warned),
+        *_quality(run, training, evaluation),
+        table(("result", ""), _results(run, training, evaluation, blocks, rows)),
+        _PICTURE,
+        *_samples(run, training, settings, samples),
+        *_losses(rows, evaluation),
+        "## Data",
+        *data_sections(read_manifest(run.dataset_folder), blocks),
+        "## Made with",
+        table(("", ""), _ids_and_versions(run)),
+    ]
     write_file(run.folder / "report.png", loss_picture(rows, training.run))
-    page = _page(run, training, evaluation, blocks, rows, (settings, samples))
-    write_file(run.folder / "report.md", page.encode())
-    return Report(
-        folder=run.folder,
-        about=about,
-        samples=samples,
-        warnings=_warnings(rows, run),
-        hashes=_hashes(run.folder),
-    ).save()
+    write_file(run.folder / "report.md", ("\n\n".join(parts) + "\n").encode())
+    hashes = _hashes(run.folder)
+    return Report(folder=run.folder, about=about, samples=samples, warnings=warned, hashes=hashes).save()
 
 
 def report_key(training: TrainingResult, evaluation: Evaluation, blocks: Blocks, settings: SampleConfig) -> str:
@@ -108,157 +112,108 @@ def report_key(training: TrainingResult, evaluation: Evaluation, blocks: Blocks,
     return fingerprint(ledger, *(part.model_dump(mode="json") for part in (training, evaluation, blocks, settings)))
 
 
+def _hashes(folder: Path) -> dict[str, str]:
+    return {name: hash_file(folder / name) for name in _FILES if (folder / name).exists()}
+
+
 def _warnings(rows: list[Row], run: Run) -> list[str]:
     trained, validated = (source_names(run.dataset_folder, split) for split in ("train", "validation"))
-    unseen = [name for name in trained if name not in validated]
     where = "no validation document is of the source {}: its loss is not known (corpus.validation_fraction)"
-    return [*warnings(rows), *(where.format(name) for name in unseen)]
+    return [*warnings(rows), *(where.format(name) for name in trained if name not in validated)]
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    names = ("report.md", "report.png")
-    return {name: hash_file(folder / name) for name in names if (folder / name).exists()}
-
-
-def _page(
-    run: Run,
-    training: TrainingResult,
-    evaluation: Evaluation,
-    blocks: Blocks,
-    rows: list[Row],
-    samples: tuple[SampleConfig, list[str]],
-) -> str:
-    manifest = read_manifest(run.dataset_folder)
-    parts = [
-        f"# {escape(training.run)}",
-        *(f"**Warning:** {escape(warning)}." for warning in _warnings(rows, run)),
-        *_goodness(evaluation, baselines(run)),
-        markdown.table(("result", ""), _summary(run, training, evaluation, blocks, rows).items()),
-        _two_losses(run, training, evaluation),
-        _PICTURE,
-        "## Samples",
-        *_sample_sections(*samples),
-        *_earlier_samples([row for row in read_metrics(run.samples) if row["step"] < training.step]),
-        "## Losses",
-        markdown.table(("step", "tokens", "train", "validation"), (row.values() for row in loss_table(rows, 12))),
-        *_source_losses(evaluation.sources),
-        *_sources_over_time(source_table(rows)),
-        *_events(events(rows)),
-        "## Data",
-        *data_sections(manifest, blocks),
-        "## Made with",
-        markdown.table(("", ""), _ids_and_versions(run).items()),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _goodness(evaluation: Evaluation, found: Baselines | None) -> list[str]:
-    """A section that compares the model with simple methods."""
-    if found is None:
-        return []
-    rows = [
-        ("this model", evaluation.text_bytes, evaluation.bits_per_byte),
-        ("5-gram model of bytes", found.text_bytes, found.ngram_bits_per_byte),
-        ("zlib, level 9", found.text_bytes, found.zlib_bits_per_byte),
-    ]
-    cells = [(name, f"{size:,}", number(bits, ".4f")) for name, size, bits in rows]
-    about = (
-        f"{escape(compared(evaluation.bits_per_byte, found))} The 5-gram model counted {found.train_bytes:,} bytes of "
-        "the training text."
-    )
-    return ["## How good it is", markdown.table(("", "bytes of validation text", "bits per byte"), cells), about]
-
-
-def _two_losses(run: Run, training: TrainingResult, evaluation: Evaluation) -> str:
-    """A paragraph on why the loss of the evaluation differs from the last one of the training."""
-    return (
-        f"There are two validation losses. During training the model is scored on the same validation documents, up to "
-        f"{run.config.train.validation_tokens:,} tokens (train.validation_tokens). At step {training.step:,} that loss "
-        f"is {number(training.validation_loss, '.4f')} nats per token; the picture shows it. After training every "
-        f"validation document is scored ({evaluation.documents:,} documents, {evaluation.tokens:,} tokens): "
-        f"{number(evaluation.nats_per_token, '.4f')}. Both score each document alone, without the text before it. The "
-        f"training loss is that of packed blocks, in which one document may follow another."
+def _quality(run: Run, training: TrainingResult, evaluation: Evaluation) -> Iterator[str]:
+    """What simple methods reach on the same text, and why two validation losses differ."""
+    if found := baselines(run):
+        yield "## How good it is"
+        rows = [
+            ("this model", evaluation.text_bytes, evaluation.bits_per_byte),
+            ("5-gram model of bytes", found.text_bytes, found.ngram_bits_per_byte),
+            ("zlib, level 9", found.text_bytes, found.zlib_bits_per_byte),
+        ]
+        cells = [(name, f"{size:,}", number(bits, ".4f")) for name, size, bits in rows]
+        yield table(("", "bytes of validation text", "bits per byte"), cells)
+        counted = f"The 5-gram model counted {found.train_bytes:,} bytes of the training text."
+        yield f"{escape(compared(evaluation.bits_per_byte, found))} {counted}"
+    yield (
+        f"There are two validation losses, both of documents scored alone. During training up to "
+        f"{run.config.train.validation_tokens:,} tokens are scored (train.validation_tokens): "
+        f"{number(training.validation_loss, '.4f')} nats per token at step {training.step:,}, as in the picture. After "
+        f"training all {evaluation.documents:,} documents are scored ({evaluation.tokens:,} tokens): "
+        f"{number(evaluation.nats_per_token, '.4f')}. The training loss is of packed blocks, in which a document may "
+        "follow another."
     )
 
 
-def _summary(
+def _results(
     run: Run, training: TrainingResult, evaluation: Evaluation, blocks: Blocks, rows: list[Row]
-) -> dict[str, str]:
+) -> Iterator[tuple[str, str]]:
     settings = run.config.train
-    beginning = f", begun with {settings.init_from}" if settings.init_from else ""
+    yield "validation loss", f"{number(evaluation.nats_per_token, '.4f')} nats per token"
+    yield "perplexity", number(evaluation.perplexity, ",.2f")
+    yield "bits per byte", number(evaluation.bits_per_byte, ".4f")
+    last = f"last {settings.log_every} steps"
+    yield "training loss", f"{number(training.train_loss, '.4f')} nats per token ({last})"
+    yield "model", _describe(run.shape) + (f", begun with {settings.init_from}" if settings.init_from else "")
+    yield "parameters", f"{training.parameters:,} ({training.trainable_parameters:,} trained)"
+    flops = training.flops_per_token
+    yield "FLOPs", f"{flops * training.tokens:.2e} ({flops:.2e} a token)"
+    is_best = training.last_step != training.step
+    best = f" (the best; training ended at {training.last_step:,})" if is_best else ""
+    yield "steps", f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens{best}"
     epochs = next((row["epoch"] for row in reversed(rows) if row["kind"] == "train"), 0.0)
-    return {
-        "validation loss": f"{number(evaluation.nats_per_token, '.4f')} nats per token",
-        "perplexity": number(evaluation.perplexity, ",.2f"),
-        "bits per byte": number(evaluation.bits_per_byte, ".4f"),
-        "training loss": f"{number(training.train_loss, '.4f')} nats per token (last {settings.log_every} steps)",
-        "model": f"{_describe(run.shape)}{beginning}",
-        "parameters": f"{training.parameters:,} ({training.trainable_parameters:,} trained)",
-        "FLOPs": f"{training.flops_per_token * training.tokens:.2e} ({training.flops_per_token:.2e} a token)",
-        "steps": f"{training.step:,} of {settings.batch_size} blocks of {blocks.block_size} tokens"
-        + (f" (the best; training ended at {training.last_step:,})" if training.last_step != training.step else ""),
-        "tokens trained on": f"{training.tokens:,} ({epochs:.2f} epochs)",
-        "throughput": f"{training.tokens_per_second:,.0f} tokens/s",
-        "device": f"{training.device} in {training.precision}",
-        **_times(training),
-        **figures(rows),
-    }
+    yield "tokens trained on", f"{training.tokens:,} ({epochs:.2f} epochs)"
+    yield "throughput", f"{training.tokens_per_second:,.0f} tokens/s"
+    yield "device", f"{training.device} in {training.precision}"
+    if training.ended:
+        yield "training time", f"{duration(training.seconds)} in steps, without validation and checkpoints"
+        yield "training ended", for_people(training.ended)
+    yield from figures(rows).items()
 
 
-def _describe(shape: dict[str, Any]) -> str:
+def _describe(shape: Shape) -> str:
     """A shape as text, such as "gpt2, 4 layers, 192 wide, 6 heads"."""
     text = shape.get("text_config", shape)
     found = {word: [text[name] for name in names if name in text] for word, names in _DIMENSIONS.items()}
     return ", ".join([str(shape["model_type"]), *(f"{values[0]} {word}" for word, values in found.items() if values)])
 
 
-def _times(training: TrainingResult) -> dict[str, str]:
-    """Rows on the time of the training; none if an earlier version of this program trained it."""
-    if not training.ended:
-        return {}
-    return {
-        "training time": f"{duration(training.seconds)} in steps, without validation and checkpoints",
-        "training ended": for_people(training.ended),
-    }
-
-
-def _sample_sections(settings: SampleConfig, texts: list[str]) -> list[str]:
+def _samples(run: Run, training: TrainingResult, settings: SampleConfig, texts: list[str]) -> Iterator[str]:
+    """What the model writes, and what it wrote to its first prompt during training, the oldest first."""
+    yield "## Samples"
     drawn = f"temperature {settings.temperature:g}, top-k {settings.top_k}, seed {settings.seed}"
-    pairs = zip(settings.prompts, texts, strict=True)
-    return [
-        part for prompt, text in pairs for part in (fenced(text), f"Prompt {markdown.code(repr(prompt))}, {drawn}.")
-    ]
+    for prompt, text in zip(settings.prompts, texts, strict=True):
+        yield fenced(text)
+        yield f"Prompt {code(repr(prompt))}, {drawn}."
+    earlier = [row for row in read_metrics(run.samples) if row["step"] < training.step]
+    if earlier:
+        yield "### During training"
+    for row in [row for row in earlier if row["prompt"] == earlier[0]["prompt"]][-_EARLIER_SAMPLES:]:
+        yield f"Step {row['step']:,}:"
+        yield fenced(row["text"])
 
 
-def _earlier_samples(rows: list[Row]) -> list[str]:
-    """What the model wrote to its first prompt at the last few steps of sampling, the oldest first."""
-    firsts = [row for row in rows if row["prompt"] == rows[0]["prompt"]][-_EARLIER_SAMPLES:]
-    parts = [part for row in firsts for part in (f"Step {row['step']:,}:", fenced(row["text"]))]
-    return ["### During training", *parts] if parts else []
+def _losses(rows: list[Row], evaluation: Evaluation) -> Iterator[str]:
+    yield "## Losses"
+    yield rows_table(loss_table(rows, 12))
+    if evaluation.sources:
+        yield rows_table(score_rows(evaluation.sources.items()))
+    if by_source := source_table(rows):
+        yield rows_table(by_source)
+    if found := events(rows):
+        yield "## Events"
+        yield table(("step", ""), ((f"{step:,}", message) for step, message in found))
 
 
-def _sources_over_time(table: list[dict[str, Any]]) -> list[str]:
-    return [markdown.table(("step", *list(table[0])[1:]), (row.values() for row in table))] if table else []
-
-
-def _events(found: list[tuple[int, str]]) -> list[str]:
-    rows = ((f"{step:,}", message) for step, message in found)
-    return ["## Events", markdown.table(("step", ""), rows)] if found else []
-
-
-def _source_losses(scores: dict[str, Score]) -> list[str]:
-    head = ("validation of", "documents", "tokens", "nats per token", "bits per byte")
-    figures = [
-        (
-            name,
-            f"{score.documents:,}",
-            f"{score.tokens:,}",
-            number(score.nats_per_token, ".4f"),
-            number(score.bits_per_byte, ".4f"),
-        )
-        for name, score in scores.items()
-    ]
-    return [markdown.table(head, figures)] if figures else []
+def _ids_and_versions(run: Run) -> Iterable[tuple[str, str]]:
+    tokenizer = run.tokenizer_info
+    seen = tokenizer.seen_bytes / tokenizer.corpus_bytes if tokenizer.corpus_bytes else None
+    trained = f", trained on {seen:.1%} of {tokenizer.corpus_bytes:,} bytes" if seen else ""
+    yield "run", run.folder.name
+    yield "dataset", str(run.identity["dataset_id"])
+    yield "tokenizer", f"{tokenizer.id} ({tokenizer.model_type}, {tokenizer.vocab_size:,} pieces{trained})"
+    yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield from ((name, version(name)) for name in _PACKAGES)
 
 
 def evaluation_rows(evaluation: Evaluation) -> list[dict[str, str]]:
@@ -271,17 +226,17 @@ def evaluation_rows(evaluation: Evaluation) -> list[dict[str, str]]:
 def run_page(training: TrainingResult) -> str:
     """Where a run's files are, how to look at them, and its losses."""
     run = Run.open(training.folder)
-    losses = (map(figure, row.values()) for row in loss_table(read_metrics(run.metrics)))
+    folder, runs = shlex.quote(str(run.folder)), shlex.quote(str(run.folder.parent))
     parts = [
         f"# {escape(training.run)}",
         f"Trained to step {training.step:,} on {training.device}. All files of the run are in this folder:",
         fenced(str(run.folder)),
         "TensorBoard shows this run beside others trained with `train.tensorboard`:",
-        fenced(f"tensorboard --logdir {shlex.quote(str(run.folder.parent))}"),
+        fenced(f"tensorboard --logdir {runs}"),
         "These commands draw the losses of runs and generate text:",
-        fenced(f"lm plot {(folder := shlex.quote(str(run.folder)))}\nlm generate {folder}"),
+        fenced(f"lm plot {folder}\nlm generate {folder}"),
         "## Losses",
-        markdown.table(("step", "tokens", "train", "validation"), losses),
+        rows_table(loss_table(read_metrics(run.metrics))),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -289,16 +244,3 @@ def run_page(training: TrainingResult) -> str:
 def samples_page(found: Report) -> str:
     """What the trained model wrote."""
     return "\n\n".join([f"# Samples of {escape(found.folder.name)}", *map(fenced, found.samples)]) + "\n"
-
-
-def _ids_and_versions(run: Run) -> dict[str, str]:
-    tokenizer = run.tokenizer_info
-    seen = tokenizer.seen_bytes / tokenizer.corpus_bytes if tokenizer.corpus_bytes else None
-    trained = f", trained on {seen:.1%} of {tokenizer.corpus_bytes:,} bytes" if seen else ""
-    return {
-        "run": run.folder.name,
-        "dataset": str(run.identity["dataset_id"]),
-        "tokenizer": f"{tokenizer.id} ({tokenizer.model_type}, {tokenizer.vocab_size:,} pieces{trained})",
-        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-        **{name: version(name) for name in _PACKAGES},
-    }

@@ -47,12 +47,9 @@ def _news(config: RetrainConfig, news: NewDocuments | None) -> Iterator[tuple[st
 
 
 def _decided(decision: Decision) -> Iterator[str]:
-    rules = decision.rows()
-    yield markdown.table(tuple(rules[0]), [row.values() for row in rules])
+    yield markdown.rows_table(decision.rows())
     if decision.comparisons:
-        rows = decision.comparison_rows()
-        yield "Bits per byte. Below 0 the challenger is better.\n\n" + markdown.table(
-            tuple(rows[0]), [row.values() for row in rows]
-        )
+        yield "Bits per byte. Below 0 the challenger is better."
+        yield markdown.rows_table(decision.comparison_rows())
         picture = comparison_picture(decision.comparisons, decision.verdict.partition(":")[0])
         yield markdown.picture("comparison", picture)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmcore.corpus.document_query import isin_sorted
+from lmcore.corpus.document_hashes import isin_sorted
 from lmcore.dataset.filters import set_dropped_rows
 from lmcore.dataset.manifest import AGES, Dataset, age_of, by_age, dataset_id, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard

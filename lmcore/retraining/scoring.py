@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.readers import read_documents
 from lmcore.corpus.scan import scan
 from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
@@ -45,8 +45,8 @@ class LabelledText(NamedTuple):
     source: str
     group: str
     """What it is compared with: old or new."""
-    text_bytes: int = -1
-    """UTF-8 bytes of the text as it stands in its file, where it was normalized since; -1: those of ``text``."""
+    text_bytes: int
+    """UTF-8 bytes of the text as it stands in its file, before normalization."""
 
 
 Labels = list[tuple[str, str]]
@@ -56,8 +56,8 @@ Labels = list[tuple[str, str]]
 # --- texts ---
 
 
-def dataset_texts(dataset: Path) -> Iterator[tuple[str, str, int]]:
-    """(text, source, its bytes) of every validation document of a dataset, decoded from its shards.
+def dataset_texts(dataset: Path) -> Iterator[LabelledText]:
+    """Every validation document of a dataset, decoded from its shards, in groups by age.
 
     Raises StoreError where the ids do not give the text back, proved by its hash: the tokenizer was not exact.
     """
@@ -72,20 +72,14 @@ def dataset_texts(dataset: Path) -> Iterator[tuple[str, str, int]]:
                     f"{tokenizer_id} is not exact, so no model with another tokenizer can be scored on it. Give the "
                     "files of its text instead (--corpus), or retrain with the champion's tokenizer or an exact one"
                 )
-            yield text, source, text_bytes
+            yield LabelledText(text, base_source(source), age_of(source), text_bytes)
 
 
-def corpus_texts(config: CorpusConfig) -> Iterator[tuple[str, str, int]]:
-    """(text, source, its bytes) of every document of a corpus. Raises as ``scan`` and ``read_documents`` do."""
+def corpus_texts(config: CorpusConfig) -> Iterator[LabelledText]:
+    """Every document of a corpus, as new text. Raises as ``scan`` and ``read_documents`` do."""
     for file in scan(config).files:
         for document in read_documents(file, config, Ledger()):
-            yield document.text, file.source, document.text_bytes
-
-
-def held_out(dataset: Path) -> Iterator[LabelledText]:
-    """The validation documents of a dataset, old and new as it tells them apart."""
-    for text, source, text_bytes in dataset_texts(dataset):
-        yield LabelledText(text, base_source(source), age_of(source), text_bytes)
+            yield LabelledText(document.text, file.source, "new", document.text_bytes)
 
 
 def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: str = "") -> Iterator[LabelledText]:
@@ -101,13 +95,10 @@ def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: s
                 f"there is no text to score: {model!r} is no model with a champion, whose validation text it could be. "
                 "Give --corpus PATH, --dataset ID or --champion NAME"
             )
-        return held_out(best.dataset)
-    old = dataset_texts(find(store, dataset, "dataset", "folder")) if dataset else ()
+        return dataset_texts(best.dataset)
+    documents = dataset_texts(find(store, dataset, "dataset", "folder")) if dataset else ()
     new = corpus_texts(CorpusConfig(sources={path: [path] for path in corpus})) if corpus else ()
-    return chain(
-        (LabelledText(text, source, "old", text_bytes) for text, source, text_bytes in old),
-        (LabelledText(text, source, "new", text_bytes) for text, source, text_bytes in new),
-    )
+    return chain((each._replace(group="old") for each in documents), new)
 
 
 # --- scores ---
@@ -149,7 +140,7 @@ def score_validation(
         if tokenizer.id == read_manifest(dataset)["tokenizer_id"]:
             yield from _stored(dataset, labels)
         else:
-            yield from _encoded(held_out(dataset), tokenizer, embeddings, labels)
+            yield from _encoded(dataset_texts(dataset), tokenizer, embeddings, labels)
 
     return _score(folder, documents, device, precision, block_size)
 
@@ -203,7 +194,7 @@ def _encoded(
         parts = np.split(ids, np.cumsum(lengths)[:-1])
         for each, utf8, part in zip(batch, encoded, parts, strict=True):
             labels.append((each.source, each.group))
-            yield part, len(utf8) if each.text_bytes < 0 else each.text_bytes, hash_text(utf8)
+            yield part, each.text_bytes, hash_text(utf8)
 
 
 def _weights(folder: Path) -> str:

@@ -41,15 +41,24 @@ def read_metrics(path: Path, last_bytes: int = 0) -> list[Row]:
 class MetricsWriter:
     """Appends rows. Opening it drops the rows after ``step``, because training will write them again.
 
-    After a rollback to ``step``, ``keep_events`` keeps the events that led to it, as events of that step.
+    After a rollback to ``step``, ``keep_events`` keeps the events that led to it, as events of that step. Without
+    ``is_validated`` the validation of ``step`` comes again too.
 
     ``tensorboard`` is a folder for event files. New event files begin with the rows that exist; later steps in old ones
     are purged. Raises ConfigError when the package tensorboard is missing.
     """
 
-    def __init__(self, path: Path, step: int, tensorboard: Path | None = None, keep_events: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        step: int,
+        tensorboard: Path | None = None,
+        keep_events: bool = False,
+        is_validated: bool = True,
+    ) -> None:
         rows = read_metrics(path)
-        kept = [row for row in rows if row["step"] <= step]
+        again = None if is_validated else ("validation", step)
+        kept = [row for row in rows if row["step"] <= step and (row["kind"], row["step"]) != again]
         kept += [{**row, "step": step} for row in rows if keep_events and row["kind"] == "event" and row["step"] > step]
         self._path, self._events = path, None
         if tensorboard is not None:

@@ -15,8 +15,7 @@ from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from lmcore.corpus.document_query import Hashes
-from lmcore.corpus.exclusions import current_dataset_id
+from lmcore.corpus.document_hashes import Hashes, current_dataset_id
 from lmcore.dataset.filters import hashes
 from lmcore.errors import StoreError, owner_named
 from lmcore.runs.run import Run

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lmcore.settings.section import NAME, ByName, Location, Section, Text, TextPath, speed, view
 from lmcore.settings.training import TrainConfig as TrainConfig
+from lmcore.settings.urls import is_url
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<cls>", "<sep>")
 """Ids 0 to 5 of a trained tokenizer."""
@@ -38,7 +39,7 @@ def _last_name(path: str) -> str:
     """The last name of a path: wiki for texts/wiki/*.jsonl and for s3://texts/wiki?region=x."""
     if path == STANDARD_LIBRARY:
         return path.rstrip(":")
-    local = path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    local = path if is_url(path) else os.path.abspath(os.path.expanduser(path))
     names = [name for name in re.sub(r"\?.*$", "", local).split("/") if name and not re.search(r"[*\[]", name)]
     return names[-1] if names else path
 
@@ -74,9 +75,6 @@ class CorpusConfig(Section):
     """quarantine: text that cannot be read is kept aside and recorded in the ledger. fail: it ends the run."""
     normalize: Literal["", "NFC", "NFKC"] = ""
     """Unicode normalization of every text before it is tokenized (UAX #15). Empty: text is not changed."""
-    filter: str = Field("", pattern=r"^([A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+)?$")
-    """Dotted name of a Python function text -> bool; documents for which it is False are left out. Deployments refuse
-    it, because a form must not choose code."""
     min_bytes: int = Field(0, ge=0, le=2**30)
     """Bytes of text. Shorter documents are left out."""
     max_bytes: int = Field(2**30, ge=1, le=2**30)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from blake3 import blake3
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """A pattern of names, of runs and of models, that can be those of folders."""
@@ -56,10 +56,25 @@ view: Any = partial(Field, json_schema_extra={"role": "view"})
 """A field that changes what is shown or where it is kept."""
 
 
+_REMOVED = {"CorpusConfig": {"filter": ""}}
+"""Settings of earlier versions by section, with the value that changed nothing."""
+
+
 class Section(BaseModel):
     """Base of all settings: frozen, no unknown keys, docstrings as descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        removed = _REMOVED.get(cls.__name__, {})
+        for name in removed.keys() & values:
+            if values[name] != removed[name]:
+                raise ValueError(f"{name} was removed: leave it out, or use an earlier version of this program")
+        return {name: value for name, value in values.items() if name not in removed}
 
 
 def result_fields(section: BaseModel) -> dict[str, Any]:

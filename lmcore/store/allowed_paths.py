@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from lmcore.errors import ConfigError
 from lmcore.settings.section import Section, locations
+from lmcore.settings.urls import is_url
 
 VARIABLE = "LM_DATA_ROOTS"
 
@@ -39,7 +40,7 @@ def check_allowed(path: str | Path, setting: str) -> None:
     if not (given := os.environ.get(VARIABLE, "")):
         return
     folders, urls = _roots(given)
-    if "://" in text:
+    if is_url(text):
         if not any(_is_below(text, url) for url in urls):
             raise _outside(setting, text, text, given)
         return
@@ -60,8 +61,8 @@ def check_folder_allowed(folder: Path, setting: str) -> None:
 def check_settings_allowed(config: Section) -> None:
     """``check_allowed`` for each path in the settings. A pattern is checked by the folder before its first wildcard."""
     for setting, text in locations(config):
-        path = text if "://" in text else _beginning(text)
-        if "://" in path or path.startswith((".", "/", "~")) or os.path.exists(path):
+        path = text if is_url(text) else _beginning(text)
+        if is_url(path) or path.startswith((".", "/", "~")) or os.path.exists(path):
             check_allowed(path, setting)
 
 
@@ -82,7 +83,7 @@ def _roots(given: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """(folders with all links followed, URLs). Raises ConfigError for a root that is neither."""
     folders, urls = [], []
     for root in filter(None, _SEPARATOR.split(given)):
-        if "://" in root and not root.startswith(("/", "file:")):
+        if is_url(root) and not root.startswith(("/", "file:")):
             urls.append(root)
         elif root.startswith(("/", "~")):
             folders.append(Path(os.path.realpath(os.path.expanduser(root))))

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lmcore.corpus.corpus_warnings import skip_causes
-from lmcore.corpus.documents import Document, read_documents
-from lmcore.corpus.exclusions import excluded_hashes, forgotten_hashes
+from lmcore.corpus.document_hashes import forgotten_hashes, is_validation
+from lmcore.corpus.documents import Document
+from lmcore.corpus.formats import SourceFile
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Ledger
-from lmcore.corpus.listing import Corpus, corpus_files
-from lmcore.corpus.scan import SourceFile
+from lmcore.corpus.listing import Corpus, corpus_files, excluded_hashes
+from lmcore.corpus.readers import read_documents
 from lmcore.errors import CorpusError, FileChangedError, TokenizerError
 from lmcore.markdown import byte_size
 from lmcore.progress import Update, unwatched
@@ -142,14 +143,14 @@ def _training_texts(
         ledger = Ledger()
         ledger.skip_files(found.skipped)
         held_out = {document.hash for document in _documents(found.validation_files, config, index, ledger)}
-        held_out |= {*excluded_hashes(config), *forgotten_hashes(store).tolist()}
+        held_out |= {*excluded_hashes(config).tolist(), *forgotten_hashes(store).tolist()}
         fraction = 0.0 if config.validation_paths else config.validation_fraction
         sample = _LowestHashes(tokenizer.max_train_bytes)
         total = 0
         for document in _documents(found.files, config, index, ledger):
             fits = config.min_bytes <= document.text_bytes <= config.max_bytes
             is_copy = config.deduplicate and document.hash in sample
-            if not fits or is_copy or document.hash in held_out or document.is_validation(fraction):
+            if not fits or is_copy or document.hash in held_out or is_validation(document.hash, fraction):
                 continue
             total += document.text_bytes
             progress(0, 0, f"reading text, {byte_size(total)} so far")

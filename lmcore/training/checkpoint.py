@@ -48,6 +48,8 @@ class State:
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
     passed_over: int = 0
     """Blocks that a rollback left out."""
+    interrupted_norm: float | None = None
+    """Norm of the gradient of a step whose validation was interrupted and comes first; None: there is none."""
 
     @classmethod
     def from_saved(cls, saved: SavedState) -> "State":

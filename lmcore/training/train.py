@@ -4,6 +4,8 @@
 learning rate and validations are pure functions of the step (plan.py), so on a CPU an interrupted run ends with weights
 that are bit-equal to those of an uninterrupted one.
 
+This file is long so that the order of events is read in one place.
+
 The CPU waits for the GPU in four places: logging, validation, checkpoints and samples.
 
 Shapes: B blocks in a batch, T tokens in a block.
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -127,7 +129,8 @@ class _Training:
         if not self.ranks.is_first:
             return None
         tensorboard = self.run.folder / "tensorboard" if self.config.tensorboard else None
-        return MetricsWriter(self.run.metrics, self.state.step, tensorboard, keep_events)
+        is_validated = self.state.interrupted_norm is None
+        return MetricsWriter(self.run.metrics, self.state.step, tensorboard, keep_events, is_validated)
 
     def run_to_end(self, should_stop: Callable[[], bool]) -> None:
         """Train, with at most one rollback, and write the result."""
@@ -147,37 +150,54 @@ class _Training:
         self.progress.begin(state.step, None)  # the estimate may take seconds
         self.progress.begin(state.step, train_step.guess_seconds())
         self.clock.lap()
+        if state.interrupted_norm is not None and self._end_step(state.interrupted_norm, should_stop):
+            return
         for batch in self.clock.waiting_for(plan.batches(state.step, state.passed_over, self.ranks, train_step.device)):
-            rate = plan.schedule.rate(state.step)
             with self._stoppable(should_stop):
                 loss, tokens = train_step.backward(batch)
-            norm = train_step.update(state.step + 1, loss, tokens, rate)
+            norm = train_step.update(state.step + 1, loss, tokens, plan.schedule.rate(state.step))
             state.step += 1
 
-            is_last, is_saved = state.step == plan.total_steps, plan.is_saved(state.step)
-            is_logged, is_validated = plan.is_logged(state.step), plan.is_validated(state.step)
-            if is_logged or is_validated or train_step.device.type == "cpu":
+            is_logged, on_cpu = plan.is_logged(state.step), train_step.device.type == "cpu"
+            if is_logged or plan.is_validated(state.step) or on_cpu:
                 self._check_guard()
             if is_logged:
-                self._log(rate, norm)
-            if is_logged or train_step.device.type == "cpu":  # elsewhere the step is still being computed
+                self._log(norm)
+            if is_logged or on_cpu:  # elsewhere the step is still being computed
                 self.progress.reached(state.step)
-            if is_validated:
-                is_saved |= self._validate()
-            if plan.is_sampled(state.step):
-                self._write_samples()
-            if self._gains_no_more() and not is_last:
-                is_last = True
-                self._log(rate, norm)
-            is_stopping = not is_last and self.ranks.any(should_stop() or self._is_time_up())
-            if is_saved or is_last or is_stopping:
-                self._save()
-            if is_stopping:
-                self.checkpoints.wait()
-                self.ranks.any(False)  # until the first one has written it
-                raise StoppedError(self._why_stopped())
-            if is_last:
+            if self._end_step(norm, should_stop):
                 return
+
+    def _end_step(self, norm: torch.Tensor | float, should_stop: Callable[[], bool]) -> bool:
+        """Validate, sample and save, where this step does; True if the training is over. ``norm`` is of its gradient.
+
+        A stop during the validation saves the step as interrupted. The next start comes here first.
+        """
+        state, plan = self.state, self.plan
+        is_last, is_saved, state.interrupted_norm = state.step == plan.total_steps, plan.is_saved(state.step), None
+        try:
+            if plan.is_validated(state.step):
+                is_saved |= self._validate(should_stop)
+        except InterruptedError:
+            state.interrupted_norm = float(norm)
+            self._stop()
+        if plan.is_sampled(state.step):
+            self._write_samples()
+        if self._gains_no_more() and not is_last:
+            is_last = True
+            self._log(norm)
+        if not is_last and self.ranks.any(should_stop() or self._is_time_up()):
+            self._stop()
+        if is_saved or is_last:
+            self._save()
+        return is_last
+
+    def _stop(self) -> NoReturn:
+        """Save, and raise StoppedError."""
+        self._save()
+        self.checkpoints.wait()
+        self.ranks.any(False)  # until the first one has written it
+        raise StoppedError(self._why_stopped())
 
     @contextmanager
     def _stoppable(self, should_stop: Callable[[], bool]) -> Iterator[None]:
@@ -230,7 +250,7 @@ class _Training:
         self.metrics = self._open_metrics(keep_events=True)
         self._event(f"rolled back from step {reached} to {self.state.step}: {error}")
 
-    def _log(self, rate: float, norm: torch.Tensor) -> None:
+    def _log(self, norm: torch.Tensor | float) -> None:
         """Write a row of metrics. Waits for the device."""
         state, (loss, tokens) = self.state, self.train_step.totals()
         self._pause()
@@ -244,8 +264,8 @@ class _Training:
         self._write(
             "train",
             loss=loss,
-            learning_rate=rate,
-            gradient_norm=norm.item(),
+            learning_rate=self.plan.schedule.rate(state.step - 1),
+            gradient_norm=float(norm),
             tokens_per_second=speed,
             memory_bytes=peak_memory(self.train_step.device),
             data_wait_share=waited / seconds,
@@ -253,11 +273,11 @@ class _Training:
             **({"mfu": speed * self.flops_per_token / peak} if peak else {}),
         )
 
-    def _validate(self) -> bool:
-        """Score the validation documents; True if the loss is the best so far."""
+    def _validate(self, should_stop: Callable[[], bool]) -> bool:
+        """Score the validation documents; True if the loss is the best so far. Raises InterruptedError for a stop."""
         state = self.state
         with self._between_steps("validation"), self.train_step.whole_model():
-            scores = self.validation()
+            scores = self.validation(should_stop)
         score = sum(scores.values(), Score())
         loss = state.validation_loss = score.nats_per_token
         if not math.isfinite(loss):
@@ -287,9 +307,11 @@ class _Training:
     def _between_steps(self, phase: str) -> Iterator[None]:
         """The time of the body does not count as training."""
         self._pause()
-        with self.progress.phase(phase, self.state.step):
-            yield
-        self.clock.lap()
+        try:
+            with self.progress.phase(phase, self.state.step):
+                yield
+        finally:
+            self.clock.lap()
 
     def _pause(self) -> None:
         """Count the time until now as training. The time until the next lap does not count."""

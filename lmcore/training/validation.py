@@ -1,5 +1,6 @@
 """Validation during a training, and early stopping by it."""
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -31,9 +32,17 @@ class Validation:
         """Tokens in the documents that this rank scores."""
         return sum(len(ids) for mine in self._documents.values() for ids, *_ in mine)
 
-    def __call__(self) -> dict[str, Score]:
-        """The score of each source that has documents, equal on all ranks."""
-        scores = {name: self._scorer(mine) for name, mine in self._documents.items()}
+    def __call__(self, should_stop: Callable[[], bool]) -> dict[str, Score]:
+        """The score of each source that has documents, equal on all ranks.
+
+        Raises InterruptedError when ``should_stop`` returns True after a batch. Several ranks go on together instead.
+        """
+
+        def check(tokens: int) -> None:
+            if self._ranks.world == 1 and should_stop():
+                raise InterruptedError
+
+        scores = {name: self._scorer.each(mine, check).total for name, mine in self._documents.items()}
         if not self._is_shared:
             return scores
         return {

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lmcore import clock
-from lmcore.corpus.document_query import DocumentQuery, Hashes, isin_sorted
-from lmcore.corpus.exclusions import FORGOTTEN, forgotten_hashes
+from lmcore.corpus.document_hashes import FORGOTTEN, Hashes, forgotten_hashes, isin_sorted
+from lmcore.corpus.document_query import DocumentQuery
 from lmcore.dataset.filters import filter_rows
 from lmcore.dataset.manifest import dataset_id, text_ranges, totals, write_dataset_manifest
 from lmcore.dataset.shards import SPLITS, Shard, blanked, read_quarantine, shard_path, write_quarantine, write_shard
@@ -101,7 +101,7 @@ def forget(store: Path, document: str, dry_run: bool = False) -> Forgotten:
     Raises RunError while a run that uses one is running or text is tokenized, and StoreError when a run does not say
     what it was trained on.
     """
-    query = DocumentQuery.parse(document)
+    query = DocumentQuery(document)
     store = prepare_store(store, creates=False)  # also removes stale temporary files, which may hold the text
     with store_locked(store, shared=False), ExitStack() as running:
         datasets = {folder: read_manifest(folder) for folder in artifact_folders(store, "datasets")}

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path, PurePath
 
 from lmcore import clock
-from lmcore.corpus.exclusions import current_dataset_id
+from lmcore.corpus.document_hashes import current_dataset_id
 from lmcore.errors import LMError, RunError
 from lmcore.registry.versions import all_versions
 from lmcore.runs.run import Run
@@ -86,7 +86,7 @@ def _mark(store: Path, keep_runs: int, oldest: float, held: ExitStack) -> set[st
 
 def _needed(store: Path, training: Training) -> Iterator[str]:
     """What a run or a version needs: datasets, tokenizer, and a checkpoint or export with what opens it."""
-    yield f"tokenizers/{training.tokenizer}"
+    yield f"tokenizers/{training.record['identity']['tokenizer_id']}"
     for name in training.datasets:
         yield from _dataset(store, name)
         yield from _dataset(store, current_dataset_id(store, name))

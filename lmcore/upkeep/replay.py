@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lmcore.registry.receipt import origin_path
 from lmcore.registry.registry import METRICS
 from lmcore.registry.versions import Version
 from lmcore.runs.launch import train_in_child
@@ -16,7 +17,6 @@ from lmcore.runs.metrics import read_metrics
 from lmcore.store.files import write_file
 from lmcore.store.json_files import Row, json_bytes
 from lmcore.store.outputs import Output
-from lmcore.upkeep.verify import origin_path
 
 _INPUTS = ("tokenizers", "shards", "datasets")
 

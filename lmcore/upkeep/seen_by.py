@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from lmcore.corpus.document_query import Cut, DocumentQuery, Hashes, Match, isin_sorted
-from lmcore.corpus.exclusions import forgotten_events
+from lmcore.corpus.document_hashes import Hashes, forgotten_events, isin_sorted
+from lmcore.corpus.document_query import Cut, DocumentQuery, Match
 from lmcore.dataset.shards import SPLITS, Shard
 from lmcore.errors import RegistryError, StoreError
 from lmcore.registry.versions import Version, all_versions
@@ -46,9 +46,8 @@ class Training(NamedTuple):
     kind: Literal["run", "version"]
     name: str
     folder: Path
-    datasets: list[str]
-    """Its own first; of an older version of this program then those of the lineage."""
-    tokenizer: str
+    record: dict[str, Any]
+    """The content of the run's config.json."""
     origin: str
     """Path in the store of what it began with; empty for new weights."""
 
@@ -57,22 +56,20 @@ class Training(NamedTuple):
         """Raises StoreError when the run's record is damaged."""
         run = Run.open(folder)
         origin = path_in_store(run.store, Path(run.config.train.init_from)) if run.config.train.init_from else ""
-        return cls._from_record("run", folder.name, run.folder, run.record, origin)
+        return cls("run", folder.name, run.folder, run.record, origin)
 
     @classmethod
     def from_version(cls, version: Version) -> Self:
         """Raises RegistryError when the receipt is damaged."""
         receipt = version.receipt()
-        origin = (receipt["origin"] or {}).get("path", "")
-        return cls._from_record("version", str(version), version.folder, receipt["record"], origin)
+        return cls(
+            "version", str(version), version.folder, receipt["record"], (receipt["origin"] or {}).get("path", "")
+        )
 
-    @classmethod
-    def _from_record(
-        cls, kind: Literal["run", "version"], name: str, folder: Path, record: dict[str, Any], origin: str
-    ) -> Self:
-        identity = record["identity"]
-        datasets = record.get("datasets", [identity["dataset_id"]])
-        return cls(kind, name, folder, datasets, identity["tokenizer_id"], origin)
+    @property
+    def datasets(self) -> list[str]:
+        """Its own first; of an older version of this program then those of the lineage."""
+        return list(self.record.get("datasets", [self.record["identity"]["dataset_id"]]))
 
     def why(self, holders: dict[str, str], wanted: Hashes) -> str:
         """How it saw one of the documents; empty if it did not. ``holders`` are datasets that hold one."""

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lmcore.corpus.exclusions import forgotten_events
+from lmcore.corpus.document_hashes import forgotten_events
 from lmcore.corpus.remote import hash_stored
 from lmcore.dataset.audit import problems
 from lmcore.dataset.filters import hashes
 from lmcore.dataset.shards import SPLITS
 from lmcore.errors import LMError
-from lmcore.registry.receipt import Receipt, manifest_hash
+from lmcore.registry.receipt import Receipt, manifest_hash, origin_path
 from lmcore.registry.versions import Version
 from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.run import Run
@@ -111,12 +111,6 @@ def _check_origin(store: Path, origin: dict[str, str]) -> Iterator[str]:
     found.verify()
     if found.fingerprint() != origin["fingerprint"]:
         yield f"{origin['path']}, the initial model, has other weights than before"
-
-
-def origin_path(store: Path, origin: dict[str, str]) -> str:
-    """The value of train.init_from that leads to the initial model in the store as it lies now."""
-    here = store / origin["path"]
-    return str(here) if here.exists() else origin["path"]
 
 
 def _first_lines(lines: list[str]) -> list[str]:

@@ -90,7 +90,7 @@ def trained_scores(corpus: Path) -> list[DocumentScores]:
     """Scores of small models, trained alike but for the seed, on a quarter of the corpus that was held out."""
     from lmcore.corpus.listing import open_corpus
     from lmcore.dataset.tokenization import tokenize
-    from lmcore.retraining.scoring import LabelledText, dataset_texts, score_texts
+    from lmcore.retraining.scoring import dataset_texts, score_texts
     from lmcore.runs.prepare import prepare_run
     from lmcore.tokenizer.make import make_tokenizer
     from lmcore.training.train import train
@@ -111,8 +111,8 @@ def trained_scores(corpus: Path) -> list[DocumentScores]:
             dataset = tokenize(config.corpus, found, tokenizer, store)
             checkpoint = train(prepare_run(config, dataset, tokenizer, store)).checkpoint
             texts = [
-                LabelledText(text, source, "old" if number % 2 else "new")
-                for number, (text, source, _) in enumerate(dataset_texts(dataset.folder))
+                text._replace(group="old" if number % 2 else "new")
+                for number, text in enumerate(dataset_texts(dataset.folder))
             ]
             scores.append(score_texts(checkpoint, texts))
             print(f"seed {seed}: {scores[-1].total.bits_per_byte:.4f} bits per byte", file=sys.stderr)

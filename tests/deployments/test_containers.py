@@ -48,6 +48,7 @@ def test_services_wait_for_what_they_need(compose: Any) -> None:
 def test_volumes_are_declared_and_passwords_are_asked_for(compose: Any) -> None:
     mounted = [volume for service in compose["services"].values() for volume in service.get("volumes", [])]
     named = {volume.split(":")[0] for volume in mounted if not volume.startswith("${")}
+    named |= {default for volume in mounted for default in re.findall(r"^\$\{\w+:-(\w+)\}", volume)}
     assert named == set(compose["volumes"])
     text = (DEPLOYMENTS / "compose.yaml").read_text()
     assert set(re.findall(r"\$\{(\w+):\?", text)) == {"LM_PASSWORD", "POSTGRES_PASSWORD", "LM_TEXT"}

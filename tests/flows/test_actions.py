@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows import actions
@@ -47,6 +48,8 @@ def page(key: str) -> tuple[list[dict[str, str]], str]:
 def test_evaluate_scores_the_champion_on_what_was_held_out_and_keeps_the_figures(made: Path) -> None:
     state: Any = actions.evaluate(store=made, return_state=True)
     figures = state.result()
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(state.state_details.flow_run_id).name == "evaluate lm"  # no gap for an empty field
     receipt = find_version(made, "lm").receipt()
     assert figures["model"] == "lm/v0001"
     assert figures["weights"] == receipt["training"]["weights"]

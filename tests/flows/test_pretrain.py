@@ -180,19 +180,6 @@ def test_a_flow_keeps_to_the_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "data/store").exists()
 
 
-def is_wanted(text: str) -> bool:
-    return "1" not in text
-
-
-def test_python_may_choose_the_filter_that_deployments_refuse(tmp_path: Path) -> None:
-    config = tiny_config(write_corpus(tmp_path / "corpus"), tmp_path / "store")
-    everything = prepare_data(config)
-    corpus = config.corpus.model_copy(update={"filter": f"{__name__}.is_wanted"})
-    wanted = prepare_data(config.model_copy(update={"corpus": corpus}))
-    assert 0 < wanted.documents < everything.documents
-    assert "filter" in wanted.account
-
-
 @pytest.mark.parametrize(
     "parameters",
     [

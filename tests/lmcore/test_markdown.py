@@ -18,6 +18,11 @@ def test_columns_are_as_wide_as_their_widest_cell_and_figures_stand_to_the_right
     assert columns([]) == ""
 
 
+def test_a_japanese_character_is_two_columns_wide() -> None:
+    rows = [{"text": "百科", "documents": "12"}, {"text": "all", "documents": "345"}]
+    assert columns(rows).splitlines() == ["text  documents", "百科         12", "all         345"]
+
+
 def test_a_cell_breaks_no_table() -> None:
     assert table(("a", "b"), [("x|y", "1\n2")]).splitlines()[-1] == r"| x\|y | 1 2 |"
 

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from lmcore.corpus.documents import Document, read_documents
+from lmcore.corpus.documents import Document
+from lmcore.corpus.formats import SourceFile
 from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.readers import read_documents
 from lmcore.corpus.remote import hash_stored
-from lmcore.corpus.scan import SourceFile, scan
+from lmcore.corpus.scan import scan
 from lmcore.errors import CorpusError
 from lmcore.settings.config import CorpusConfig
 
@@ -281,8 +283,9 @@ def test_a_file_that_changes_between_scan_and_read_is_an_error(tmp_path: Path) -
 _READ_HUGE_LINE = """
 import resource, sys
 from lmcore.settings.config import CorpusConfig
-from lmcore.corpus.scan import SourceFile, scan
-from lmcore.corpus.documents import read_documents
+from lmcore.corpus.formats import SourceFile
+from lmcore.corpus.scan import scan
+from lmcore.corpus.readers import read_documents
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.remote import hash_stored
 config, ledger = CorpusConfig(paths=[sys.argv[1]], document=sys.argv[2]), Ledger()

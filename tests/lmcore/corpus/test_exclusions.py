@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from lmcore.corpus.document_query import DocumentQuery
-from lmcore.corpus.exclusions import excluded_hashes
-from lmcore.corpus.listing import Corpus
+from lmcore.corpus.listing import Corpus, excluded_hashes
 from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import problems
 from lmcore.dataset.filters import hashes
@@ -44,7 +43,7 @@ def test_an_excluded_document_is_in_no_split_and_costs_no_encoding(own: Prepared
     held = hashes(manifest["chunks"], own.store, *SPLITS)
     assert not np.isin(np.array([int(name, 16) for name in names], np.uint64), held).any()
     assert list(problems(dataset.folder)) == []
-    assert dataset.id not in seen_by(own.store, DocumentQuery.parse(names[0])).names("dataset")
+    assert dataset.id not in seen_by(own.store, DocumentQuery(names[0])).names("dataset")
 
 
 def test_the_same_hashes_make_the_same_dataset_wherever_they_stand(own: Prepared, tmp_path: Path) -> None:

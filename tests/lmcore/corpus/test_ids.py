@@ -45,9 +45,10 @@ def test_names_of_corpora_and_chunks(folder: Path, settings: dict[str, object], 
     found = scan(config)
     keys = []
     for group in group_files(found, config):
-        chunks = read_chunks(group, config, ChunkIndex())
+        index = ChunkIndex()
+        list(read_chunks(group, config, index))
         index_key = group.index_key(config).removeprefix("outline ")
-        keys += [[index_key, chunk_key(chunk.digest(), group.split, "0" * 16, config)] for chunk in chunks]
+        keys += [[index_key, chunk_key(chunk.digest, group.split, "0" * 16, config)] for chunk in index.chunks]
     assert (Corpus.from_scan(found, config).id, fingerprint(len(keys), keys)) == (corpus_id, names)
 
 
@@ -55,5 +56,7 @@ def test_names_of_the_chunks_of_a_table(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "x.parquet", row_group_size=100)
     config = CorpusConfig(paths=[str(tmp_path)], chunk_bytes=4000)
     [group] = group_files(scan(config), config)
-    keys = [chunk_key(chunk.digest(), "train", "0" * 16, config) for chunk in read_chunks(group, config, ChunkIndex())]
+    index = ChunkIndex()
+    list(read_chunks(group, config, index))
+    keys = [chunk_key(chunk.digest, "train", "0" * 16, config) for chunk in index.chunks]
     assert fingerprint(len(keys), keys) == "148503584cde5336"

@@ -28,13 +28,14 @@ from werkzeug.wrappers import Response
 
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.listing import Corpus, open_corpus
-from lmcore.corpus.remote import file_name, hash_stored, open_stored, remote_files, size_and_version, version
+from lmcore.corpus.remote import hash_stored, open_stored, remote_files, size_and_version
 from lmcore.corpus.scan import scan
 from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.stream import TokenStream
 from lmcore.dataset.tokenization import tokenize
 from lmcore.errors import ConfigError, CorpusError, FileChangedError, is_transient
 from lmcore.settings.config import CorpusConfig, RunConfig
+from lmcore.settings.urls import file_name
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import DIGEST_BYTES, hash_file
 from lmcore.tokenizer.tokenizer import TokenizerInfo
@@ -546,7 +547,7 @@ def test_versions_of_a_page_are_told_apart_or_not_trusted(web: Web, tmp_path: Pa
 
     def look(content: bytes, **headers: str) -> str:
         web.pages["/x.txt"] = Page(content, headers={name.replace("_", "-"): value for name, value in headers.items()})
-        return version(url)
+        return size_and_version(url)[1]
 
     assert look(b"one", ETag='"1"') != look(b"two", ETag='"2"')
     old = [look(b"one", Last_Modified=formatdate(seconds, usegmt=True)) for seconds in (10, 20)]
@@ -563,9 +564,9 @@ HUB_SCRIPT = """
 import json, sys
 from lmcore.settings.config import CorpusConfig
 from lmcore.corpus.scan import scan
-from lmcore.corpus.remote import version
+from lmcore.corpus.remote import size_and_version
 files = scan(CorpusConfig(paths=sys.argv[1:])).files
-print(json.dumps([[file.path, file.stored_bytes, file.digest, version(file.path)] for file in files]))
+print(json.dumps([[file.path, file.stored_bytes, file.digest, size_and_version(file.path)[1]] for file in files]))
 """
 
 

@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from lmcore import clock
+from lmcore.corpus.formats import SourceFile
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.listing import Corpus, corpus_files, open_corpus
-from lmcore.corpus.scan import SourceFile, scan
+from lmcore.corpus.scan import scan
 from lmcore.errors import ConfigError, CorpusError, is_transient
 from lmcore.settings.config import CorpusConfig, DatasetConfig, RunConfig
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lmcore.corpus.detection import text_kind
 from lmcore.corpus.listing import Corpus, open_corpus
 from lmcore.corpus.scan import scan
-from lmcore.corpus.text_units import detect_text_kind
 from lmcore.dataset.tokenization import tokenize
 from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig
 from lmcore.tokenizer.make import make_tokenizer
@@ -56,14 +56,12 @@ CHAPTER = "".join(  # wrapped at 40 characters, and two paragraphs of three are 
     ],
 )
 def test_the_unit_is_what_the_lines_are(text: str, kind: str) -> None:
-    assert detect_text_kind(text.encode(), True) == kind
+    assert text_kind(text.encode(), True) == kind
 
 
 def test_a_growing_file_is_never_read_otherwise_once_it_is_beyond_the_beginning() -> None:
     content = NOVEL.encode()[: 2**14 + 1]
-    assert {detect_text_kind(content + more, False) for more in (b"", b"one\n" * 20_000, NOVEL.encode() * 5)} == {
-        "paragraphs"
-    }
+    assert {text_kind(content + more, False) for more in (b"", b"one\n" * 20_000, NOVEL.encode() * 5)} == {"paragraphs"}
 
 
 def test_the_choice_is_each_files_own_and_an_explicit_setting_stays(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
+from lmcore.corpus.readers import read_documents
 from lmcore.corpus.scan import scan
 from lmcore.dataset.blocks import BlockDataset, BufferedShuffleDataset, collate_fn
 from lmcore.dataset.mixture import count_blocks

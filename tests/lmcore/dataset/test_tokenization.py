@@ -18,14 +18,14 @@ import pytest
 from distributed import Client, LocalCluster
 
 from lmcore.corpus import readers
-from lmcore.corpus.documents import read_documents
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.listing import Corpus, open_corpus
+from lmcore.corpus.readers import read_documents
 from lmcore.corpus.scan import scan
 from lmcore.dataset.manifest import Dataset
 from lmcore.dataset.stream import TokenStream
 from lmcore.dataset.tokenization import tokenize
-from lmcore.errors import ConfigError, CorpusError, FileChangedError
+from lmcore.errors import CorpusError, FileChangedError
 from lmcore.settings.config import CorpusConfig, RunConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.layout import prepare_store
@@ -332,34 +332,6 @@ def test_duplicates_and_lengths_are_left_out_and_counted(
     assert both.id != once.id
     stream = TokenStream(once.folder, "train")
     assert len(stream) == once.tokens
-
-
-def is_wanted(text: str) -> bool:
-    """The predicate of the tests below."""
-    if text == "文書 errs":
-        raise KeyError(text)
-    return "1" not in text
-
-
-def test_a_predicate_decides_by_the_text(corpus_folder: Path, tokenizer: TokenizerInfo, tmp_path: Path) -> None:
-    lines = [f"文書 {number}" for number in range(1000)]
-    (corpus_folder / "text.txt").write_text("\n".join(lines) + "\n")
-    dataset = build(corpus_folder, tokenizer, tmp_path / "store", filter=f"{__name__}.is_wanted")
-    wanted = sum(map(is_wanted, lines))
-    assert dataset.documents + dataset.validation_documents == wanted
-    assert (dataset.skipped, dataset.dropped) == ({}, {"filter": 1000 - wanted})
-    assert dataset.unaccounted_bytes == 0
-    ledger = read_manifest(dataset.folder)["ledger"]
-    rejected = sum(len(line.encode()) for line in lines if not is_wanted(line))
-    assert ledger["filtered_bytes"] == ledger["dropped"]["filter"]["bytes"] == rejected
-    assert ledger["skips"] == []
-    assert build(corpus_folder, tokenizer, tmp_path / "store", filter=f"{__name__}.is_wanted", on_bad_input="fail")
-    (corpus_folder / "text.txt").write_text("文書 a\n文書 errs\n")
-    with pytest.raises(ConfigError, match=r"corpus.filter: KeyError at the document at 9 of .*text.txt"):
-        build(corpus_folder, tokenizer, tmp_path / "store", filter=f"{__name__}.is_wanted")
-    for name in ("nothing.here", "os.path.isabs", "__main__.keep"):  # without a file there is no version to tell
-        with pytest.raises(ConfigError, match=f"there is no {name}"):
-            build(corpus_folder, tokenizer, tmp_path / "store", filter=name)
 
 
 def test_texts_that_normalization_makes_equal_are_one_text(

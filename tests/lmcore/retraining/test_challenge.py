@@ -12,7 +12,7 @@ from lmcore.registry.registry import add_version, promote, prune, rollback
 from lmcore.registry.versions import Version, champion
 from lmcore.retraining.challenge import compare, earlier_refusal, record_decision, require_comparable
 from lmcore.retraining.gate import Decision
-from lmcore.retraining.scoring import LabelledText, dataset_texts, score_champion, score_texts, score_validation
+from lmcore.retraining.scoring import dataset_texts, score_champion, score_texts, score_validation
 from lmcore.runs.prepare import prepare_run, run_key
 from lmcore.runs.run import Run
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
@@ -161,8 +161,7 @@ def test_a_tokenizer_that_is_not_exact_is_judged_by_its_ids(
 
 def test_ids_and_texts_score_alike(line: Line) -> None:
     run = line.model(line.config(0))
-    texts = [LabelledText(text, source, "new", size) for text, source, size in dataset_texts(run.dataset_folder)]
-    by_text = score_texts(run.folder / "model", texts)
+    by_text = score_texts(run.folder / "model", dataset_texts(run.dataset_folder))
     by_ids = score_validation(run.folder / "model", run.dataset_folder, "auto", "auto")
     assert by_ids.fingerprint == by_text.fingerprint
     assert by_ids.nats.tolist() == by_text.nats.tolist()

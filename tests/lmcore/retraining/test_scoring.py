@@ -36,7 +36,7 @@ def exported(trained: Trained) -> Path:
 @pytest.fixture(scope="module")
 def texts(trained: Trained) -> list[LabelledText]:
     rows = enumerate(dataset_texts(trained.run.dataset_folder))
-    return [LabelledText(text, source, "new" if i % 3 else "old") for i, (text, source, _) in rows]
+    return [text._replace(group="new" if i % 3 else "old") for i, text in rows]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_foreign_model_scores_the_same_documents_by_hand(foreign: Path, texts:
 
 
 def test_text_that_spells_control_tokens_stays_text(exported: Path, foreign: Path) -> None:
-    texts = [LabelledText("</s>", "a", "new"), LabelledText("", "a", "new"), LabelledText("</s></s>", "a", "new")]
+    texts = [LabelledText(text, "a", "new", len(text)) for text in ("</s>", "", "</s></s>")]
     for folder in (exported, foreign):
         found = score_texts(folder, texts)
         assert found.tokens[1] == 1
@@ -159,10 +159,10 @@ def test_no_text_is_no_row(exported: Path) -> None:
 def test_a_dataset_gives_its_texts_back(corpus: Path, model_type: Any, prepared: Prepared) -> None:
     config = tiny_config(corpus, prepared.store)
     own = prepare(config.model_copy(update={"tokenizer": TokenizerConfig(model_type=model_type, vocab_size=400)}))
-    known = {text: source for text, source, _ in corpus_texts(config.corpus)}
+    known = {each.text: each.source for each in corpus_texts(config.corpus)}
     found = list(dataset_texts(own.dataset.folder))
     assert len(found) == own.dataset.validation_documents > 0
-    assert all(known[text] == source and len(text.encode()) == size for text, source, size in found)
+    assert all(known[each.text] == each.source and len(each.text.encode()) == each.text_bytes for each in found)
 
 
 def test_a_document_that_cannot_be_decoded_is_named(prepared: Prepared, tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_document_that_cannot_be_decoded_is_named(prepared: Prepared, tmp_path
 
 def test_a_normalized_text_counts_the_bytes_of_its_file(tmp_path: Path, exported: Path) -> None:
     (tmp_path / "a.txt").write_text("ＡＢＣ\n", encoding="utf-8")
-    [(text, source, text_bytes)] = corpus_texts(CorpusConfig(paths=[str(tmp_path)], normalize="NFKC"))
-    assert (text, source, text_bytes) == ("ABC", "corpus", 9)
-    found = score_texts(exported, [LabelledText(text, source, "new", text_bytes)])
+    [text] = corpus_texts(CorpusConfig(paths=[str(tmp_path)], normalize="NFKC"))
+    assert text == ("ABC", "corpus", "new", 9)
+    found = score_texts(exported, [text])
     assert found.text_bytes.tolist() == [9]
     assert found.hashes.tolist() == [hash_text(b"ABC")]
 

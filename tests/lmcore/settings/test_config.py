@@ -54,6 +54,12 @@ def test_what_makes_no_sense_is_refused(content: object) -> None:
         RunConfig.model_validate(content)
 
 
+def test_a_removed_setting_is_passed_over_where_it_changed_nothing() -> None:
+    assert CorpusConfig.model_validate({"filter": ""}) == CorpusConfig()
+    with pytest.raises(ValidationError, match="filter was removed: leave it out"):
+        CorpusConfig.model_validate({"filter": "json.loads"})
+
+
 def test_settings_survive_json() -> None:
     config = RunConfig(run="x", model=ModelConfig(architecture="qwen3"), train=TrainConfig(epochs=0.5))
     assert RunConfig.model_validate_json(config.model_dump_json()) == config

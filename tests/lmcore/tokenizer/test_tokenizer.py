@@ -553,3 +553,12 @@ def test_a_signal_ends_the_training_of_a_tokenizer_at_once(tmp_path: Path) -> No
         start = time.monotonic()
         child.wait(60)
     assert time.monotonic() - start < 15  # a thread that computes is not waited for; the machine may be busy
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram", "byte_bpe"])
+def test_the_pieces_of_a_text_are_its_bytes(make: Make, model_type: str) -> None:
+    tokenizer = Tokenizer(make(model_type=model_type).folder)
+    text, pieces = "これは 卍😀\n english\u2581é", tokenizer.pieces()
+    assert b"".join(pieces[token] for token in tokenizer.encode(text)) == text.encode()
+    assert [pieces[token] for token in (0, 2, 3, 4, 5)] == [b""] * 5
+    assert len(pieces) == tokenizer.vocab_size

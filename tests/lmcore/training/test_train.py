@@ -9,8 +9,10 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -31,6 +33,8 @@ from lmcore.store.artifacts import read_manifest
 from lmcore.store.files import hash_text
 from lmcore.store.locks import locked
 from lmcore.training.train import train
+from lmcore.training.train_step import TrainStep
+from lmcore.training.validation import Validation
 from tests.benchmarks.kill_training import Train as KilledTraining
 from tests.benchmarks.kills import kills
 from tests.conftest import Prepared, Trained, start, wait_for_step
@@ -49,10 +53,17 @@ def whole(prepared: Prepared) -> Run:
 
 def stop_after(run: Run, step: int) -> None:
     """Train until ``step`` steps are done in all, and stop."""
-    done = newest_step(run)
-    asked = iter(range(done + 1, STEPS))
-    with pytest.raises(StoppedError, match=f"after step {step} of"):
-        train(run, should_stop=lambda: next(asked) == step)
+    done, update = [newest_step(run)], TrainStep.update
+
+    def counted(self: TrainStep, *arguments: Any) -> Any:
+        done[0] += 1
+        return update(self, *arguments)
+
+    with (
+        mock.patch.object(TrainStep, "update", counted),
+        pytest.raises(StoppedError, match=f"after step {step} of"),
+    ):
+        train(run, should_stop=lambda: done[0] == step)
 
 
 def newest_step(run: Run) -> int:
@@ -159,9 +170,36 @@ def test_sigterm_ends_one_that_waits_for_the_lock(prepared: Prepared) -> None:
     assert not run.checkpoints.exists()
 
 
-def test_a_stop_at_the_last_step_comes_too_late(prepared: Prepared) -> None:
+@pytest.mark.parametrize("patience", [0, 1])
+def test_a_stop_during_a_validation_does_not_wait_for_its_end(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    """Each validation is interrupted, the first one twice; the weights and all rows are those of a whole training."""
+    settings = SETTINGS | {"patience": patience, "min_gain": 10.0 if patience else 0.0}
+    whole, run = (prepared.run(**settings) for _ in range(2))
+    train(whole)
+    validate, calls = Validation.__call__, count(1)
+
+    def interrupted(self: Validation, should_stop: Callable[[], bool]) -> Any:
+        call = next(calls)
+        return validate(self, (lambda: True) if call == 1 or call % 2 == 0 else should_stop)
+
+    monkeypatch.setattr(Validation, "__call__", interrupted)
+    stops = 0
+    while TrainingResult.load(run.folder) is None:
+        try:
+            train(run)
+        except StoppedError:
+            stops += 1
+    assert stops == (3 if patience else 5)
+    assert_same_training(run, whole)
+
+
+def test_a_stop_at_the_last_step_ends_its_validation(prepared: Prepared) -> None:
     run = prepared.run(max_steps=1)
-    assert train(run, should_stop=lambda: True).step == 1
+    with pytest.raises(StoppedError, match="after step 1 of 1"):
+        train(run, should_stop=lambda: True)
+    assert train(run).step == 1
 
 
 # --- one run, one process ---

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from lmcore.corpus.document_hashes import forgotten_events
 from lmcore.corpus.document_query import DocumentQuery
-from lmcore.corpus.exclusions import forgotten_events
 from lmcore.corpus.listing import Corpus
 from lmcore.corpus.scan import scan
 from lmcore.dataset.audit import problems, repair, skipped_pieces
@@ -111,7 +111,7 @@ def files_with(store: Path, text: bytes) -> list[Path]:
 
 
 def of_kind(store: Path, document: str, kind: str) -> list[str]:
-    return seen_by(store, DocumentQuery.parse(document)).names(kind)
+    return seen_by(store, DocumentQuery(document)).names(kind)
 
 
 def test_a_forgotten_document_is_nowhere_and_who_saw_it_is_named(store: Path, document: str) -> None:
@@ -274,7 +274,7 @@ def test_every_document_of_a_file_of_lines_is_found_and_forgotten(store: Path, o
     lines = (store.parent / "corpus" / "text.txt").read_bytes().splitlines()[:40]
     file = store.parent / "some.txt"
     file.write_bytes(b"\n".join([*lines, b"a line that is nowhere", b""]))
-    before = seen_by(store, DocumentQuery.parse(str(file)))
+    before = seen_by(store, DocumentQuery(str(file)))
     assert str(before.match) == "40 of 41 documents"
     assert [row.why for row in before.rows if row.kind == "dataset"] == ["train and validation, 40 of 41 documents"]
     done = forget(store, str(file))
@@ -311,7 +311,7 @@ def test_a_file_is_cut_as_the_dataset_was(
     config = tiny_config(corpus, tmp_path / "store")
     corpus_settings = CorpusConfig.model_validate({**config.corpus.model_dump(), **settings})
     dataset = prepare(config.model_copy(update={"corpus": corpus_settings})).dataset
-    seen = seen_by(tmp_path / "store", DocumentQuery.parse(str(tmp_path / name)))
+    seen = seen_by(tmp_path / "store", DocumentQuery(str(tmp_path / name)))
     assert seen.names("dataset") == [dataset.id]
     assert (len(seen.match.found), seen.match.documents) == (9, 9)
 

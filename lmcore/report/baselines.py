@@ -27,7 +27,6 @@ _TRAIN_BYTES, _VALIDATION_BYTES = 8_000_000, 1_000_000
 """Bytes of each text that are used at most. They take seconds and some hundred MB of memory."""
 _WINDOWS = 64
 """Parts of a larger training text that are used, at equal distances."""
-
 _AS_GOOD = 0.01
 """Bits per byte. A smaller difference counts as equal."""
 
@@ -53,8 +52,8 @@ def baselines(run: Run) -> Baselines | None:
     found, dataset = Baselines.load(run.folder), run.dataset_folder
     if found is not None and found.dataset_id == dataset.name:
         return found
-    table = _Table(run.tokenizer())
-    train, validation = _sample(TokenStream(dataset, "train"), table), _beginning(dataset, table)
+    tokenizer = run.tokenizer()
+    train, validation = _train_text(dataset, tokenizer), _validation_text(dataset, tokenizer)
     text_bytes = int((validation != END).sum())
     if not text_bytes or not len(train):
         return None
@@ -76,17 +75,16 @@ def compared(bits_per_byte: float, found: Baselines) -> str:
         f"{ngram:.3f}."
     )
     (best, name), (worst, other) = sorted([(zlib, "zlib"), (ngram, "the 5-gram model")])
-    share = f"{100 * abs(bits_per_byte / best - 1):.0f} %"
-    if bits_per_byte < best - _AS_GOOD:
-        return f"{beside} The model is better than both: {share} fewer bits than {name}."
-    if bits_per_byte <= best + _AS_GOOD:
-        verdict = f"as good as {name}, not better"
-    elif bits_per_byte < worst - _AS_GOOD:
-        verdict = f"better than {other}, but worse than {name}: {share} more bits"
-    elif math.isfinite(bits_per_byte):
-        verdict = f"worse than {name}: {share} more bits"
-    else:
+    if not math.isfinite(bits_per_byte):
         verdict = "no better than these"
+    elif abs(bits_per_byte - best) <= _AS_GOOD:
+        verdict = f"as good as {name}, not better"
+    else:
+        share = f"{100 * abs(bits_per_byte / best - 1):.0f} %"
+        if bits_per_byte < best:
+            return f"{beside} The model is better than both: {share} fewer bits than {name}."
+        partly = f"better than {other}, but " if bits_per_byte < worst - _AS_GOOD else ""
+        verdict = f"{partly}worse than {name}: {share} more bits"
     return f"{beside} The model is {verdict}. Train it longer, or on more text."
 
 
@@ -134,41 +132,31 @@ def _looked_up(keys: Symbols, values: npt.NDArray[Any], wanted: Symbols) -> Symb
     return np.where(keys[places] == wanted, values[places], 0)
 
 
-class _Table:
-    """Token ids to symbols."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        pieces = [list(piece) for piece in tokenizer.pieces()]
-        pieces[tokenizer.eos_id] = [END]
-        self.lengths = np.array([len(piece) for piece in pieces])
-        self._starts = np.cumsum(self.lengths) - self.lengths
-        self._symbols = np.array([symbol for piece in pieces for symbol in piece], np.int64)
-
-    def __call__(self, ids: npt.NDArray[Any]) -> Symbols:
-        lengths = self.lengths[ids]
-        ends = np.cumsum(lengths)
-        first = np.repeat(self._starts[ids] - ends + lengths, lengths)
-        symbols: Symbols = self._symbols[first + np.arange(len(first))]
-        return symbols
+def _symbols(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> Symbols:
+    pieces = [piece.decode("latin-1") for piece in tokenizer.pieces()]  # a character for each byte
+    pieces[tokenizer.eos_id] = chr(END)
+    text = "".join(map(pieces.__getitem__, ids.tolist()))
+    return np.frombuffer(text.encode("utf-16-le"), np.uint16).astype(np.int64)
 
 
-def _sample(stream: TokenStream, table: _Table) -> Symbols:
+def _train_text(dataset: Path, tokenizer: Tokenizer) -> Symbols:
     """The whole text, or parts of it at equal distances."""
-    size = max(len(stream), 1)
+    stream = TokenStream(dataset, "train")
+    size = len(stream)
     most = max(_WINDOWS, int(_TRAIN_BYTES * size / max(stream.text_bytes, 1)))
     if size <= most:
-        return table(np.concatenate([np.empty(0, np.int64), *stream.segments]))
+        return _symbols(np.concatenate([np.empty(0, np.int64), *stream.segments]), tokenizer)
     rows = np.empty((_WINDOWS, most // _WINDOWS), np.int64)
     stream.fill(rows, np.arange(_WINDOWS) * size // _WINDOWS)
-    return table(rows.ravel())
+    return _symbols(rows.ravel(), tokenizer)
 
 
-def _beginning(dataset: Path, table: _Table) -> Symbols:
-    """Whole validation documents, about as many as are used at most."""
+def _validation_text(dataset: Path, tokenizer: Tokenizer) -> Symbols:
+    """Whole documents from the beginning, about as many as are used at most."""
     parts, size = [np.empty(0, np.int64)], 0
-    for ids, *_ in TokenStream(dataset, "validation").documents():
+    for ids, text_bytes, _ in TokenStream(dataset, "validation").documents():
         if size >= _VALIDATION_BYTES:
             break
-        parts.append(table(ids))
-        size += len(parts[-1])
-    return np.concatenate(parts)
+        parts.append(ids)
+        size += text_bytes + 1
+    return _symbols(np.concatenate(parts), tokenizer)

@@ -9,7 +9,7 @@ from textwrap import indent
 from lmcore.clock import duration
 from lmcore.errors import StoreError
 from lmcore.markdown import number
-from lmcore.runs.baselines import Baselines, compared
+from lmcore.report.baselines import Baselines, compared
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation
@@ -29,12 +29,12 @@ def summary(folder: Path, samples: list[str], ledger: str, warnings: list[str], 
     run, training, evaluation = Run.open(folder), TrainingResult.load(folder), Evaluation.load(folder)
     if training is None or evaluation is None:
         raise StoreError(f"{folder} has no training.json or no evaluation.json: the same command makes them again")
-    texts = "\n\n".join(
-        f"sample {place}\n\n{indent(text, '    ', lambda line: True)}" for place, text in enumerate(samples, 1)
-    )
+    texts = [f"sample {place}\n\n{indent(text, '    ', lambda line: True)}" for place, text in enumerate(samples, 1)]
+    time = f" in {duration(training.seconds)}" if training.ended else ""
+    speed = f"{training.tokens_per_second:,.0f} tokens/s"
     lines = [
-        ("quality", _goodness(evaluation, Baselines.load(folder))),
-        ("trained", _trained(training)),
+        ("quality", _quality(evaluation, Baselines.load(folder))),
+        ("trained", f"{training.step:,} steps{time} on {training.device}, {speed}"),
         ("text", ledger),
         *(("warning", warning) for warning in warnings),
         ("report", str(folder / "report.md")),
@@ -43,36 +43,27 @@ def summary(folder: Path, samples: list[str], ledger: str, warnings: list[str], 
         ("page", page or "not kept: lm serve (in a checkout make serve) shows runs in a browser"),
     ]
     figures = "\n".join(f"{name:<12}{indent(about, ' ' * 12).lstrip()}" for name, about in lines)
-    return f"{texts}\n\n{figures}\n\n{_next(run, training)}"
+    return "\n\n".join([*texts, figures, _next(run, training)])
 
 
 def write_settings(run: Run) -> None:
     """Write the run's settings as TOML into its folder, so that a command can start another run with them."""
     config = run.config.model_copy(update={"store": run.store, "run": "", "fresh": False})
-    write_file(_settings_file(run), settings_text(config).encode() + b"\n")
+    write_file(run.folder / "settings.toml", settings_text(config).encode() + b"\n")
 
 
-def _goodness(evaluation: Evaluation, found: Baselines | None) -> str:
-    loss = (
+def _quality(evaluation: Evaluation, found: Baselines | None) -> str:
+    beside = "" if found is None else "\n" + compared(evaluation.bits_per_byte, found).replace(". ", ".\n")
+    return (
         f"{number(evaluation.bits_per_byte, '.3f')} bits per byte of {evaluation.text_bytes:,} bytes of text that it "
         f"was not trained on (lower is better)\n{number(evaluation.nats_per_token, '.4f')} nats per token, perplexity "
-        f"{number(evaluation.perplexity, ',.2f')}"
+        f"{number(evaluation.perplexity, ',.2f')}{beside}"
     )
-    return loss if found is None else f"{loss}\n{_sentences(compared(evaluation.bits_per_byte, found))}"
-
-
-def _sentences(text: str) -> str:
-    return text.replace(". ", ".\n")
-
-
-def _trained(training: TrainingResult) -> str:
-    time = f" in {duration(training.seconds)}" if training.ended else ""
-    return f"{training.step:,} steps{time} on {training.device}, {training.tokens_per_second:,.0f} tokens/s"
 
 
 def _next(run: Run, training: TrainingResult) -> str:
     prompt = next(filter(None, with_prompts(run.config.sample, run).prompts), "")
-    again = ("pretrain", "--config", str(_settings_file(run)))
+    again = ("pretrain", "--config", str(run.folder / "settings.toml"))
     commands = {
         "generate text": ("generate", str(run.folder / "model"), "--prompt", prompt),
         "train longer": (*again, "--train.max-steps", str(_LONGER * training.last_step)),
@@ -82,16 +73,10 @@ def _next(run: Run, training: TrainingResult) -> str:
     return "\n".join(["what next", *lines])
 
 
-def _settings_file(run: Run) -> Path:
-    return run.folder / "settings.toml"
-
-
 def _program() -> list[str]:
-    """The words that call this program from any folder: ``lm`` if it is installed, else the module."""
-    started, python = Path(sys.argv[0]).absolute(), Path(sys.executable)
-    lm = started if started.name == "lm" else python.with_name("lm")
+    """The words that call this program from any folder: ``lm`` if it is installed beside this Python, or the module."""
+    lm = Path(sys.executable).with_name("lm")
     if lm.is_file():
         found = shutil.which("lm")
         return ["lm" if found and lm.samefile(found) else str(lm)]
-    # Links to one Python are the Pythons of different environments.
-    return ["python" if shutil.which("python") == str(python) else str(python), "-m", "lmcore"]
+    return [sys.executable, "-m", "lmcore"]

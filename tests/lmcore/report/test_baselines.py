@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lmcore.runs.baselines
+import lmcore.report.baselines
 from lmcore.dataset.stream import TokenStream
-from lmcore.runs.baselines import END, baselines, ngram_bits, zlib_bits
+from lmcore.report.baselines import END, baselines, ngram_bits, zlib_bits
 from tests.conftest import Prepared
 
 TEXTS = st.lists(st.binary(max_size=12) | st.text("ab", max_size=12).map(str.encode), min_size=1, max_size=6)
@@ -77,14 +77,14 @@ def test_a_run_has_its_baselines_of_its_own_text(prepared: Prepared, corpus: obj
 def test_they_are_made_once_for_a_dataset(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     run = prepared.run()
     first = baselines(run)
-    monkeypatch.setattr(lmcore.runs.baselines, "ngram_bits", lambda *_: 1 / 0)
+    monkeypatch.setattr(lmcore.report.baselines, "ngram_bits", lambda *_: 1 / 0)
     assert baselines(run) == first
 
 
 def test_of_a_large_text_parts_are_used(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = baselines(prepared.run())
-    monkeypatch.setattr(lmcore.runs.baselines, "_TRAIN_BYTES", 8_000)
-    monkeypatch.setattr(lmcore.runs.baselines, "_VALIDATION_BYTES", 500)
+    monkeypatch.setattr(lmcore.report.baselines, "_TRAIN_BYTES", 8_000)
+    monkeypatch.setattr(lmcore.report.baselines, "_VALIDATION_BYTES", 500)
     found = baselines(prepared.run())
     assert whole is not None
     assert found is not None
