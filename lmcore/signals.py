@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from lmcore.errors import INTERRUPTED_STATUS, STOPPED_STATUS
 
@@ -65,8 +65,7 @@ class Interruption:
         self.signal = 0
         """The signal that was received, even if its exception was caught. 0: none."""
         _handle(self._ask)
-        for kind in (KeyboardInterrupt, Terminated):
-            resend_lost(kind, self._ask_again)
+        resend_lost((KeyboardInterrupt, Terminated), self._ask_again)
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         if not self.signal:
@@ -144,8 +143,8 @@ def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
             signal.signal(number, handler)
 
 
-def resend_lost(kind: type[BaseException], send: Callable[[int], None]) -> None:
-    """Send the signal again if Python lost its exception of this kind.
+def resend_lost(kind: Any, send: Callable[[int], None]) -> None:
+    """Send the signal again if Python lost its exception of this kind, or of one of these kinds.
 
     If a signal handler raises in a destructor or in the callback of a weak reference, Python prints the exception and
     continues. Importing torch alone runs thousands of these.
@@ -179,10 +178,8 @@ def leave(number: int) -> NoReturn:
 def interruptible(work: Callable[[], Result]) -> Result:
     """What ``work``, a long call into compiled code, returns or raises; a signal ends the wait for it.
 
-    Python handles a signal between its own instructions, so in the main thread such a call would delay it.
-    ``work`` must let other threads run, and write no files.
-    It runs in a thread of its own. When a signal's handler raises here, the thread is abandoned: it ends with its
-    work or with the process.
+    In the main thread such a call would delay the signal, so ``work`` runs in another one. It must let other threads
+    run, and write no files. If a signal's handler raises here, the thread ends with its work or with the process.
     """
     future: Future[Result] = Future()
 

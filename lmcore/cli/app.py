@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter, UnknownCommandError
-from cyclopts import UnusedCliTokensError as UnusedError
+import cyclopts
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from lmcore.cli import runs, store, versions
 from lmcore.cli.command import Outcome, main, print_outcome
@@ -123,11 +123,12 @@ def _run(app: App, words: list[str]) -> None:
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, UnknownCommandError) and (error.unused_tokens or [""])[0].startswith("--"):
-        return f"{(error.unused_tokens or [''])[0]}: settings follow the command, as in pretrain --preset tiny"
-    if isinstance(error, UnusedError):
-        return f"{' '.join(error.unused_tokens or [])}: there is no such argument; settings begin with --, see --help"
-    if isinstance(error, MissingArgumentError) and error.argument:
+    unused = getattr(error, "unused_tokens", None) or [""]
+    if isinstance(error, cyclopts.UnknownCommandError) and unused[0].startswith("--"):
+        return f"{unused[0]}: settings follow the command, as in pretrain --preset tiny"
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        return f"{' '.join(unused)}: there is no such argument; settings begin with --, see --help"
+    if isinstance(error, cyclopts.MissingArgumentError) and error.argument:
         return f"{error.keyword or error.argument.name}: a value is missing, see --help"
     return " ".join(str(error).split())
 

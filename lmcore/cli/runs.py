@@ -1,7 +1,7 @@
 """Actions that look at what a run or a model can do."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -35,19 +35,18 @@ def generate(
     *,
     prompt: Annotated[tuple[str, ...], Parameter(help=_PROMPT, negative=())] = (),
     prompts_file: Annotated[Path | None, Parameter(help="More prompts, one a line.")] = None,
-    tokens: Annotated[str | None, _sample("tokens")] = None,
-    temperature: Annotated[str | None, _sample("temperature")] = None,
-    top_k: Annotated[str | None, _sample("top_k")] = None,
-    top_p: Annotated[str | None, _sample("top_p")] = None,
-    seed: Annotated[str | None, _sample("seed")] = None,
+    tokens: Annotated[str, _sample("tokens")] = "",
+    temperature: Annotated[str, _sample("temperature")] = "",
+    top_k: Annotated[str, _sample("top_k")] = "",
+    top_p: Annotated[str, _sample("top_p")] = "",
+    seed: Annotated[str, _sample("seed")] = "",
     store: Store = "",
 ) -> Outcome:
     """Let a model continue prompts."""
     given = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    prompts = [*prompt, *(_read_prompts(prompts_file) if prompts_file else [])]
-    settings = settings_of_flags(SampleConfig, changes | {"prompts": prompts or [""]})
-
+    prompts = [*prompt, *(_read_prompts(prompts_file) if prompts_file else [])] or [""]
+    changes = {name: value for name, value in given.items() if value}
+    settings = settings_of_flags(SampleConfig, changes | {"prompts": prompts})
     folder = _find_model(store_folder(store), model)
 
     from lmcore.model.device import held_device

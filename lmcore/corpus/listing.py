@@ -77,7 +77,7 @@ def _content(files: list[SourceFile]) -> list[list[str]]:
 def open_corpus(config: RunConfig) -> tuple[Corpus, Path]:
     """Scan the corpus, write its listing, and return its figures and the store. No corpus: no store is created.
 
-    Raises ConfigError if a setting leads outside LM_DATA_ROOTS, or if dataset.weights or dataset.epochs name other
+    Raises ConfigError if a setting leads outside LM_DATA_ROOTS, or if dataset.weights names other
     sources, and the errors of ``scan``.
     """
     _check_settings(config)
@@ -131,10 +131,10 @@ def check_paths(config: RunConfig) -> None:
 
 def _check_settings(config: RunConfig) -> None:
     check_settings_allowed(config)
-    named, given = set(config.dataset.weights or config.dataset.epochs), set(config.corpus.source_names)
+    named, given = set(config.dataset.weights), set(config.corpus.source_names)
     if named and named != given:
         raise ConfigError(
-            f"dataset.weights or dataset.epochs must name the corpus's sources, {', '.join(sorted(given))}: missing "
+            f"dataset.weights must name the corpus's sources, {', '.join(sorted(given))}: missing "
             f"are {sorted(given - named)}, unknown {sorted(named - given)}. 0 leaves a source out"
         )
     require_paths(config.corpus)

@@ -112,7 +112,7 @@ def _network(items: npt.NDArray[np.uint64], half: int, keys: npt.NDArray[np.uint
 def open_blocks(dataset: Path, config: DatasetConfig) -> Mixture:
     """The training blocks of a dataset (a folder datasets/<id>).
 
-    Raises ConfigError if weights or epochs name other sources than the dataset has, CorpusError if a source that is
+    Raises ConfigError if weights name other sources than the dataset has, CorpusError if a source that is
     used has no complete block.
     """
     cut = PackedBlocks if config.packing == "best_fit" else StreamBlocks
@@ -123,35 +123,29 @@ def open_blocks(dataset: Path, config: DatasetConfig) -> Mixture:
     for name, blocks in sources.items():
         if not len(blocks):
             raise CorpusError(
-                f"{'source' if config.is_mixture else 'the'} {name} is smaller than one block: {len(blocks.stream)} "
+                f"{'source' if config.weights else 'the'} {name} is smaller than one block: {len(blocks.stream)} "
                 f"training tokens, a block needs {config.block_size + 1}. Give more text, or lower dataset.block_size "
                 f"(now {config.block_size})"
             )
-    return Mixture(sources, _blocks_per_epoch({name: len(blocks) for name, blocks in sources.items()}, config))
+    counts = {name: len(blocks) for name, blocks in sources.items()}
+    if not config.weights:
+        return Mixture(sources, counts)
+    whole = sum(counts.values()) / sum(config.weights.values())
+    return Mixture(sources, {name: max(1, round(config.weights[name] * whole)) for name in sources})
 
 
 def _wanted(dataset: Path, config: DatasetConfig) -> dict[str, str | None]:
     """The sources to open, by their names; None for the stream of all sources."""
-    if not config.is_mixture:
+    if not config.weights:
         return {DEFAULT_SOURCE: None}
-    there, given = source_names(dataset, "train"), config.weights or config.epochs
+    there, given = source_names(dataset, "train"), config.weights
     missing, empty = set(there) - set(given), {name for name in given if given[name]} - set(there)
     if missing or empty:
         raise ConfigError(
-            f"dataset.weights or dataset.epochs must name the dataset's sources, {', '.join(there)}: missing are "
+            f"dataset.weights must name the dataset's sources, {', '.join(there)}: missing are "
             f"{sorted(missing)}, unknown or left without training text {sorted(empty)}. 0 leaves a source out"
         )
     return {name: name for name in there if given[name]}
-
-
-def _blocks_per_epoch(blocks: dict[str, int], config: DatasetConfig) -> dict[str, int]:
-    """Blocks of each source in an epoch, at least one."""
-    if not config.is_mixture:
-        return blocks
-    if config.epochs:
-        return {name: max(1, round(config.epochs[name] * count)) for name, count in blocks.items()}
-    whole = sum(blocks.values()) / sum(config.weights.values())
-    return {name: max(1, round(config.weights[name] * whole)) for name in blocks}
 
 
 # --- figures ---
@@ -191,7 +185,7 @@ def count_blocks(dataset: Dataset, config: DatasetConfig) -> Blocks:
     """
     blocks = open_blocks(dataset.folder, config)
     streams = {name: TokenStream(dataset.folder, "train", name) for name in source_names(dataset.folder, "train")}
-    of = blocks.blocks_per_epoch if config.is_mixture else {name: len(stream) for name, stream in streams.items()}
+    of = blocks.blocks_per_epoch if config.weights else {name: len(stream) for name, stream in streams.items()}
     return Blocks(
         block_size=config.block_size,
         train_blocks=len(blocks),

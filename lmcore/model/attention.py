@@ -54,12 +54,12 @@ def uses_own_attention(model: PreTrainedModel) -> bool:
     return bool(model.config._attn_implementation == NAME)
 
 
-def causal_mask(ids_BT: torch.Tensor) -> torch.Tensor:
-    """An empty tensor, which ``attention`` reads as causal: each token attends to itself and earlier tokens."""
-    return ids_BT.new_empty((0, 0, 0, 0), dtype=torch.bool)
+def training_mask(ids_BT: torch.Tensor, document_ids_BT: torch.Tensor | None = None) -> torch.Tensor:
+    """A mask for ``attention``: empty, which means causal, or (B, 1, T, T), True where a token attends.
 
-
-def document_mask(document_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Mask of causal attention within documents: (B, 1, T, T), True where a token attends."""
+    With ``document_ids_BT`` tokens attend only to their own document.
+    """
+    if document_ids_BT is None:
+        return ids_BT.new_empty((0, 0, 0, 0), dtype=torch.bool)
     is_same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
     return is_same_BTT.tril()[:, None]

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from lmcore.dataset.stream import IGNORED_LABEL
 from lmcore.errors import ConfigError
-from lmcore.model.attention import causal_mask, document_mask, uses_own_attention
+from lmcore.model.attention import training_mask, uses_own_attention
 
 _HEADROOM = {torch.float16: 64.0}
 """Divisor for sums over a chunk: a frequent piece's gradient can exceed 65,504, the maximum of fp16."""
@@ -61,9 +61,7 @@ class NextTokenLoss(nn.Module):
         if position_ids_BT is not None:
             inputs["position_ids"] = position_ids_BT
         if self._has_own_attention:
-            inputs["attention_mask"] = causal_mask(input_ids_BT)
-            if document_ids_BT is not None:
-                inputs["attention_mask"] = document_mask(document_ids_BT)
+            inputs["attention_mask"] = training_mask(input_ids_BT, document_ids_BT)
         labels_N = labels_BT.flatten()
         if not self._has_plain_head:
             return cross_entropy(self.model(**inputs).logits.flatten(0, 1), labels_N)

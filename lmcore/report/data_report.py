@@ -17,7 +17,6 @@ from lmcore.tokenizer.tokenizer import Tokenizer, TokenizerInfo
 
 _MOST_TOKENS = 20_000_000
 """Ids that are counted at most. They take about a second and a few hundred MB."""
-_LONGEST_PIECES = 20
 
 
 def data_page(dataset: Dataset) -> str:
@@ -105,11 +104,19 @@ def tokenizer_page(dataset: Dataset) -> str:
     """The dataset's tokenizer, and how well it fits the text. Raises StoreError when a shard is damaged."""
     info = TokenizerInfo.open(dataset.store / "tokenizers" / dataset.tokenizer_id)
     tokenizer = Tokenizer(info.folder)
-    counts = np.bincount(_first_ids(dataset.folder), minlength=tokenizer.vocab_size)
+    pieces, counts = tokenizer.pieces(), np.bincount(_first_ids(dataset.folder), minlength=tokenizer.vocab_size)
     counts[tokenizer.eos_id] = 0
+    tokens = max(1, int(counts.sum()))
+    partial = [index for index, piece in enumerate(pieces) if piece.decode(errors="ignore").encode() != piece]
+    unknown = 0 if tokenizer.unknown_id is None else counts[tokenizer.unknown_id]
     rows = [(name.replace("_", " "), figure(value)) for name, value in info.model_dump(exclude={"id"}).items()]
-    fit = tokenizer_fit(tokenizer.pieces(), counts, tokenizer.unknown_id)
-    return "\n\n".join([f"# Tokenizer {info.id}", table(("figure", ""), rows), *fit]) + "\n"
+    rows += [
+        ("ids counted", f"the first {counts.sum():,}"),
+        ("parts of characters (byte fallback)", f"{counts[partial].sum() / tokens:.3%}"),
+        ("unknown ids", f"{unknown / tokens:.3%}"),
+        ("vocabulary in use", f"{np.count_nonzero(counts) / len(pieces):.3%}"),
+    ]
+    return f"# Tokenizer {info.id}\n\n{table(('figure', ''), rows)}\n"
 
 
 def _first_ids(dataset: Path) -> npt.NDArray[Any]:
@@ -117,24 +124,3 @@ def _first_ids(dataset: Path) -> npt.NDArray[Any]:
     segments = [segment for split in SPLITS for segment in TokenStream(dataset, split).segments]
     needed = np.searchsorted(np.cumsum([len(segment) for segment in segments]), _MOST_TOKENS) + 1
     return np.concatenate([np.empty(0, np.uint16), *segments[:needed]])[:_MOST_TOKENS]
-
-
-def tokenizer_fit(pieces: list[bytes], counts: npt.NDArray[Any], unknown_id: int | None) -> list[str]:
-    """How well pieces fit a text, by how often the text has each, as markdown."""
-    tokens, used = max(1, int(counts.sum())), np.flatnonzero(counts).tolist()
-    partial = [index for index in used if pieces[index].decode(errors="ignore").encode() != pieces[index]]
-    texts = {index: pieces[index].decode(errors="replace") for index in used}
-    longest = sorted(texts, key=lambda index: (-len(texts[index]), index))[:_LONGEST_PIECES]
-    shares = {
-        "ids that hold part of a character (byte fallback)": counts[partial].sum() / tokens,
-        "unknown ids": 0 if unknown_id is None else counts[unknown_id] / tokens,
-        "vocabulary in use": len(used) / len(pieces),
-    }
-    return [
-        "## How it fits the text",
-        f"Counted over the first {counts.sum():,} ids.",
-        "\n".join(f"- {name}: {share:.3%}" for name, share in shares.items()),
-        "The longest pieces in use, with their counts:",
-        # Indented, so that no piece can leave the block; repr, so that none breaks its line.
-        "\n".join(f"    {counts[index]:>9,}  {texts[index]!r}" for index in longest),
-    ]

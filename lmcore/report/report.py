@@ -2,7 +2,7 @@
 
 import platform
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from lmcore.report.baselines import baselines, compared
 from lmcore.report.data_report import data_sections
 from lmcore.report.plots import loss_picture
 from lmcore.report.summary import write_settings
-from lmcore.runs.metrics import events, figures, loss_table, read_metrics, source_table, warnings
-from lmcore.runs.run import Run, Shape, TrainingResult
+from lmcore.runs.metrics import events, figures, loss_table, read_metrics, warnings
+from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation, Score, score_rows
 from lmcore.settings.config import SampleConfig
@@ -31,12 +31,6 @@ _FILES = ("report.md", "report.png")
 _PICTURE = "![loss](report.png)"
 _EARLIER_SAMPLES = 3
 _PACKAGES = ("torch", "transformers", "sentencepiece", "pyarrow", "numpy")
-_DIMENSIONS = {
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "wide": ("hidden_size", "n_embd", "d_model"),
-    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-}
-"""The names of a dimension in config.json, by family of models."""
 
 
 class Report(Record):
@@ -126,13 +120,7 @@ def _quality(run: Run, training: TrainingResult, evaluation: Evaluation) -> Iter
     """What simple methods reach on the same text, and why two validation losses differ."""
     if found := baselines(run):
         yield "## How good it is"
-        rows = [
-            ("this model", evaluation.text_bytes, evaluation.bits_per_byte),
-            ("5-gram model of bytes", found.text_bytes, found.ngram_bits_per_byte),
-            ("zlib, level 9", found.text_bytes, found.zlib_bits_per_byte),
-        ]
-        cells = [(name, f"{size:,}", number(bits, ".4f")) for name, size, bits in rows]
-        yield table(("", "bytes of validation text", "bits per byte"), cells)
+        yield f"The model needs {number(evaluation.bits_per_byte, '.3f')} bits per byte of the validation text."
         counted = f"The 5-gram model counted {found.train_bytes:,} bytes of the training text."
         yield f"{escape(compared(evaluation.bits_per_byte, found))} {counted}"
     yield (
@@ -154,7 +142,7 @@ def _results(
     yield "bits per byte", number(evaluation.bits_per_byte, ".4f")
     last = f"last {settings.log_every} steps"
     yield "training loss", f"{number(training.train_loss, '.4f')} nats per token ({last})"
-    yield "model", _describe(run.shape) + (f", begun with {settings.init_from}" if settings.init_from else "")
+    yield "model", run.config.model_label
     yield "parameters", f"{training.parameters:,} ({training.trainable_parameters:,} trained)"
     flops = training.flops_per_token
     yield "FLOPs", f"{flops * training.tokens:.2e} ({flops:.2e} a token)"
@@ -169,13 +157,6 @@ def _results(
         yield "training time", f"{duration(training.seconds)} in steps, without validation and checkpoints"
         yield "training ended", for_people(training.ended)
     yield from figures(rows).items()
-
-
-def _describe(shape: Shape) -> str:
-    """A shape as text, such as "gpt2, 4 layers, 192 wide, 6 heads"."""
-    text = shape.get("text_config", shape)
-    found = {word: [text[name] for name in names if name in text] for word, names in _DIMENSIONS.items()}
-    return ", ".join([str(shape["model_type"]), *(f"{values[0]} {word}" for word, values in found.items() if values)])
 
 
 def _samples(run: Run, training: TrainingResult, settings: SampleConfig, texts: list[str]) -> Iterator[str]:
@@ -198,14 +179,12 @@ def _losses(rows: list[Row], evaluation: Evaluation) -> Iterator[str]:
     yield rows_table(loss_table(rows, 12))
     if evaluation.sources:
         yield rows_table(score_rows(evaluation.sources.items()))
-    if by_source := source_table(rows):
-        yield rows_table(by_source)
     if found := events(rows):
         yield "## Events"
-        yield table(("step", ""), ((f"{step:,}", message) for step, message in found))
+        yield rows_table(found)
 
 
-def _ids_and_versions(run: Run) -> Iterable[tuple[str, str]]:
+def _ids_and_versions(run: Run) -> Iterator[tuple[str, str]]:
     tokenizer = run.tokenizer_info
     seen = tokenizer.seen_bytes / tokenizer.corpus_bytes if tokenizer.corpus_bytes else None
     trained = f", trained on {seen:.1%} of {tokenizer.corpus_bytes:,} bytes" if seen else ""

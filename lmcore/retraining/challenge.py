@@ -9,7 +9,7 @@ when it is started again.
 
 from collections import Counter, deque
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +79,7 @@ def warm_start(
         "warmup_from": 0.0 if stable else train.min_learning_rate,
     }
     weights = replay_weights(tokens_by_source(by_age), config.dataset, retraining.replay)
-    dataset = run.dataset.model_copy(update={"weights": weights, "epochs": {}})
+    dataset = run.dataset.model_copy(update={"weights": weights})
     train = type(train).model_validate(train.model_dump() | changes)
     return run.model_copy(update={"run": "", "train": train, "dataset": dataset})
 
@@ -92,10 +92,7 @@ def replay_weights(tokens: dict[str, int], dataset: DatasetConfig, replay: float
     ``dataset`` names sources, but not one that has text.
     """
     ages = {"old": replay, "new": round(1 - replay, 12)}  # 0.15, not 0.15000000000000002
-    within = {
-        name: _given("weights", dataset, name) if dataset.weights else count * _given("epochs", dataset, name)
-        for name, count in tokens.items()
-    }
+    within = {name: _weight(dataset, name) if dataset.weights else count for name, count in tokens.items()}
     totals = {age: sum(share for name, share in within.items() if age_of(name) == age) for age in AGES}
     return {name: ages[age_of(name)] * share / (totals[age_of(name)] or 1) for name, share in within.items()}
 
@@ -109,18 +106,15 @@ def from_scratch(config: RetrainConfig, by_age: Path) -> RunConfig:
     for name, count in tokens.items():
         whole[base_source(name)] += count
     parts = {name: count / whole[base_source(name)] for name, count in tokens.items()}
-    weights = {name: _given("weights", dataset, name) * part for name, part in parts.items()}
-    epochs = {name: _given("epochs", dataset, name) for name in parts}
-    mixture = {"weights": weights if dataset.weights else {}, "epochs": epochs if dataset.epochs else {}}
-    return run.model_copy(update={"run": "", "dataset": run.dataset.model_copy(update=mixture)})
+    weights = {name: _weight(dataset, name) * part for name, part in parts.items()} if dataset.weights else {}
+    return run.model_copy(update={"run": "", "dataset": run.dataset.model_copy(update={"weights": weights})})
 
 
-def _given(field: Literal["weights", "epochs"], dataset: DatasetConfig, name: str) -> float:
-    """The value of a field of the settings for the source of a part; 1 where the field is empty."""
-    shares, source = getattr(dataset, field), base_source(name)
-    if shares and source not in shares:
-        raise ConfigError(f"dataset.{field} must name every source, and {source} has text now: 0 leaves it out")
-    return float(shares.get(source, 1.0))
+def _weight(dataset: DatasetConfig, name: str) -> float:
+    """The weight that the settings give to the source of a part."""
+    if (source := base_source(name)) not in dataset.weights:
+        raise ConfigError(f"dataset.weights must name every source, and {source} has text now: 0 leaves it out")
+    return dataset.weights[source]
 
 
 def unused(config: RetrainConfig, champion: dict[str, Any]) -> list[str]:

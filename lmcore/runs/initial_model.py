@@ -122,6 +122,15 @@ class InitialModel:
         if self.manifest:
             verify_artifact(self.folder)
 
+    def optimizer_folder(self) -> Path:
+        """The folder, which has the optimizer's state to load. Raises ConfigError when it has none."""
+        if not (self.folder / "optimizer.safetensors").exists():
+            raise ConfigError(
+                f"train.init_optimizer: {self.folder} holds no optimizer's state, which only a run's checkpoints do "
+                "(runs/NAME/checkpoints/step-...)"
+            )
+        return self.folder
+
     def check(self, config: RunConfig, tokenizer: TokenizerInfo) -> None:
         """Raise ConfigError or TokenizerError unless a run with these settings can start from this model."""
         shape = in_transformers(self.shape).get_text_config()
@@ -139,7 +148,7 @@ class InitialModel:
                 f"{tokenizer.id} has {tokenizer.vocab_size:,}"
             )
         if config.train.init_optimizer:
-            init_checkpoint(self.name)
+            self.optimizer_folder()
 
     def _compare_vocabularies(self, tokenizer: TokenizerInfo) -> None:
         differing = list(differences(_vocabulary(self.tokenizer_folder), _vocabulary(tokenizer.folder)))
@@ -181,14 +190,3 @@ def _hash(path: Path) -> str:
 @cache  # a run is named several times in a process
 def _hash_of_version(path: Path, *version: int) -> str:
     return hash_file(path)
-
-
-def init_checkpoint(init_from: str) -> Path:
-    """The folder with the optimizer's state to load. Raises ConfigError when there is none."""
-    folder = InitialModel.find(init_from).folder
-    if not (folder / "optimizer.safetensors").exists():
-        raise ConfigError(
-            f"train.init_optimizer: {folder} holds no optimizer's state, which only a run's checkpoints do "
-            "(runs/NAME/checkpoints/step-...)"
-        )
-    return folder

@@ -18,7 +18,7 @@ from lmcore.store.json_files import Row, append_line, read_lines, write_lines
 
 _TAIL_BYTES = 65_536
 _EVERY_ROW = ("kind", "step", "total_steps")
-_MOST_SOURCE_ROWS, _MOST_EVENTS = 12, 20
+_MOST_EVENTS = 20
 _LEAST_VALIDATIONS = 3
 """Fewer validations in the last third do not make a trend."""
 _NOISE = 0.02
@@ -130,25 +130,20 @@ def loss_table(rows: list[Row], most: int = 50) -> list[dict[str, Any]]:
     steps = sorted(trains.keys() | validations.keys())
     if len(steps) > most:
         steps = list(validations) or steps
+    stride = -(-len(steps) // most) or 1
     return [
         {
             "step": step,
             "tokens": (trains.get(step) or validations[step])["tokens"],
-            "train loss": _rounded(trains.get(step, {}).get("loss")),
-            "validation loss": _rounded(validations.get(step, {}).get("loss")),
+            "train loss": _loss(trains, step),
+            "validation loss": _loss(validations, step),
         }
-        for step in _spread(steps, most)
+        for step in reversed(steps[::-1][::stride])
     ]
 
 
-def source_table(rows: list[Row]) -> list[dict[str, Any]]:
-    """At most 12 rows of step and the validation loss of every source; none where there is one source."""
-    validations = [row for row in by_step(rows, "validation").values() if row.get("sources")]
-    names = sorted({name for row in validations for name in row["sources"]})
-    return [
-        {"step": row["step"], **{name: _rounded(row["sources"].get(name)) for name in names}}
-        for row in _spread(validations, _MOST_SOURCE_ROWS)
-    ]
+def _loss(rows: dict[int, Row], step: int) -> float | str:
+    return round(rows[step]["loss"], 4) if step in rows else ""
 
 
 def figures(rows: list[Row]) -> dict[str, str]:
@@ -158,9 +153,9 @@ def figures(rows: list[Row]) -> dict[str, str]:
     return {title: text(values[name]) for name, (title, text) in _FIGURES.items() if values[name]}
 
 
-def events(rows: list[Row]) -> list[tuple[int, str]]:
-    """(step, text) of the last events."""
-    return [(row["step"], row["text"]) for row in rows if row["kind"] == "event"][-_MOST_EVENTS:]
+def events(rows: list[Row]) -> list[dict[str, Any]]:
+    """Rows of step and text of the last events."""
+    return [{"step": row["step"], "event": row["text"]} for row in rows if row["kind"] == "event"][-_MOST_EVENTS:]
 
 
 def warnings(rows: list[Row]) -> list[str]:
@@ -193,13 +188,3 @@ def _rise(points: list[tuple[int, float]]) -> float:
         return 0.0
     steps, losses = zip(*points, strict=True)
     return float(linear_regression(steps, losses).slope * (steps[-1] - steps[0]))
-
-
-def _spread(items: list[Any], most: int) -> list[Any]:
-    """At most ``most`` items at equal distances, including the last."""
-    stride = -(-len(items) // most) or 1
-    return items[::-1][::stride][::-1]
-
-
-def _rounded(value: float | None) -> float | str:
-    return "" if value is None else round(value, 4)

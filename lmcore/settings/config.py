@@ -150,26 +150,18 @@ class DatasetConfig(Section):
     """Read the blocks of every epoch in a new random order."""
     weights: ByName[Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]] = {}
     """Share of each source in an epoch's blocks (web 0.7, wiki 0.3), of any sum. Empty: in proportion to the text."""
-    epochs: ByName[Annotated[float, Field(ge=0, le=10_000, allow_inf_nan=False)]] = {}
-    """Passes over each source in one epoch, instead of weights."""
     packing: Literal["stream", "best_fit"] = "stream"
     """stream: each block continues where the last one ended. best_fit: no document that fits a block is cut, but
     blocks are padded (arXiv 2404.10830)."""
     document_masking: bool = False
     """Restart attention and positions at each document in a block, as in evaluation."""
 
-    @property
-    def is_mixture(self) -> bool:
-        return bool(self.weights or self.epochs)
-
     @model_validator(mode="after")
     def _mixture_fits(self) -> Self:
-        if self.weights and self.epochs:
-            raise ValueError("weights and epochs are both given: a mixture has one of them")
-        if self.is_mixture and not any((self.weights or self.epochs).values()):
-            raise ValueError("weights or epochs are all 0: no source would be read")
-        if self.is_mixture and not self.shuffle:
-            raise ValueError("weights and epochs need shuffle: without it sources would not mix")
+        if self.weights and not any(self.weights.values()):
+            raise ValueError("weights are all 0: no source would be read")
+        if self.weights and not self.shuffle:
+            raise ValueError("weights need shuffle: without it sources would not mix")
         return self
 
 

@@ -56,7 +56,7 @@ view: Any = partial(Field, json_schema_extra={"role": "view"})
 """A field that changes what is shown or where it is kept."""
 
 
-_REMOVED = {"CorpusConfig": {"filter": ""}}
+_REMOVED: dict[str, dict[str, Any]] = {"CorpusConfig": {"filter": ""}, "DatasetConfig": {"epochs": {}}}
 """Settings of earlier versions by section, with the value that changed nothing."""
 
 
@@ -78,8 +78,8 @@ class Section(BaseModel):
 
 
 def result_fields(section: BaseModel) -> dict[str, Any]:
-    """The fields (nested, JSON values) that decide what is computed: role result."""
-    values, fields = section.model_dump(mode="json"), {}
+    """The fields (nested, JSON values) that decide what is computed: role result. Ids have removed ones too."""
+    values, fields = section.model_dump(mode="json"), dict(_REMOVED.get(type(section).__name__, {}))
     for name, info in type(section).model_fields.items():
         value, extra = getattr(section, name), info.json_schema_extra
         if not isinstance(extra, dict) or extra.get("role", "result") == "result":

@@ -1,6 +1,6 @@
 """The settings of training: initial weights, optimizer, schedule, guards, precision, device and checkpoints."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -70,9 +70,8 @@ class TrainConfig(Section):
     warmup_from: float = Field(0.0, ge=0, le=10)
     """Learning rate before the first step. For continued training, set it to where the last training ended."""
     decay: Size = "20 %"
-    """Length of the decay at the end of wsd. The checkpoint before it is kept for a longer training."""
-    decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
-    """Shape of wsd's decay: linear, or 1 - sqrt(share of the decay) (arXiv 2405.18392)."""
+    """Length of the decay at the end of wsd, by 1 - sqrt(its share) (arXiv 2405.18392). The checkpoint before the decay
+    is kept, so a longer training can start there."""
 
     # Guards
     max_skipped: int = Field(0, ge=0, le=1_000_000)
@@ -129,6 +128,14 @@ class TrainConfig(Section):
     """Newest checkpoints to keep. The one with the lowest validation loss is kept too."""
     keep_every: int = view(0, ge=0, le=1_000_000_000)
     """Also keep checkpoints at multiples of this step. 0: off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_decay_shape(cls, values: Any) -> Any:
+        """A removed setting, which the runs of earlier versions have."""
+        if isinstance(values, dict) and values.get("decay_shape", "1-sqrt") != "1-sqrt":
+            raise ValueError("decay_shape was removed: wsd always decays by 1 - sqrt, as with decay_shape 1-sqrt")
+        return {name: values[name] for name in values if name != "decay_shape"} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:

@@ -42,7 +42,7 @@ class State:
     row_seconds: float = 0.0
     """Seconds in the steps since the last log row."""
     row_waited: float = 0.0
-    """Seconds of ``row_seconds`` in which the loop waited for data."""
+    """Seconds of ``row_seconds`` spent waiting for data."""
     train_loss: float = math.nan
     validation_loss: float = math.nan
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
@@ -115,12 +115,12 @@ def load_checkpoint(path: Path, model: Module, optimizers: Optimizers, ranks: Ra
     """The state in a checkpoint folder, after its tensors were restored into model, optimizers and random state."""
     load_weights(path, model)
     load_optimizers(path, model, optimizers)
-    random = load_file(path / "random.safetensors")
+    random, cpu, cuda = load_file(path / "random.safetensors"), f"cpu-{ranks.rank}", f"cuda-{ranks.rank}"
     # A rank that the checkpoint does not have keeps the random state of its seed.
-    if (cpu := random.get(f"cpu-{ranks.rank}")) is not None:
-        torch.set_rng_state(cpu)
-    if (cuda := random.get(f"cuda-{ranks.rank}")) is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
+    if cpu in random:
+        torch.set_rng_state(random[cpu])
+    if cuda in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random[cuda])
     state: SavedState = from_json((path / "state.json").read_bytes())
     return state
 

@@ -27,7 +27,6 @@ from lmcore.settings.config import TrainConfig
 
 _log = logging.getLogger(__name__)
 _SECONDS_TO_MEET = 300
-_VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 
 # --- processes ---
@@ -90,9 +89,7 @@ class Ranks:
     @classmethod
     def from_environment(cls) -> Self:
         """The ranks that torchrun set; a single rank where it did not start this process."""
-        if not is_worker():
-            return cls()
-        return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
+        return cls(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))) if is_worker() else cls()
 
     @property
     def is_first(self) -> bool:

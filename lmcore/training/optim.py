@@ -87,17 +87,13 @@ class Optimizers:
             part.state[parameter][key] = step if key == "step" else like(tensor.clone(), parameter)
 
     def _check(self, tensors: dict[str, Tensor], model: Module) -> None:
-        names, owners, own = (
-            {entry.rpartition("/")[0] for entry in tensors},
-            self._owners(),
-            dict[str, tuple[int, ...]](),
-        )
+        saved = {entry: tuple(tensor.shape) for entry, tensor in tensors.items()}
+        names, owners, own = {entry.rpartition("/")[0] for entry in saved}, self._owners(), dict[str, tuple[int, ...]]()
         for name, parameter in model.named_parameters():
             if name in names and parameter in owners:
-                shape, is_muon = tuple(parameter.shape), isinstance(owners[parameter], torch.optim.Muon)
+                is_muon, shape = isinstance(owners[parameter], torch.optim.Muon), tuple(parameter.shape)
                 form = {"momentum_buffer": shape} if is_muon else {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
                 own |= {f"{name}/{key}": each for key, each in form.items()}
-        saved = {entry: tuple(tensor.shape) for entry, tensor in tensors.items()}
         if saved != own:
             theirs, ours = (
                 ", ".join(f"{entry} {list(shape)}" for entry, shape in sorted(some)[:4]) or "nothing"

@@ -27,7 +27,7 @@ _SCALES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 _LEFT: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
     "linear": lambda done: 1 - done,
-    "1-sqrt": lambda done: 1 - math.sqrt(done),
+    "wsd": lambda done: 1 - math.sqrt(done),
 }
 
 
@@ -125,8 +125,7 @@ class Schedule:
             return config.learning_rate * math.sqrt(max(1, self.warmup_steps) / done)
         if decayed <= 0:
             return config.learning_rate
-        shape = config.decay_shape if config.schedule == "wsd" else config.schedule
-        left = _LEFT[shape](decayed / self.decay_steps)
+        left = _LEFT[config.schedule](decayed / self.decay_steps)
         return _between(config.min_learning_rate, config.learning_rate, left)
 
 

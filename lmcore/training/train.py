@@ -27,7 +27,7 @@ from lmcore.errors import StoppedError, TrainingError
 from lmcore.model.device import device_of_worker, held_device, peak_memory
 from lmcore.model.generate import write_samples
 from lmcore.model.model import Tensors, flops_per_token, parameter_count
-from lmcore.runs.initial_model import init_checkpoint
+from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.metrics import MetricsWriter
 from lmcore.runs.run import (
     Run,
@@ -121,7 +121,8 @@ class _Training:
             self.train_step.load(saved["learner"])
             return State.from_saved(saved)
         if self.config.init_optimizer:
-            load_optimizers(init_checkpoint(self.config.init_from), self.train_step.model, self.train_step.optimizers)
+            initial = InitialModel.find(self.config.init_from)
+            load_optimizers(initial.optimizer_folder(), self.train_step.model, self.train_step.optimizers)
         return State()
 
     def _open_metrics(self, keep_events: bool = False) -> MetricsWriter | None:
@@ -232,9 +233,13 @@ class _Training:
             raise _OneTooManyError(
                 f"step {standing.steps[-1]} has loss {standing.loss:.4g} and gradient norm {standing.norm:.4g}, and "
                 f"{self.config.max_skipped} bad steps are allowed (train.max_skipped). Its documents are listed in "
-                f"{self.run.metrics}. Lower train.learning_rate (now {self.config.learning_rate}) or clip harder "
-                "(train.grad_clip), then start with --fresh"
+                f"{self.run.metrics}. {self._advice}"
             )
+
+    @property
+    def _advice(self) -> str:
+        rate = self.config.learning_rate
+        return f"Lower train.learning_rate (now {rate}) or clip harder (train.grad_clip), then start with --fresh"
 
     def _roll_back(self, error: TrainingError) -> None:
         """Return to the newest checkpoint, once, and leave out the blocks since; otherwise raise ``error``."""
@@ -281,10 +286,7 @@ class _Training:
         score = sum(scores.values(), Score())
         loss = state.validation_loss = score.nats_per_token
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the validation loss is {loss} after step {state.step}: lower train.learning_rate (now "
-                f"{self.config.learning_rate}) or clip harder (train.grad_clip), then start with --fresh"
-            )
+            raise TrainingError(f"the validation loss is {loss} after step {state.step}. {self._advice}")
         sources = {name: each.nats_per_token for name, each in scores.items()}
         named = {"sources": sources} if len(sources) > 1 else {}
         self._write("validation", loss=loss, bits_per_byte=score.bits_per_byte, **named)
@@ -345,8 +347,8 @@ class _Training:
         state, step, model = self.state, self.state.step, self.train_step.model
         if math.isnan(state.train_loss):
             raise TrainingError(
-                f"none of {state.step} steps had a finite gradient, so no weights changed: lower train.learning_rate "
-                f"(now {self.config.learning_rate}), or use another train.precision, and start with --fresh"
+                f"none of {state.step} steps had a finite gradient, so no weights changed. {self._advice}; another "
+                "train.precision may help too"
             )
         if self.config.patience and whole_checkpoint(self.run.checkpoints, state.early_stopping.best_step):
             step = state.early_stopping.best_step

@@ -43,12 +43,10 @@ class Validation:
                 raise InterruptedError
 
         scores = {name: self._scorer.each(mine, check).total for name, mine in self._documents.items()}
-        if not self._is_shared:
-            return scores
-        return {
-            name: Score.from_figures(self._ranks.sum(torch.tensor(astuple(score)).double()).tolist())
-            for name, score in scores.items()
-        }
+        if self._is_shared and self._ranks.world > 1:
+            sums = {name: self._ranks.sum(torch.tensor(astuple(score)).double()) for name, score in scores.items()}
+            scores = {name: Score.from_figures(each.tolist()) for name, each in sums.items()}
+        return scores
 
 
 def _first_documents(dataset: Path, tokens: int) -> dict[str, list[Document]]:

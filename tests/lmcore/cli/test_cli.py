@@ -201,7 +201,7 @@ def test_a_byte_order_mark_is_no_setting(file: Path) -> None:
 
 def leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
-        if isinstance(value, dict) and prefix + name not in ("corpus.sources", "dataset.weights", "dataset.epochs"):
+        if isinstance(value, dict) and prefix + name not in ("corpus.sources", "dataset.weights"):
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
@@ -287,7 +287,7 @@ def test_a_setting_that_help_shows_is_there() -> None:
         ),
         ({}, "corpus.paths is empty"),
         ({"corpus": {"paths": ["."], "include": ["*.md"]}}, r"corpus.paths: no file in \. matches corpus.include"),
-        ({"corpus": {"paths": ["."]}, "dataset": {"weights": {"web": 1}}}, "dataset.weights or dataset.epochs must"),
+        ({"corpus": {"paths": ["."]}, "dataset": {"weights": {"web": 1}}}, "dataset.weights must"),
         (
             {"corpus": {"paths": ["."]}, "tokenizer": {"source": "no/where.model"}},
             "tokenizer.source: no/where.model does",

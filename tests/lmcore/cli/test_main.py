@@ -223,28 +223,11 @@ def test_bad_flags_are_named(status: int, error: str, flags: list[str]) -> None:
     assert_fails(status, error, "pretrain", *flags)
 
 
-def test_a_misspelt_setting_in_the_file_is_named(settings: Path) -> None:
-    settings.write_text(settings.read_text() + "learning_rat = 1\n")
-    assert_fails(
-        1,
-        "train.learning_rat: there is no such setting. Did you mean train.learning_rate?",
-        "pretrain",
-        "--config",
-        settings,
-    )
-
-
 def test_a_corpus_smaller_than_a_block_is_one_line(settings: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     command = ("pretrain", "--config", settings, "--store", store, "--dataset.block_size", 100_000)
     assert_fails(1, "error: the corpus is smaller than one block: ", *command)
     assert not list(store.glob("runs/*"))
-
-
-def test_a_missing_corpus_is_one_line(tmp_path: Path) -> None:
-    command = ("prepare", "--corpus.paths", tmp_path / "nowhere", "--store", tmp_path / "store")
-    assert_fails(1, "nowhere does not exist", *command)
-    assert not (tmp_path / "store").exists()
 
 
 def test_training_what_is_no_run_is_one_line(tmp_path: Path) -> None:

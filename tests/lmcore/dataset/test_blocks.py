@@ -143,9 +143,9 @@ def test_sources_are_counted_and_shared_out(mixed: Prepared) -> None:
     }
     for name in ("documents", "tokens", "text_bytes"):
         assert sum(getattr(source, name) for source in plain.sources.values()) == getattr(mixed.dataset, name)
-    wiki_alone = count_blocks(mixed.dataset, DatasetConfig(block_size=16, epochs={"web": 0, "wiki": 2}))
+    wiki_alone = count_blocks(mixed.dataset, DatasetConfig(block_size=16, weights={"web": 0, "wiki": 2}))
     assert [source.share for source in wiki_alone.sources.values()] == [0, 1]
-    assert wiki_alone.train_blocks == 2 * ((plain.sources["wiki"].tokens - 1) // 16)
+    assert wiki_alone.train_blocks == (plain.sources["wiki"].tokens - 1) // 16
 
 
 def test_packing_leaves_no_tail(prepared: Prepared) -> None:

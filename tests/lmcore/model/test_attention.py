@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lmcore.model.attention import causal_mask, document_mask, use_own_attention, uses_own_attention
+from lmcore.model.attention import training_mask, use_own_attention, uses_own_attention
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def logits(model: PreTrainedModel, **inputs: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_causal_logits_are_those_of_plain_transformers(family: str) -> None:
-    found = logits(own(family), attention_mask=causal_mask(IDS))
+    found = logits(own(family), attention_mask=training_mask(IDS))
     assert torch.equal(found, logits(build(family)))
     torch.testing.assert_close(found, logits(build(family, "eager")), atol=1e-6, rtol=1e-5)
 
@@ -87,7 +87,7 @@ def test_a_cache_is_read_whole(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_documents_have_the_logits_they_have_alone(family: str) -> None:
     model = own(family)
-    packed = logits(model, position_ids=POSITIONS, attention_mask=document_mask(DOCUMENTS))
+    packed = logits(model, position_ids=POSITIONS, attention_mask=training_mask(IDS, DOCUMENTS))
     for row in range(3):
         for number in range(int(DOCUMENTS[row].max()) + 1):
             places = DOCUMENTS[row] == number
@@ -96,7 +96,7 @@ def test_packed_documents_have_the_logits_they_have_alone(family: str) -> None:
 
 
 def test_a_document_mask_is_causal_and_block_diagonal() -> None:
-    mask = document_mask(torch.tensor([[0, 0, 1, 1, 1]]))
+    mask = training_mask(IDS, torch.tensor([[0, 0, 1, 1, 1]]))
     expected = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).tril().bool()
     assert torch.equal(mask, expected[None, None])
 
@@ -118,7 +118,7 @@ def test_the_kernel_is_told_causal_and_given_no_mask(
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", watched)
     call = torch.compile(model, fullgraph=True, backend="eager") if is_compiled else model
-    call(input_ids=IDS, attention_mask=causal_mask(IDS), use_cache=False)
+    call(input_ids=IDS, attention_mask=training_mask(IDS), use_cache=False)
     assert len(seen) == 2
     for settings in seen:
         assert (settings["is_causal"], settings["attn_mask"], settings["dropout_p"]) == (True, None, 0.25)
@@ -130,8 +130,8 @@ def test_compiled_in_one_graph_it_computes_the_same(family: str) -> None:
     model = own(family)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for inputs in (
-        {"attention_mask": causal_mask(IDS)},
-        {"attention_mask": document_mask(DOCUMENTS), "position_ids": POSITIONS},
+        {"attention_mask": training_mask(IDS)},
+        {"attention_mask": training_mask(IDS, DOCUMENTS), "position_ids": POSITIONS},
     ):
         torch.testing.assert_close(logits(compiled, **inputs), logits(model, **inputs), atol=1e-6, rtol=1e-5)
 

@@ -36,17 +36,6 @@ def test_the_model_is_what_the_settings_say(prepared: Prepared, architecture: st
     assert logits.shape == (2, 16, prepared.tokenizer.vocab_size)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_no_position_sees_a_later_one(prepared: Prepared, architecture: str) -> None:
-    model = new_model(prepared.run(model={"architecture": architecture})).eval()
-    ids = torch.randint(0, prepared.tokenizer.vocab_size, (1, 16))
-    changed = ids.clone()
-    changed[0, 9:] = 7
-    with torch.no_grad():
-        assert torch.allclose(model(ids).logits[0, :9], model(changed).logits[0, :9], atol=1e-6)
-        assert not torch.allclose(model(ids).logits[0, 9:], model(changed).logits[0, 9:], atol=1e-6)
-
-
 def test_the_seed_alone_decides_the_first_weights(prepared: Prepared) -> None:
     first, same, other = (new_model(prepared.run(seed=seed)).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], same[name]) for name in first)

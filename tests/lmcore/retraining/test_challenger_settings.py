@@ -17,7 +17,6 @@ TOKENS = {"web (old)": 600, "web (new)": 200, "wiki (old)": 100}
     [
         (DatasetConfig(), {"web (old)": 0.9 * 6 / 7, "wiki (old)": 0.9 / 7}),
         (DatasetConfig(weights={"web": 1, "wiki": 3}), {"web (old)": 0.9 / 4, "wiki (old)": 0.9 * 3 / 4}),
-        (DatasetConfig(epochs={"web": 1, "wiki": 6}), {"web (old)": 0.45, "wiki (old)": 0.45}),
     ],
 )
 def test_within_an_age_sources_have_the_shares_that_were_asked_for(
@@ -30,33 +29,25 @@ def test_the_share_of_new_text_reads_as_people_write_it() -> None:
     assert replay_weights({"web (old)": 6, "web (new)": 2}, DatasetConfig(), 0.85)["web (new)"] == 0.15
 
 
-@pytest.mark.parametrize("dataset", [DatasetConfig(weights={"web": 1}), DatasetConfig(epochs={"web": 1})])
-def test_a_source_that_came_since_must_be_named(dataset: DatasetConfig) -> None:
+def test_a_source_that_came_since_must_be_named() -> None:
     with pytest.raises(ConfigError, match="must name every source, and wiki has text now"):
-        replay_weights(TOKENS, dataset, 0.9)
+        replay_weights(TOKENS, DatasetConfig(weights={"web": 1}), 0.9)
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, {"weights": {}, "epochs": {}}),
-        (
-            {"weights": {"web": 4, "wiki": 3}},
-            {"weights": {"web (old)": 3, "web (new)": 1, "wiki (old)": 3}, "epochs": {}},
-        ),
-        (
-            {"epochs": {"web": 2, "wiki": 5}},
-            {"weights": {}, "epochs": {"web (old)": 2, "web (new)": 2, "wiki (old)": 5}},
-        ),
+        ({}, {}),
+        ({"web": 4, "wiki": 3}, {"web (old)": 3, "web (new)": 1, "wiki (old)": 3}),
     ],
 )
 def test_from_scratch_the_two_parts_of_a_source_are_mixed_as_the_one(
-    given: dict[str, dict[str, float]], expected: dict[str, dict[str, float]], monkeypatch: pytest.MonkeyPatch
+    given: dict[str, float], expected: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lmcore.retraining.challenge.tokens_by_source", lambda dataset: TOKENS)
-    config = RetrainConfig(corpus=CorpusConfig(paths=["text"]), dataset=DatasetConfig.model_validate(given), run="name")
+    config = RetrainConfig(corpus=CorpusConfig(paths=["text"]), dataset=DatasetConfig(weights=given), run="name")
     run = from_scratch(config, Path("apart"))
-    assert run.dataset.model_dump(include={"weights", "epochs"}) == expected
+    assert run.dataset.weights == expected
     assert (run.run, run.dataset.block_size) == ("", config.dataset.block_size)
 
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lmcore.errors import ConfigError, RunError, StoreError, TokenizerError
 from lmcore.model.export import export
 from lmcore.model.model import new_model, trained_model
-from lmcore.runs.initial_model import InitialModel, init_checkpoint
+from lmcore.runs.initial_model import InitialModel
 from lmcore.runs.prepare import prepare_run, run_name
 from lmcore.runs.run import Run
 from lmcore.store.artifacts import MANIFEST
@@ -65,7 +65,7 @@ def test_a_run_begins_with_a_checkpoint(prepared: Prepared, trained: Trained) ->
     checkpoint = trained.training.checkpoint
     model = new_model(prepared.run(init_from=str(checkpoint), seed=9, model={"layers": 7}))
     assert same(weights(model), load_file(checkpoint / "model.safetensors"))
-    assert init_checkpoint(str(checkpoint)) == checkpoint
+    assert InitialModel.find(str(checkpoint)).optimizer_folder() == checkpoint
 
 
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])

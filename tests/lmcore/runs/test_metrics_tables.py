@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcore.runs.metrics import Row, events, figures, loss_table, source_table, warnings
+from lmcore.runs.metrics import Row, events, figures, loss_table, warnings
 
 
 def metrics(trains: list[int], validations: list[int]) -> list[Row]:
@@ -53,18 +53,6 @@ def test_the_loss_table_is_the_golden_one(check_golden: Any) -> None:
     check_golden("loss_table.json", json.dumps(table, indent=1) + "\n")
 
 
-def test_sources_have_a_column_each() -> None:
-    rows: list[Row] = [
-        {"kind": "validation", "step": step, "loss": 3.0, "sources": {"wiki": 2 + step / 100, "web": 4.0}}
-        for step in range(1, 31)
-    ]
-    del rows[-1]["sources"]["web"]
-    table = source_table(rows)
-    assert table[-1] == {"step": 30, "web": "", "wiki": 2.3}
-    assert [line["step"] for line in table] == list(range(3, 31, 3))
-    assert source_table(metrics([1], [1])) == []
-
-
 def test_figures_are_those_the_rows_have() -> None:
     rows: list[Row] = [
         {"kind": "train", "mfu": share, "memory_bytes": size, "data_wait_share": 0.001, "skipped": skipped}
@@ -81,7 +69,10 @@ def test_figures_are_those_the_rows_have() -> None:
 
 def test_the_last_events_are_told() -> None:
     rows: list[Row] = [{"kind": "event", "step": step, "text": f"event {step}"} for step in range(30)]
-    assert events([*rows, *metrics([1], [2])])[-2:] == [(29, "event 29"), (1, "a step was skipped")]
+    assert events([*rows, *metrics([1], [2])])[-2:] == [
+        {"step": 29, "event": "event 29"},
+        {"step": 1, "event": "a step was skipped"},
+    ]
     assert len(events(rows)) == 20
 
 

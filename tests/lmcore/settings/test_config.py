@@ -1,13 +1,11 @@
 """One definition of every setting serves Python, TOML, flags and forms."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from lmcore.settings.config import CorpusConfig, ModelConfig, RunConfig, TrainConfig
+from lmcore.settings.config import CorpusConfig, RunConfig, TrainConfig
 from lmcore.settings.section import fingerprint, result_fields
 
 
@@ -44,7 +42,6 @@ def test_every_setting_is_explained(name: str, info: object) -> None:
         {"corpus": {"min_bytes": 2, "max_bytes": 1}},
         {"dataset": {"weights": {"corpus": float("inf")}}},
         {"dataset": {"weights": {"corpus": float("nan")}}},
-        {"dataset": {"epochs": {"corpus": 1e19}}},
         {"run": "../other"},
         {"run": ".hidden"},
     ],
@@ -58,11 +55,6 @@ def test_a_removed_setting_is_passed_over_where_it_changed_nothing() -> None:
     assert CorpusConfig.model_validate({"filter": ""}) == CorpusConfig()
     with pytest.raises(ValidationError, match="filter was removed: leave it out"):
         CorpusConfig.model_validate({"filter": "json.loads"})
-
-
-def test_settings_survive_json() -> None:
-    config = RunConfig(run="x", model=ModelConfig(architecture="qwen3"), train=TrainConfig(epochs=0.5))
-    assert RunConfig.model_validate_json(config.model_dump_json()) == config
 
 
 def test_only_result_fields_name_a_run() -> None:
@@ -84,11 +76,6 @@ def test_the_store_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert RunConfig().store == Path("store")
     monkeypatch.setenv("LM_STORE", "/elsewhere")
     assert RunConfig().store == Path("/elsewhere")
-
-
-def test_settings_are_cheap_to_import() -> None:
-    code = "import lmcore.settings.config, sys; sys.exit('torch' in sys.modules or 'prefect' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,6 @@ def test_a_lone_surrogate_is_refused(settings: dict[str, Any]) -> None:
         RunConfig.model_validate(settings)
 
 
-def test_a_source_without_a_name_is_refused() -> None:
-    with pytest.raises(ValidationError, match="a name is empty"):
-        RunConfig.model_validate({"corpus": {"sources": {"": ["texts"]}}})
-
-
 def test_all_other_text_is_taken() -> None:
     text = "改行\nと絵文字😀 \U0010ffff\ufffd"
     config = RunConfig.model_validate({"sample": {"prompts": [text]}, "corpus": {"sources": {text: [text]}}})

@@ -100,9 +100,14 @@ def test_wsd_by_hand() -> None:
     start = [0.25, 0.5, 0.75, 1, 1, 1]
     root = [0.1 + 0.9 * (1 - math.sqrt(i / 4)) for i in (1, 2, 3, 4)]
     assert rates(10, schedule="wsd") == pytest.approx(start + root)
-    assert rates(10, schedule="wsd", decay_shape="linear") == pytest.approx([*start, 0.775, 0.55, 0.325, 0.1])
     assert schedule(10, schedule="wsd").decay_start == 6
     assert schedule(10).decay_start is None
+
+
+def test_decay_shape_was_removed_and_runs_that_have_it_open() -> None:
+    assert TrainConfig.model_validate({"decay_shape": "1-sqrt"}) == TrainConfig()
+    with pytest.raises(ValueError, match="decay_shape was removed: wsd always decays by 1 - sqrt"):
+        TrainConfig.model_validate({"decay_shape": "linear"})
 
 
 def test_constant_and_inverse_square_root_by_hand() -> None:
@@ -176,7 +181,6 @@ def schedules(draw: st.DrawFn, kinds: list[str] = KINDS) -> Schedule:
         warmup_from=peak * draw(st.floats(0, 1)),
         warmup=f"{warmup} steps",
         decay=f"{decay} steps",
-        decay_shape=draw(st.sampled_from(["linear", "1-sqrt"])),
     )
 
 
@@ -206,7 +210,7 @@ def test_no_jump_is_larger_than_the_steepest_step(each: Schedule) -> None:
     steepest = {
         "cosine": fall * math.pi / 2 / decay,
         "linear": fall / decay,
-        "wsd": fall * (1 / decay if config.decay_shape == "linear" else math.sqrt(1 / decay)),
+        "wsd": fall * math.sqrt(1 / decay),
         "inverse_sqrt": config.learning_rate / 2 / max(1, each.warmup_steps),
         "constant": 0.0,
     }[config.schedule]

@@ -1,4 +1,4 @@
-"""Settings from a preset, a few fields and a TOML text; and settings written as such a text."""
+"""Settings from presets, files, the fields of a form and a TOML text; and settings written as such a text."""
 
 import tomllib
 from pathlib import Path
@@ -9,10 +9,11 @@ from hypothesis import given as draw
 from hypothesis import strategies as st
 
 from lmcore.errors import ConfigError
-from lmcore.settings.config import CorpusConfig, RunConfig
+from lmcore.settings.config import RunConfig
 from lmcore.settings.read import (
     CUSTOM,
     given,
+    merge,
     preset_names,
     settings_of,
     settings_of_flags,
@@ -74,11 +75,6 @@ def test_the_text_wins_over_the_fields_and_these_over_the_preset() -> None:
     assert config.train.max_steps == 6
     assert config.train.batch_size == settings_of(RunConfig, "tiny", {}, "").train.batch_size
     assert without_effect(fields, "", config) == ["train.max_steps of the form: advanced sets it, or what it describes"]
-
-
-def test_text_of_the_form_resets_what_described_that_of_the_preset() -> None:
-    config = settings_of(RunConfig, "tiny", {"corpus": {"paths": ["texts"]}}, "")
-    assert config.corpus == CorpusConfig(paths=["texts"])
 
 
 @pytest.mark.parametrize(
@@ -153,3 +149,50 @@ def test_settings_of_sections_that_a_flow_does_not_look_at_are_named() -> None:
 def test_the_text_of_settings_leaves_the_defaults_out() -> None:
     config = RunConfig(train=TrainConfig(max_steps=5), store=Path("s"))
     assert settings_text(config) == 'store = "s"\n[train]\nmax_steps = 5'
+
+
+def test_a_preset_is_found_by_its_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert preset_names() == ["base", "small", "tiny"]
+    assert settings_of_flags(RunConfig, {}, "tiny").corpus.paths == ["stdlib:"]
+
+
+def test_a_file_wins_over_a_preset_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").write_text("[train]\nmax_steps = 3\n")
+    assert settings_of_flags(RunConfig, {}, "tiny").train.max_steps == 3
+    assert settings_of(RunConfig, "tiny", {}, "").corpus.paths == ["stdlib:"]
+
+
+def test_a_misspelt_preset_gets_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="Did you mean small"):
+        settings_of_flags(RunConfig, {}, "smal")
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[train\n")
+    with pytest.raises(ConfigError, match=r"mine\.toml"):
+        settings_of_flags(RunConfig, {}, str(tmp_path / "mine.toml"))
+
+
+def test_tables_are_merged_and_values_replaced() -> None:
+    settings = {"train": {"max_steps": 3, "seed": 1}, "store": "a"}
+    assert merge(settings, {"train": {"seed": 2}, "store": "b"}) == {"train": {"max_steps": 3, "seed": 2}, "store": "b"}
+    assert settings == {"train": {"max_steps": 3, "seed": 1}, "store": "a"}
+
+
+def test_other_paths_drop_what_described_the_old_ones() -> None:
+    settings = {"corpus": {"paths": ["stdlib:"], "include": ["*.py"], "exclude": ["test"], "min_bytes": 3}}
+    assert merge(settings, {"corpus": {"paths": ["a"]}}) == {"corpus": {"paths": ["a"], "min_bytes": 3}}
+    changed = merge(settings, {"corpus": {"paths": ["a"], "include": ["*.txt"]}})
+    assert changed["corpus"] == {"paths": ["a"], "include": ["*.txt"], "min_bytes": 3}
+    assert merge(settings, {"corpus": {"seed": 1}})["corpus"]["include"] == ["*.py"]
+
+
+def test_other_paths_drop_the_prompts_that_fitted_the_old_ones() -> None:
+    settings = {"corpus": {"paths": ["stdlib:"]}, "sample": {"prompts": ["def"], "tokens": 5}}
+    changed = {"corpus": {"paths": ["a"]}}
+    assert merge(settings, changed)["sample"] == {"tokens": 5}
+    assert merge(settings, changed | {"sample": {"prompts": ["学"]}})["sample"] == {"prompts": ["学"], "tokens": 5}
+    assert merge(settings, {"corpus": {"seed": 1}})["sample"]["prompts"] == ["def"]
