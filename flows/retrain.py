@@ -110,7 +110,7 @@ def retrain(
         max_minutes: Minutes of training at most, at the speed of the version in use. 0: no such limit.
         hub_repository: Repository on the Hugging Face hub that the version in use is put into, such as user/name. The
             token is HF_TOKEN's on the machine that runs this. Empty: none.
-        advanced: All other settings, as TOML: a line [gate] and below it minimum_documents = 500. They win over the
+        advanced: All other settings, as TOML: a line [gate] and below it total_margin = 0.02. They win over the
             size and over the fields above.
     """
     fields = {

@@ -47,10 +47,11 @@ def look_for_new_text(dataset: Dataset, best: Version) -> tuple[Dataset, NewDocu
 def gate(config: RetrainConfig, best: Version | None, run: Path) -> Decision:
     """Score the champion on the challenger's evaluation text, and decide."""
     if best is not None:
-        from lmcore.retraining.scoring import score_champion  # and with it torch
+        from lmcore.retraining.scoring import score_champion, score_on_anchor  # and with it torch
 
         with gpu_slot(config):
             score_champion(best, run)
+            score_on_anchor(best, run)
     decision = compare(best, run, config.gate)
     get_run_logger().info(decision.verdict)
     return decision

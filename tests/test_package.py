@@ -84,7 +84,7 @@ def test_a_preset_is_trained_beside_modules_of_the_same_names(lm: Path, elsewher
         (["pretrain", "--preset", "tny"], 1, "Did you mean tiny?"),
         (["prepare", "--corpus.paths", "nowhere"], 1, "corpus.paths: nowhere does not exist"),
         (["serve"], 1, "holds lmcore.py, tasks.py, flows, deployments.py, which Prefect would load"),
-        (["retrain", "--corpus.paths", ".", "--gate.confidence", "2"], 1, "--gate.confidence: '2' is out of range"),
+        (["retrain", "--corpus.paths", ".", "--gate.old_margin", "2"], 1, "--gate.old-margin: '2' is out of range"),
     ],
 )
 def test_an_error_is_one_line_and_starts_nothing(

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import cyclopts
+import pydantic
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from lmcore.cli import runs, store, versions
@@ -128,6 +129,9 @@ def _said(error: Exception) -> str:
         return f"{unused[0]}: settings follow the command, as in pretrain --preset tiny"
     if isinstance(error, cyclopts.UnusedCliTokensError):
         return f"{' '.join(unused)}: there is no such argument; settings begin with --, see --help"
+    if isinstance(error.__cause__, pydantic.ValidationError) and isinstance(error, CycloptsError) and error.argument:
+        fault = error.__cause__.errors()[0]["msg"].removeprefix("Value error, ")
+        return f"{error.argument.name}: {fault}"
     if isinstance(error, cyclopts.MissingArgumentError) and error.argument:
         return f"{error.keyword or error.argument.name}: a value is missing, see --help"
     return " ".join(str(error).split())

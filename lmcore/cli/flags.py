@@ -26,7 +26,7 @@ COMMON = [
     *("model.architecture", "model.layers", "model.width", "model.heads"),
     *("train.max_steps", "train.epochs", "train.max_minutes", "train.batch_size", "train.learning_rate"),
     *("train.warmup", "train.optimizer", "train.init_from", "train.device", "sample.prompts"),
-    *("retraining.model_name", "retraining.min_new_bytes", "retraining.replay", "gate.old_margin_bits_per_byte"),
+    *("retraining.model_name", "retraining.min_new_bytes", "retraining.replay", "gate.old_margin"),
 ]
 """What most people set. ``--help`` shows these, ``--help-all`` every setting."""
 

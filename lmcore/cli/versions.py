@@ -80,6 +80,7 @@ def promote(
     expected: Annotated[str | None, Parameter(name="--expect"), InForm("", IdField)] = None,
     reason: Reason = "by hand",
     force: Annotated[bool, Parameter(negative=())] = False,
+    reference: Annotated[bool, Parameter(negative=())] = False,
     store: Store = "",
 ) -> Outcome:
     """Make a version the champion.
@@ -88,13 +89,17 @@ def promote(
         expected: The champion that it replaces; if another is in use by then, nothing changes. Empty: there is none
             yet. Not given on a command line: the one it was compared with.
         force: Promote it although the gate refused it.
+        reference: Measure later challengers against this version on all held-out text, instead of against the best
+            version before it. The way out when everything is refused by gate.total_margin.
     """
     from lmcore.registry import registry
 
     folder = store_folder(store)
     found = stored.find_version(folder, version_name(model_name, version))
     before = (found.receipt()["champion_before"] if expected is None else expected) or None
-    done = registry.promote(folder, found.model, found.id, expected=before, reason=reason, force=force)
+    done = registry.promote(
+        folder, found.model, found.id, expected=before, reason=reason, force=force, reference=reference
+    )
     data = {"model": done.model, "champion": done.id, "champion_before": before}
     return _with_history(folder, done.model, data)
 

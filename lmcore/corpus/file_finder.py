@@ -110,6 +110,9 @@ class FileFinder:
 
     def check(self, paths: list[str], setting: str) -> None:
         """Raise the error of ``find`` for local paths without a file to read; the search ends at the first file."""
+        for path in paths:
+            if not is_url(path):
+                _expand(path, setting)
         if not any(map(is_url, paths)) and next(self._files(paths, setting), None) is None:
             FileFinder(self._config).find(paths, setting)
 
@@ -118,7 +121,7 @@ class FileFinder:
             if is_url(entry):
                 yield from ((url, url) for url in self._remote(entry, setting))
                 continue
-            for path in expand(entry, setting):
+            for path in _expand(entry, setting):
                 check_allowed(path, setting)
                 if path.is_dir():
                     yield from ((os.path.realpath(file), file) for file in self._walk(path, setting))
@@ -271,7 +274,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def expand(entry: str, setting: str) -> list[Path]:
+def _expand(entry: str, setting: str) -> list[Path]:
     """The files and folders that a path names or a glob matches. Raises CorpusError if there is none."""
     if entry == STANDARD_LIBRARY:
         return [Path(sysconfig.get_path("stdlib"))]

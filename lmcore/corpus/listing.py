@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from lmcore.corpus.document_hashes import HASH, Hashes, hash_names, parse_hashes
-from lmcore.corpus.file_finder import FileFinder, expand
+from lmcore.corpus.file_finder import FileFinder
 from lmcore.corpus.formats import PLAIN_TEXT, SourceFile
 from lmcore.corpus.hash_index import HashIndex
 from lmcore.corpus.ledger import Ledger, counted, printable
@@ -123,9 +123,6 @@ def check_paths(config: RunConfig) -> None:
     lists = {"corpus.validation_paths": config.corpus.validation_paths, "corpus.paths": config.corpus.paths}
     lists |= {f"corpus.sources.{name}": paths for name, paths in config.corpus.sources.items()}
     for setting, paths in lists.items():
-        for path in paths:
-            if not is_url(path):
-                expand(path, setting)
         FileFinder(config.corpus).check(paths, setting)
 
 

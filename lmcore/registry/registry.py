@@ -8,7 +8,7 @@ version that is not removed yet: the next change completes both. No torch.
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,12 @@ from lmcore.store.locks import locked
 METRICS = "metrics.jsonl"
 
 
-def add_version(store: Path, name: str, run: Run, decision: dict[str, Any]) -> Version:
+def add_version(store: Path, name: str, run: Run, decision: dict[str, Any], scores: Iterable[Path] = ()) -> Version:
     """Make the run's export the next version of model ``name``. ``promote`` makes it the champion.
 
-    ``decision`` is the gate's: promoted (bool), reasons (list of str), rules (list of dict). Raises
-    StoreError when the run has no whole export, RegistryError for a name that cannot be one.
+    ``decision`` is the gate's: promoted (bool), reasons (list of str), rules (list of dict). ``scores`` are files that
+    the version keeps for later decisions. Raises StoreError when the run has no whole export, RegistryError for a name
+    that cannot be one.
     """
     export = run.folder / "model"
     about = verify_artifact(export)
@@ -58,7 +59,8 @@ def add_version(store: Path, name: str, run: Run, decision: dict[str, Any]) -> V
             for file in export.iterdir():
                 if file.name not in (MANIFEST, CARD):
                     _link(file, folder / file.name)
-            shutil.copy(run.metrics, folder / METRICS)
+            for file in (run.metrics, *scores):
+                shutil.copy(file, folder / file.name)
             (folder / RECEIPT).write_bytes(json_bytes(receipt))
             (folder / CARD).write_text(_card(receipt, run), encoding="utf-8")
         return version
@@ -108,19 +110,24 @@ def promote(
     reason: str,
     decision: dict[str, Any] | None = None,
     force: bool = False,
+    reference: bool = False,
     **about: Any,
 ) -> Version:
     """Make a version the champion, if the champion still is ``expected`` (None: there is none yet).
 
-    ``decision`` is the gate's, by default that in the version's receipt; ``about`` is more for the history. Raises
-    RegistryError when another promotion was first, and names it; also for a version that the gate refused, unless
-    ``force`` is set.
+    ``decision`` is the gate's, by default that in the version's receipt; ``about`` is more for the history. With
+    ``reference`` later challengers are measured against this version's own scores of the anchor; then it may be the
+    champion already. Raises RegistryError when another promotion was first, and names it; also for a version that the
+    gate refused, unless ``force`` is set.
     """
     with _changing(store, name) as folder:
         challenger = find_version(store, f"{name}/{version}")
         read_manifest(challenger.folder)
         current = champion_event(history(store, name))
         found = current["version"] if current else None
+        if reference and found == challenger.id:
+            _record(folder, "reference", challenger.id, reason, reference=True)
+            return challenger
         if found == challenger.id != expected:
             raise RegistryError(f"{challenger} already is the champion")
         decision = decision if decision is not None else challenger.receipt().get("decision", {})
@@ -133,6 +140,7 @@ def promote(
                 f"champion of {name}: expected was {expected or 'none'}, found is {found or 'none'}{since}. "
                 f"Compare {challenger.id} with it before you promote"
             )
+        about |= {"reference": True} if reference else {}
         _record(folder, "promoted", challenger.id, reason, decision, **about)
         return challenger
 

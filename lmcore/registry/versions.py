@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from lmcore.corpus.document_hashes import current_dataset_id
 from lmcore.errors import RegistryError, StoreError
 from lmcore.settings.section import NAME, NUMBER
 from lmcore.store.allowed_paths import check_allowed, check_folder_allowed
@@ -66,6 +65,8 @@ class Version:
     @property
     def dataset(self) -> Path:
         """The folder of the dataset it was trained on, without what was forgotten since."""
+        from lmcore.corpus.document_hashes import current_dataset_id  # and with it numpy
+
         return self.store / "datasets" / current_dataset_id(self.store, str(self.receipt()["dataset"]["id"]))
 
     @property

@@ -24,17 +24,14 @@ def retraining_page(
     """The page as Markdown, with an embedded picture of the comparison. ``champion`` is the one before the decision."""
     decided, _, reasons = verdict.partition(": ")
     parts = [f"# {config.retraining.model_name}: {decided}", markdown.escape(reasons)]
-    looked_at = [("corpus", dataset.ledger_summary()), ("dataset", dataset.id), ("champion", _name(champion))]
+    best = "none yet" if champion is None else f"{champion}, trained on dataset {champion.dataset.name}"
+    looked_at = [("corpus", dataset.ledger_summary()), ("dataset", dataset.id), ("champion", best)]
     parts.append(markdown.table(("looked at", ""), [*looked_at, *_news(config, news)]))
     if decision is not None:
         parts += _decided(decision)
     if run_folder is not None:
         parts.append(f"The run and its report: {markdown.code(str(run_folder))}")
     return "\n\n".join(parts) + "\n"
-
-
-def _name(champion: Version | None) -> str:
-    return "none yet" if champion is None else f"{champion}, trained on dataset {champion.dataset.name}"
 
 
 def _news(config: RetrainConfig, news: NewDocuments | None) -> Iterator[tuple[str, str]]:
@@ -51,5 +48,6 @@ def _decided(decision: Decision) -> Iterator[str]:
     if decision.comparisons:
         yield "Bits per byte. Below 0 the challenger is better."
         yield markdown.rows_table(decision.comparison_rows())
+        yield " ".join(decision.power)
         picture = comparison_picture(decision.comparisons, decision.verdict.partition(":")[0])
         yield markdown.picture("comparison", picture)

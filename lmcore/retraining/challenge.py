@@ -18,10 +18,11 @@ from lmcore.dataset.manifest import AGES, Dataset, age_of, base_source
 from lmcore.errors import ConfigError, StoreError
 from lmcore.registry.registry import add_version, promote, record_refusal
 from lmcore.registry.versions import Version, history, versions
+from lmcore.retraining.anchor import ANCHOR, SCORES, aligned, next_anchor, own_scores_path, reference
 from lmcore.retraining.gate import Decision, decide
 from lmcore.retraining.new_documents import NewDocuments, tokens_by_source
 from lmcore.runs.prepare import run_key
-from lmcore.runs.run import Run, TrainingResult
+from lmcore.runs.run import Run, trained_weights
 from lmcore.runs.scores import DocumentScores, scores_path
 from lmcore.runs.seen_documents import seen_documents
 from lmcore.settings.config import DatasetConfig, RunConfig
@@ -166,15 +167,26 @@ def require_comparable(best: Version, dataset: Path) -> None:
 def compare(best: Version | None, folder: Path, gate: GateConfig) -> Decision:
     """The gate's decision about a challenger, by the scores that are kept in ``folder``, that of its run.
 
-    ``evaluate`` wrote the challenger's, ``score_champion`` the champion's. Raises StoreError when they are missing.
+    ``evaluate`` wrote the challenger's, ``score_champion`` the champion's and ``score_on_anchor`` those of the anchor.
+    The folder also gets the anchor as it is when the challenger is promoted. Raises StoreError when scores are missing.
     """
     store = Run.open(folder).store
-    challenger = DocumentScores.load(scores_path(folder, _weights(folder)))
-    champion = DocumentScores.load(scores_path(folder, best.weights)) if best else None
+    challenger = DocumentScores.load(scores_path(folder, trained_weights(folder)))
     trained_on = {"challenger": _trained_on(folder, store)}
-    if best:
+    if best is None:
+        decision, after = (
+            decide(None, challenger, gate, trained_on, folder),
+            next_anchor(None, challenger, challenger, []),
+        )
+    else:
+        champion = DocumentScores.load(scores_path(folder, best.weights))
         trained_on["champion"] = _trained_on(best.folder, store)
-    return decide(champion, challenger, gate, trained_on, folder).save()
+        anchor, own = reference(best, champion), DocumentScores.load(own_scores_path(folder))
+        decision = decide(champion, challenger, gate, trained_on, folder, (aligned(own, anchor), own))
+        after = next_anchor(anchor, own, challenger, decision.references)
+    for name, scores in zip((ANCHOR, SCORES), after, strict=True):
+        scores.save(folder / name)
+    return decision.save()
 
 
 def record_decision(
@@ -193,9 +205,11 @@ def record_decision(
     of the ``page`` that shows the run, for people. Raises RegistryError when
     another version was promoted since ``best`` was read.
     """
-    weights, content = _weights(folder), decision.model_dump(mode="json", exclude={"folder"})
+    weights, content = trained_weights(folder), decision.model_dump(mode="json", exclude={"folder"})
     same = (each for each in versions(store, name) if each.weights == weights)
-    version = next(same, None) or add_version(store, name, Run.open(folder), content)
+    version = next(same, None) or add_version(
+        store, name, Run.open(folder), content, [folder / ANCHOR, folder / SCORES]
+    )
     reason = "; ".join(decision.reasons)
     about: dict[str, Any] = {"run": folder.name, "run_key": key, "gate": gate.model_dump(), "page": page}
     about |= version.figures()
@@ -212,10 +226,3 @@ def _trained_on(folder: Path, store: Path) -> npt.NDArray[np.uint64] | str:
         return seen_documents(folder, store).train
     except StoreError as error:
         return f"unknown: {error}"
-
-
-def _weights(run_folder: Path) -> str:
-    result = TrainingResult.load(run_folder)
-    if result is None:
-        raise StoreError(f"{run_folder / TrainingResult.file_name} is missing: run the pipeline again")
-    return result.weights

@@ -5,7 +5,9 @@ bytes of the text, so models with different tokenizers and contexts are comparab
 are encoded as text.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmcore.corpus.document_hashes import Hashes
 from lmcore.corpus.ledger import Ledger
 from lmcore.corpus.readers import read_documents
 from lmcore.corpus.scan import scan
@@ -23,9 +26,10 @@ from lmcore.model.device import held_device
 from lmcore.model.evaluate import Document, Scorer
 from lmcore.model.export import open_model, weights_folder
 from lmcore.model.loss import NextTokenLoss, sees_ahead
-from lmcore.registry.versions import Version, champion, find, models
-from lmcore.runs.run import Run
-from lmcore.runs.scores import DocumentScores
+from lmcore.registry.versions import Version, champion, find, models, versions
+from lmcore.retraining.anchor import aligned, own_scores_path, reference
+from lmcore.runs.run import Run, trained_weights
+from lmcore.runs.scores import DocumentScores, scores_path
 from lmcore.settings.config import CorpusConfig
 from lmcore.settings.section import fingerprint
 from lmcore.settings.training import DeviceChoice, PrecisionChoice
@@ -33,6 +37,8 @@ from lmcore.store.artifacts import MANIFEST, read_manifest
 from lmcore.store.files import hash_file, hash_text
 from lmcore.tokenizer.make import identify_files
 from lmcore.tokenizer.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 _TEXTS_AT_ONCE = 256
 """Texts that are encoded together."""
@@ -127,6 +133,43 @@ def score_champion(best: Version, folder: Path) -> DocumentScores:
     return scores.save_in(folder)
 
 
+def score_on_anchor(best: Version, folder: Path) -> DocumentScores:
+    """The challenger's scores of the documents of the champion's anchor; the run in ``folder`` keeps them.
+
+    Most are among its validation documents. Those that left the corpus are scored now, from the datasets of the
+    model's versions. A document that is in none of them is left out.
+    """
+    run, champions = Run.open(folder), DocumentScores.load(scores_path(folder, best.weights))
+    own = DocumentScores.load(scores_path(folder, trained_weights(folder)))
+    anchor = reference(best, champions)
+    missing = np.setdiff1d(anchor.hashes, own.hashes)
+    if len(missing):
+        train = run.config.train
+        texts = partial(_left_corpus, versions(best.store, best.model), missing)
+        own = own.joined(_score(folder, texts, train.device, train.precision, own.block_size))
+    scores = aligned(anchor, own)
+    if gone := len(anchor) - len(scores):
+        _log.warning("%d of %d documents of the anchor of %s are in no dataset any more", gone, len(anchor), best.model)
+    return scores.save(own_scores_path(folder))
+
+
+def _left_corpus(
+    known: list[Version], hashes: Hashes, tokenizer: Tokenizer, embeddings: int, labels: Labels
+) -> Iterator[Document]:
+    """The documents with these hashes from the datasets of versions. A dataset that is gone is passed over."""
+    remaining = set(hashes.tolist())
+    for version in reversed(known):
+        if not remaining:
+            return
+        with suppress(StoreError):
+            for document in _validation_documents(version.dataset, tokenizer, embeddings, labels):
+                if document[2] in remaining:
+                    remaining.remove(document[2])
+                    yield document
+                else:
+                    labels.pop()
+
+
 def score_validation(
     folder: Path, dataset: Path, device: DeviceChoice, precision: PrecisionChoice, block_size: int = 0
 ) -> DocumentScores:
@@ -135,14 +178,13 @@ def score_validation(
     With the model's own tokenizer the ids of the dataset are scored as they are, so that it need not be exact; with
     another one their texts, and what ``dataset_texts`` raises is raised.
     """
+    return _score(folder, partial(_validation_documents, dataset), device, precision, block_size)
 
-    def documents(tokenizer: Tokenizer, embeddings: int, labels: Labels) -> Iterator[Document]:
-        if tokenizer.id == read_manifest(dataset)["tokenizer_id"]:
-            yield from _stored(dataset, labels)
-        else:
-            yield from _encoded(dataset_texts(dataset), tokenizer, embeddings, labels)
 
-    return _score(folder, documents, device, precision, block_size)
+def _validation_documents(dataset: Path, tokenizer: Tokenizer, embeddings: int, labels: Labels) -> Iterator[Document]:
+    if tokenizer.id == read_manifest(dataset)["tokenizer_id"]:
+        return _stored(dataset, labels)
+    return _encoded(dataset_texts(dataset), tokenizer, embeddings, labels)
 
 
 def _score(

@@ -4,11 +4,11 @@ The Hugging Face hub reads the header. Where no licence is set, the card says so
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmcore import markdown
+from lmcore.markdown import table
 from lmcore.settings.config import RunConfig
 
 CARD = "README.md"
@@ -30,9 +30,18 @@ def model_card(title: str, config: RunConfig, about: str, facts: Facts, sections
     header |= {"license": card.licence} if card.licence else {}
     header |= {"language": card.languages} if card.languages else {}
     lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in header.items()]
-    table = markdown.table(("", ""), [*_stated(config), *facts])
-    parts = ["\n".join(["---", *lines, "---"]), f"# {title}", about, table, _USE, *_preparation(config), *sections]
-    return "\n\n".join([*parts, "The model knows only the text it was trained on."]) + "\n"
+    stated = [
+        ("licence", card.licence or "not stated: set card.licence before the model is passed on"),
+        ("language", ", ".join(card.languages) or "not stated"),
+    ]
+    parts = ["\n".join(["---", *lines, "---"]), f"# {title}", about, table(("", ""), [*stated, *facts]), _USE]
+    if form := config.corpus.normalize:
+        parts.append(
+            f"Trained on text in Unicode normalization {form}. The tokenizer here normalizes by itself in transformers "
+            f"(one that is only a spiece.model: NFKC, not NFC). Normalize text to {form} before you give it to another "
+            "program, such as llama.cpp."
+        )
+    return "\n\n".join([*parts, *sections, "The model knows only the text it was trained on."]) + "\n"
 
 
 def training_facts(training: Mapping[str, Any], evaluation: Mapping[str, Any], config: RunConfig) -> Facts:
@@ -50,19 +59,3 @@ def training_facts(training: Mapping[str, Any], evaluation: Mapping[str, Any], c
 def public_name(path: str) -> str:
     """A place in the store or on a hub. A folder elsewhere is its name only, because the card may be published."""
     return Path(path).name if Path(path).is_absolute() else path
-
-
-def _stated(config: RunConfig) -> Iterator[tuple[str, str]]:
-    not_stated = "not stated: set card.licence before the model is passed on"
-    yield "licence", config.card.licence or not_stated
-    yield "language", ", ".join(config.card.languages) or "not stated"
-
-
-def _preparation(config: RunConfig) -> Iterator[str]:
-    """A paragraph on how to prepare text, if the tokenizer does not do it in every program."""
-    if form := config.corpus.normalize:
-        yield (
-            f"Trained on text in Unicode normalization {form}. The tokenizer here normalizes by itself in transformers "
-            f"(one that is only a spiece.model: NFKC, not NFC). Normalize text to {form} before you give it to another "
-            "program, such as llama.cpp."
-        )

@@ -175,6 +175,14 @@ def step_of(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
+def trained_weights(folder: Path) -> str:
+    """The hash of the weights that the training of a run's folder ended with. Raises StoreError where it did not."""
+    result = TrainingResult.load(folder)
+    if result is None:
+        raise StoreError(f"{folder / TrainingResult.file_name} is missing: run the pipeline again")
+    return result.weights
+
+
 def weights_hash(checkpoint: Path) -> str:
     """The hash of the weights in a checkpoint folder, from its manifest."""
     return str(read_manifest(checkpoint)["files"]["model.safetensors"]["blake3"])

@@ -141,6 +141,20 @@ class DocumentScores:
         named = [(name, score) for label in LABELS for name, score in self.by(label).items()]
         return score_rows([("all", self.total), *named])
 
+    def taken(self, rows: npt.NDArray[np.intp]) -> Self:
+        """The scores of some rows, by their numbers."""
+        return self._with(*(column[rows] for column in self._columns()))
+
+    def joined(self, other: Self) -> Self:
+        """These rows, and those of ``other`` after them."""
+        return self._with(*map(np.concatenate, zip(self._columns(), other._columns(), strict=True)))
+
+    def _with(self, *columns: npt.NDArray[Any]) -> Self:
+        return type(self)(self.weights, self.tokenizer_id, self.block_size, *columns)
+
+    def _columns(self) -> tuple[npt.NDArray[Any], ...]:
+        return self.hashes, self.nats, self.tokens, self.text_bytes, self.sources, self.groups
+
     def order(self) -> npt.NDArray[np.intp]:
         """Row numbers in an order that does not depend on the present order."""
         return np.lexsort((self.nats, self.text_bytes, self.groups, self.sources, self.hashes))
@@ -153,8 +167,7 @@ class DocumentScores:
             "fingerprint": self.fingerprint,
             "checksum": self._checksum(),
         }
-        columns = (self.hashes, self.nats, self.tokens, self.text_bytes, self.sources, self.groups)
-        arrays = [pa.array(column).cast(kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)]
+        arrays = [pa.array(column).cast(kind) for column, kind in zip(self._columns(), _SCHEMA.types, strict=True)]
         table, sink = pa.table(arrays, _SCHEMA.with_metadata(about)), pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)

@@ -34,21 +34,21 @@ class RetrainingConfig(Section):
 class GateConfig(Section):
     """When a challenger takes the champion's place."""
 
-    old_margin_bits_per_byte: float = Field(0.005, ge=0, le=1)
-    """Bits per byte by which a challenger may be worse on old text, at the upper end of the confidence interval."""
+    old_margin: float = Field(0.005, ge=0, le=1)
+    """Bits per byte by which a challenger may be worse than the champion on old text, with 97.5 % confidence. No
+    source may be proved worse by more."""
+    total_margin: float = Field(0.010, ge=0, le=1)
+    """Bits per byte by which a challenger may be worse on the anchor than its reference, with 97.5 % confidence: the
+    limit of what many promotions may lose together. The anchor is the held-out text that the champions brought."""
     must_improve_new: bool = True
-    """The challenger must be better on new text: the whole confidence interval is below zero. Off: no new text is
-    needed."""
-    every_source: bool = False
-    """With several sources, the margin also holds for each source alone, on old and new text."""
-    minimum_documents: int = Field(200, ge=2, le=1_000_000_000)
-    """Different documents of old and of new text that a comparison needs. With fewer, the champion stays."""
-    confidence: float = Field(0.95, ge=0.5, lt=1)
-    """Confidence level of the two-sided intervals."""
-    resamples: int = Field(2000, ge=200, le=1_000_000)
-    """Resamples of the bootstrap. More give steadier intervals."""
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    """Seed of the resamples: the same seed gives the same intervals."""
+    """The challenger must be better on new text, with 90 % confidence. If off, only old text counts, and no new text
+    is needed."""
+    minimum_old_documents: int = Field(20, ge=2, le=1_000_000_000)
+    """Different held-out documents of old text that a comparison needs. With fewer, the champion stays."""
+    minimum_new_documents: int = Field(5, ge=2, le=1_000_000_000)
+    """Different held-out documents of new text that a comparison needs. With fewer, the champion stays."""
+    unit_bytes: int = Field(8192, ge=1, le=10**12)
+    """A document counts by at most this many bytes, so that a few long documents do not decide alone."""
 
 
 class RetrainConfig(RunConfig):

@@ -7,8 +7,8 @@ from urllib.parse import unquote
 WEB_SCHEMES = ("http", "https")
 ARROW_SCHEMES = ("s3", "gs", "gcs")
 """pyarrow.fs opens these. Their URLs may end in options of the file system: ?region=x&scheme=http."""
-# Other question marks belong to a name, or match a character.
-_OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")
+OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")
+"""The options. Other question marks belong to a name, or match a character."""
 _QUERY = re.compile(r"[?#].*", re.DOTALL)
 
 
@@ -20,7 +20,7 @@ def is_url(path: str) -> bool:
 def split_url(url: str) -> tuple[str, str, str]:
     """Scheme, path in the file system, and the options or the query with their question mark."""
     scheme, _, rest = url.partition("://")
-    pattern = _QUERY if scheme in WEB_SCHEMES else _OPTIONS if scheme in ARROW_SCHEMES else None
+    pattern = _QUERY if scheme in WEB_SCHEMES else OPTIONS if scheme in ARROW_SCHEMES else None
     found = pattern.search(rest) if pattern else None
     end = found.start() if found else len(rest)
     return scheme, rest[:end], rest[end:]

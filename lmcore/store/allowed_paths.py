@@ -16,13 +16,12 @@ from urllib.parse import unquote
 
 from lmcore.errors import ConfigError
 from lmcore.settings.section import Section, locations
-from lmcore.settings.urls import is_url
+from lmcore.settings.urls import OPTIONS, is_url
 
 VARIABLE = "LM_DATA_ROOTS"
 
 _SEPARATOR = re.compile(rf"{re.escape(os.pathsep)}(?=/(?!/)|~|[A-Za-z][A-Za-z0-9+.-]*:|$)")
 """A separator is followed by a root or by the end. So a colon inside a URL does not separate."""
-_OPTIONS = re.compile(r"\?(?=[a-z_]+=)[^?]*$")
 _STEP = re.compile(r"[/\\?#;]")
 """What may end a name in a URL: one server or another takes each of them for an end."""
 _PORTS = {"http": ":80", "https": ":443"}
@@ -97,7 +96,7 @@ def _roots(given: str) -> tuple[tuple[Path, ...], tuple[str, ...]]:
 
 def _is_below(url: str, root: str) -> bool:
     """Compare whole names, so that s3://texts-evil is not below s3://texts, and the options of a server."""
-    found, wanted = _OPTIONS.search(url), _OPTIONS.search(root)
+    found, wanted = OPTIONS.search(url), OPTIONS.search(root)
     is_web = url.startswith(("http://", "https://"))
     if not is_web and (found[0] if found else "") != (wanted[0] if wanted else ""):
         return False
@@ -107,7 +106,7 @@ def _is_below(url: str, root: str) -> bool:
 
 def _names(url: str) -> list[str]:
     """The parts of a URL between its slashes; those of a web address as one server understands them."""
-    scheme, _, rest = _OPTIONS.sub("", url).partition("://")
+    scheme, _, rest = OPTIONS.sub("", url).partition("://")
     names = rest.rstrip("/").split("/") if rest else []
     if names and (port := _PORTS.get(scheme)):
         names = [names[0].lower().removesuffix(port), *map(unquote, names[1:])]

@@ -198,13 +198,13 @@ def _users(store: Path, chunks: list[str], datasets: dict[Path, dict[str, Any]])
 
 
 def _purge(
-    store: Path,
-    plan: Forgotten,
-    query: DocumentQuery,
-    replaced: dict[Path, dict[str, Any]],
-    chunks: list[Path],
+    store: Path, plan: Forgotten, query: DocumentQuery, replaced: dict[Path, dict[str, Any]], chunks: list[Path]
 ) -> None:
-    _remember(store, plan)
+    """Carry out the plan. The event is written first. Where all of it is known, this call finishes an earlier one."""
+    known = {f"{value:016x}" for value in forgotten_hashes(store).tolist()}
+    if plan.datasets or plan.chunks or not set(plan.documents) <= known:
+        event = plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"})
+        append_line(store / FORGOTTEN, {"time": clock.iso_timestamp(), **event})
     wanted = np.array(sorted(int(name, 16) for name in plan.documents), np.uint64)
     for folder, without in replaced.items():
         if without:
@@ -214,14 +214,6 @@ def _purge(
         _purge_chunk(chunk, wanted, query)
     for name in plan.files:
         remove(store / name) if (store / name).is_dir() else (store / name).unlink(missing_ok=True)
-
-
-def _remember(store: Path, plan: Forgotten) -> None:
-    """Append the event, unless all of it is known: a second call then only finishes the first."""
-    known = {f"{value:016x}" for value in forgotten_hashes(store).tolist()}
-    if plan.datasets or plan.chunks or not set(plan.documents) <= known:
-        event = plan.model_dump(include={"documents", "absent", "chunks", "datasets", "runs", "versions"})
-        append_line(store / FORGOTTEN, {"time": clock.iso_timestamp(), **event})
 
 
 def _purge_chunk(folder: Path, wanted: Hashes, query: DocumentQuery) -> None:
@@ -239,14 +231,6 @@ def _purge_shard(old: Path, new: Path, wanted: Hashes) -> int:
     """The number of tokens that are left."""
     shard = Shard(old)
     tokens, lengths = blanked(shard.tokens, np.diff(shard.offsets), isin_sorted(shard.hashes, wanted))
-    write_shard(
-        new,
-        tokens,
-        lengths,
-        shard.text_bytes,
-        shard.positions,
-        shard.hashes,
-        tokenizer_id=shard.metadata["tokenizer_id"],
-        eos_id=int(shard.metadata["eos_id"]),
-    )
+    about = {"tokenizer_id": shard.metadata["tokenizer_id"], "eos_id": int(shard.metadata["eos_id"])}
+    write_shard(new, tokens, lengths, shard.text_bytes, shard.positions, shard.hashes, **about)
     return len(tokens)

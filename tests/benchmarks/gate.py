@@ -1,154 +1,197 @@
-"""How often the gate errs: promotes what is no better, or lets a regression pass.
+"""How often the gate errs, and how often it decides at all: python tests/benchmarks/gate.py
 
-    python tests/benchmarks/gate.py [CORPUS]
+Three tables from the code that decides. Coverage: how often the true difference is outside an interval. Power: how
+often one look lets an equal model pass. Years: 52 weekly retrainings of teams with little and much held-out text.
 
-Each comparison draws documents and two models' losses on them. The losses are synthetic (lengths with a heavy tail, two
-models that find the same documents hard); with CORPUS, a file of text, they are also those of trainings that differ by
-their seed alone, and each document's are given to champion and challenger by the toss of a coin, so that neither is
-better. A regression multiplies the challenger's. Takes a minute, and with a corpus some more for four trainings.
+The noise is that of small models on Japanese text: two successive models differ by 0.022 bits per byte (standard
+deviation) on a document, and a version keeps a fifth of the noise of the one before. A document has a lognormal length
+with a median of 1,289 bytes; a piece is a stretch of about 700. Takes about five minutes.
 """
 
+import math
 import sys
-import tempfile
-import time
-from dataclasses import dataclass, replace
-from itertools import permutations
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lmcore.retraining.anchor import aligned, next_anchor
 from lmcore.retraining.gate import decide
+from lmcore.retraining.intervals import Difference
 from lmcore.runs.scores import DocumentScores
-from lmcore.settings.config import RunConfig
 from lmcore.settings.retraining import GateConfig
 from tests.benchmarks.bench import sized, table
 
-COMPARISONS = sized(200, 2)
-SEEDS = sized(4, 2)
-STEPS = sized(300, 2)
-MANY = sized(50_000, 500)
+DRAWS, LOOKS, YEARS, WEEKS = sized(4_000, 20), sized(400, 4), sized(20, 1), sized(52, 3)
 NOWHERE = Path("nowhere")
-NOTHING = {"champion": np.empty(0, np.uint64), "challenger": np.empty(0, np.uint64)}
-# Factors of the challenger's losses on new and on old text.
-CASES = {
-    "A/A": (1.0, 1.0),
-    "1 % worse everywhere": (1.01, 1.01),
-    "1 % worse on old text": (0.95, 1.01),
-    "1 % better on new text": (0.99, 1.0),
-    "3 % better on new text": (0.97, 1.0),
+UNSEEN = {"champion": np.empty(0, np.uint64), "challenger": np.empty(0, np.uint64)}
+GATE = GateConfig()
+
+DIFFERENCE, KEPT = 0.022, 0.2
+"""Standard deviation of a document's difference between successive versions, and the share of a version's noise that
+the next one keeps."""
+SPREAD = DIFFERENCE / math.sqrt(2 * (1 - KEPT))
+GROWTH = 0.05
+"""New held-out text of a week, as a share of the first."""
+TEAMS = {
+    "200 pieces": (200, 0.0),
+    "400 pieces": (400, 0.0),
+    "200 documents": (200, 1.2),
+    "1,000 documents": (1000, 1.2),
 }
+"""Held-out documents at the start, and the standard deviation of the logarithm of their lengths."""
+BITS = math.log(2)
 
 
-@dataclass(frozen=True)
-class Simulation:
-    """A world of documents: their bytes, and the nats that two equally good models need for each (2, n)."""
+def coverage(units: int, draw: np.random.Generator, skewed: bool = False) -> tuple[float, float]:
+    """Shares of intervals that are wholly below and wholly above the truth. Nominal: 0.025 each."""
+    below = above = 0
+    for _ in range(DRAWS):
+        sizes = np.exp(draw.uniform(0, math.log(500), units))
+        errors = draw.exponential(1, units) - 1 if skewed else draw.standard_t(5, units)
+        found = Difference.of_units(sizes * errors, sizes)
+        below, above = below + (found.high(0.975) < 0), above + (found.low(0.975) > 0)
+    return below / DRAWS, above / DRAWS
 
-    text_bytes: Any
-    nats: Any
-    draw: np.random.Generator
+
+@dataclass
+class Team:
+    """A model that is retrained each week, with the truth about its old text."""
+
     documents: int
-    """In each group of a comparison."""
+    spread: float
+    draw: np.random.Generator
+    sources: int = 3
+    names: int = 1
+    level: float = 0.0
+    """True change of old text against the first champion, in bits per byte."""
+    best: float = 0.0
+    noise: Any = field(init=False)
+    champion: DocumentScores = field(init=False)
+    anchor: DocumentScores = field(init=False)
 
-    @classmethod
-    def from_shapes(cls, draw: np.random.Generator, documents: int) -> Self:
-        """Made up: 1.5 nats a byte; documents differ by 25 %, and what two models need for one by about 1 %, for a
-        short one by more, with heavy tails. So it was found between two seeds of small models on Japanese text."""
-        text_bytes = np.maximum(20, draw.lognormal(7, 1.4, 20_000)).astype(np.int64)
-        hard = draw.lognormal(0, 0.25, 20_000) * 1.5 * text_bytes
-        spread = 0.002 + 0.005 * np.sqrt(300 / text_bytes)
-        return cls(text_bytes, hard * (1 + spread * draw.standard_t(4, (2, 20_000))), draw, documents)
+    def __post_init__(self) -> None:
+        self.champion = self._text(self.documents, "old")
+        self.noise = self.draw.normal(0, SPREAD, self.documents)
+        self.champion = self._changed(self.champion, self.noise)
+        self.anchor, _ = next_anchor(None, self.champion, self.champion, [])
 
-    def pair(self, new: float, old: float) -> tuple[DocumentScores, DocumentScores]:
-        """Champion and challenger on documents of their own; the challenger's losses times ``new`` or ``old``."""
-        count = 2 * self.documents
-        rows, groups = self.draw.integers(len(self.text_bytes), size=count), np.repeat(["new", "old"], self.documents)
-        first = self.draw.integers(2, size=count)
-        factor = np.where(groups == "new", new, old)
-        champion = _scores(self.text_bytes[rows], self.nats[first, rows], groups)
-        return champion, replace(champion, nats=self.nats[1 - first, rows] * factor)
+    def _text(self, count: int, group: str) -> DocumentScores:
+        sizes = np.exp(self.draw.normal(math.log(1289 if self.spread else 700), self.spread, count))
+        sizes = np.clip(sizes, 20, 60_000).astype(np.int64)
+        hashes = np.arange(self.names, self.names + count, dtype=np.uint64)
+        self.names += count
+        names = np.char.add("s", (hashes % self.sources).astype(str))
+        groups = np.full(count, group)
+        return DocumentScores("w", "t", 8, hashes, 1.6 * BITS * sizes, sizes // 4 + 1, sizes, names, groups)
 
+    def _changed(self, scores: DocumentScores, bits_per_byte: Any) -> DocumentScores:
+        return replace(scores, nats=scores.nats + bits_per_byte * BITS * scores.text_bytes)
 
-def _scores(text_bytes: Any, nats: Any, groups: Any) -> DocumentScores:
-    hashes, sources = np.arange(1, len(nats) + 1).astype(np.uint64), np.full(len(nats), "text")
-    return DocumentScores("", "", 0, hashes, nats, text_bytes // 4 + 1, text_bytes, sources, groups)
+    def week(self, old: float = 0.0, gain: float = 0.0, ruined: float = 0.0) -> bool:
+        """Whether a challenger is promoted that is truly worse by ``old`` on old text and better by ``gain`` on new.
 
-
-def rates(simulation: Simulation, comparisons: int, config: GateConfig) -> dict[str, float]:
-    """The share of comparisons in which the challenger was promoted, by case."""
-    return {case: _promoted(simulation, comparisons, config, *factors) for case, factors in CASES.items()}
-
-
-def _promoted(simulation: Simulation, comparisons: int, config: GateConfig, new: float, old: float) -> float:
-    pairs = (simulation.pair(new, old) for _ in range(comparisons))
-    return sum(decide(*pair, config, NOTHING, NOWHERE).promoted for pair in pairs) / comparisons
-
-
-def trained_scores(corpus: Path) -> list[DocumentScores]:
-    """Scores of small models, trained alike but for the seed, on a quarter of the corpus that was held out."""
-    from lmcore.corpus.listing import open_corpus
-    from lmcore.dataset.tokenization import tokenize
-    from lmcore.retraining.scoring import dataset_texts, score_texts
-    from lmcore.runs.prepare import prepare_run
-    from lmcore.tokenizer.make import make_tokenizer
-    from lmcore.training.train import train
-
-    scores = []
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in range(SEEDS):
-            settings = {
-                "corpus": {"paths": [str(corpus)], "validation_fraction": 0.25, "max_bytes": 20_000},
-                "dataset": {"block_size": 128},
-                "model": {"layers": 2, "width": 96, "heads": 2},
-                "train": {"max_steps": STEPS, "learning_rate": 3e-3, "seed": seed, "validate_every": STEPS},
-                "store": folder,
-            }
-            config = RunConfig.model_validate(settings)
-            found, store = open_corpus(config)
-            tokenizer = make_tokenizer(config.tokenizer, config.corpus, found, store)
-            dataset = tokenize(config.corpus, found, tokenizer, store)
-            checkpoint = train(prepare_run(config, dataset, tokenizer, store)).checkpoint
-            texts = [
-                text._replace(group="old" if number % 2 else "new")
-                for number, text in enumerate(dataset_texts(dataset.folder))
-            ]
-            scores.append(score_texts(checkpoint, texts))
-            print(f"seed {seed}: {scores[-1].total.bits_per_byte:.4f} bits per byte", file=sys.stderr)
-    return scores
+        ``ruined`` is added to one source.
+        """
+        came = self._text(max(1, round(GROWTH * self.documents)), "new")
+        came_noise = self.draw.normal(0, SPREAD, len(came))
+        before = replace(self.champion, groups=np.full(len(self.champion), "old"))
+        before = before.joined(self._changed(came, came_noise))
+        noise = np.concatenate([self.noise, came_noise])
+        is_new, loss = before.groups == "new", np.full(len(before), old)
+        loss[is_new] = -gain * (1 + 0.7 * self.draw.normal(0, 1, int(is_new.sum())))
+        loss[~is_new & (before.sources == "s0")] += ruined
+        fresh = KEPT * noise + math.sqrt(1 - KEPT**2) * self.draw.normal(0, SPREAD, len(noise))
+        after = self._changed(before, loss + fresh - noise)
+        own = aligned(self.anchor, after)
+        decision = decide(before, after, GATE, UNSEEN, NOWHERE, (aligned(own, self.anchor), own))
+        if decision.promoted:
+            self.anchor, _ = next_anchor(self.anchor, own, after, decision.references)
+            self.champion, self.noise, self.level = after, fresh, self.level + old
+            self.best = min(self.best, self.level)
+        return decision.promoted
 
 
-def _rows(world: str, make: Any) -> list[list[str]]:
+def mixture(team: Team) -> tuple[str, dict[str, float]]:
+    """The kind of a week, and what its challenger does."""
+    kind = team.draw.choice(["good", "no change", "forgets", "ruins a source", "bad"], p=[0.6, 0.15, 0.15, 0.05, 0.05])
+    old = float(np.clip(team.draw.normal(0, 0.0015), -0.005, 0.005))
+    return str(kind), {
+        "good": {"old": old, "gain": team.draw.uniform(0.005, 0.05)},
+        "no change": {},
+        "forgets": {"old": team.draw.uniform(0.006, 0.02), "gain": 0.02},
+        "ruins a source": {"old": old, "gain": 0.02, "ruined": 0.08},
+        "bad": {"old": team.draw.uniform(0.02, 0.04), "gain": -0.02},
+    }[str(kind)]
+
+
+def equal(team: Team) -> tuple[str, dict[str, float]]:
+    return "equal", {}
+
+
+def creep(team: Team) -> tuple[str, dict[str, float]]:
+    """Each challenger is truly a little worse on old text, and better on new."""
+    return "creeps", {"old": 0.002 + team.draw.normal(0, 0.0015), "gain": 0.03}
+
+
+def year(name: str, weeks: Any, seed: int) -> tuple[dict[str, list[bool]], float]:
+    """Promotions by kind of week, and by how much old text truly got worse since the best version."""
+    documents, spread = TEAMS[name]
+    team, promoted = Team(documents, spread, np.random.default_rng([seed, documents])), dict[str, list[bool]]()
+    for _ in range(WEEKS):
+        kind, change = weeks(team)
+        kind = "good, old text worse" if kind == "good" and change["old"] > GATE.old_margin / 2 else kind
+        promoted.setdefault(kind, []).append(team.week(**change))
+    return promoted, team.level - team.best
+
+
+def _years(title: str, weeks: Any) -> None:
     rows = []
-    for documents in (200, 1000):
-        simulation = make(documents)
-        found = rates(simulation, COMPARISONS, GateConfig())
-        rows += [[f"{case}, {world}", f"{documents:,} + {documents:,}", f"{100 * found[case]:.1f}"] for case in found]
-    return rows
-
-
-def _as_they_are(scores: list[DocumentScores]) -> list[str]:
-    pairs = list(permutations(scores, 2))
-    promoted = sum(decide(*pair, GateConfig(), NOTHING, NOWHERE).promoted for pair in pairs)
-    counts = scores[0].by("group")
-    documents = f"{counts['new'].documents:,} + {counts['old'].documents:,}"
-    return ["another seed, as it is", documents, f"{promoted} of {len(pairs)} pairs"]
+    for name in TEAMS:
+        found = [year(name, weeks, seed) for seed in range(YEARS)]
+        kinds = sorted({kind for promoted, _ in found for kind in promoted})
+        shares = {kind: [each for promoted, _ in found for each in promoted.get(kind, [])] for kind in kinds}
+        losses = sorted(loss for _, loss in found)
+        text = ", ".join(f"{kind} {100 * np.mean(shares[kind]):.0f}" for kind in kinds)
+        year_count = sum(sum(sum(each) for each in promoted.values()) for promoted, _ in found) / YEARS
+        beyond = f"{100 * np.mean([loss > GATE.total_margin for loss in losses]):.0f}"
+        rows.append([name, text, f"{year_count:.0f}", f"{np.quantile(losses, 0.95):.4f}", beyond])
+    header = (
+        "held out at the start|promoted, % of weeks of a kind|promotions a year|95 % of years lose at most|beyond, %"
+    )
+    table(f"{YEARS} years, {title}", header, rows)
 
 
 def main() -> None:
-    rows = _rows("synthetic", lambda documents: Simulation.from_shapes(np.random.default_rng(1), documents))
-    if len(sys.argv) > 1:
-        scores = trained_scores(Path(sys.argv[1]))
-        nats = np.stack([scores[0].nats, scores[1].nats])
-        draw = np.random.default_rng(2)
-        rows += _rows("trained", lambda documents: Simulation(scores[0].text_bytes, nats, draw, documents))
-        rows.append(_as_they_are(scores))
-    table(f"Promoted, of {COMPARISONS} comparisons each", "challenger|documents, new + old|promoted, %", rows)
-    many = Simulation.from_shapes(np.random.default_rng(3), MANY).pair(0.99, 1.0)
-    start = time.perf_counter()
-    decide(*many, GateConfig(), NOTHING, NOWHERE)
-    table("Cost", "documents|resamples|seconds", [[f"{2 * MANY:,}", "2,000", f"{time.perf_counter() - start:.1f}"]])
+    draw = np.random.default_rng(0)
+    rows = [
+        [
+            f"{units}",
+            "skewed" if skewed else "symmetric",
+            *(f"{100 * each:.1f}" for each in coverage(units, draw, skewed)),
+        ]
+        for skewed in (False, True)
+        for units in (5, 10, 20, 50, 200)
+    ]
+    table("Coverage, nominal 2.5 %", "units|tails|truth above, %|truth below, %", rows)
+    rows = []
+    for name, (documents, spread) in TEAMS.items():
+        passed, powers = 0, []
+        for seed in range(LOOKS):
+            team = Team(documents, spread, np.random.default_rng([1, seed, documents]))
+            fresh = team.draw.normal(0, SPREAD, documents)
+            after = team._changed(team.champion, KEPT * team.noise + math.sqrt(1 - KEPT**2) * fresh - team.noise)
+            gate = GATE.model_copy(update={"must_improve_new": False})
+            [old, *_] = decide(team.champion, after, gate, UNSEEN, NOWHERE).comparisons
+            passed, powers = passed + old.is_within, [*powers, old.power]
+        rows.append([name, f"{100 * passed / LOOKS:.0f}", f"{100 * np.mean(powers):.0f}"])
+    table("One look: an equal model passes the rule of old text", "held out|passed, %|power as the page says, %", rows)
+    _years("a mixture of weeks", mixture)
+    _years("all challengers equal", equal)
+    _years("a creep of 0.002 a challenger", creep)
 
 
 if __name__ == "__main__":

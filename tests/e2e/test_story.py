@@ -12,9 +12,9 @@ from tests.conftest import tiny_config, write_corpus
 
 pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]' brings it")
 
-from lmcore.settings.toml_writer import toml_text
 from playwright.sync_api import Browser, Locator, expect
 
+from lmcore.settings.read import toml_text
 from tests.e2e.test_lasting import PREFECT_3_8_8, prefect, settings
 from tests.e2e.ui import WHOLE_PAGES, Ui
 from tests.serving import Serving

@@ -104,7 +104,7 @@ def test_sources_and_their_paths(words: list[str], sources: dict[str, list[str]]
     [
         (["--train.max_steps", "many"], "--train.max-steps: 'many' is not a whole number"),
         (["--train.max_steps", "-3"], "--train.max-steps: '-3' is out of range: it must be at least 0"),
-        (["--gate.confidence", "1"], "--gate.confidence: '1' is out of range: it must be less than 1.0"),
+        (["--gate.old_margin", "2"], "--gate.old-margin: '2' is out of range: it must be at most 1.0"),
         (
             ["--model.width", "10"],
             "model: width 10 is not a multiple of heads 6 (set by --model.width)",

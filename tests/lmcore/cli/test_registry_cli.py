@@ -68,6 +68,7 @@ def test_a_model_from_promotion_to_gc(store: Path) -> None:
         (1, "there is no store in", ("gc",)),
         (2, 'Invalid value "-1" for --keep. It must be 0 or more.', ("prune", "lm", "--keep=-1")),
         (2, 'Invalid value "-3" for --keep-runs.', ("gc", "--keep-runs=-3")),
+        (2, "error: --keep: Input should be less than or equal to 1000000", ("prune", "lm", "--keep=2000000")),
         (2, 'Invalid value "nan" for --grace-hours.', ("gc", "--grace-hours=nan")),
     ],
 )

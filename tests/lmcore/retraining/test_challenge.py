@@ -12,7 +12,13 @@ from lmcore.registry.registry import add_version, promote, prune, rollback
 from lmcore.registry.versions import Version, champion
 from lmcore.retraining.challenge import compare, earlier_refusal, record_decision, require_comparable
 from lmcore.retraining.gate import Decision
-from lmcore.retraining.scoring import dataset_texts, score_champion, score_texts, score_validation
+from lmcore.retraining.scoring import (
+    dataset_texts,
+    score_champion,
+    score_on_anchor,
+    score_texts,
+    score_validation,
+)
 from lmcore.runs.prepare import prepare_run, run_key
 from lmcore.runs.run import Run
 from lmcore.runs.seen_documents import SEEN_DOCUMENTS
@@ -23,7 +29,8 @@ from lmcore.training.train import train
 from lmcore.upkeep.garbage_collection import collect
 from tests.conftest import prepare, tiny_config, write_corpus
 
-GATE = GateConfig(minimum_documents=2, resamples=200)
+MODELS = ("champion", "challenger")
+GATE = GateConfig(minimum_old_documents=2, minimum_new_documents=2)
 
 
 class Line:
@@ -64,8 +71,9 @@ class Line:
 
 
 def compared(best: Version, folder: Path, gate: GateConfig = GATE) -> Decision:
-    """The decision after the champion was scored."""
+    """The decision after the champion and the anchor were scored."""
     score_champion(best, folder)
+    score_on_anchor(best, folder)
     return compare(best, folder, gate)
 
 
@@ -76,8 +84,8 @@ def line(tmp_path: Path) -> Line:
 
 def training_text(decision: Decision) -> dict[str, str]:
     """What the rules found of champion and challenger."""
-    name = "training text of the "
-    return {r.rule.removeprefix(name): r.found for r in decision.rules if r.rule.startswith(name)}
+    found = {rule.rule: rule.found for rule in decision.rules}
+    return {side: found[rule] for side in MODELS if (rule := f"training text of the {side}") in found}
 
 
 def third_generation(line: Line, first: Run, begin_with: Callable[[Run], Path]) -> tuple[Version, Run]:
@@ -182,7 +190,7 @@ def test_what_a_gate_refused_or_somebody_took_back_is_not_tried_again(line: Line
 
     assert reason(GATE) is None
     settled(GATE, promoted=False, reasons=["worse"])
-    lax = GATE.model_copy(update={"old_margin_bits_per_byte": 1.0})
+    lax = GATE.model_copy(update={"old_margin": 1.0})
     assert (reason(GATE), reason(lax)) == ("worse", None)
     settled(lax, promoted=True)
     assert reason(lax) is None
