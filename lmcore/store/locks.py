@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -93,10 +94,10 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _open_for_all(path: str, flags: int) -> int:
-    """The descriptor of a file that all may read whatever the umask, since who cannot read it cannot lock it."""
+    """The descriptor of a file. In a folder where all may write, all may lock it, whatever the umask: they can read it."""
     descriptor = os.open(path, flags, 0o666)
     about = os.fstat(descriptor)
-    if about.st_uid == os.geteuid():
+    if about.st_uid == os.geteuid() and os.stat(os.path.dirname(path)).st_mode & stat.S_IWOTH:
         os.fchmod(descriptor, about.st_mode | _ALL_READ)
     return descriptor
 
