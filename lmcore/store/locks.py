@@ -94,10 +94,10 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _open_for_all(path: str, flags: int) -> int:
-    """The descriptor of a file. In a folder where all may write, all may lock it, whatever the umask: they can read it."""
+    """The descriptor of a file. Where all may write the folder, all may read and so lock the file, whatever the umask."""
     descriptor = os.open(path, flags, 0o666)
     about = os.fstat(descriptor)
-    if about.st_uid == os.geteuid() and os.stat(os.path.dirname(path)).st_mode & stat.S_IWOTH:
+    if about.st_uid == os.geteuid() and os.stat(os.path.dirname(path) or ".").st_mode & stat.S_IWOTH:
         os.fchmod(descriptor, about.st_mode | _ALL_READ)
     return descriptor
 
