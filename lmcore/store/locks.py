@@ -94,7 +94,7 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _open_for_all(path: str, flags: int) -> int:
-    """The descriptor of a file. Where all may write the folder, all may read and so lock the file, whatever the umask."""
+    """The descriptor of a file. Where all may write the folder, all may read the file, and so lock it."""
     descriptor = os.open(path, flags, 0o666)
     about = os.fstat(descriptor)
     if about.st_uid == os.geteuid() and os.stat(os.path.dirname(path) or ".").st_mode & stat.S_IWOTH:
