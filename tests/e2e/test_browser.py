@@ -41,7 +41,7 @@ device = "cpu"
 [sample]
 tokens = 20
 """
-PAGES = ["data", "evaluation", "losses", "report", "run", "samples", "tokenizer"]
+PAGES = [f"{name}-tiny" for name in ("data", "evaluation", "losses", "report", "run", "samples", "tokenizer")]
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +153,8 @@ def test_the_pages_of_a_run_are_its_artifacts_and_have_a_history(ui: Ui, run: st
     ui.open_artifacts(run)
     for page in PAGES:
         expect(ui.artifact(page)).to_be_visible()
-    ui.artifact("report").click()
-    ui.page.get_by_role("link", name="report", exact=True).first.click()
+    ui.artifact("report-tiny").click()
+    ui.page.get_by_role("link", name="report-tiny", exact=True).first.click()
     expect(ui.page.get_by_role("link", name=re.compile("^pretrain llama 1x16 on さくら")).first).to_be_visible()
     ui.page.get_by_role("banner").get_by_role("link", name="Artifacts").click()
     for page in PAGES:
@@ -163,7 +163,7 @@ def test_the_pages_of_a_run_are_its_artifacts_and_have_a_history(ui: Ui, run: st
 
 def test_the_report_shows_its_picture_and_its_figures(ui: Ui, run: str) -> None:
     ui.open_artifacts(run)
-    ui.artifact("report").click()
+    ui.artifact("report-tiny").click()
     picture = ui.page.get_by_role("img", name="loss")
     expect(picture).to_be_visible()
     assert picture.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 400
