@@ -1,4 +1,4 @@
-"""The yardstick stays: small losses do not add up, and nothing that left the corpus is forgotten unseen."""
+"""The anchor stays: small losses do not add up, and nothing that left the corpus is forgotten unseen."""
 
 from dataclasses import replace
 from pathlib import Path
