@@ -116,7 +116,7 @@ def decided(line: Line, run: Run) -> Version:
         score_champion(best, run.folder)
         score_on_anchor(best, run.folder)
     decision = compare(best, run.folder, LAX)
-    return record_decision(line.store, "lm", best, run.folder, decision, run.folder.name, LAX)
+    return record_decision(line.store, "lm", best, run.folder, decision, run.folder.name, LAX, page="")
 
 
 @pytest.fixture
