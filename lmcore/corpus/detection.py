@@ -1,8 +1,8 @@
 """What the first unpacked bytes of a file show: another format, another encoding, or what a document in it is.
 
 Magic numbers overrule a suffix: a zip or a table named .txt is not text, and a file named .json is read only if it
-holds JSON lines. ISO-2022-JP is valid UTF-8 byte for byte, and so are NULs and escape sequences of a terminal: they
-must not be trained on. A few bad lines are skipped one by one and do not exclude the file.
+holds JSON lines. ISO-2022-JP and UTF-7 are valid UTF-8 byte for byte, and so are NULs and escape sequences of a
+terminal: they must not be trained on. A few bad lines are skipped one by one and do not exclude the file.
 
 The documents of a .txt are its lines if each stands alone: sentences, records, logs. They are its paragraphs if blank
 lines separate groups of lines, and most groups have several lines or one of them is wrapped; or if all lines are
@@ -166,12 +166,20 @@ def _has_few_controls(head: bytes) -> bool:
 def _disguised(head: bytes) -> tuple[str, str]:
     """The problem of text that is valid UTF-8 and nevertheless something else."""
     if b"\x1b" not in head:
-        return "", ""
+        return ("other_encoding", "UTF-7") if _is_utf7(head) else ("", "")
     if re.search(rb"\x1b\$[@AB(]|\x1b\([IJ]", head) and head.isascii():
         return "other_encoding", "ISO-2022-JP" if _decodes(head, "iso2022_jp") else "ISO-2022-JP-3"
     lines = [line for line in head.split(b"\n") if line.strip()]
     is_escaped = sum(b"\x1b" in line for line in lines) > _ESCAPED_LINES * len(lines)
     return ("escape_sequences" if is_escaped else ""), ""
+
+
+def _is_utf7(head: bytes) -> bool:
+    """True if many characters decode to kana in UTF-7. "c++-" and base64 do not."""
+    if not (head.isascii() and re.search(rb"\+[A-Za-z0-9/+]{3,}-?", head)):
+        return False
+    text = head.decode("utf-7", "replace")
+    return len(_KANA.findall(text)) > len(text) / 20
 
 
 def _has_mostly_good_lines(head: bytes) -> bool:

@@ -56,7 +56,11 @@ view: Any = partial(Field, json_schema_extra={"role": "view"})
 """A field that changes what is shown or where it is kept."""
 
 
-_REMOVED: dict[str, dict[str, Any]] = {"CorpusConfig": {"filter": ""}, "DatasetConfig": {"epochs": {}}}
+_REMOVED: dict[str, dict[str, Any]] = {
+    "CorpusConfig": {"filter": ""},
+    "DatasetConfig": {"epochs": {}},
+    "TrainConfig": {"decay_shape": "1-sqrt"},
+}
 """Settings of earlier versions by section, with the value that changed nothing."""
 
 

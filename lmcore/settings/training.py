@@ -1,6 +1,6 @@
 """The settings of training: initial weights, optimizer, schedule, guards, precision, device and checkpoints."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -128,14 +128,6 @@ class TrainConfig(Section):
     """Newest checkpoints to keep. The one with the lowest validation loss is kept too."""
     keep_every: int = view(0, ge=0, le=1_000_000_000)
     """Also keep checkpoints at multiples of this step. 0: off."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_decay_shape(cls, values: Any) -> Any:
-        """A removed setting, which the runs of earlier versions have."""
-        if isinstance(values, dict) and values.get("decay_shape", "1-sqrt") != "1-sqrt":
-            raise ValueError("decay_shape was removed: wsd always decays by 1 - sqrt, as with decay_shape 1-sqrt")
-        return {name: values[name] for name in values if name != "decay_shape"} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _fields_fit(self) -> Self:

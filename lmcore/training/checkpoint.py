@@ -25,10 +25,27 @@ from lmcore.store.files import remove
 from lmcore.store.json_files import from_json, json_bytes
 from lmcore.training.distributed import Ranks, full_tensor
 from lmcore.training.optim import Optimizers
-from lmcore.training.validation import EarlyStopping
 
 SavedState = dict[str, Any]
 """The content of state.json: the fields of ``State``, and as "learner" what ``TrainStep.state`` returns."""
+
+
+@dataclass
+class EarlyStopping:
+    """Counts validations in a row that did not lower the loss."""
+
+    best_loss: float = float("inf")
+    """Nats per token."""
+    best_step: int = 0
+    without_gain: int = 0
+
+    def gains(self, step: int, loss: float, min_gain: float) -> bool:
+        """True if a validation's loss is the lowest so far by at least ``min_gain``, which is then recorded."""
+        if loss < self.best_loss - min_gain:
+            self.best_loss, self.best_step, self.without_gain = loss, step, 0
+            return True
+        self.without_gain += 1
+        return False
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""Validation during a training, and early stopping by it."""
+"""Validation during a training."""
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from itertools import accumulate
 from pathlib import Path
 
@@ -44,7 +44,10 @@ class Validation:
 
         scores = {name: self._scorer.each(mine, check).total for name, mine in self._documents.items()}
         if self._is_shared and self._ranks.world > 1:
-            sums = {name: self._ranks.sum(torch.tensor(astuple(score)).double()) for name, score in scores.items()}
+            sums = {
+                name: self._ranks.sum(torch.tensor(astuple(score), dtype=torch.float64))
+                for name, score in scores.items()
+            }
             scores = {name: Score.from_figures(each.tolist()) for name, each in sums.items()}
         return scores
 
@@ -63,21 +66,3 @@ def _first_documents(dataset: Path, tokens: int) -> dict[str, list[Document]]:
         if count < tokens:
             chosen.setdefault(source, []).append(document)
     return chosen
-
-
-@dataclass
-class EarlyStopping:
-    """Counts validations in a row that did not lower the loss."""
-
-    best_loss: float = float("inf")
-    """Nats per token."""
-    best_step: int = 0
-    without_gain: int = 0
-
-    def gains(self, step: int, loss: float, min_gain: float) -> bool:
-        """True if a validation's loss is the lowest so far by at least ``min_gain``, which is then recorded."""
-        if loss < self.best_loss - min_gain:
-            self.best_loss, self.best_step, self.without_gain = loss, step, 0
-            return True
-        self.without_gain += 1
-        return False

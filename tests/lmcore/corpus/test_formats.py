@@ -124,6 +124,7 @@ ENCODINGS = [
     ("utf-16-le", JAPANESE, "UTF-16LE"),
     ("utf-16-be", JAPANESE, "UTF-16BE"),
     ("utf-16", "plain English text in sixteen bits\n" * 5, "UTF-16"),
+    ("utf-7", JAPANESE, "UTF-7"),
 ]
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmcore.settings.config import TrainConfig
+from lmcore.training.checkpoint import EarlyStopping
 from lmcore.training.guard import Guard
-from lmcore.training.validation import EarlyStopping
 
 CPU = torch.device("cpu")
 

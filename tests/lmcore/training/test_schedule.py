@@ -106,7 +106,7 @@ def test_wsd_by_hand() -> None:
 
 def test_decay_shape_was_removed_and_runs_that_have_it_open() -> None:
     assert TrainConfig.model_validate({"decay_shape": "1-sqrt"}) == TrainConfig()
-    with pytest.raises(ValueError, match="decay_shape was removed: wsd always decays by 1 - sqrt"):
+    with pytest.raises(ValueError, match="decay_shape was removed: leave it out"):
         TrainConfig.model_validate({"decay_shape": "linear"})
 
 
