@@ -231,7 +231,7 @@ def _trustworthy(side: str, scores: DocumentScores, trained_on: TrainedOn, where
     broken, seen = int((~np.isfinite(scores.nats)).sum()), trained_on[side]
     leaked = -1 if isinstance(seen, str) else int(np.isin(scores.hashes, seen).sum())
     training_text = seen if isinstance(seen, str) else f"{leaked:,} of these documents"
-    yield Rule(f"losses of the {side}{where}", f"{broken:,} are no finite number", "none", not broken)
+    yield Rule(f"losses of the {side}{where}", f"{broken:,} are not finite", "none", not broken)
     yield Rule(f"training text of the {side}{where}", training_text, "none of them", leaked == 0)
 
 
