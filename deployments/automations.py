@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
+from flows.retrain import ENDS
 from lmcore.errors import ConfigError
 from tasks.policies import STARTS
 
@@ -28,8 +29,10 @@ SILENCE = timedelta(minutes=9)
 """A run without a heartbeat for this time is dead. Heartbeats come every 60 s (Prefect's default is 180 s)."""
 
 _SILENT = "no heartbeat for"
+_FORMER = "lm: a run without heartbeat has crashed"
+"""An automation of an earlier version. It does not know all names of states that end a run."""
 _HEARTBEAT = "prefect.flow-run.heartbeat"
-_ENDS = ["Completed", "Failed", "Cancelled", "Crashed", "Stopped", "Paused", "Suspended"]
+_ENDS = ["Completed", "Failed", "Cancelled", "Crashed", "Stopped", "Paused", "Suspended", *ENDS]
 _RUNS = ResourceSpecification.model_validate({"prefect.resource.id": "prefect.flow-run.*"})
 _OURS = ResourceSpecification.model_validate({"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.lm"})
 _RUN_LINE = (
@@ -45,6 +48,7 @@ def create_automations() -> None:
 
     Raises ConfigError when LM_NOTIFY_URL is not an http(s) address, or LM_NOTIFY_BLOCK no block on the server.
     """
+    _delete(_FORMER)
     for rescuer in rescuers():
         _create(rescuer)
     if url := os.environ.get("LM_NOTIFY_URL"):
@@ -114,7 +118,7 @@ def rescuers() -> list[Automation]:
 def zombies_crash(silence: timedelta) -> Automation:
     """An automation that marks a run Crashed after ``silence`` without a heartbeat."""
     return Automation(
-        name="lm: a run without heartbeat has crashed",
+        name="lm: a silent run has crashed",
         trigger=EventTrigger(
             posture=Posture.Proactive,
             match=_RUNS,
@@ -151,6 +155,12 @@ def zombies_go_on() -> Automation:
     )
 
 
+def _runs_that(state_type: str) -> ResourceSpecification:
+    """A filter of runs by the type of their state. Its name says what came of the run."""
+    labels = {"prefect.resource.id": "prefect.flow-run.*", "prefect.state-type": state_type}
+    return ResourceSpecification.model_validate(labels)
+
+
 def _runs_started(*times: int, said: str = "*") -> ResourceSpecification:
     """A filter of runs by the number of their starts and the message of their state."""
     counts = [str(count) for count in times]
@@ -159,12 +169,18 @@ def _runs_started(*times: int, said: str = "*") -> ResourceSpecification:
 
 
 _OCCASIONS = (
-    _Occasion("finished", "prefect.flow-run.Completed", _RUNS),
-    _Occasion("failed", "prefect.flow-run.Failed", _RUNS),
+    _Occasion("finished", "prefect.flow-run.*", _runs_that("COMPLETED")),
+    _Occasion("failed", "prefect.flow-run.*", _runs_that("FAILED")),
     _Occasion("crashed too often", "prefect.flow-run.Crashed", _runs_started(STARTS)),
     _Occasion("promoted", "lm.model.promoted"),
     _Occasion("refused", "lm.model.refused"),
 )
+
+
+def _delete(name: str) -> None:
+    with get_client(sync_client=True) as client:
+        for found in client.read_automations_by_name(name):
+            client.delete_automation(found.id)
 
 
 def _create(automation: Automation) -> None:

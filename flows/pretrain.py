@@ -18,7 +18,7 @@ from lmcore.report.summary import summary
 from lmcore.settings.config import RunConfig
 from lmcore.tokenizer.tokenizer import TokenizerInfo
 from lmcore.training.schedule import length_settings
-from tasks.pages import form_link, name_run, page_of_run, tag_run
+from tasks.pages import form_link, name_run, page_key, page_of_run, tag_run
 from tasks.policies import stopped
 from tasks.stages import blocks, evaluation, export_model, loss_report, training
 
@@ -95,7 +95,9 @@ def pretrain(
         return unfinished
     if link := form_link(length=f"{2 * trained.step} steps", name=""):
         again = f"[Train this again with twice the steps]({link})"
-        create_markdown_artifact(again, key="again", description=f"The form of {trained.run_dir.name}, filled in")
+        create_markdown_artifact(
+            again, key=page_key("again"), description=f"The form of {trained.run_dir.name}, filled in"
+        )
     return trained
 
 

@@ -1,7 +1,7 @@
 """New text -> a challenger -> both models scored on the same text -> promoted or refused."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict
@@ -23,7 +23,7 @@ from flows.pretrain import trained_model
 from lmcore.cli.app import RETRAIN
 from lmcore.cli.options import ModelField, Store
 from lmcore.dataset.manifest import Dataset
-from lmcore.errors import ConfigError, StoppedError, StoreError
+from lmcore.errors import ConfigError, MissingTextError, StoppedError, StoreError
 from lmcore.registry.push import pushed
 from lmcore.registry.versions import Version, model_folder
 from lmcore.report.retraining_report import retraining_page
@@ -35,11 +35,22 @@ from lmcore.settings.config import RunConfig
 from lmcore.settings.retraining import RetrainConfig, Start
 from lmcore.store.locks import locked
 from lmcore.tokenizer.tokenizer import TokenizerInfo
-from tasks.pages import name_run
+from tasks.pages import ended, failed, name_run, tag_run
 from tasks.policies import stopped
-from tasks.retraining import gate, look_at_champion, look_for_new_text, promotion, push_to_hub, retraining_report
+from tasks.retraining import (
+    gate,
+    look_at_champion,
+    look_for_new_text,
+    promotion,
+    push_to_hub,
+    retraining_report,
+    show_history,
+)
 
 Verdict = Literal["first model", "nothing new", "refused before", "promoted", "refused"]
+_TEXT_MISSING = "Text missing"
+ENDS = [*map(str.capitalize, get_args(Verdict)), _TEXT_MISSING]
+"""The names of the states in which a retraining ends, beside those of every run."""
 
 
 class Retrained(BaseModel):
@@ -114,20 +125,26 @@ def retrain(
         "store": store,
     }
     config = chosen(RetrainConfig, size, advanced, fields)
-    name_run(f"retrain {config.retraining.model_name}", config)
+    name = config.retraining.model_name
+    name_run(f"retrain {name}", config, name)
     return _locked(config)
 
 
 def _locked(config: RetrainConfig) -> Retrained:
-    """One retraining of a model at a time."""
+    """One retraining of a model at a time. The run's state says what came of it."""
     store, name = config.store.expanduser().absolute(), config.retraining.model_name
     lock = model_folder(store, name) / "retraining.lock"
     try:
         with locked(lock, config.when_locked, what=f"the retraining of {name}", tell=get_run_logger().info):
-            return _retrained(config, store, Stages())
+            result = _retrained(config, store, Stages())
+        tag_run(f"model {name}", result.decision)
+        state: Retrained = ended(result.decision.capitalize(), "; ".join(result.reasons), result)
     except StoppedError as stop:
-        unfinished: Retrained = stopped(stop)
-        return unfinished
+        state = stopped(stop)
+    except MissingTextError as error:
+        tag_run(f"model {name}", _TEXT_MISSING.lower())
+        state = failed(_TEXT_MISSING, error)
+    return state
 
 
 class _Found(NamedTuple):
@@ -177,12 +194,14 @@ def _concluded(
     decision: Decision | None = None,
     version: Version | None = None,
 ) -> Retrained:
-    """Show the page, put the version in use where the settings want it, and say what came of it all."""
+    """Show the pages, put the version in use where the settings want it, and say what came of it all."""
     champion, dataset, news = found
     run = decision.folder if decision else None
     told = decision.verdict if decision else f"{verdict}: {reasons[0]}"
     stages.run(retraining_report, retraining_page(config, told, champion, dataset, news, decision, run))
     in_use = version if decision and decision.promoted else champion
+    if known := version or champion:
+        stages.run(show_history, known.store, known.model)
     return Retrained(
         decision=verdict,
         reasons=reasons,

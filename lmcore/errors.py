@@ -3,6 +3,7 @@
     LMError
     +-- ConfigError        a setting is wrong, or two settings do not fit together
     +-- CorpusError        no text, unreadable text, too little text
+    |   +-- MissingTextError   nothing is at a given place, or no text among what is there
     |   +-- FileChangedError   a file is not the one that was scanned, or can no longer be read
     +-- TokenizerError     no tokenizer there, or one that cannot be used
     +-- StoreError         something in the store is missing, damaged or of a newer format
@@ -48,6 +49,10 @@ class ConfigError(LMError):
 
 class CorpusError(LMError):
     """No text, unreadable text, or too little of it."""
+
+
+class MissingTextError(CorpusError):
+    """Nothing is at a place that the settings give, or no file there is text that they ask for."""
 
 
 class FileChangedError(CorpusError):

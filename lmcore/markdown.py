@@ -1,5 +1,6 @@
 """Markdown in which no value can be taken for markup, and tables for a terminal."""
 
+import base64
 import math
 import re
 from collections.abc import Iterable
@@ -41,6 +42,11 @@ def fenced(text: str) -> str:
 def bold(text: str) -> Markup:
     """The escaped text in bold."""
     return Markup(f"**{escape(text)}**")
+
+
+def picture(name: str, png: bytes) -> Markup:
+    """A picture inside the page."""
+    return Markup(f"![{name}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
 def number(value: float, form: str) -> str:

@@ -9,10 +9,12 @@ from http import HTTPStatus
 from pathlib import Path
 from uuid import UUID
 
-from httpx import HTTPStatusError
+from httpx import HTTPError, HTTPStatusError
 from prefect import get_run_logger
+from prefect.client.orchestration import get_client
 from prefect.concurrency._asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
 from prefect.locking.protocol import LockManager
 from prefect.runtime import deployment
 from prefect.settings import PREFECT_HOME
@@ -22,7 +24,7 @@ from lmcore.settings.config import RunConfig
 from lmcore.store.locks import is_locked, locked
 
 GPU_LIMIT = "gpu"
-"""The global concurrency limit for the number of trainings of deployments at a time."""
+"""The global concurrency limit for the number of GPUs that runs of deployments use at a time."""
 
 _RUN = "flow-run-"
 _SECONDS_OF_LEASE = 60
@@ -97,8 +99,10 @@ def runs_here() -> dict[UUID, bool]:
 
 
 @contextmanager
-def gpu_slot(config: RunConfig) -> Iterator[None]:
-    """Hold a slot of the limit "gpu", for a training of a deployment that does not use the CPU.
+def gpu_slot(config: RunConfig, count: int = 1) -> Iterator[None]:
+    """Hold a slot of the limit "gpu" for each GPU that a deployment's run uses, or all slots if there are fewer.
+
+    A run that uses the CPU by its settings holds none.
 
     A server that is away for a while costs the slot, not the training: lmcore's lock of the GPU remains. Raises
     RunError when all slots are taken and config.when_locked is "refuse", or when the limit does not exist, and
@@ -107,9 +111,11 @@ def gpu_slot(config: RunConfig) -> Iterator[None]:
     if not deployment.id or config.train.device == "cpu":
         yield
         return
-    get_run_logger().info("asking for a slot of the concurrency limit %r", GPU_LIMIT)
+    count = min(count, _all_slots())
+    get_run_logger().info("asking for %d of the slots of the concurrency limit %r", count, GPU_LIMIT)
     slot = concurrency(
         GPU_LIMIT,
+        occupy=count,
         max_retries=0 if config.when_locked == "refuse" else None,
         lease_duration=_SECONDS_OF_LEASE,
         strict=True,
@@ -123,13 +129,24 @@ def gpu_slot(config: RunConfig) -> Iterator[None]:
         yield
 
 
+def _all_slots() -> int:
+    """The number of slots, but at least 1: a limit of 0 lets nobody through."""
+    with get_client(sync_client=True) as client:
+        try:
+            return max(1, client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit)
+        except ObjectNotFound:
+            raise RunError(
+                f"there is no concurrency limit {GPU_LIMIT!r}: create it with prefect gcl create gpu --limit 1"
+            ) from None
+        except HTTPError as error:
+            raise ConnectionError(str(error)) from error
+
+
 def _explained(error: ConcurrencySlotAcquisitionError) -> Exception:
     cause = error.__cause__
-    if cause is None:
-        return RunError(f"there is no concurrency limit {GPU_LIMIT!r}: create it with prefect gcl create gpu --limit 1")
     if isinstance(cause, HTTPStatusError) and cause.response.status_code == HTTPStatus.LOCKED:
         return RunError(
-            f"every slot of the concurrency limit {GPU_LIMIT!r} is taken by another training: wait for it to end, "
+            f"every slot of the concurrency limit {GPU_LIMIT!r} is taken by another run: wait for it to end, "
             "or set when_locked to wait"
         )
     return ConnectionError(str(error))

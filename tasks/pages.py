@@ -1,12 +1,14 @@
 """Pages of a run in the Prefect UI: artifacts of the results of tasks, the run's name, and tags.
 
-An artifact has the same key in each run, so that its page shows the history.
+An artifact has the same key in each run of a model and a deployment, so that its page shows the history.
 """
 
 import json
 import logging
 import re
 from collections.abc import Callable
+from contextvars import ContextVar
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +19,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed, Failed
 
 from lmcore import clock
 from lmcore.markdown import escape
@@ -28,6 +31,8 @@ _MADE_UP = re.compile("[A-Za-z0-9]+(-[A-Za-z]+)+")
 """A name that Prefect makes up: misty-otter, in the UIs Licensed-Baya and theta5-mordan-nebula."""
 _ROWS = 1_000
 """Most rows of a table. The server stores the whole table and a browser draws it."""
+
+_model: ContextVar[str] = ContextVar("model", default="")
 
 Page = Callable[[Any], list[Artifact]]
 """The artifacts that show a task's result."""
@@ -41,14 +46,30 @@ def shown(page: Page) -> Callable[[Task[..., Any], TaskRun, State[Any]], None]:
 
     def show(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> None:
         for artifact in page(state.result()):
-            named = {"task_run_id": task_run.id, "flow_run_id": task_run.flow_run_id}
+            named: dict[str, Any] = {"task_run_id": task_run.id, "flow_run_id": task_run.flow_run_id}
+            named["key"] = page_key(str(artifact.key))
             artifact.model_copy(update=named).create()
 
     return show
 
 
+def page_key(page: str) -> str:
+    """The key of a page: its name, the model of the run and the name of its deployment, as far as there are any."""
+    return _plain("-".join(dict.fromkeys(filter(None, (page, _model.get(), _deployment(deployment.id))))))
+
+
+@cache
+def _deployment(id: str | None) -> str:
+    return str(deployment.name or "") if id else ""
+
+
+def _plain(key: str) -> str:
+    """Prefect allows a-z, 0-9 and dashes in a key."""
+    return re.sub("[^a-z0-9]+", "-", key.lower()).strip("-")
+
+
 def show_table(key: str, rows: list[dict[str, str]], description: str) -> None:
-    """Publish a table artifact. Prefect allows a-z, 0-9 and dashes in its key.
+    """Publish a table artifact.
 
     The description is also logged, because the page of a run shows its log first.
     """
@@ -57,11 +78,15 @@ def show_table(key: str, rows: list[dict[str, str]], description: str) -> None:
     if len(rows) > _ROWS:
         description = f"{description}. The first {_ROWS:,} rows of {len(rows):,}"
     table = [{name: escape(cell) for name, cell in row.items()} for row in rows[:_ROWS]]  # the UI reads Markdown
-    create_table_artifact(table, key=re.sub("[^a-z0-9]+", "-", key.lower()), description=description)
+    create_table_artifact(table, key=_plain(key), description=description)
 
 
-def name_run(what: str, config: RunConfig) -> None:
-    """Name the flow run by its work, its corpus and the time, unless a person has named it."""
+def name_run(what: str, config: RunConfig, model: str = "") -> None:
+    """Name the flow run by its work, its corpus and the time, unless a person has named it.
+
+    ``model`` is the name of the model that it makes, if it has one: then it is in the keys of the run's pages.
+    """
+    _model.set(model)
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or not _MADE_UP.fullmatch(context.flow_run.name):
         return
@@ -95,3 +120,13 @@ def tag_run(*tags: str) -> None:
             client.update_flow_run(flow_run.id, tags=[*known, *(tag for tag in tags if tag not in known)])
     except Exception as error:
         _log.debug("tags %s not added: %s", tags, error)
+
+
+def ended(name: str, message: str, result: Any) -> Any:
+    """The state of a run that completed, by the name that says what came of it. Who calls the flow gets ``result``."""
+    return Completed(name=name, message=message, data=result)
+
+
+def failed(name: str, error: Exception) -> Any:
+    """The state of a run that failed, by the name that says why. Who calls the flow gets the error."""
+    return Failed(name=name, message=str(error), data=error)

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from lmcore import progress
 from lmcore.progress import Standing, Update
+from tasks.pages import page_key
 
 _SECONDS_BETWEEN_ARTIFACTS = (5.0, 60.0)
 """At first, and at most."""
@@ -38,7 +39,7 @@ class LiveTable:
     """A table artifact that is created once and updated when its rows change."""
 
     def __init__(self, key: str, description: str, rows: Callable[[], list[dict[str, Any]]]) -> None:
-        self._key = key
+        self._key = page_key(key)
         self._description = description
         self._rows = rows
         self._sent: list[dict[str, Any]] = []
@@ -102,7 +103,7 @@ class _ProgressArtifact:
     """A progress artifact that is created once and updated every few seconds."""
 
     def __init__(self, label: str) -> None:
-        self._label = label
+        self._label, self._key = label, page_key(label)
         self._artifact: UUID | None = None
         self._began = self._due = time.monotonic()
 
@@ -117,7 +118,7 @@ class _ProgressArtifact:
         description = f"{self._label}: {note}" if note else self._label
         try:
             if self._artifact is None:
-                created: Any = create_progress_artifact(percent, key=self._label, description=description)
+                created: Any = create_progress_artifact(percent, key=self._key, description=description)
                 self._artifact = UUID(str(created))
             else:
                 update_progress_artifact(self._artifact, percent, description=description)

@@ -11,12 +11,16 @@ from prefect.blocks.system import Secret
 from prefect.events import emit_event
 
 from lmcore.dataset.manifest import Dataset
+from lmcore.errors import LMError
 from lmcore.registry.push import push
 from lmcore.registry.versions import Version, champion
+from lmcore.report.model_history import model_history
 from lmcore.retraining.challenge import compare, record_decision, require_comparable
 from lmcore.retraining.gate import Decision
 from lmcore.retraining.new_documents import NewDocuments, split_by_age
 from lmcore.settings.retraining import RetrainConfig
+from tasks.locks import gpu_slot
+from tasks.pages import page_key, page_of_run
 from tasks.policies import NEVER_CACHED, RETRIED
 
 
@@ -45,8 +49,9 @@ def gate(config: RetrainConfig, best: Version | None, run: Path) -> Decision:
     if best is not None:
         from lmcore.retraining.scoring import score_champion, score_on_anchor  # and with it torch
 
-        score_champion(best, run)
-        score_on_anchor(best, run)
+        with gpu_slot(config):
+            score_champion(best, run)
+            score_on_anchor(best, run)
     decision = compare(best, run, config.gate)
     get_run_logger().info(decision.verdict)
     return decision
@@ -57,7 +62,7 @@ def promotion(
     config: RetrainConfig, best: Version | None, run: Path, decision: Decision, key: str, store: Path
 ) -> Version:
     """Store the challenger as a version, and promote it or record why not."""
-    version = record_decision(store, config.retraining.model_name, best, run, decision, key, config.gate)
+    version = record_decision(store, config.retraining.model_name, best, run, decision, key, config.gate, page_of_run())
     emit_event(
         f"lm.model.{'promoted' if decision.promoted else 'refused'}",
         resource={"prefect.resource.id": f"lm.model.{version.model}", "prefect.resource.name": str(version)},
@@ -69,7 +74,18 @@ def promotion(
 @task(name="retraining report", task_run_name="retraining report", **NEVER_CACHED)
 def retraining_report(page: str) -> None:
     """Show the page of a retraining as an artifact."""
-    create_markdown_artifact(key="retraining", markdown=page, description=page.partition("\n")[0].lstrip("# "))
+    key = page_key("retraining")
+    create_markdown_artifact(key=key, markdown=page, description=page.partition("\n")[0].lstrip("# "))
+
+
+@task(name="history", task_run_name="history of {name}", **NEVER_CACHED)
+def show_history(store: Path, name: str) -> None:
+    """Show what the retrainings of a model made in a year. An error here loses the page, never the run."""
+    try:
+        page = model_history(store, name)
+        create_markdown_artifact(key=page_key("model"), markdown=page.markdown, description=page.description)
+    except LMError as error:
+        get_run_logger().warning("the page of %s is not shown: %s", name, error)
 
 
 def use_hub_token() -> None:

@@ -59,7 +59,8 @@ def _tokenization_inputs(config: RunConfig, corpus: Corpus, tokenizer: Tokenizer
 
 def _tokenization_page(dataset: Dataset) -> list[Artifact]:
     about = f"{dataset.tokens:,} tokens to train on, dataset {dataset.id}"
-    name = f"Tokenizer {dataset.tokenizer_id}"
+    rate = f"{dataset.text_bytes / dataset.tokens:.2f} bytes of text a token, " if dataset.tokens else ""
+    name = f"{rate}tokenizer {dataset.tokenizer_id}"
     return [
         MarkdownArtifact(key="data", markdown=data_page(dataset), description=about),
         MarkdownArtifact(key="tokenizer", markdown=tokenizer_page(dataset), description=name),
@@ -98,8 +99,12 @@ def _training_inputs(config: RunConfig, dataset: Dataset, tokenizer: TokenizerIn
     return {"store": str(store), "run": config.run, "card": config.card.model_dump(), **run_identity(config, dataset)}
 
 
+def _losses(training: TrainingResult) -> str:
+    return f"Validation loss {training.validation_loss:.4f} nats per token at step {training.step:,}, {training.run}"
+
+
 def _training_page(training: TrainingResult) -> list[Artifact]:
-    return [MarkdownArtifact(key="run", markdown=run_page(training), description=f"Files of {training.run}")]
+    return [MarkdownArtifact(key="run", markdown=run_page(training), description=_losses(training))]
 
 
 @task(
@@ -122,7 +127,7 @@ def training(config: RunConfig, dataset: Dataset, tokenizer: TokenizerInfo, stor
     about = f"Losses of {run.folder.name}, nats per token"
     losses = LiveTable("losses", about, lambda: loss_table(read_metrics(run.metrics)))
     logger = run_logger()
-    with gpu_slot(config), report_progress("training", "steps", training_poll(run, logger), losses):
+    with gpu_slot(config, config.train.nproc), report_progress("training", "steps", training_poll(run, logger), losses):
         try:
             return train_in_child(run.folder, logger.info)
         except StoppedError as stop:
@@ -151,10 +156,11 @@ def _evaluation_page(evaluation: Evaluation) -> list[Artifact]:
 )
 def evaluation(training: TrainingResult) -> Evaluation:
     """The scores of the trained model on every validation document."""
-    with report_progress("evaluating", "tokens") as progress:
+    run = Run.open(training.folder)
+    with gpu_slot(run.config), report_progress("evaluating", "tokens") as progress:
         from lmcore.model.evaluate import evaluate
 
-        return evaluate(Run.open(training.folder), training.checkpoint, progress)
+        return evaluate(run, training.checkpoint, progress)
 
 
 def _export_inputs(training: TrainingResult, evaluation: Evaluation) -> Inputs:
@@ -180,17 +186,23 @@ def _report_inputs(config: RunConfig, training: TrainingResult, evaluation: Eval
 
 
 def _report_page(found: Report) -> list[Artifact]:
-    run, page = found.folder.name, found.markdown(inline_picture=True)
+    run, page, score = found.folder.name, found.markdown(inline_picture=True), Evaluation.load(found.folder)
+    about = f"{score.bits_per_byte:.4f} bits per byte, " if score else ""
     return [
-        MarkdownArtifact(key="report", markdown=page, description=f"Report of {run}, in {escape(str(found.folder))}"),
-        MarkdownArtifact(key="samples", markdown=samples_page(found), description=f"Samples of {run}"),
+        MarkdownArtifact(
+            key="report", markdown=page, description=f"{about}report of {run}, in {escape(str(found.folder))}"
+        ),
+        MarkdownArtifact(
+            key="samples", markdown=samples_page(found), description=f"{len(found.samples)} samples of {run}"
+        ),
     ]
 
 
 def _write_texts(run: Run, checkpoint: Path, settings: SampleConfig) -> list[str]:
     from lmcore.model.generate import write_texts
 
-    return write_texts(run, checkpoint, settings)
+    with gpu_slot(run.config):
+        return write_texts(run, checkpoint, settings)
 
 
 @task(name="report", task_run_name="report of {training.run}", **stage(_report_inputs, page=_report_page))

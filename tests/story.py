@@ -107,7 +107,7 @@ class Story:
 
     def _keep_page(self, number: int) -> None:
         """The newest artifact of the flow, as it is shown in the browser."""
-        [page] = artifacts("retraining")[:1]
+        [page] = artifacts("retraining-story")[:1]
         (self.folder / f"week-{number}.md").write_text(str(page.data), encoding="utf-8")
 
     def command(self, *arguments: str) -> Any:

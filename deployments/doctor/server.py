@@ -137,14 +137,10 @@ def zombies(client: SyncPrefectClient) -> Finding:
 
 
 def slots(client: SyncPrefectClient) -> Finding:
-    """Whether more slots of a limit are taken than runs are alive. A run takes at most one slot of a limit."""
-    living = sum(is_heard(client, run, SILENCE) for run in _runs(client, [*_WITH_PROCESS, StateType.PAUSED]))
-    surplus = {
-        limit.name: limit.active_slots - living
-        for limit in client.read_global_concurrency_limits(limit=_PAGE)
-        if limit.active_slots > living
-    }
-    if not surplus:
+    """Whether slots of a limit are taken and no run is alive. A living run may have several."""
+    limits = client.read_global_concurrency_limits(limit=_PAGE)
+    surplus = {limit.name: limit.active_slots for limit in limits if limit.active_slots}
+    if not surplus or any(is_heard(client, run, SILENCE) for run in _runs(client, [*_WITH_PROCESS, StateType.PAUSED])):
         return Finding("slots", "none is held by a dead run")
 
     def fix() -> None:

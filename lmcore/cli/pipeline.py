@@ -117,7 +117,7 @@ def train(
     run = Run.open(run_folder)
     try:
         if run.config.train.nproc > 1 and not is_worker():
-            if status := run_workers(run):
+            if status := run_workers(run, should_stop):
                 sys.exit(status)
         else:
             train_run(run, should_stop)

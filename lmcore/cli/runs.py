@@ -49,12 +49,13 @@ def generate(
     settings = settings_of_flags(SampleConfig, changes | {"prompts": prompts})
     folder = _find_model(store_folder(store), model)
 
-    from lmcore.model.device import choose_device
+    from lmcore.model.device import held_device
     from lmcore.model.export import open_model
     from lmcore.model.generate import generate as continue_prompts
 
     opened, tokenizer, block_size = open_model(folder)
-    texts = continue_prompts(opened.to(choose_device("auto")), tokenizer, settings, block_size)
+    with held_device("auto") as device:
+        texts = continue_prompts(opened.to(device), tokenizer, settings, block_size)
     samples = [{"prompt": each, "text": text} for each, text in zip(settings.prompts, texts, strict=True)]
     return Outcome({"model": model, "samples": samples}, text="\n\n".join(texts))
 

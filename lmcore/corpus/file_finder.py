@@ -22,7 +22,7 @@ from lmcore.corpus.detection import HEAD_BYTES, foreign_format
 from lmcore.corpus.formats import advice, suffix_of
 from lmcore.corpus.ledger import Skip, counted, printable
 from lmcore.corpus.remote import remote_files
-from lmcore.errors import CorpusError
+from lmcore.errors import CorpusError, MissingTextError
 from lmcore.settings.config import STANDARD_LIBRARY, CorpusConfig
 from lmcore.settings.urls import file_name, is_url
 from lmcore.store.allowed_paths import check_allowed
@@ -105,7 +105,7 @@ class FileFinder:
         before = self.unread.files
         found = dict(self._files(paths, setting))
         if paths and not found and not self.skipped:
-            raise CorpusError(f"{setting}: {self._no_file(paths, self.unread.files - before)}")
+            raise MissingTextError(f"{setting}: {self._no_file(paths, self.unread.files - before)}")
         return dict(sorted(found.items()))
 
     def check(self, paths: list[str], setting: str) -> None:
@@ -288,18 +288,41 @@ def _expand(entry: str, setting: str) -> list[Path]:
         if getattr(error, "errno", None) not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             reason = getattr(error, "strerror", None) or str(error)
             raise CorpusError(f"{setting}: {entry}: {reason[0].lower()}{reason[1:]}") from error
-    literal, rest = _split_literal(path)
+    literal, rest = _split_literal(path, setting)
     if not rest and os.path.exists(literal):
         return [Path(literal)]
-    patterns = {os.path.join(glob.escape(literal), unicodedata.normalize(form, rest)) for form in ("NFC", "NFD")}
-    matches = {match for pattern in patterns for match in glob.glob(pattern, recursive=True)}
+    patterns = {unicodedata.normalize(form, rest) for form in ("NFC", "NFD")}
+    matches = {match for pattern in patterns for match in _matches(literal, pattern.split(os.sep), setting)}
     found = [Path(match) for match in sorted(matches) if os.path.exists(match)]  # glob finds dangling links too
     if not found:
-        raise CorpusError(f"{setting}: {entry} does not exist (looked in {Path.cwd()})")
+        raise MissingTextError(f"{setting}: {entry} does not exist (looked in {Path.cwd()})")
     return found
 
 
-def _split_literal(path: str) -> tuple[str, str]:
+def _matches(folder: str, names: list[str], setting: str) -> Iterator[str]:
+    """The paths below ``folder`` that match the names of a pattern. A folder is listed after it was checked."""
+    check_allowed(folder or ".", setting)
+    name, *rest = names
+    if name == "**":
+        yield from _matches(folder, rest or [""], setting)
+    for path in glob.glob(os.path.join(glob.escape(folder), "*" if name == "**" else name)):
+        is_folder = os.path.isdir(path)
+        if is_folder and name == "**" and not _leads_up(path):
+            yield from _matches(path, names, setting)
+        elif is_folder and rest and name != "**":
+            yield from _matches(path, rest, setting)
+        elif not rest:
+            yield path
+
+
+def _leads_up(path: str) -> bool:
+    """Whether a link leads to a folder that it is in."""
+    return os.path.islink(path) and f"{os.path.realpath(os.path.dirname(path))}/".startswith(
+        f"{os.path.realpath(path)}/"
+    )
+
+
+def _split_literal(path: str, setting: str) -> tuple[str, str]:
     """The existing folders at the start of a path, whose brackets are literal, and the rest, which is a pattern.
 
     A name that exists in another Unicode form counts as existing: macOS writes が as two characters.
@@ -309,7 +332,7 @@ def _split_literal(path: str) -> tuple[str, str]:
     for number, name in enumerate(names):
         here = os.path.join(done, name)
         if not os.path.lexists(here):
-            other = _in_another_form(done or ".", name)
+            other = _in_another_form(done or ".", name, setting)
             if other is None:
                 return done, os.path.join(*names[number:])
             here = os.path.join(done, other)
@@ -317,8 +340,9 @@ def _split_literal(path: str) -> tuple[str, str]:
     return done, ""
 
 
-def _in_another_form(folder: str, name: str) -> str | None:
+def _in_another_form(folder: str, name: str, setting: str) -> str | None:
     if name.isascii() or not os.path.isdir(folder):
         return None
+    check_allowed(folder, setting)
     wanted = unicodedata.normalize("NFC", name)
     return next((other for other in os.listdir(folder) if unicodedata.normalize("NFC", other) == wanted), None)

@@ -24,7 +24,7 @@ from fsspec.utils import glob_translate
 from pyarrow.fs import FileSelector, FileSystem
 
 from lmcore import clock
-from lmcore.errors import ConfigError, CorpusError, FileChangedError
+from lmcore.errors import ConfigError, CorpusError, FileChangedError, MissingTextError
 from lmcore.settings.urls import ARROW_SCHEMES, WEB_SCHEMES, is_url, split_url
 from lmcore.store.allowed_paths import check_allowed
 from lmcore.store.files import DIGEST_BYTES
@@ -93,11 +93,11 @@ def remote_files(url: str, setting: str) -> dict[str, str]:
         with _failures_named(url):
             found = _listed(scheme, *_system(url))
     except FileNotFoundError as error:
-        raise CorpusError(f"{setting}: {url} does not exist{_bucket_missing(url)}: check the address") from error
+        raise MissingTextError(f"{setting}: {url} does not exist{_bucket_missing(url)}: check the address") from error
     except PermissionError as error:
         raise CorpusError(f"{setting}: {url}: {error.strerror}") from error
     if not found:
-        raise CorpusError(f"{setting}: no file is at {url}, and none below it")
+        raise MissingTextError(f"{setting}: no file is at {url}, and none below it")
     if scheme in WEB_SCHEMES:
         return found
     return {f"{scheme}://{path.removeprefix(f'{scheme}://')}{options}": below for path, below in found.items()}

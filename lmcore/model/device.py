@@ -1,21 +1,35 @@
-"""The device, its precision and memory, and a lock for each GPU."""
+"""The device, its precision and memory, and a lock for each GPU.
 
+Whatever computes on a GPU holds its lock: trainings, evaluations, samples. The locks are files of the machine, whoever
+its users are, so a GPU computes for one of them at a time.
+"""
+
+import logging
 import os
 import resource
 import sys
-import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from lmcore.errors import ConfigError
+from lmcore.errors import ConfigError, RunError, StoppedError
 from lmcore.settings.config import TrainConfig
 from lmcore.settings.training import DeviceChoice, Precision, PrecisionChoice
 from lmcore.store.locks import locked
 
+WhenLocked = Literal["wait", "refuse"]
+
+_LOCKS = Path("/tmp")
+"""Every user may write there; tempfile's folder may be one of each user."""
+_SECONDS_BETWEEN_TRIES = 0.1
+_VISIBLE, _HELD = "CUDA_VISIBLE_DEVICES", "LM_HELD_GPUS"
+"""The second is set for processes whose starter holds their GPUs."""
+_ADVICE = "who sets when_locked to wait gets it when that ends"
+_log = logging.getLogger(__name__)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,14 +52,90 @@ def choose_device(name: DeviceChoice, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def device_locked(
-    device: torch.device, when_locked: Literal["wait", "refuse"], should_stop: Callable[[], bool]
-) -> AbstractContextManager[None]:
-    """A lock by which one training at a time uses a GPU; trainings share a CPU. Raises as ``locked`` does."""
+@contextmanager
+def held_device(
+    name: DeviceChoice, when_locked: WhenLocked = "wait", should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[torch.device]:
+    """The named device for the body alone: of the GPUs the first that is free. A CPU is shared.
+
+    Raises as ``held_gpus`` does.
+    """
+    device = choose_device(name)
     if device.type != "cuda":
-        return nullcontext()
-    name = torch.cuda.get_device_properties(device).uuid
-    return locked(Path(tempfile.gettempdir()) / f"lm-gpu-{name}.lock", when_locked, should_stop, f"GPU {name}")
+        yield device
+        return
+    with held_gpus(1, when_locked, should_stop) as [number]:
+        torch.cuda.set_device(number)
+        try:
+            yield torch.device("cuda", number)
+        finally:
+            torch.cuda.empty_cache()  # the next one needs the memory, and this process may go on for long
+
+
+@contextmanager
+def held_gpus(
+    count: int, when_locked: WhenLocked, should_stop: Callable[[], bool], among: Sequence[int] = ()
+) -> Iterator[list[int]]:
+    """The numbers of the first ``count`` GPUs that are free, held while the body runs; ``among``: of these only.
+
+    Whoever waits keeps what is free and has its turn until it has all, so two that need several never wait for each
+    other. Raises ConfigError when there are fewer, RunError when they are in use and ``when_locked`` is "refuse",
+    StoppedError when ``should_stop`` returns True.
+    """
+    among = among or range(torch.cuda.device_count())
+    if count > len(among):
+        raise ConfigError(f"train.nproc is {count}, and this machine has {len(among)} GPUs")
+    numbers: list[int] = []
+    turn = locked(_LOCKS / "lm-gpu-turn.lock", "wait", should_stop, "the turn to take GPUs")
+    with ExitStack() as held:
+        with turn if when_locked == "wait" else nullcontext():
+            busy = _take(held, numbers, count, among)
+            if busy and when_locked == "refuse":
+                raise busy
+            if busy:
+                _log.info("waiting: %s", busy)
+            while busy := busy and _take(held, numbers, count, among):
+                if should_stop():
+                    raise StoppedError(f"stopped on request while {busy}")
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+        yield sorted(numbers)
+
+
+def _take(held: ExitStack, numbers: list[int], count: int, among: Sequence[int]) -> RunError | None:
+    """Add free GPUs to ``numbers`` until there are ``count``. Returns who has the last one that is missing."""
+    busy = None
+    for number in among:
+        if len(numbers) < count and number not in numbers:
+            name = torch.cuda.get_device_properties(number).uuid
+            try:
+                held.enter_context(locked(_LOCKS / f"lm-gpu-{name}.lock", "refuse", what=f"GPU {name}", advice=_ADVICE))
+                numbers.append(number)
+            except RunError as error:
+                busy = error
+    return busy if len(numbers) < count else None
+
+
+@contextmanager
+def gpus_of_workers(config: TrainConfig, when_locked: WhenLocked, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Hold a GPU for each of ``nproc`` processes that the body starts. They see no others. Raises as ``held_gpus``."""
+    if choose_device(config.device).type != "cuda":
+        yield
+        return
+    with held_gpus(config.nproc, when_locked, should_stop) as numbers:
+        visible = os.environ.get(_VISIBLE) or ",".join(map(str, range(torch.cuda.device_count())))
+        os.environ |= {_VISIBLE: ",".join(visible.split(",")[number] for number in numbers), _HELD: "1"}
+        yield
+
+
+@contextmanager
+def device_of_worker(
+    name: DeviceChoice, local_rank: int, when_locked: WhenLocked, should_stop: Callable[[], bool]
+) -> Iterator[torch.device]:
+    """The device of a process of torchrun. ``gpus_of_workers`` holds it, or without that the first rank here."""
+    device, here = choose_device(name, local_rank), range(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    holds = device.type == "cuda" and local_rank == 0 and _HELD not in os.environ
+    with held_gpus(len(here), when_locked, should_stop, here) if holds else nullcontext():
+        yield device
 
 
 def choose_precision(name: PrecisionChoice, device: torch.device) -> Precision:

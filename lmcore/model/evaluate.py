@@ -19,7 +19,7 @@ import torch
 
 from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import IGNORED_LABEL, TokenStream, source_names
-from lmcore.model.device import autocast, choose_device, choose_precision
+from lmcore.model.device import autocast, choose_precision, held_device
 from lmcore.model.loss import NextTokenLoss
 from lmcore.model.model import trained_model
 from lmcore.progress import Update, unwatched
@@ -64,7 +64,6 @@ def evaluate(run: Run, checkpoint: Path, progress: Update = unwatched) -> Evalua
 
 def _score_validation(run: Run, checkpoint: Path, progress: Update) -> tuple[list[str], "Scored"]:
     """Sources and figures of all validation documents."""
-    model = trained_model(run, checkpoint).to(choose_device(run.config.train.device))
     dataset, split, names, done = run.dataset_folder, "validation", list[str](), 0
     streams = {name: TokenStream(dataset, split, name) for name in source_names(dataset, split)}
 
@@ -79,8 +78,9 @@ def _score_validation(run: Run, checkpoint: Path, progress: Update) -> tuple[lis
         done += tokens
         progress(done, sum(map(len, streams.values())))
 
-    loss = NextTokenLoss(model, run.config.train.loss_chunk_tokens)
-    return names, Scorer.from_run(run, loss).each(documents(), advance)
+    with held_device(run.config.train.device) as device:
+        loss = NextTokenLoss(trained_model(run, checkpoint).to(device), run.config.train.loss_chunk_tokens)
+        return names, Scorer.from_run(run, loss).each(documents(), advance)
 
 
 def _evaluation(run: Run, weights: str, names: list[str], scored: "Scored") -> Evaluation:

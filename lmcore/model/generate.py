@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from lmcore.model.device import choose_device
+from lmcore.model.device import held_device
 from lmcore.model.loss import inference
 from lmcore.model.model import trained_model
 from lmcore.runs.metrics import MetricsWriter, read_metrics
@@ -65,9 +65,9 @@ def write_samples(run: Run, model: PreTrainedModel, step: int, metrics: MetricsW
 
 def write_texts(run: Run, checkpoint: Path, settings: SampleConfig) -> list[str]:
     """The texts that a checkpoint generates for the prompts of ``settings``."""
-    model = trained_model(run, checkpoint)
-    model.to(choose_device(run.config.train.device))
-    return generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
+    with held_device(run.config.train.device) as device:
+        model = trained_model(run, checkpoint).to(device)
+        return generate(model, run.tokenizer(), settings, run.config.dataset.block_size)
 
 
 @contextmanager

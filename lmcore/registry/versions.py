@@ -57,6 +57,11 @@ class Version:
         check_version(content, path)
         return content
 
+    def figures(self) -> dict[str, Any]:
+        """The bits per byte of its evaluation, and the tokens that it was trained on."""
+        receipt = self.receipt()
+        return {"bits_per_byte": receipt["evaluation"]["bits_per_byte"], "tokens": receipt["training"]["tokens"]}
+
     @property
     def dataset(self) -> Path:
         """The folder of the dataset it was trained on, without what was forgotten since."""

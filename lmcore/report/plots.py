@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lmcore.errors import ConfigError, StoreError
+from lmcore.registry.versions import Event
 from lmcore.retraining.gate import Comparison
 from lmcore.runs.metrics import by_step, read_metrics
 from lmcore.store.files import write_file
@@ -20,6 +21,9 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it announces its font
 
 _COLORS = {"train": "#7da7d9", "validation": "#c0392b"}
 _VERDICTS = {"met": "#2e8b57", "not met": "#c0392b", "shown only": "#8a8a8a"}
+_DECISIONS = {"promoted": "#2e8b57", "refused": "#c0392b", "rolled back": "#8a8a8a"}
+_MOST_NAMES = 8
+"""Most versions that are named below a picture."""
 _LIMIT = {"color": "#444444", "linestyle": "--"}
 _MOST_POINTS = 1000
 """Most points of a curve. A longer curve is drawn as means of neighbouring points."""
@@ -66,6 +70,19 @@ def comparison_picture(comparisons: list[Comparison], title: str) -> bytes:
         for label, color in _VERDICTS.items():
             axes.plot([], [], "o-", color=color, label=label)
         axes.plot([], [], label="limit", **_LIMIT)
+        return _png(axes)
+
+
+def versions_picture(events: list[Event]) -> bytes:
+    """Bits per byte of the versions that the events of a history decided about, in their order, as PNG."""
+    with _axes("", height=3.2) as axes:
+        for name, color in _DECISIONS.items():
+            points = [(place, each["bits_per_byte"]) for place, each in enumerate(events) if each["event"] == name]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o", color=color, label=name)
+        shown = range(0, len(events), len(events) // _MOST_NAMES + 1)
+        axes.set_xticks(shown, [f"{events[at]['version']}\n{events[at]['time'][:10]}" for at in shown], fontsize=8)
+        axes.set_ylabel("bits per byte")
         return _png(axes)
 
 

@@ -1,6 +1,5 @@
 """A finished run as a page for people: report.md and report.png."""
 
-import base64
 import platform
 import shlex
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from lmcore.clock import duration, for_people
 from lmcore.dataset.mixture import Blocks
 from lmcore.dataset.stream import source_names
 from lmcore.errors import StoreError
-from lmcore.markdown import code, escape, fenced, number, rows_table, table
+from lmcore.markdown import code, escape, fenced, number, picture, rows_table, table
 from lmcore.report.baselines import baselines, compared
 from lmcore.report.data_report import data_sections
 from lmcore.report.plots import loss_picture
@@ -29,6 +28,7 @@ from lmcore.store.outputs import Record
 
 Writer = Callable[[Run, Path, SampleConfig], list[str]]
 _FILES = ("report.md", "report.png")
+_PICTURE = "![loss](report.png)"
 _EARLIER_SAMPLES = 3
 _PACKAGES = ("torch", "transformers", "sentencepiece", "pyarrow", "numpy")
 
@@ -62,8 +62,7 @@ class Report(Record):
         """The page. ``inline_picture`` embeds the picture, for readers that cannot open the file."""
         text = self.path.read_text(encoding="utf-8")
         if inline_picture:
-            data = base64.b64encode(self.picture.read_bytes()).decode()
-            text = text.replace("(report.png)", f"(data:image/png;base64,{data})", 1)
+            text = text.replace(_PICTURE, picture("loss", self.picture.read_bytes()), 1)
         return text
 
 
@@ -87,7 +86,7 @@ def report(
         *(f"**Warning:** {escape(warning)}." for warning in warned),
         *_quality(run, training, evaluation),
         table(("result", ""), _results(run, training, evaluation, blocks, rows)),
-        "![loss](report.png)",
+        _PICTURE,
         *_samples(run, training, settings, samples),
         *_losses(rows, evaluation),
         "## Data",

@@ -1,6 +1,5 @@
 """The page of a retraining: what it compared and what it decided."""
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,4 +50,4 @@ def _decided(decision: Decision) -> Iterator[str]:
         yield markdown.rows_table(decision.comparison_rows())
         yield " ".join(decision.power)
         picture = comparison_picture(decision.comparisons, decision.verdict.partition(":")[0])
-        yield f"![comparison](data:image/png;base64,{base64.b64encode(picture).decode()})"
+        yield markdown.picture("comparison", picture)

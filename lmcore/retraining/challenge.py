@@ -190,11 +190,19 @@ def compare(best: Version | None, folder: Path, gate: GateConfig) -> Decision:
 
 
 def record_decision(
-    store: Path, name: str, best: Version | None, folder: Path, decision: Decision, key: str, gate: GateConfig
+    store: Path,
+    name: str,
+    best: Version | None,
+    folder: Path,
+    decision: Decision,
+    key: str,
+    gate: GateConfig,
+    page: str,
 ) -> Version:
     """The challenger as a version, which is made the champion or whose refusal is recorded.
 
-    ``key`` names its run. The history keeps it and the ``gate``, for ``earlier_refusal``. Raises RegistryError when
+    ``key`` names its run. The history keeps it and the ``gate``, for ``earlier_refusal``, and figures and the address
+    of the ``page`` that shows the run, for people. Raises RegistryError when
     another version was promoted since ``best`` was read.
     """
     weights, content = trained_weights(folder), decision.model_dump(mode="json", exclude={"folder"})
@@ -203,7 +211,8 @@ def record_decision(
         store, name, Run.open(folder), content, [folder / ANCHOR, folder / SCORES]
     )
     reason = "; ".join(decision.reasons)
-    about: dict[str, Any] = {"run": folder.name, "run_key": key, "gate": gate.model_dump()}
+    about: dict[str, Any] = {"run": folder.name, "run_key": key, "gate": gate.model_dump(), "page": page}
+    about |= version.figures()
     if decision.promoted:
         expected = best.id if best else None
         return promote(store, name, version.id, expected=expected, reason=reason, decision=content, **about)

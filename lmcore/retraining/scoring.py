@@ -22,7 +22,7 @@ from lmcore.corpus.scan import scan
 from lmcore.dataset.manifest import age_of, base_source
 from lmcore.dataset.stream import TokenStream, source_names
 from lmcore.errors import ConfigError, StoreError, TokenizerError
-from lmcore.model.device import choose_device
+from lmcore.model.device import held_device
 from lmcore.model.evaluate import Document, Scorer
 from lmcore.model.export import open_model, weights_folder
 from lmcore.model.loss import NextTokenLoss, sees_ahead
@@ -201,11 +201,10 @@ def _score(
         raise ConfigError(f"{type(model).__name__} in {folder} sees later tokens, so its losses mean nothing")
     if block_size > longest:
         raise ConfigError(f"block_size is {block_size}, and the model in {folder} has a context of {longest} tokens")
-    model.to(choose_device(device))
-    block_size = block_size or longest
-    scorer = Scorer(NextTokenLoss(model), block_size, tokenizer.eos_id, precision)
-    labels: Labels = []
-    scored = scorer.each(documents(tokenizer, model.get_input_embeddings().num_embeddings, labels))
+    block_size, labels = block_size or longest, Labels()
+    with held_device(device) as held:
+        scorer = Scorer(NextTokenLoss(model.to(held)), block_size, tokenizer.eos_id, precision)
+        scored = scorer.each(documents(tokenizer, model.get_input_embeddings().num_embeddings, labels))
     return DocumentScores(
         weights=_weights(folder),
         tokenizer_id=tokenizer.id or identify_files(folder),

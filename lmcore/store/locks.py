@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,7 @@ from lmcore.store.files import boot_id
 from lmcore.store.json_files import to_json
 
 _SECONDS_BETWEEN_TRIES = 0.1
+_ALL_READ = 0o444
 _log = logging.getLogger(__name__)
 
 
@@ -84,11 +86,20 @@ def _opened(path: Path) -> IO[str]:
     """
     try:
         with owner_named(path):
-            return open(path, "a+")
+            return open(path, "a+", opener=_open_for_all)
     except PermissionError:
         if path.exists() and os.access(path.parent, os.W_OK):
             return open(path)
         raise
+
+
+def _open_for_all(path: str, flags: int) -> int:
+    """The descriptor of a file. Where all may write the folder, all may read the file, and so lock it."""
+    descriptor = os.open(path, flags, 0o666)
+    about = os.fstat(descriptor)
+    if about.st_uid == os.geteuid() and os.stat(os.path.dirname(path) or ".").st_mode & stat.S_IWOTH:
+        os.fchmod(descriptor, about.st_mode | _ALL_READ)
+    return descriptor
 
 
 def _try(file: IO[str], shared: bool) -> bool:

@@ -7,7 +7,7 @@ environment. Without torchrun there is one process, whatever RANK and WORLD_SIZE
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lmcore.errors import SIGNALLED_STATUS, STOPPED_STATUS, ConfigError, TrainingError
-from lmcore.model.device import choose_device
+from lmcore.model.device import gpus_of_workers
 from lmcore.runs.run import Run, finished_training
 from lmcore.settings.config import TrainConfig
 
@@ -32,10 +32,11 @@ _SECONDS_TO_MEET = 300
 # --- processes ---
 
 
-def run_workers(run: Run) -> int:
+def run_workers(run: Run, should_stop: Callable[[], bool]) -> int:
     """The exit status of the workers that train the run; this process is torchrun's agent until all have ended.
 
-    A stop request to one worker stops all. When a worker is killed the others end, and the status names the signal.
+    ``should_stop`` is asked while other processes use the GPUs. A stop request to one worker stops all. When a worker
+    is killed the others end, and the status names the signal.
     """
     # The agent needs seconds to load, and other processes do without it.
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -44,8 +45,6 @@ def run_workers(run: Run) -> int:
     from torch.distributed.run import run as torchrun
 
     nproc = run.config.train.nproc
-    if choose_device(run.config.train.device).type == "cuda" and nproc > torch.cuda.device_count():
-        raise ConfigError(f"train.nproc is {nproc}, and this machine has {torch.cuda.device_count()} GPUs")
     for name in ("elastic", "run"):
         logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the workers log what happened
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
@@ -53,7 +52,8 @@ def run_workers(run: Run) -> int:
     agent = ["--standalone", "--local-addr", "127.0.0.1", f"--nproc-per-node={nproc}"]
     arguments = get_args_parser().parse_args([*agent, "-m", "lmcore", "train", str(run.folder)])
     try:
-        torchrun(arguments)  # type: ignore[no-untyped-call]
+        with gpus_of_workers(run.config.train, run.config.when_locked, should_stop):
+            torchrun(arguments)  # type: ignore[no-untyped-call]
     except SignalException:
         return STOPPED_STATUS
     except ChildFailedError as error:

@@ -24,7 +24,7 @@ import torch
 from lmcore.clock import Clock, iso_timestamp
 from lmcore.dataset.manifest import verify_chunks
 from lmcore.errors import StoppedError, TrainingError
-from lmcore.model.device import choose_device, device_locked, peak_memory
+from lmcore.model.device import device_of_worker, held_device, peak_memory
 from lmcore.model.generate import write_samples
 from lmcore.model.model import Tensors, flops_per_token, parameter_count
 from lmcore.runs.initial_model import InitialModel
@@ -62,9 +62,11 @@ def train(run: Run, should_stop: Callable[[], bool] = lambda: False) -> Training
     StoreError when a shard is damaged (sizes are checked at each start, bytes once).
     """
     ranks, when_locked = Ranks.from_environment(), run.config.when_locked
-    device = choose_device(run.config.train.device, ranks.local_rank)
     run_lock = locked(run.lock, when_locked, should_stop) if ranks.is_first else nullcontext()
-    with run_lock, device_locked(device, when_locked, should_stop), process_group(ranks):
+    name = run.config.train.device
+    own = held_device(name, when_locked, should_stop)
+    held = device_of_worker(name, ranks.local_rank, when_locked, should_stop) if ranks.world > 1 else own
+    with run_lock, held as device, process_group(ranks):
         finished = finished_training(run) if ranks.is_first else None
         if not ranks.any(finished is not None):
             _Training(run, ranks, device).run_to_end(should_stop)

@@ -29,8 +29,11 @@ def store(served: Api, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -
     """With a model "ours", whose only version a retraining that was asked for through the API has made."""
     store = tmp_path_factory.mktemp("models") / "store"
     run = retrain(served, corpus, store)
-    assert served.final_state(run)["type"] == "COMPLETED"
-    assert page(served, run, "retraining").startswith("# ours: promoted")
+    state = served.final_state(run)
+    assert (state["type"], state["name"]) == ("COMPLETED", "First model")
+    assert {"model ours", "first model"} <= set(served.run(run["id"])["tags"])
+    assert "v0001" in page(served, run, "model-ours-small")
+    assert page(served, run, "retraining-ours-small").startswith("# ours: promoted")
     return store
 
 

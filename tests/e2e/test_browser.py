@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lmcore.markdown import code, escape, fenced, table
 from tests.conftest import write_corpus
 
 pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]' brings it")
@@ -14,7 +15,7 @@ pytest.importorskip("playwright", reason="playwright is missing: pip install -e 
 from playwright.sync_api import Browser, expect
 
 from tests.e2e.conftest import PASSWORD
-from tests.e2e.ui import V2, WHOLE_PAGES, Ui
+from tests.e2e.ui import V1, V2, WHOLE_PAGES, Ui
 from tests.serving import FLOW, TRAINING, Serving
 
 pytestmark = pytest.mark.e2e
@@ -41,7 +42,7 @@ device = "cpu"
 [sample]
 tokens = 20
 """
-PAGES = ["data", "evaluation", "losses", "report", "run", "samples", "tokenizer"]
+PAGES = [f"{name}-tiny" for name in ("data", "evaluation", "losses", "report", "run", "samples", "tokenizer")]
 
 
 @pytest.fixture(scope="module")
@@ -153,17 +154,43 @@ def test_the_pages_of_a_run_are_its_artifacts_and_have_a_history(ui: Ui, run: st
     ui.open_artifacts(run)
     for page in PAGES:
         expect(ui.artifact(page)).to_be_visible()
-    ui.artifact("report").click()
-    ui.page.get_by_role("link", name="report", exact=True).first.click()
+    ui.artifact("report-tiny").click()
+    ui.page.get_by_role("link", name="report-tiny", exact=True).first.click()
     expect(ui.page.get_by_role("link", name=re.compile("^pretrain llama 1x16 on さくら")).first).to_be_visible()
     ui.page.get_by_role("banner").get_by_role("link", name="Artifacts").click()
     for page in PAGES:
         expect(ui.page.get_by_role("link").filter(has_text=re.compile(f"(markdown|table) ?{page}"))).to_be_visible()
 
 
+_NO_MARKUP = [
+    "![x](http://a.test/i.png)",
+    "<img src=http://a.test/h.png>",
+    "[a](http://a.test/l)",
+    "http://a.test/x.txt",
+]
+_NO_MARKUP.extend(
+    ["www.a.test/w.txt", "me@a.test", "![x][r]\n\n[r]: http://a.test/r.png", "```\n![x](http://a.test/f.png)"]
+)
+
+
+@pytest.mark.parametrize("version", [V1, V2])
+def test_nothing_that_a_page_shows_as_text_is_fetched_or_a_link(ui: Ui, version: str) -> None:
+    shown = [show(text) for text in _NO_MARKUP for show in (escape, code, fenced)]
+    page = "\n\n".join([*shown, table(("text",), [(text,) for text in _NO_MARKUP]), "the end"])
+    rows = json.dumps([{"text": escape(text), "end": "the end"} for text in _NO_MARKUP])
+    for kind, data in (("markdown", page), ("table", rows)):
+        about = " ".join(map(escape, _NO_MARKUP))
+        body = {"key": f"texts-{kind}", "type": kind, "data": data, "description": about}
+        ui.open(f"{version}/artifacts/artifact/{ui.api.call('/artifacts/', body)['id']}")
+        ui.shows("the end")
+        expect(ui.page.locator("a[href*='a.test'], img[src*='a.test']")).to_have_count(0)
+    assert not ui.asked_elsewhere
+    ui.errors.clear()  # the second UI asks for the run and the task of an artifact, and these have none
+
+
 def test_the_report_shows_its_picture_and_its_figures(ui: Ui, run: str) -> None:
     ui.open_artifacts(run)
-    ui.artifact("report").click()
+    ui.artifact("report-tiny").click()
     picture = ui.page.get_by_role("img", name="loss")
     expect(picture).to_be_visible()
     assert picture.evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 400

@@ -122,7 +122,7 @@ def test_the_page_of_a_training_leads_to_its_form_with_twice_the_steps(ui: Ui, t
     run = ui.api.call(f"/deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
     assert ui.api.ended(run)["type"] == "COMPLETED"
     ui.open_artifacts(run)
-    ui.artifact("again").click()
+    ui.artifact("again-tiny").click()
     ui.page.get_by_role("link", name="Train this again with twice the steps").click()
     for name, value in (("text", str(text)), ("length", "6 steps"), ("advanced", tiny)):
         expect(ui.text(name)).to_have_value(value)

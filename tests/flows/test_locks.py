@@ -108,7 +108,7 @@ def test_a_slot_is_waited_for_or_refused_and_never_invented(tmp_path: Path) -> N
         with gpu_slot(config), gpu_slot(config):
             pass
 
-    with pytest.raises(RunError, match="taken by another training"):
+    with pytest.raises(RunError, match="taken by another run"):
         two_at_once()
     assert taking_a_slot(config) == "taken"
 

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.client.schemas.objects import StateType
 from transformers import AutoModelForCausalLM
 
 from flows import actions
 from flows.retrain import retrain
-from lmcore.errors import RunError
+from lmcore.errors import MissingTextError, RunError
 from lmcore.registry.versions import history, model_folder
+from lmcore.settings.config import CorpusConfig
 from lmcore.store.artifacts import read_manifest
 from lmcore.store.locks import locked
 from tests.hub import LFS_WARNING, Hub, running_hub
@@ -103,6 +105,27 @@ def test_what_was_refused_is_refused_at_once_until_the_text_is_another(story: St
     assert artifacts("versions-story")
     (story.corpus / "astray.txt").unlink()
     assert retrain(story.config).decision == "nothing new"
+
+
+def test_the_state_and_the_pages_say_what_came_of_it(story: Story) -> None:
+    state = retrain(story.config, return_state=True)
+    assert (state.type, state.name) == (StateType.COMPLETED, "Nothing new")
+    assert "bytes" in state.message
+    assert state.result().decision == "nothing new"
+    [page, *_] = artifacts("model-story")
+    assert page.description.startswith("story: v000")
+    assert all(words in page.data for words in ("v0003 | refused", "v0001 | rolled back", "data:image/png"))
+    assert artifacts("report-story")
+    assert not artifacts("report")
+
+
+def test_a_folder_without_text_is_said_in_the_state(story: Story, tmp_path: Path) -> None:
+    missing = CorpusConfig(paths=[str(tmp_path / "nowhere")])
+    state = retrain(story.config.model_copy(update={"corpus": missing}), return_state=True)
+    assert (state.type, state.name) == (StateType.FAILED, "Text missing")
+    assert state.message.startswith(f"corpus.paths: {tmp_path / 'nowhere'} does not exist")
+    with pytest.raises(MissingTextError):
+        retrain(story.config.model_copy(update={"corpus": missing}))
 
 
 def test_a_second_retraining_is_refused_while_one_runs(story: Story) -> None:

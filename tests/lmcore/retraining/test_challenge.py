@@ -186,7 +186,7 @@ def test_what_a_gate_refused_or_somebody_took_back_is_not_tried_again(line: Line
 
     def settled(gate: GateConfig, **decided: object) -> None:
         decision = compared(best, run.folder, gate).model_copy(update=decided)
-        record_decision(line.store, "lm", best, run.folder, decision, run_key(config, dataset), gate)
+        record_decision(line.store, "lm", best, run.folder, decision, run_key(config, dataset), gate, "")
 
     assert reason(GATE) is None
     settled(GATE, promoted=False, reasons=["worse"])
