@@ -21,7 +21,7 @@ from lmcore.settings.config import RunConfig
 from lmcore.settings.read import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
 from lmcore.settings.section import NAME, Text
 from tasks.policies import restart_after_crash
-from tasks.server import reachable_server, settle_in
+from tasks.server import end_as_cancelled, reachable_server, settle_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,9 +57,14 @@ Advanced = Annotated[
     ),
 ]
 
-ACTION: dict[str, Any] = {"persist_result": False, "result_serializer": "json", "on_running": [settle_in]}
+ACTION: dict[str, Any] = {
+    "persist_result": False,
+    "result_serializer": "json",
+    "on_running": [settle_in],
+    "on_crashed": [end_as_cancelled],
+}
 """Options of a flow that does one thing and whose page says what came of it."""
-STAGES: dict[str, Any] = ACTION | {"on_crashed": [restart_after_crash]}
+STAGES: dict[str, Any] = ACTION | {"on_crashed": [end_as_cancelled, restart_after_crash]}
 """Options of a flow of stages, which a run that is started again continues."""
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
+from typing import ClassVar
 from uuid import UUID
 
 from httpx import HTTPError, HTTPStatusError
@@ -35,11 +36,11 @@ class FileLocks(LockManager):
     """Prefect's locks as files in its home. The kernel frees one when its process ends, however it ends.
 
     The holder is the thread, whatever name Prefect gives it. So a cache policy takes the lock before it looks at the
-    record, and Prefect's transaction, in the same thread, holds it already.
+    record, and Prefect's transaction, in the same thread, holds it already. All managers of a process hold the same
+    locks: ``flow.serve()`` copies a flow into the process of its run, and with it the manager of its tasks.
     """
 
-    def __init__(self) -> None:
-        self._held: dict[str, tuple[int, ExitStack]] = {}
+    _held: ClassVar[dict[str, tuple[int, ExitStack]]] = {}
 
     def acquire_lock(
         self, key: str, holder: str = "", acquire_timeout: float | None = None, hold_timeout: float | None = None

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,10 +21,12 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
+from uuid import UUID
 
 import prefect
 from prefect import Flow
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext, get_settings_context
 from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
@@ -36,7 +39,9 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
+from prefect.states import Cancelled
 
+from lmcore import clock
 from lmcore.errors import ConfigError, LMError
 from lmcore.runs.launch import end_with_parent
 from lmcore.signals import Terminated, resend_lost
@@ -50,6 +55,11 @@ _TRIES = 3
 _SECONDS_TO_ANSWER = 3
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_END = 3
+_SECONDS_BETWEEN_STATES = 10
+_SECONDS_TO_BE_TOLD = 45
+"""Seconds from a cancel until its process has ended: Prefect kills it after 30."""
+_heeded: set[UUID] = set()
+"""The runs of this process that it ended because they were cancelled."""
 
 
 class Server:
@@ -260,3 +270,35 @@ def settle_in(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> Non
     keep_terminations()
     if flow_run.deployment_id:
         hold_run(flow_run.id)
+        threading.Thread(target=_heed_cancel, args=(flow_run.id,), daemon=True, name="cancel").start()
+
+
+def end_as_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A flow's hook on_crashed: a run that ``_heed_cancel`` ended has not crashed."""
+    if flow_run.id in _heeded:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(
+                flow_run.id, Cancelled(message="cancelled; its process noticed it late"), force=True
+            )
+
+
+def _heed_cancel(run: UUID) -> None:
+    """End this process if its run was cancelled and nobody told it.
+
+    Prefect's runners and workers stop listening for cancels when the server is away for some seconds.
+    """
+    while True:
+        time.sleep(_SECONDS_BETWEEN_STATES)
+        with suppress(Exception), get_client(sync_client=True) as client:  # the server is away
+            state = client.read_flow_run(run).state
+            if state and _is_unheard(state):
+                _heeded.add(run)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+
+def _is_unheard(state: State[Any]) -> bool:
+    """Whether a cancel is older than what a process that was told of it needs to end."""
+    if state.type == StateType.CANCELLED:
+        return True
+    return state.type == StateType.CANCELLING and (clock.utc() - state.timestamp).total_seconds() > _SECONDS_TO_BE_TOLD

@@ -1,7 +1,8 @@
 """The formats of files: what a name says, and how files that are not read can be converted.
 
-The suffix gives the kind. The first bytes overrule it (detection.py). To add a format, add its suffix here and its
-reader in readers.py.
+The suffix gives the kind. The first bytes overrule it (detection.py). To add a format, add its suffix here and in
+``TEXT_PATTERNS`` (settings/config.py). Then say how its text is cut (``unit_of`` in text_range.py) and parsed
+(documents.py), or for a table how it is read (readers.py).
 """
 
 import shlex

@@ -2,7 +2,8 @@
 
 ``open_corpus`` scans the corpus and writes the listing into the store. The stages that read text take the files from
 there. A corpus has two names: ``id`` for its content and the way it is read, ``listing`` for its content and paths.
-A rename changes only ``listing``, so nothing that was made from the content is made again.
+A rename changes only ``listing``, so nothing that was made from the content is made again. Documents that
+``corpus.exclude_documents`` leaves out are part of ``id``.
 """
 
 import logging

@@ -174,10 +174,8 @@ def compare(best: Version | None, folder: Path, gate: GateConfig) -> Decision:
     challenger = DocumentScores.load(scores_path(folder, trained_weights(folder)))
     trained_on = {"challenger": _trained_on(folder, store)}
     if best is None:
-        decision, after = (
-            decide(None, challenger, gate, trained_on, folder),
-            next_anchor(None, challenger, challenger, []),
-        )
+        decision = decide(None, challenger, gate, trained_on, folder)
+        after = next_anchor(None, challenger, challenger, [])
     else:
         champion = DocumentScores.load(scores_path(folder, best.weights))
         trained_on["champion"] = _trained_on(best.folder, store)
@@ -202,8 +200,8 @@ def record_decision(
     """The challenger as a version, which is made the champion or whose refusal is recorded.
 
     ``key`` names its run. The history keeps it and the ``gate``, for ``earlier_refusal``, and figures and the address
-    of the ``page`` that shows the run, for people. Raises RegistryError when
-    another version was promoted since ``best`` was read.
+    of the ``page`` that shows the run, for people. Raises RegistryError when another version was promoted since
+    ``best`` was read.
     """
     weights, content = trained_weights(folder), decision.model_dump(mode="json", exclude={"folder"})
     same = (each for each in versions(store, name) if each.weights == weights)

@@ -199,8 +199,9 @@ def decide(
             pair = champion.taken(champion.order()), challenger.taken(challenger.order())
             comparisons += _compare(pair, "new", _NEW_LEVEL, 0.0 if config.must_improve_new else None, config)
             comparisons += _compare(pair, "old", _OLD_LEVEL, config.old_margin, config)
-            for scores, part in ((anchor, part) for part in PARTS if anchor is not None):
-                comparisons += _compare(scores, part, _OLD_LEVEL, config.total_margin, config)
+            if anchor is not None:
+                for part in PARTS:
+                    comparisons += _compare(anchor, part, _OLD_LEVEL, config.total_margin, config)
             rules += _judgement(comparisons, config)
     refused = [rule.sentence for rule in rules if not rule.passed]
     judged = {each.name for each in comparisons if not each.source}

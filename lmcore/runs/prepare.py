@@ -36,8 +36,7 @@ def run_identity(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
         "first_weights": first_weights,
         "dataset": result_fields(config.dataset),
         "model": {} if first_weights else result_fields(config.model),
-        # The name of a run must not change with the removed decay_shape.
-        "train": result_fields(train) | {"decay_shape": "1-sqrt"} | (early_stopping if train.patience else {}),
+        "train": result_fields(train) | (early_stopping if train.patience else {}),
     }
 
 

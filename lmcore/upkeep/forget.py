@@ -1,8 +1,8 @@
 """Remove a document from a store: from shards, datasets, quarantine, and from what models wrote after reading it.
 
 First the event is written to forgotten.jsonl. From then on no dataset that is made here holds the document, even if the
-corpus does (exclusions.py). Then each dataset that holds it is replaced by the same one without it, and the ids of the
-document are removed from the shards. Rows keep their positions, so nothing is encoded again, and datasets that had
+corpus does (dataset/filters.py). Then each dataset that holds it is replaced by the same one without it, and the ids of
+the document are removed from the shards. Rows keep their positions, so nothing is encoded again, and datasets that had
 filtered it out are unchanged. Each step leaves a complete store, and the same command finishes what a kill interrupted.
 
 Weights cannot forget: the runs and versions that saw the document are listed, and stay.

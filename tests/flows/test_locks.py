@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cloudpickle
 import pytest
 from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import get_client
@@ -119,3 +120,12 @@ def test_no_slot_is_needed_without_a_deployment_or_on_the_cpu(tmp_path: Path, mo
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "an-id")
     with gpu_slot(tiny_config(tmp_path, tmp_path, device="cpu")):
         pass
+
+
+def test_a_copy_of_the_locks_holds_what_they_hold() -> None:
+    """``flow.serve()`` sends the flow with its tasks to the process of a run, which then waited for itself."""
+    locks, copy = FileLocks(), cloudpickle.loads(cloudpickle.dumps(FileLocks()))
+    locks.acquire_lock("copied")
+    assert copy.is_lock_holder("copied")
+    copy.release_lock("copied")
+    assert not locks.is_locked("copied")

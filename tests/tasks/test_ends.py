@@ -1,10 +1,17 @@
 """Whoever asks a run to end is heard."""
 
 import os
+import signal
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import UUID, uuid4
 
 import pytest
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled, Cancelling, Running
 
+from tasks import server
 from tests.conftest import start, wait_until
 from tests.leftovers import carriers
 
@@ -61,3 +68,39 @@ def test_from_python_a_server_that_does_not_answer_is_an_error_within_seconds(tm
     _, error = start("-c", _CALLS_A_FLOW, env=os.environ | named).communicate(timeout=90)
     last = error.splitlines()[-1]
     assert last.startswith("lmcore.errors.ConfigError: PREFECT_API_URL: the Prefect server http://127.0.0.1:9/api does")
+
+
+@pytest.mark.parametrize(
+    ("state", "age", "unheard"),
+    [(Cancelling(), 0, False), (Cancelling(), 60, True), (Cancelled(), 0, True), (Running(), 60, False)],
+)
+def test_a_cancel_that_is_older_than_an_end_takes_was_not_heard(state: State, age: int, unheard: bool) -> None:
+    """Prefect's runners stop listening when the server is away for some seconds, and such a run trained on."""
+    now = state.timestamp
+    assert server._is_unheard(state.model_copy(update={"timestamp": now - timedelta(seconds=age)})) is unheard
+
+
+def test_a_run_ends_itself_when_it_finds_that_it_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter([ConnectionError("the server is away"), Running(), Cancelled()])
+
+    class Client:
+        def __enter__(self) -> "Client":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def read_flow_run(self, run: UUID) -> SimpleNamespace:
+            if isinstance(state := next(states), ConnectionError):
+                raise state
+            return SimpleNamespace(state=state)
+
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    monkeypatch.setattr(server, "get_client", lambda **_: Client())
+    monkeypatch.setattr(server, "_SECONDS_BETWEEN_STATES", 0)
+    try:
+        server._heed_cancel(run := uuid4())
+        wait_until(lambda: bool(told), "the signal")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert run in server._heeded

@@ -1,4 +1,4 @@
-"""The yardstick stays: small losses do not add up, and nothing that left the corpus is forgotten unseen."""
+"""The anchor stays: small losses do not add up, and nothing that left the corpus is forgotten unseen."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +116,7 @@ def decided(line: Line, run: Run) -> Version:
         score_champion(best, run.folder)
         score_on_anchor(best, run.folder)
     decision = compare(best, run.folder, LAX)
-    return record_decision(line.store, "lm", best, run.folder, decision, run.folder.name, LAX)
+    return record_decision(line.store, "lm", best, run.folder, decision, run.folder.name, LAX, page="")
 
 
 @pytest.fixture
