@@ -21,7 +21,7 @@ class Markup(str):
 
 
 def escape(text: str) -> str:
-    """Text that is shown as it is, in one line. An address in it is no link, and nothing is fetched from it."""
+    """Text that is shown as it is, in one line. An address in it is not a link, and nothing is fetched from it."""
     return _MARKUP.sub(lambda found: f"\\{found[0]}", _ADDRESS.sub(_WORD_JOINER, _one_line(text)))
 
 

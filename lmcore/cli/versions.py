@@ -211,7 +211,7 @@ def _verify_dataset(dataset: Path) -> Outcome:
     from lmcore.dataset.audit import problems
 
     if dataset.parent.name != "datasets":
-        raise StoreError(f"{dataset} is no dataset of a store: give the id of a dataset, or a version of a model")
+        raise StoreError(f"{dataset} is not a dataset of a store: give the id of a dataset, or a version of a model")
     found = [f"{chunk or 'manifest'}: {problem}" for chunk, problem in problems(dataset)]
     sentence = f"dataset {dataset.name}: {f'{len(found)} problems' if found else 'all matches'}"
     return Outcome({"dataset_id": dataset.name, "problems": len(found)}, sentence, text="\n".join(found), ok=not found)

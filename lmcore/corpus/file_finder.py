@@ -265,7 +265,7 @@ def _size(path: str) -> int:
 
 
 def _name_matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """A function that tells whether a name matches one of the patterns, ignoring case and Unicode form."""
+    """A function that returns whether a name matches one of the patterns, ignoring case and Unicode form."""
     match = re.compile("|".join(fnmatch.translate(_folded(pattern)) for pattern in patterns) or "(?!)").match
     return lambda name: match(_folded(name)) is not None
 

@@ -123,7 +123,7 @@ def origin_path(store: Path, origin: dict[str, str]) -> str:
 
 
 def program_differences(receipt: Receipt) -> list[str]:
-    """How the running program differs from the one that made the version. This is no damage."""
+    """How the running program differs from the one that made the version. Such a difference is not damage."""
     return [f"{name} was {old}, is {new}" for name, old, new in differences(receipt["program"], program())]
 
 

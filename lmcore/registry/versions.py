@@ -152,7 +152,7 @@ def find_version(store: Path, name: str) -> Version:
             raise RegistryError(f"model {model} has no champion in {store / 'models'}: name a version, {model}/v0001")
         return found
     if not re.fullmatch(NUMBER, number):
-        raise RegistryError(f"{number!r} is no version: they are called v0001, v0002, ...")
+        raise RegistryError(f"{number!r} is not a version: versions are called v0001, v0002, ...")
     version = Version(model, number, model_folder(store, model) / number)
     if not version.folder.is_dir():
         known = ", ".join(each.id for each in versions(store, model)) or "none"

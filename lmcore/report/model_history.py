@@ -1,6 +1,6 @@
 """A model's page: what its retrainings made in a year, with a picture of their bits per byte.
 
-It is written anew from the history in the store, so it holds more than Prefect keeps of a page.
+It is written again from the history in the store, so it holds more than Prefect keeps of a page.
 """
 
 import re
@@ -53,7 +53,7 @@ def model_history(store: Path, name: str) -> ModelHistory:
 
 
 def _figures(version: Version) -> Event:
-    """For events of earlier versions of this program, which have no figures."""
+    """Its figures, for events of earlier versions of this program, which have none; {} without a receipt."""
     with suppress(RegistryError, LookupError):
         return version.figures()
     return {}

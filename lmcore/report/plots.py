@@ -29,7 +29,7 @@ _MOST_POINTS = 1000
 """Most points of a curve. A longer curve is drawn as means of neighbouring points."""
 _STYLE: Any = {
     "font.family": ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans JP", "IPAexGothic", "Hiragino Sans", "Yu Gothic"],
-    "text.parse_math": False,  # $ stands for itself
+    "text.parse_math": False,  # $ is a plain character
 }
 
 

@@ -67,8 +67,8 @@ def _documents(earlier: Path) -> SeenDocuments:
         return SeenDocuments.from_dataset(earlier)
     except StoreError as error:
         raise StoreError(
-            f"{error}. What is new since dataset {earlier.name} can only be told with it: put it back (shards that are "
-            "damaged: lm repair), or begin another model with retraining.model_name"
+            f"{error}. Without dataset {earlier.name} nobody knows which text is new: put it back (damaged shards: "
+            "lm repair), or begin another model with retraining.model_name"
         ) from None
 
 

@@ -98,7 +98,7 @@ def evaluation_texts(store: Path, corpus: list[str], dataset: str = "", model: s
         best = champion(store, model) if model in models(store) else None
         if best is None:
             raise ConfigError(
-                f"there is no text to score: {model!r} is no model with a champion, whose validation text it could be. "
+                f"there is no text to score: {model!r} is not a model with a champion, so it has no validation text. "
                 "Give --corpus PATH, --dataset ID or --champion NAME"
             )
         return dataset_texts(best.dataset)
@@ -240,7 +240,7 @@ def _encoded(
 
 
 def _weights(folder: Path) -> str:
-    """The hash by which a run knows them, or where no manifest tells, one of the files."""
+    """The hash of the weights that the manifest names; without one, a hash of the files."""
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         if "weights" in manifest:

@@ -50,7 +50,7 @@ class Run:
                 record=record,
             )
         except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(f"{folder} is no run: it has no config.json") from None
+            raise StoreError(f"{folder} is not a run: it has no config.json") from None
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path} is damaged: {error!r}. Begin the run again with --fresh") from error
 

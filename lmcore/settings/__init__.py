@@ -1,4 +1,4 @@
-"""Every setting and every action's parameters, checked before anything runs.
+"""Every setting, checked before anything runs.
 
 Promises: a frozen pydantic model for each stage; a wrong value is named with the place where a person wrote it.
 Imports: of lmcore only errors. Never reads the store.

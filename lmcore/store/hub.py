@@ -28,7 +28,7 @@ def resolve(source: str, setting: str, what: str, patterns: tuple[str, ...], err
         if is_no_answer(cause):
             raise ConnectionError(f"{setting}: the hub did not answer for {source}: {cause}") from cause
         raise error(
-            f"{setting}: {source} is no file or folder here, and no {what} of that name came from the hub "
+            f"{setting}: {source} is not a file or folder here, and no {what} of that name came from the hub "
             f"({type(cause).__name__})"
         ) from cause
 

@@ -25,7 +25,7 @@ def to_json(content: Any, indent: int | None = None) -> str:
 
 
 def from_json(text: str | bytes) -> Any:
-    """The content that ``to_json`` wrote. Raises ValueError when ``text`` is no JSON."""
+    """The content that ``to_json`` wrote. Raises ValueError when ``text`` is not JSON."""
     return json.loads(text, object_hook=_restored)
 
 

@@ -17,7 +17,7 @@ from typing import IO, Literal
 
 from lmcore.errors import RunError, StoppedError, owner_named
 from lmcore.store.files import boot_id
-from lmcore.store.json_files import to_json
+from lmcore.store.json_files import from_json, to_json
 
 _SECONDS_BETWEEN_TRIES = 0.1
 _ALL_READ = 0o444
@@ -44,8 +44,7 @@ def locked(
     what = what or str(path.parent)
     with _opened(path) as file:
         if not _try(file, shared):
-            file.seek(0)
-            holder = f"{what} is in use by {file.read().strip() or 'another process'}"
+            holder = f"{what} is in use by {_holder(file)}"
             if when_locked == "refuse":
                 raise RunError(f"{holder}: {advice}")
             tell(f"waiting: {holder}")
@@ -77,6 +76,16 @@ def is_locked(path: Path) -> bool:
             return not _try(file, shared=True)
     except (FileNotFoundError, PermissionError):
         return False
+
+
+def _holder(file: IO[str]) -> str:
+    """The process that holds a lock, in words. A holder that shares it has written nothing."""
+    file.seek(0)
+    try:
+        owner = from_json(file.read())
+        return f"process {owner['pid']} on {owner['host']}"
+    except (ValueError, LookupError, TypeError):
+        return "another process"
 
 
 def _opened(path: Path) -> IO[str]:

@@ -66,7 +66,7 @@ def length_settings(size: str) -> dict[str, float]:
 def planned_steps(config: TrainConfig, blocks: int, block_size: int) -> int:
     """Optimizer steps of a run over ``blocks`` training blocks of ``block_size`` tokens.
 
-    It is max_steps, or the batches that hold max_tokens, or the batches of the epochs, of which the last may be short.
+    It is max_steps, or the batches that hold max_tokens, or the batches of the epochs. The last batch may be short.
     """
     if config.max_steps:
         return config.max_steps

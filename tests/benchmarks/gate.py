@@ -4,8 +4,9 @@ Three tables from the code that decides. Coverage: how often the true difference
 often one look lets an equal model pass. Years: 52 weekly retrainings of teams with little and much held-out text.
 
 The noise is that of small models on Japanese text: two successive models differ by 0.022 bits per byte (standard
-deviation) on a document, and a version keeps a fifth of the noise of the one before. A document has a lognormal length
-with a median of 1,289 bytes; a piece is a stretch of about 700. Takes about five minutes.
+deviation) on a passage of 700 bytes, passages of one document correlate by 0.3, and a version keeps a fifth of the
+noise of the one before. A document has a lognormal length with a median of 1,289 bytes; a piece is one passage. Takes
+about five minutes.
 """
 
 import math
@@ -30,10 +31,9 @@ NOWHERE = Path("nowhere")
 UNSEEN = {"champion": np.empty(0, np.uint64), "challenger": np.empty(0, np.uint64)}
 GATE = GateConfig()
 
-DIFFERENCE, KEPT = 0.022, 0.2
-"""Standard deviation of a document's difference between successive versions, and the share of a version's noise that
-the next one keeps."""
-SPREAD = DIFFERENCE / math.sqrt(2 * (1 - KEPT))
+DIFFERENCE, TOGETHER, PASSAGE, KEPT = 0.022, 0.3, 700, 0.2
+"""Standard deviation of the difference between successive versions on a passage, the correlation of passages of one
+document, their bytes, and the share of a version's noise that the next one keeps."""
 GROWTH = 0.05
 """New held-out text of a week, as a share of the first."""
 TEAMS = {
@@ -75,7 +75,7 @@ class Team:
 
     def __post_init__(self) -> None:
         self.champion = self._text(self.documents, "old")
-        self.noise = self.draw.normal(0, SPREAD, self.documents)
+        self.noise = self._noise(self.champion)
         self.champion = self._changed(self.champion, self.noise)
         self.anchor, _ = next_anchor(None, self.champion, self.champion, [])
 
@@ -88,6 +88,12 @@ class Team:
         groups = np.full(count, group)
         return DocumentScores("w", "t", 8, hashes, 1.6 * BITS * sizes, sizes // 4 + 1, sizes, names, groups)
 
+    def _noise(self, scores: DocumentScores) -> Any:
+        """The noise of a version on each document, in bits per byte."""
+        passages = np.maximum(1, scores.text_bytes / PASSAGE)
+        spread = DIFFERENCE / math.sqrt(2 * (1 - KEPT)) * np.sqrt(TOGETHER + (1 - TOGETHER) / passages)
+        return spread * self.draw.normal(0, 1, len(scores))
+
     def _changed(self, scores: DocumentScores, bits_per_byte: Any) -> DocumentScores:
         return replace(scores, nats=scores.nats + bits_per_byte * BITS * scores.text_bytes)
 
@@ -97,14 +103,14 @@ class Team:
         ``ruined`` is added to one source.
         """
         came = self._text(max(1, round(GROWTH * self.documents)), "new")
-        came_noise = self.draw.normal(0, SPREAD, len(came))
+        came_noise = self._noise(came)
         before = replace(self.champion, groups=np.full(len(self.champion), "old"))
         before = before.joined(self._changed(came, came_noise))
         noise = np.concatenate([self.noise, came_noise])
         is_new, loss = before.groups == "new", np.full(len(before), old)
         loss[is_new] = -gain * (1 + 0.7 * self.draw.normal(0, 1, int(is_new.sum())))
         loss[~is_new & (before.sources == "s0")] += ruined
-        fresh = KEPT * noise + math.sqrt(1 - KEPT**2) * self.draw.normal(0, SPREAD, len(noise))
+        fresh = KEPT * noise + math.sqrt(1 - KEPT**2) * self._noise(before)
         after = self._changed(before, loss + fresh - noise)
         own = aligned(self.anchor, after)
         decision = decide(before, after, GATE, UNSEEN, NOWHERE, (aligned(own, self.anchor), own))
@@ -182,8 +188,8 @@ def main() -> None:
         passed, powers = 0, []
         for seed in range(LOOKS):
             team = Team(documents, spread, np.random.default_rng([1, seed, documents]))
-            fresh = team.draw.normal(0, SPREAD, documents)
-            after = team._changed(team.champion, KEPT * team.noise + math.sqrt(1 - KEPT**2) * fresh - team.noise)
+            fresh = KEPT * team.noise + math.sqrt(1 - KEPT**2) * team._noise(team.champion)
+            after = team._changed(team.champion, fresh - team.noise)
             gate = GATE.model_copy(update={"must_improve_new": False})
             [old, *_] = decide(team.champion, after, gate, UNSEEN, NOWHERE).comparisons
             passed, powers = passed + old.is_within, [*powers, old.power]

@@ -82,7 +82,7 @@ def test_a_button_that_removes_something_only_says_what_it_would(served: Api, st
 def test_of_two_retrainings_at_once_one_waits_or_is_refused_and_says_for_whom(
     served: Api, corpus: Path, store: Path
 ) -> None:
-    in_use = f'the retraining of ours is in use by {{"host": "{socket.gethostname()}", "pid": {os.getpid()}, '
+    in_use = f"the retraining of ours is in use by process {os.getpid()} on {socket.gethostname()}"
     with locked(model_folder(store, "ours") / "retraining.lock", "refuse"):
         refused = retrain(served, corpus, store, when_locked="refuse")
         waiting = retrain(served, corpus, store, when_locked="wait")

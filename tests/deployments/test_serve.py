@@ -156,7 +156,7 @@ def test_a_second_serve_in_the_same_home_is_refused_in_one_line(served: Api) -> 
     assert second.returncode == 1
     assert second.stdout == ""
     [line] = second.stderr.splitlines()
-    assert line.startswith(f'error: the Prefect home {served.home} is in use by {{"host"')
+    assert line.startswith(f"error: the Prefect home {served.home} is in use by process ")
     assert "stop that one, or name another PREFECT_HOME and port" in line
 
 

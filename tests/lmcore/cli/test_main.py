@@ -231,7 +231,7 @@ def test_a_corpus_smaller_than_a_block_is_one_line(settings: Path, tmp_path: Pat
 
 
 def test_training_what_is_no_run_is_one_line(tmp_path: Path) -> None:
-    assert_fails(1, "is no run", "train", tmp_path)
+    assert_fails(1, "is not a run", "train", tmp_path)
 
 
 def test_generate_continues_every_prompt(trained: Trained, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_evaluate_scores_a_model_on_old_and_new_text(trained: Trained, tmp_path:
 
 def test_evaluating_on_a_dataset_that_is_not_there_is_one_line(trained: Trained) -> None:
     assert_fails(1, "there is no dataset or folder named none", "evaluate", trained.run.folder, "--dataset", "none")
-    assert_fails(1, "no text to score: '' is no model with a champion", "evaluate", trained.run.folder)
+    assert_fails(1, "no text to score: '' is not a model with a champion", "evaluate", trained.run.folder)
 
 
 def test_plot_draws_runs_by_name_and_by_folder(trained: Trained, tmp_path: Path) -> None:

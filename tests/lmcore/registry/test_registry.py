@@ -130,7 +130,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("number", ["v1", "..", "v0001/..", "0001", "v0001 "])
 def test_a_version_is_called_by_its_number(tmp_path: Path, number: str) -> None:
     add(tmp_path)
-    with pytest.raises(RegistryError, match="is no version"):
+    with pytest.raises(RegistryError, match="is not a version"):
         find_version(tmp_path, f"ja/{number}")
 
 

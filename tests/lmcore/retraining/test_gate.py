@@ -101,10 +101,10 @@ def test_a_loss_that_is_no_number_never_promotes(row: int, value: float, side: s
     models = {"champion": champion, "challenger": changed(champion, new=0.9, old=0.9)}
     models[side].nats[row] = value
     decision = judge(models["champion"], models["challenger"])
-    assert_refused(decision, f"losses of the {side}: 1 are no finite number")
+    assert_refused(decision, f"losses of the {side}: 1 are not finite")
     assert decision.comparisons == []
     if side == "challenger":
-        assert_refused(decide(None, models[side], GATE, UNSEEN, NOWHERE), "1 are no finite number")
+        assert_refused(decide(None, models[side], GATE, UNSEEN, NOWHERE), "1 are not finite")
 
 
 @settings(max_examples=25)

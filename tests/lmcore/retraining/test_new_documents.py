@@ -134,7 +134,7 @@ def test_an_earlier_dataset_that_is_gone_is_named(lines: list[str], tmp_path: Pa
     growing = Growing(tmp_path)
     growing.write(lines)
     whole = growing.dataset()
-    with pytest.raises(StoreError, match="What is new since dataset no-such"):
+    with pytest.raises(StoreError, match="Without dataset no-such nobody knows which text is new"):
         split_by_age(whole, growing.store / "datasets" / "no-such")
 
 

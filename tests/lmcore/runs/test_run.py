@@ -169,7 +169,7 @@ def test_open_gives_back_what_was_prepared(start_named: Any) -> None:
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(StoreError, match="is no run"):
+        with pytest.raises(StoreError, match="is not a run"):
             Run.open(folder)
 
 

@@ -180,7 +180,7 @@ def test_users_wait_for_each_other_s_locks_where_all_may_write() -> None:
                 pass
 
         with locked(path, "wait"):
-            assert in_child(lock).startswith(f"lmcore.errors.RunError: {folder} is in use by {{")
+            assert in_child(lock).startswith(f"lmcore.errors.RunError: {folder} is in use by process ")
         assert in_child(lock) == ""
         Path(folder).chmod(0o755)
         said = in_child(lock)

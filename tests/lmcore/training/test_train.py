@@ -210,7 +210,7 @@ def test_a_run_in_use_refuses_or_waits_for_the_result(prepared: Prepared) -> Non
     impatient = dataclasses.replace(run, config=run.config.model_copy(update={"when_locked": "refuse"}))
     with start("-m", "lmcore", "train", run.folder) as child:
         wait_for_step(run, 1, child)
-        with pytest.raises(RunError, match=f'"pid": {child.pid}'):
+        with pytest.raises(RunError, match=f"in use by process {child.pid} on "):
             train(impatient)
         result = train(run)
         output, _ = child.communicate()

@@ -1,4 +1,4 @@
-"""The verbs of models and of what is taken out of a store: a JSON line for programs, an error line for people."""
+"""The commands of versions and stores: a JSON line for programs, an error line for people."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_a_model_from_promotion_to_gc(store: Path) -> None:
     assert differences["config.train.seed"] == [0, 1]
     assert last_line(0, "verify", "lm", *here) == {"version": "lm/v0001", "problems": 0}
     run = store / "runs" / listed["versions"][0]["run"]
-    assert_fails(1, f"{run} is no dataset of a store: give the id of a dataset", "verify", run, *here)
+    assert_fails(1, f"{run} is not a dataset of a store: give the id of a dataset", "verify", run, *here)
     assert last_line(0, "replay", "lm/v0001", *here)["differences"] == []
     assert last_line(0, "prune", "lm", "--keep", 0, "--dry-run", *here)["pruned"] == ["v0002"]
     assert last_line(0, "prune", "lm", "--keep", 0, *here)["pruned"] == ["v0002"]
