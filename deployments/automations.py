@@ -65,7 +65,7 @@ def create_automations() -> None:
 
 @dataclass(frozen=True)
 class _Occasion:
-    """Something that people are told of."""
+    """Something that people are notified of."""
 
     what: str
     events: str

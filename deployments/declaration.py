@@ -1,4 +1,4 @@
-"""All deployments, declared once: for ``make serve``, for workers, and for prefect.yaml (a test compares that file)."""
+"""All deployments, declared once: for ``lm serve``, for workers, and for prefect.yaml (a test compares that file)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Schedule:
     active: bool = False
     """Whether a deployment begins with it on."""
     when_served: bool = False
-    """Whether that holds for ``make serve`` too. Otherwise a deployment that is served on this machine begins with it
+    """Whether that holds for ``lm serve`` too. Otherwise a deployment that is served on this machine begins with it
     off."""
 
 

@@ -2,7 +2,7 @@
 
 A file says what a form says, and the name of the file is that of the deployment. The flow is ``retrain`` unless
 ``flow`` names another. ``[schedule]`` has cron, timezone and active; tables below ``[advanced]`` have all settings that
-are no fields of the form.
+the form has no field for.
 """
 
 import os

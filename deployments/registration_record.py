@@ -80,7 +80,7 @@ class Written:
 
 
 def _plain(name: str) -> str:
-    """A name in the characters of a variable. Other characters than these are told apart by a digest."""
+    """A name in the characters of a variable. A digest distinguishes names with other characters."""
     plain = re.sub("[^a-z0-9]", "_", name.lower())
     return plain if re.fullmatch("[a-z0-9_]+/[a-z0-9]+", name) else f"{plain[:60]}_{fingerprint(name)}"
 

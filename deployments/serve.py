@@ -1,4 +1,4 @@
-"""make serve: a Prefect server on loopback with its UI, and the flows served from this machine.
+"""``lm serve``: a Prefect server on loopback with its UI, and the flows served from this machine.
 
 Ports, folders and the password are Prefect's own settings: PREFECT_SERVER_API_PORT (4200), PREFECT_HOME (~/.prefect)
 and PREFECT_SERVER_API_AUTH_STRING (user:password; without it, everybody on this machine may do everything).
@@ -66,14 +66,14 @@ def main() -> None:
 
 
 def _only_one_here() -> AbstractContextManager[None]:
-    """The lock of PREFECT_HOME, where a second ``make serve`` would serve the same deployments and runs once more."""
+    """The lock of PREFECT_HOME, where a second ``lm serve`` would serve the same deployments and runs once more."""
     from prefect.settings import PREFECT_HOME
 
     from tasks.server import check_home
 
     check_home()
     home = PREFECT_HOME.value()
-    advice = "one make serve is enough for a PREFECT_HOME: stop that one, or name another PREFECT_HOME and port"
+    advice = "one lm serve is enough for a PREFECT_HOME: stop that one, or name another PREFECT_HOME and port"
     return locked(home / "serve.lock", "refuse", what=f"the Prefect home {home}", advice=advice)
 
 
@@ -95,12 +95,12 @@ def _port() -> int:
 
 
 def _wait_for_port(port: int) -> None:
-    """Wait for the end of a server that a killed ``make serve`` left. Raises ConfigError if the port stays taken."""
+    """Wait for the end of a server that a killed ``lm serve`` left. Raises ConfigError if the port stays taken."""
     from tasks.server import why_silent
 
     why = _why_taken(port)
     if why and not why_silent(f"http://{_HOST}:{port}/api"):
-        print(f"port {port}: a Prefect server listens there, perhaps of a make serve that was killed", flush=True)
+        print(f"port {port}: a Prefect server listens there, perhaps of an lm serve that was killed", flush=True)
         print(f"Waiting {_SECONDS_TO_END} s for its end", flush=True)
         end = time.monotonic() + _SECONDS_TO_END
         while (why := _why_taken(port)) and time.monotonic() < end:

@@ -22,7 +22,7 @@ _DEFAULTS = {
     "PREFECT_CLI_PROMPT": "false",
 }
 _SECONDS_TO_SAVE = 30
-"""Seconds in which runs that were told to end save and report it themselves."""
+"""Seconds in which runs that were asked to end save and report it themselves."""
 
 
 def work() -> int:

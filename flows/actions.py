@@ -17,8 +17,8 @@ from prefect.states import Failed
 from flows.form import ACTION, FormFlow, documented
 from lmcore.cli import runs, store
 from lmcore.cli import versions as of_model
-from lmcore.cli.command import Outcome
 from lmcore.cli.options import InForm
+from lmcore.cli.outcome import Outcome
 from tasks.pages import show_table
 from tasks.policies import NEVER_CACHED, RETRIED
 from tasks.retraining import use_hub_token

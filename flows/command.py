@@ -10,7 +10,7 @@ from prefect import Flow
 from prefect.exceptions import CancelledRun
 
 from lmcore.cli.app import Pipeline, run_pipeline
-from lmcore.cli.command import print_json
+from lmcore.cli.outcome import print_json
 from lmcore.errors import StoppedError
 from lmcore.settings.config import RunConfig
 from tasks.logs import leave_failure_to_command

@@ -35,8 +35,8 @@ from lmcore.settings.config import RunConfig
 from lmcore.settings.retraining import RetrainConfig, Start
 from lmcore.store.locks import locked
 from lmcore.tokenizer.tokenizer import TokenizerInfo
-from tasks.pages import ended, failed, name_run, tag_run
-from tasks.policies import stopped
+from tasks.pages import name_run, tag_run
+from tasks.policies import ended, failed, stopped
 from tasks.retraining import (
     gate,
     look_at_champion,
@@ -197,8 +197,8 @@ def _concluded(
     """Show the pages, put the version in use where the settings want it, and say what came of it all."""
     champion, dataset, news = found
     run = decision.folder if decision else None
-    told = decision.verdict if decision else f"{verdict}: {reasons[0]}"
-    stages.run(retraining_report, retraining_page(config, told, champion, dataset, news, decision, run))
+    line = decision.verdict if decision else f"{verdict}: {reasons[0]}"
+    stages.run(retraining_report, retraining_page(config, line, champion, dataset, news, decision, run))
     in_use = version if decision and decision.promoted else champion
     if known := version or champion:
         stages.run(show_history, known.store, known.model)

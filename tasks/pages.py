@@ -19,7 +19,6 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Completed, Failed
 
 from lmcore import clock
 from lmcore.markdown import escape
@@ -120,13 +119,3 @@ def tag_run(*tags: str) -> None:
             client.update_flow_run(flow_run.id, tags=[*known, *(tag for tag in tags if tag not in known)])
     except Exception as error:
         _log.debug("tags %s not added: %s", tags, error)
-
-
-def ended(name: str, message: str, result: Any) -> Any:
-    """The state of a run that completed, by the name that says what came of it. Who calls the flow gets ``result``."""
-    return Completed(name=name, message=message, data=result)
-
-
-def failed(name: str, error: Exception) -> Any:
-    """The state of a run that failed, by the name that says why. Who calls the flow gets the error."""
-    return Failed(name=name, message=str(error), data=error)

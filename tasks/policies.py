@@ -1,4 +1,4 @@
-"""The rules for caching and retries.
+"""The rules for caching and retries, and the states of runs that end in their own way.
 
 lmcore finds finished work in the store by itself. Prefect's cache shows that to people: ``OnDisk`` names the work of a
 task by its content, and reports "Cached" only when the output on disk verifies. An output that was deleted or damaged
@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.context import TaskRunContext
 from prefect.results import ResultStore, get_result_store
-from prefect.states import Cancelled, Completed, Scheduled
+from prefect.states import Cancelled, Completed, Failed, Scheduled
 from prefect.tasks import exponential_backoff
 from prefect.transactions import IsolationLevel
 
@@ -128,10 +128,20 @@ def stopped(stop: StoppedError) -> Any:
     return Cancelled(name="Stopped", message=str(stop))
 
 
+def ended(name: str, message: str, result: Any) -> Any:
+    """The state of a run that completed, by the name that says what came of it. Who calls the flow gets ``result``."""
+    return Completed(name=name, message=message, data=result)
+
+
+def failed(name: str, error: Exception) -> Any:
+    """The state of a run that failed, by the name that says why. Who calls the flow gets the error."""
+    return Failed(name=name, message=str(error), data=error)
+
+
 def restart_after_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Schedule a deployment's run again with its parameters (a flow's hook on_crashed); it resumes from the store.
 
-    The process that started the run calls this when the run dies, and the run itself when it is told to end. A run
+    The process that started the run calls this when the run dies, and the run itself when it is asked to end. A run
     that never began is left alone, since starts are counted.
     """
     with get_client(sync_client=True) as client:

@@ -117,13 +117,13 @@ class Server:
             self._start()
         return status
 
-    def stop(self, seconds: float = _SECONDS_TO_END) -> None:
-        """Send SIGTERM, and SIGKILL if it takes longer than ``seconds``."""
+    def stop(self) -> None:
+        """Send SIGTERM, and SIGKILL if it takes longer than a few seconds."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(seconds)
+                self.process.wait(_SECONDS_TO_END)
         self._untie()
 
     def _untie(self) -> None:

@@ -18,9 +18,10 @@ from lmcore.dataset.tokenization import dataset_inputs, tokenize
 from lmcore.errors import StoppedError
 from lmcore.markdown import escape
 from lmcore.report.data_report import data_page, tokenizer_page
+from lmcore.report.losses import loss_table
 from lmcore.report.report import Report, evaluation_rows, report, report_key, run_page, samples_page
 from lmcore.runs.launch import train_in_child
-from lmcore.runs.metrics import loss_table, read_metrics
+from lmcore.runs.metrics import read_metrics
 from lmcore.runs.prepare import prepare_run, run_identity
 from lmcore.runs.run import Export, Run, TrainingResult, finished_training
 from lmcore.runs.scores import Evaluation

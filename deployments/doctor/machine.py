@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from deployments.doctor import Finding
 from lmcore.errors import LMError
 from lmcore.markdown import byte_size
+from lmcore.model.device import GPU_LOCKS
 from lmcore.store.files import boot_id, is_alive, remove_stale_temp, stale_temp
 from lmcore.store.layout import check_store
 from lmcore.store.locks import is_locked
@@ -97,8 +97,8 @@ def locks(files: list[Path]) -> Finding:
     stale = [file for file in held if not _owner_lives(file)]
     if not stale:
         return Finding("locks", f"{len(held)} held, each by a living process")
-    told = "; ".join(f"{file} is held by {_holders(file)}, not by its dead owner" for file in stale)
-    return Finding("locks", told, "inspect these processes (ps), and kill -TERM those that are no longer needed")
+    fact = "; ".join(f"{file} is held by {_holders(file)}, not by its dead owner" for file in stale)
+    return Finding("locks", fact, "inspect these processes (ps), and kill -TERM those that are no longer needed")
 
 
 def lock_files(store: Path, home: Path) -> list[Path]:
@@ -108,7 +108,7 @@ def lock_files(store: Path, home: Path) -> list[Path]:
         *store.glob("models/*/lock"),
         *store.glob("models/*/retraining.lock"),
         *home.glob("locks/*"),
-        *Path(tempfile.gettempdir()).glob("lm-gpu-*.lock"),
+        *GPU_LOCKS.glob("lm-gpu-*.lock"),
     ]
 
 

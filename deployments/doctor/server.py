@@ -147,8 +147,8 @@ def slots(client: SyncPrefectClient) -> Finding:
         for name, count in surplus.items():
             client.release_concurrency_slots([name], count, occupancy_seconds=1)
 
-    told = ", ".join(f"{count} of {name}" for name, count in surplus.items())
-    return Finding("slots", f"held by dead runs: {told}", "they come free with their lease, or with --fix", fix)
+    taken = ", ".join(f"{count} of {name}" for name, count in surplus.items())
+    return Finding("slots", f"held by dead runs: {taken}", "they come free with their lease, or with --fix", fix)
 
 
 def _runs(client: SyncPrefectClient, states: list[StateType]) -> list[FlowRun]:

@@ -19,8 +19,8 @@ import pydantic
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from lmcore.cli import runs, store, versions
-from lmcore.cli.command import Outcome, main, print_outcome
 from lmcore.cli.flags import check, command_of
+from lmcore.cli.outcome import Outcome, main, print_outcome
 from lmcore.cli.pipeline import train
 from lmcore.errors import ERROR_PREFIX
 from lmcore.progress import StandardError

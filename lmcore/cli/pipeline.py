@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from lmcore.cli.command import print_json
+from lmcore.cli.outcome import print_json
 from lmcore.errors import STOPPED_STATUS, LMError, StoppedError
 from lmcore.progress import Standing, Update, report_progress
 from lmcore.settings.config import RunConfig

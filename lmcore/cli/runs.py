@@ -5,8 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from lmcore.cli.command import Outcome
 from lmcore.cli.options import HIDDEN, InForm, ModelName, OutputFile, Store, Texts, store_folder
+from lmcore.cli.outcome import Outcome
 from lmcore.errors import ConfigError
 from lmcore.registry.versions import find, find_version
 from lmcore.settings.config import SampleConfig

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from lmcore.cli.command import Outcome
 from lmcore.cli.options import Amount, Count, DryRun, InForm, SomeText, Store, store_folder
+from lmcore.cli.outcome import Outcome
 from lmcore.corpus.ledger import printable
 from lmcore.registry.versions import find
 from lmcore.store.artifacts import read_manifest

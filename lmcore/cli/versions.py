@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from pydantic import Field
 
-from lmcore.cli.command import Outcome
 from lmcore.cli.options import (
     Count,
     DryRun,
@@ -21,6 +20,7 @@ from lmcore.cli.options import (
     version_name,
 )
 from lmcore.cli.options import Version as VersionName
+from lmcore.cli.outcome import Outcome
 from lmcore.errors import StoreError
 from lmcore.registry import versions as stored
 from lmcore.settings.section import NAME, NUMBER

@@ -23,7 +23,7 @@ from lmcore.store.locks import locked
 
 WhenLocked = Literal["wait", "refuse"]
 
-_LOCKS = Path("/tmp")
+GPU_LOCKS = Path("/tmp")
 """Every user may write there; tempfile's folder may be one of each user."""
 _SECONDS_BETWEEN_TRIES = 0.1
 _VISIBLE, _HELD = "CUDA_VISIBLE_DEVICES", "LM_HELD_GPUS"
@@ -86,7 +86,7 @@ def held_gpus(
     if count > len(among):
         raise ConfigError(f"train.nproc is {count}, and this machine has {len(among)} GPUs")
     numbers: list[int] = []
-    turn = locked(_LOCKS / "lm-gpu-turn.lock", "wait", should_stop, "the turn to take GPUs")
+    turn = locked(GPU_LOCKS / "lm-gpu-turn.lock", "wait", should_stop, "the turn to take GPUs")
     with ExitStack() as held:
         with turn if when_locked == "wait" else nullcontext():
             busy = _take(held, numbers, count, among)
@@ -108,7 +108,9 @@ def _take(held: ExitStack, numbers: list[int], count: int, among: Sequence[int])
         if len(numbers) < count and number not in numbers:
             name = torch.cuda.get_device_properties(number).uuid
             try:
-                held.enter_context(locked(_LOCKS / f"lm-gpu-{name}.lock", "refuse", what=f"GPU {name}", advice=_ADVICE))
+                held.enter_context(
+                    locked(GPU_LOCKS / f"lm-gpu-{name}.lock", "refuse", what=f"GPU {name}", advice=_ADVICE)
+                )
                 numbers.append(number)
             except RunError as error:
                 busy = error

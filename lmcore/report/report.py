@@ -13,9 +13,10 @@ from lmcore.errors import StoreError
 from lmcore.markdown import code, escape, fenced, number, picture, rows_table, table
 from lmcore.report.baselines import baselines, compared
 from lmcore.report.data_report import data_sections
+from lmcore.report.losses import events, figures, loss_table, warnings
 from lmcore.report.plots import loss_picture
 from lmcore.report.summary import write_settings
-from lmcore.runs.metrics import events, figures, loss_table, read_metrics, warnings
+from lmcore.runs.metrics import read_metrics
 from lmcore.runs.run import Run, TrainingResult
 from lmcore.runs.sample_prompts import with_prompts
 from lmcore.runs.scores import Evaluation, Score, score_rows

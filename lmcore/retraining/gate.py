@@ -8,8 +8,8 @@ A challenger is promoted if all rules hold:
 
 1. Old text: the upper end of the one-sided 97.5 % interval is at most ``gate.old_margin``.
 2. The anchor (anchor.py): the upper end of the same interval against the reference is at most ``gate.total_margin``,
-   for the founding text and for the text that joined. The two are never pooled, because a new source that is learnt
-   well would hide a loss on all others.
+   for the founding text and for the text that joined, which counts from 100 documents on. The two are never pooled,
+   because a new source that is learnt well would hide a loss on all others.
 3. No source of old text or of the anchor is proved worse: with S sources the lower end at 1 - 5 %/S is within the
    margin. The spread is pooled over the sources, so one document is enough.
 4. New text: the upper end of the one-sided 90 % interval is below 0. An equal model that passes does no harm, because
@@ -150,7 +150,7 @@ class Decision(Record):
             f"{100 * each.power:.0f} % of retrainings"
             + (f"; {more:,.0f} documents would give {100 * _WANTED_POWER:.0f} %." if more > each.documents else ".")
             for each in self.comparisons
-            if each.group != "new" and not each.source
+            if each.group != "new" and not each.source and each.limit is not None
             for more in [each.documents_for_power]
         ]
 
@@ -244,7 +244,9 @@ def _compare(pair: Scores, group: str, level: float, limit: float | None, config
     if not rows.any():
         return
     found = Difference.of_units(*_units(pair, rows, config.unit_bytes))
-    yield _comparison(pair, rows, group, "", found, level, limit, **({} if group == "new" else _power(found, limit)))
+    group_limit = None if group == JOINED and found.units < _JOINED_DOCUMENTS else limit
+    power = {} if group == "new" or group_limit is None else _power(found, group_limit)
+    yield _comparison(pair, rows, group, "", found, level, group_limit, **power)
     names = np.unique(pair[1].sources[rows]).tolist()
     if len(names) > 1:
         parts = [rows & (pair[1].sources == name) for name in names]
@@ -293,12 +295,11 @@ def _comparison(
     )
 
 
-def _power(found: Difference, limit: float | None) -> dict[str, float]:
+def _power(found: Difference, limit: float) -> dict[str, float]:
     """How often a rule lets an equal model pass, and how many documents it takes to be sure of that."""
-    margin = limit or 0.0
-    documents = found.units_for(_WANTED_POWER, margin, _OLD_LEVEL)
+    documents = found.units_for(_WANTED_POWER, limit, _OLD_LEVEL)
     return {
-        "power": found.power(margin, _OLD_LEVEL),
+        "power": found.power(limit, _OLD_LEVEL),
         "documents_for_power": documents if math.isfinite(documents) else 0.0,
     }
 
@@ -310,7 +311,6 @@ def _judgement(comparisons: list[Comparison], config: GateConfig) -> Iterator[Ru
     for group, needed in {**least, "old": config.minimum_old_documents}.items():
         few = "" if documents.get(group, 0) >= needed else " (too few)"
         yield Rule(f"documents of {group} text", f"{documents.get(group, 0):,}{few}", f"{needed:,}", not few)
-    for each in comparisons:
-        is_small = each.group == JOINED and not each.source and each.documents < _JOINED_DOCUMENTS
-        if each.limit is not None and not is_small:
-            yield Rule(each.name, each.found, each.needed, each.is_within)
+    yield from (
+        Rule(each.name, each.found, each.needed, each.is_within) for each in comparisons if each.limit is not None
+    )

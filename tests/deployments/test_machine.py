@@ -175,6 +175,16 @@ def test_every_lock_of_a_store_is_looked_at(tmp_path: Path, name: str) -> None:
         assert tmp_path / name in machine.lock_files(tmp_path, tmp_path)
 
 
+def test_the_lock_of_a_gpu_is_looked_at_where_the_trainings_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "own"))
+    monkeypatch.setattr(machine, "GPU_LOCKS", tmp_path)
+    with locked(tmp_path / "lm-gpu-GPU-1.lock", "wait"):
+        assert tmp_path / "lm-gpu-GPU-1.lock" in machine.lock_files(tmp_path, tmp_path)
+
+
 def test_a_lock_file_that_went_meanwhile_is_no_lock(tmp_path: Path) -> None:
     assert machine.locks([tmp_path / "gone"]).fact.startswith("0 held")
 

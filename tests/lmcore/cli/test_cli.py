@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lmcore.cli.command import print_json
 from lmcore.cli.flags import COMMON, check
+from lmcore.cli.outcome import print_json
 from lmcore.errors import ConfigError, LMError
 from lmcore.settings.config import TEXT_PATTERNS, CorpusConfig, RunConfig
 from lmcore.settings.read import settings_of_flags as read_settings
@@ -328,7 +328,7 @@ def test_names_that_may_be_elsewhere_are_no_paths(tmp_path: Path) -> None:
 def test_a_deliberate_end_is_one_line_and_a_status(error: str, status: int, said: str) -> None:
     code = (
         "import os\n"
-        "from lmcore.cli.command import main\n"
+        "from lmcore.cli.outcome import main\n"
         "from lmcore.errors import StoppedError, StoreError\n"
         f"def fail(): {error}\n"
         "main(fail)"

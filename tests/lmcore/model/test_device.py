@@ -40,7 +40,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=f"GPU-{number}"))
-    monkeypatch.setattr(device, "_LOCKS", tmp_path)
+    monkeypatch.setattr(device, "GPU_LOCKS", tmp_path)
     return tmp_path
 
 
@@ -131,7 +131,7 @@ def test_another_user_waits_for_the_same_gpu(tmp_path_factory: pytest.TempPathFa
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
         os.chmod(folder, 0o1777)
-        patched.setattr(device, "_LOCKS", Path(folder))
+        patched.setattr(device, "GPU_LOCKS", Path(folder))
         umask = os.umask(0o077)
         try:
             with held_gpus(_COUNT, "wait", never):

@@ -86,6 +86,22 @@ def test_the_reference_moves_when_a_challenger_is_proved_better_and_holds_it_to_
     assert failed(weeks.challenge(old=0.004))[:1] == ["founding text"]
 
 
+def test_text_that_joined_is_only_shown_until_it_has_a_hundred_documents() -> None:
+    weeks = Weeks(text(np.arange(1, 101), 2))
+    decisions = [weeks.challenge(old=-0.001) for _ in range(4)]
+    joined = [[each for each in decision.comparisons if each.name == "joined text"] for decision in decisions]
+    assert [[(each.documents, each.limit) for each in some] for some in joined] == [
+        [],
+        [(40, None)],
+        [(80, None)],
+        [(120, GATE.total_margin)],
+    ]
+    assert [any(rule.rule == "joined text" for rule in decision.rules) for decision in decisions] == [False] * 3 + [
+        True
+    ]
+    assert ["joined" in " ".join(decision.power) for decision in decisions] == [False] * 3 + [True]
+
+
 def test_text_that_joined_does_not_hide_a_loss_on_founding_text() -> None:
     weeks = Weeks(text(np.arange(1, 101), 2))
     assert weeks.challenge(old=0.0, documents=200).promoted

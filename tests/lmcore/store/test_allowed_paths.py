@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmcore.cli.app import ACTIONS
-from lmcore.cli.command import Outcome
+from lmcore.cli.outcome import Outcome
 from lmcore.corpus.listing import open_corpus
 from lmcore.corpus.remote import hash_stored, open_stored
 from lmcore.corpus.scan import scan

@@ -11,6 +11,7 @@ import pytest
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Cancelling, Running
 
+from lmcore import clock
 from tasks import server
 from tests.conftest import start, wait_until
 from tests.leftovers import carriers
@@ -76,8 +77,9 @@ def test_from_python_a_server_that_does_not_answer_is_an_error_within_seconds(tm
 )
 def test_a_cancel_that_is_older_than_an_end_takes_was_not_heard(state: State, age: int, unheard: bool) -> None:
     """Prefect's runners stop listening when the server is away for some seconds, and such a run trained on."""
-    now = state.timestamp
-    assert server._is_unheard(state.model_copy(update={"timestamp": now - timedelta(seconds=age)})) is unheard
+    # The parameters are as old as the collection of the tests.
+    aged = state.model_copy(update={"timestamp": clock.utc() - timedelta(seconds=age)})
+    assert server._is_unheard(aged) is unheard
 
 
 def test_a_run_ends_itself_when_it_finds_that_it_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:

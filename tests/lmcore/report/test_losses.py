@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcore.runs.metrics import Row, events, figures, loss_table, warnings
+from lmcore.report.losses import events, figures, loss_table, warnings
+from lmcore.store.json_files import Row
 
 
 def metrics(trains: list[int], validations: list[int]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What every command has in common: its outcome, exit statuses, one line for an error, output for any terminal."""
+"""What an action returns, and how a command ends: exit status, one line for an error, output for any terminal."""
 
 import io
 import json
