@@ -92,4 +92,4 @@ def test_of_two_retrainings_at_once_one_waits_or_is_refused_and_says_for_whom(
         served.wait(lambda: f"waiting: {in_use}" in served.logs(waiting["id"]))
         assert served.run(waiting["id"])["state"]["type"] == "RUNNING"
     assert served.final_state(waiting)["type"] == "COMPLETED"
-    assert "nothing new" in page(served, waiting, "retraining")
+    assert "nothing new" in page(served, waiting, "retraining-ours-small")
