@@ -21,7 +21,8 @@ from lmcore.settings.config import RunConfig
 from lmcore.settings.read import CUSTOM, Settings, Tables, given, settings_of, settings_text, without_effect
 from lmcore.settings.section import NAME, Text
 from tasks.policies import restart_after_crash
-from tasks.server import end_as_cancelled, reachable_server, settle_in
+from tasks.run_process import end_as_cancelled, settle_in
+from tasks.server import reachable_server
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -1,8 +1,7 @@
-"""The Prefect server of this process, and processes that end together.
+"""The Prefect server of this process.
 
 A command run by hand uses the server that the environment names. Without one it starts a temporary server, which does
-not receive the terminal's signals and ends with the command. Servers and flows end if their starter is killed, and a
-cancel is not lost.
+not receive the terminal's signals and ends with the command. A server ends if its starter is killed.
 """
 
 import atexit
@@ -12,25 +11,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
-from typing import IO, Any
-from uuid import UUID
+from typing import IO
 
 import prefect
-from prefect import Flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext, get_settings_context
-from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
-from prefect.runtime import deployment
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -39,14 +30,10 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
-from prefect.states import Cancelled
 
-from lmcore import clock
 from lmcore.errors import ConfigError, LMError
-from lmcore.runs.launch import end_with_parent
-from lmcore.signals import Terminated, resend_lost
+from lmcore.signals import Terminated
 from tasks.database import copy_before_upgrade, make_private
-from tasks.locks import hold_run
 
 HOST = "127.0.0.1"
 _EPHEMERAL = ["uvicorn", "--app-dir", str(Path(prefect.__file__).parents[1]), "--factory"]
@@ -55,11 +42,6 @@ _TRIES = 3
 _SECONDS_TO_ANSWER = 3
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_END = 3
-_SECONDS_BETWEEN_STATES = 10
-_SECONDS_TO_BE_TOLD = 45
-"""Seconds from a cancel until its process has ended: Prefect kills it after 30."""
-_heeded: set[UUID] = set()
-"""The runs of this process that it ended because they were cancelled."""
 
 
 class Server:
@@ -242,63 +224,3 @@ def check_home() -> None:
             pass
     except OSError as error:
         raise ConfigError(f"PREFECT_HOME: {home} cannot be written ({error.strerror}): name another folder") from None
-
-
-@cache
-def stop_with_parent() -> "subprocess.Popen[bytes] | None":
-    """End a temporary server with this process, and the run of a deployment with the process that serves it.
-
-    Prefect stops its temporary server at exit, but not after ``kill -9``. A run could be neither cancelled nor found if
-    the process that serves it is gone.
-    """
-    if deployment.id:
-        end_with_parent(os.getppid())
-    module = sys.modules.get("prefect.server.api.server")  # loaded by whoever needed it: it takes seconds
-    server = module.SubprocessASGIServer().server_process if module else None
-    return terminate_after_us(server.pid) if server else None
-
-
-@cache
-def keep_terminations() -> None:
-    """Keep the exception that Prefect raises on a cancel from being lost."""
-    resend_lost(TerminationSignal, lambda number: os.kill(os.getpid(), number))
-
-
-def settle_in(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A flow's hook on_running: its process ends with the one that started it, and holds the lock of the run."""
-    stop_with_parent()
-    keep_terminations()
-    if flow_run.deployment_id:
-        hold_run(flow_run.id)
-        threading.Thread(target=_heed_cancel, args=(flow_run.id,), daemon=True, name="cancel").start()
-
-
-def end_as_cancelled(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A flow's hook on_crashed: a run that ``_heed_cancel`` ended has not crashed."""
-    if flow_run.id in _heeded:
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(
-                flow_run.id, Cancelled(message="cancelled; its process noticed it late"), force=True
-            )
-
-
-def _heed_cancel(run: UUID) -> None:
-    """End this process if its run was cancelled and nobody told it.
-
-    Prefect's runners and workers stop listening for cancels when the server is away for some seconds.
-    """
-    while True:
-        time.sleep(_SECONDS_BETWEEN_STATES)
-        with suppress(Exception), get_client(sync_client=True) as client:  # the server is away
-            state = client.read_flow_run(run).state
-            if state and _is_unheard(state):
-                _heeded.add(run)
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-
-
-def _is_unheard(state: State[Any]) -> bool:
-    """Whether a cancel is older than what a process that was told of it needs to end."""
-    if state.type == StateType.CANCELLED:
-        return True
-    return state.type == StateType.CANCELLING and (clock.utc() - state.timestamp).total_seconds() > _SECONDS_TO_BE_TOLD

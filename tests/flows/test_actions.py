@@ -12,6 +12,7 @@ from prefect.settings import PREFECT_LOCAL_STORAGE_PATH
 
 from flows import actions
 from lmcore.errors import ConfigError, RegistryError
+from lmcore.markdown import escape
 from lmcore.registry.receipt import diff
 from lmcore.registry.registry import promote
 from lmcore.registry.versions import champion, find_version, history_rows, versions
@@ -119,7 +120,7 @@ def test_push_puts_a_version_on_a_hub(changed: Path, monkeypatch: pytest.MonkeyP
         "time": "",
         "event": "pushed",
         "version": "v0002",
-        "reason": f"team/lm: {commit}",
+        "reason": escape(f"team/lm: {commit}"),
     }
 
 

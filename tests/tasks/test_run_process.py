@@ -12,14 +12,14 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Cancelling, Running
 
 from lmcore import clock
-from tasks import server
+from tasks import run_process
 from tests.conftest import start, wait_until
 from tests.leftovers import carriers
 
 _LOSES_A_SIGNAL = """
 import os, signal, sys, time, weakref
 from prefect.exceptions import TerminationSignal
-from tasks.server import keep_terminations
+from tasks.run_process import keep_terminations
 
 def raise_it(number, frame):
     raise TerminationSignal(signal=number)
@@ -72,14 +72,14 @@ def test_from_python_a_server_that_does_not_answer_is_an_error_within_seconds(tm
 
 
 @pytest.mark.parametrize(
-    ("state", "age", "unheard"),
+    ("state", "age", "missed"),
     [(Cancelling(), 0, False), (Cancelling(), 60, True), (Cancelled(), 0, True), (Running(), 60, False)],
 )
-def test_a_cancel_that_is_older_than_an_end_takes_was_not_heard(state: State, age: int, unheard: bool) -> None:
+def test_a_cancel_that_is_older_than_an_end_takes_was_missed(state: State, age: int, missed: bool) -> None:
     """Prefect's runners stop listening when the server is away for some seconds, and such a run trained on."""
     # The parameters are as old as the collection of the tests.
     aged = state.model_copy(update={"timestamp": clock.utc() - timedelta(seconds=age)})
-    assert server._is_unheard(aged) is unheard
+    assert run_process._is_missed_cancel(aged) is missed
 
 
 def test_a_run_ends_itself_when_it_finds_that_it_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,11 +98,11 @@ def test_a_run_ends_itself_when_it_finds_that_it_was_cancelled(monkeypatch: pyte
 
     told: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    monkeypatch.setattr(server, "get_client", lambda **_: Client())
-    monkeypatch.setattr(server, "_SECONDS_BETWEEN_STATES", 0)
+    monkeypatch.setattr(run_process, "get_client", lambda **_: Client())
+    monkeypatch.setattr(run_process, "_SECONDS_BETWEEN_STATES", 0)
     try:
-        server._heed_cancel(run := uuid4())
+        run_process._watch_for_cancel(run := uuid4())
         wait_until(lambda: bool(told), "the signal")
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert run in server._heeded
+    assert run in run_process._cancelled
