@@ -60,7 +60,10 @@ def _refuse_hidden_packages() -> None:
 
 
 def serve() -> None:
-    """Start a Prefect server on this machine, with its UI and a deployment of every flow."""
+    """Start a Prefect server on this machine, with its UI and a deployment of every flow.
+
+    PREFECT_SERVER_API_PORT is its port (4200 unless set), PREFECT_HOME its folder.
+    """
     _refuse_hidden_packages()
 
     from deployments.serve import main as serve_here

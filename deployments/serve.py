@@ -4,6 +4,8 @@ Ports, folders and the password are Prefect's own settings: PREFECT_SERVER_API_P
 and PREFECT_SERVER_API_AUTH_STRING (user:password; without it, everybody on this machine may do everything).
 """
 
+import asyncio
+import logging
 import os
 import socket
 import threading
@@ -63,6 +65,11 @@ def main() -> None:
         access = "asks for user:password" if password else "no password: PREFECT_SERVER_API_AUTH_STRING sets one"
         print(f"\nPrefect UI: http://{_HOST}:{port} ({access})\nStop with Ctrl-C.\n", flush=True)
         _serve_deployments()
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """False for the connection of a run that ends with this process: Python 3.11 logs its cancellation as an error."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _only_one_here() -> AbstractContextManager[None]:
@@ -172,5 +179,6 @@ def _serve_deployments() -> None:
     with get_client(sync_client=True) as client:
         for line in chain(register_all(client, deployments), without_file(client, own)):
             print(line, flush=True)
+    logging.getLogger("asyncio").addFilter(_is_told)
     # Else Prefect would pause what others serve as well, and switch on what a person has paused.
     serve(*map(registered, deployments), pause_on_shutdown=False)

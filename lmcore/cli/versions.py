@@ -21,6 +21,7 @@ from lmcore.cli.options import (
 )
 from lmcore.cli.options import Version as VersionName
 from lmcore.cli.outcome import Outcome
+from lmcore.clock import for_people
 from lmcore.errors import StoreError
 from lmcore.registry import versions as stored
 from lmcore.settings.section import NAME, NUMBER
@@ -38,7 +39,8 @@ def models(model_name: ModelName = "", /, *, store: Store = "") -> Outcome:
     current = stored.champion(folder, model_name)
     rows = [_row(version, version == current) for version in stored.versions(folder, model_name)]
     data = {"model": model_name, "champion": current.id if current else None, "versions": rows}
-    shown = [{**row, **{name: f"{row[name]:.4f}" for name in _FIGURES}} for row in rows]
+    figures = [{name: f"{row[name]:.4f}" for name in _FIGURES} for row in rows]
+    shown = [{**row, "created": for_people(row["created"]), **found} for row, found in zip(rows, figures, strict=True)]
     return _with_history(folder, model_name, data, {f"figures-{model_name}": shown})
 
 
@@ -50,7 +52,8 @@ def _all_models(folder: Path) -> Outcome:
             {"model": name, "champion": best.id if best else "", "versions": len(stored.versions(folder, name))}
         )
     shown = [{name: str(value) for name, value in row.items()} for row in rows]
-    return Outcome({"models": rows}, f"{len(rows)} models in {folder}", {"models": shown})
+    count = f"{len(rows)} model{'' if len(rows) == 1 else 's'} in {folder}"
+    return Outcome({"models": rows}, count if folder.is_dir() else f"there is no store in {folder}", {"models": shown})
 
 
 def _row(version: stored.Version, is_champion: bool) -> dict[str, Any]:

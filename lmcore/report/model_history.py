@@ -49,7 +49,8 @@ def model_history(store: Path, name: str) -> ModelHistory:
         *([markdown.picture("bits per byte", versions_picture(drawn))] if drawn else []),
         markdown.table(_HEAD, map(_row, reversed(events))),
     ]
-    return ModelHistory("\n\n".join(parts) + "\n", f"{name}: {in_use}; {len(events)} decisions in a year")
+    decisions = "1 decision" if len(events) == 1 else f"{len(events)} decisions"
+    return ModelHistory("\n\n".join(parts) + "\n", f"{name}: {in_use}; {decisions} in a year")
 
 
 def _figures(version: Version) -> Event:

@@ -62,6 +62,15 @@ _REMOVED: dict[str, dict[str, Any]] = {
     "TrainConfig": {"decay_shape": "1-sqrt"},
 }
 """Settings of earlier versions by section, with the value that changed nothing."""
+_REPLACED: dict[str, dict[str, str]] = {
+    "GateConfig": {
+        "old_margin_bits_per_byte": "set old_margin",
+        "minimum_documents": "set minimum_old_documents and minimum_new_documents",
+        "every_source": "leave it out, each source has a rule of its own now",
+    }
+    | dict.fromkeys(("confidence", "resamples", "seed"), "leave it out, the intervals have fixed levels now"),
+}
+"""Settings of earlier versions by section, with what to do now. No value of theirs is taken."""
 
 
 class Section(BaseModel):
@@ -74,6 +83,9 @@ class Section(BaseModel):
     def _without_removed(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        for name, now in _REPLACED.get(cls.__name__, {}).items():
+            if name in values:
+                raise ValueError(f"{name} was removed: {now}")
         removed = _REMOVED.get(cls.__name__, {})
         for name in removed.keys() & values:
             if values[name] != removed[name]:

@@ -105,7 +105,9 @@ def _did_you_mean(kind: type[BaseModel], path: list[str]) -> str:
         return f". Did you mean {'.'.join([*path[:-1], *close])}?"
     sections: dict[str, Any] = {name: info.annotation for name, info in kind.model_fields.items()}
     holders = [name for name, inner in sections.items() if path[-1] in getattr(inner, "model_fields", {})]
-    return f". Did you mean {holders[0]}.{path[-1]}?" if holders else "; `lm pretrain --help-all` lists all"
+    if holders:
+        return f". Did you mean {holders[0]}.{path[-1]}?"
+    return f"; `lm {'retrain' if 'retraining' in kind.model_fields else 'pretrain'} --help-all` lists all"
 
 
 def _section(kind: Any, path: list[str]) -> type[BaseModel] | None:

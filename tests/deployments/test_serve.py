@@ -1,6 +1,8 @@
 """``make serve``: what it says, whom it lets in, and runs that somebody else asked for."""
 
+import asyncio
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -29,6 +31,17 @@ SET_BY_SERVE = [
     "PREFECT_SERVER_CORS_ALLOWED_ORIGINS",
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE",
 ]
+
+
+def test_a_connection_that_is_open_at_the_end_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("asyncio")
+    log.addFilter(serve._is_told)
+    try:
+        log.error("Exception in callback", exc_info=asyncio.CancelledError())
+        log.error("Exception in callback", exc_info=OSError("disk"))
+    finally:
+        log.removeFilter(serve._is_told)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [OSError]
 
 
 def test_only_its_owner_reads_the_database(served: Api) -> None:

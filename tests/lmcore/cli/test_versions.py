@@ -16,6 +16,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return two_versions(tmp_path_factory.mktemp("verbs"))
 
 
+def test_a_list_says_how_many_models_there_are_and_when_there_is_no_store(store: Path, tmp_path: Path) -> None:
+    assert f"1 model in {store}" in call("models", "--store", store)[2]
+    assert f"there is no store in {tmp_path / 'none'}" in call("models", "--store", tmp_path / "none")[2]
+    table = call("models", "lm", "--store", store)[1]
+    assert all(" UTC" in line or "(UTC" in line for line in table if line.startswith("v000"))
+
+
 def last_line(status: int, *arguments: object) -> dict[str, Any]:
     found, output, errors = call(*arguments)
     assert found == status, errors

@@ -135,6 +135,23 @@ def test_an_error_in_the_text_names_its_line(advanced: str, said: str) -> None:
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("advanced", "said"),
+    [
+        ("minimum_documents = 5", "minimum_documents was removed: set minimum_old_documents and minimum_new_documents"),
+        ("old_margin_bits_per_byte = 0.1", "old_margin_bits_per_byte was removed: set old_margin"),
+        ("every_source = true", "every_source was removed: leave it out"),
+        ("resamples = 500", "resamples was removed: leave it out"),
+        ("xyzzy = 1", "line 2: gate.xyzzy: there is no such setting; `lm retrain --help-all` lists all"),
+    ],
+)
+def test_a_gate_setting_of_an_earlier_version_says_what_to_do(advanced: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_of(RetrainConfig, CUSTOM, {}, f"[gate]\n{advanced}")
+    assert said in str(error.value)
+    assert "advanced, line 2" in str(error.value)
+
+
 def test_an_error_that_is_not_in_the_text_names_no_line() -> None:
     with pytest.raises(ConfigError, match=r"^run: '../x' is not understood"):
         settings_of(RunConfig, CUSTOM, {"run": "../x"}, "[train]\nmax_steps = 5")
