@@ -47,7 +47,7 @@ from lmcore.training.checkpoint import CheckpointWriter, State, load_checkpoint,
 from lmcore.training.distributed import Ranks, process_group
 from lmcore.training.plan import Plan
 from lmcore.training.train_step import TrainStep
-from lmcore.training.validation import Validation
+from lmcore.training.validation import Validation, ValidationStoppedError
 
 _log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class _Training:
         try:
             if plan.is_validated(state.step):
                 is_saved |= self._validate(should_stop)
-        except InterruptedError:
+        except ValidationStoppedError:
             state.interrupted_norm = float(norm)
             self._stop()
         if plan.is_sampled(state.step):
@@ -279,7 +279,7 @@ class _Training:
         )
 
     def _validate(self, should_stop: Callable[[], bool]) -> bool:
-        """Score the validation documents; True if the loss is the best so far. Raises InterruptedError for a stop."""
+        """Score the validation documents; True if the loss is the best so far. Raises ValidationStoppedError for a stop."""
         state = self.state
         with self._between_steps("validation"), self.train_step.whole_model():
             scores = self.validation(should_stop)

@@ -14,6 +14,10 @@ from lmcore.runs.scores import Score
 from lmcore.training.distributed import Ranks
 
 
+class ValidationStoppedError(Exception):
+    """A stop was asked for during a validation."""
+
+
 class Validation:
     """Scores a model during training, on the validation documents with the lowest hashes.
 
@@ -35,12 +39,12 @@ class Validation:
     def __call__(self, should_stop: Callable[[], bool]) -> dict[str, Score]:
         """The score of each source that has documents, equal on all ranks.
 
-        Raises InterruptedError when ``should_stop`` returns True after a batch. Several ranks go on together instead.
+        Raises ValidationStoppedError when ``should_stop`` returns True after a batch. Several ranks go on together instead.
         """
 
         def check(tokens: int) -> None:
             if self._ranks.world == 1 and should_stop():
-                raise InterruptedError
+                raise ValidationStoppedError
 
         scores = {name: self._scorer.each(mine, check).total for name, mine in self._documents.items()}
         if self._is_shared and self._ranks.world > 1:
