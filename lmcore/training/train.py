@@ -279,7 +279,10 @@ class _Training:
         )
 
     def _validate(self, should_stop: Callable[[], bool]) -> bool:
-        """Score the validation documents; True if the loss is the best so far. Raises ValidationStoppedError for a stop."""
+        """Score the validation documents; True if the loss is the best so far.
+
+        Raises ValidationStoppedError for a stop.
+        """
         state = self.state
         with self._between_steps("validation"), self.train_step.whole_model():
             scores = self.validation(should_stop)
