@@ -39,8 +39,8 @@ class Validation:
     def __call__(self, should_stop: Callable[[], bool]) -> dict[str, Score]:
         """The score of each source that has documents, equal on all ranks.
 
-        Raises ValidationStoppedError when ``should_stop`` returns True after a batch. Several ranks ignore it, because they
-        must go on together.
+        Raises ValidationStoppedError when ``should_stop`` returns True after a batch. Several ranks go on together and
+        do not ask.
         """
 
         def check(tokens: int) -> None:
