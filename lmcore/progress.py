@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TextIO
@@ -188,10 +188,15 @@ class _Bar(_Display):
     @contextmanager
     def opened(self) -> Iterator[None]:
         # The console may be one that Prefect made with a theme of its own, which knows nothing of bars.
-        with self._console.use_theme(Theme()), self._progress:
-            yield
-            total = self._progress.tasks[0].total or 1
-            self._progress.update(self._task, total=total, completed=total)
+        with self._console.use_theme(Theme()):
+            self._progress.start()
+            try:
+                yield
+                total = self._progress.tasks[0].total or 1
+                self._progress.update(self._task, total=total, completed=total)
+            finally:
+                with suppress(OSError):  # the terminal is gone: what ended the body counts
+                    self._progress.stop()
 
     def show(self, standing: Standing) -> None:
         about = ", ".join(self.words(standing))

@@ -94,8 +94,16 @@ class Terminal:
         screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._seen + self.child.before).replace("^C", "")
         return Ended(self.child.exitstatus, screen.replace("\r\n", "\n"))
 
+    def vanish(self) -> None:
+        """Close the terminal itself, as a lost connection does, and wait for the end of all processes."""
+        self.child.ptyproc.fileobj.close()
+        self.child.child_fd, self.child.closed = -1, True
+        wait_until(lambda: not carriers(_MARK, self._mark), "the end of its processes", seconds=60)
+        os.waitpid(self.child.pid, 0)
+
     def close(self) -> None:
-        self.child.close(force=True)
+        if not self.child.closed:
+            self.child.close(force=True)
 
 
 Start = Callable[..., Terminal]

@@ -52,10 +52,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(folder: Path, module: str) -> list[object]:
+def command(folder: Path, module: str, **changes: object) -> list[object]:
     flags = {"--corpus.paths": folder / "corpus", "--corpus.chunk_bytes": 1000, "--store": folder / module}
     flags |= {"--tokenizer.vocab_size": 500, "--dataset.block_size": 16, "--model.layers": 1, "--model.width": 16}
     flags |= {"--model.heads": 2, "--train.batch_size": 4, "--train.max_steps": 200, "--train.log_every": 1}
+    flags |= {f"--train.{name}": value for name, value in changes.items()}
     return ["-m", *module.split(), *(word for pair in flags.items() for word in pair)]
 
 
@@ -122,3 +123,15 @@ def test_a_job_that_ignores_ctrl_c_ends_by_sigterm(folder: Path) -> None:
         assert job.stderr is not None
         assert job.stderr.read().count(LINE) == 1
     assert job.returncode == 75
+
+
+@pytest.mark.parametrize("module", ["lmcore pretrain", "flows.pretrain"])
+def test_a_terminal_that_goes_away_ends_the_training_which_saves(start: Start, tmp_path: Path, module: str) -> None:
+    """The bar can no longer be drawn then. That is not a failure of the training, which would be tried again."""
+    write_corpus(tmp_path / "corpus")
+    terminal = start(*command(tmp_path, module, max_steps=10**6, checkpoint_every=10**6))
+    found = (tmp_path / module).glob
+    terminal.wait_until(lambda: any(b"loss" in path.read_bytes() for path in found("runs/*/metrics.jsonl")))
+    terminal.vanish()
+    assert len(list(found("runs/*/checkpoints/step-*"))) == 1
+    assert_clean(tmp_path / module)
