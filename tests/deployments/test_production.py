@@ -280,12 +280,15 @@ def test_a_worker_that_is_stopped_schedules_its_runs_again_at_once_and_the_next_
         ours.send_signal(signal.SIGTERM)
         ours.wait(60)
         assert api.run(run)["state"]["type"] == "SCHEDULED"
+    before = len(api.starts(run))  # the last lines of a process that was stopped may not have reached the server
     with process(production.environment, home / "again.log", "-m", "deployments", "worker") as ours:
-        api.wait(lambda: len(api.starts(run)) == 2)
+        api.wait(lambda: len(api.starts(run)) > before)
         ours.kill()
         ours.wait()
+    before = len(api.starts(run))
     with process(production.environment, home / "last.log", "-m", "deployments", "worker"):
-        api.wait(lambda: len(api.starts(run)) == 3)
+        api.wait(lambda: len(api.starts(run)) > before)
         api.cancel(run)
         assert api.ended(run)["type"] == "CANCELLED"
     assert api.starts(run) == sorted(api.starts(run))
+    assert api.starts(run)[-1] > 0
