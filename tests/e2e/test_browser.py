@@ -185,6 +185,7 @@ def test_nothing_that_a_page_shows_as_text_is_fetched_or_a_link(ui: Ui, version:
         ui.shows("the end")
         expect(ui.page.locator("a[href*='a.test'], img[src*='a.test']")).to_have_count(0)
     assert not ui.asked_elsewhere
+    ui.page.goto("about:blank")
     ui.errors.clear()  # the second UI asks for the run and the task of an artifact, and these have none
 
 
