@@ -149,4 +149,4 @@ class Ui:
         return self.page.get_by_role("link", name=re.compile(f"^(markdown|table) {key} Created"))
 
     def shows(self, text: str | re.Pattern[str]) -> None:
-        expect(self.page.get_by_text(text).first).to_be_visible()
+        expect(self.page.get_by_text(text).filter(visible=True).first).to_be_visible()
