@@ -8,6 +8,7 @@ any was run.
 """
 
 import argparse
+import dataclasses
 import gzip
 import json
 import statistics
@@ -124,14 +125,7 @@ class Experiment:
         """With the run's weights on the held-out text, by age."""
         run = Run.open(result.folder)
         if run.identity["dataset_id"] != self.apart.id:
-            record = json.loads((run.folder / "config.json").read_bytes())
-            run = Run(
-                run.folder,
-                run.config,
-                record["identity"] | {"dataset_id": self.apart.id},
-                run.tokenizer_info,
-                run.shape,
-            )
+            run = dataclasses.replace(run, identity=run.identity | {"dataset_id": self.apart.id})
             (run.folder / "evaluation.json").unlink(missing_ok=True)
         sources = evaluate(run, result.checkpoint).sources
         losses = {age_of(name): score.nats_per_token for name, score in sources.items()}
