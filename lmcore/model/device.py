@@ -48,7 +48,6 @@ def choose_device(name: DeviceChoice, local_rank: int = 0) -> torch.device:
         return torch.device(name)
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(f"train.nproc asks for GPU {local_rank}, this machine has {torch.cuda.device_count()}")
-    torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
@@ -137,6 +136,8 @@ def device_of_worker(
     device, here = choose_device(name, local_rank), range(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     holds = device.type == "cuda" and local_rank == 0 and _HELD not in os.environ
     with held_gpus(len(here), when_locked, should_stop, here) if holds else nullcontext():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         yield device
 
 

@@ -92,7 +92,7 @@ def test_more_gpus_than_there_are_is_an_error(prepared: Prepared, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of torchrun")
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "1")):
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"train\.nproc asks for GPU 1, this machine has 1"):
         train(prepared.run(device="cuda"))

@@ -9,6 +9,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -51,19 +52,18 @@ def whole(prepared: Prepared) -> Run:
     return run
 
 
+@contextmanager
+def stopping_after(steps: int) -> Iterator[Callable[[], bool]]:
+    """A request to stop that comes with the end of a step, counted from now. It is asked in validations too."""
+    with mock.patch.object(TrainStep, "update", autospec=True, side_effect=TrainStep.update) as update:
+        yield lambda: update.call_count == steps
+
+
 def stop_after(run: Run, step: int) -> None:
     """Train until ``step`` steps are done in all, and stop."""
-    done, update = [newest_step(run)], TrainStep.update
-
-    def counted(self: TrainStep, *arguments: Any) -> Any:
-        done[0] += 1
-        return update(self, *arguments)
-
-    with (
-        mock.patch.object(TrainStep, "update", counted),
-        pytest.raises(StoppedError, match=f"after step {step} of"),
-    ):
-        train(run, should_stop=lambda: done[0] == step)
+    expected = pytest.raises(StoppedError, match=f"after step {step} of")
+    with stopping_after(step - newest_step(run)) as should_stop, expected:
+        train(run, should_stop=should_stop)
 
 
 def newest_step(run: Run) -> int:
@@ -598,9 +598,9 @@ def test_a_run_rolls_back_once_however_often_it_is_resumed(
 ) -> None:
     run = prepared.run(**SETTINGS, rollback=True)
     broken_at({20: math.nan, 72: math.nan})  # steps 6 and, after what is passed over, 17
-    asked = iter(range(1, 99))  # at steps 1 to 5 and again from 5 on
-    with pytest.raises(StoppedError, match="after step 9 of"):
-        train(run, should_stop=lambda: next(asked) == 10)
+    # Eleven steps are made: 1 to 6, and again from 5 on.
+    with stopping_after(11) as should_stop, pytest.raises(StoppedError, match="after step 9 of"):
+        train(run, should_stop=should_stop)
     with pytest.raises(TrainingError, match="has loss nan"):
         train(run)
     texts = [event["text"] for event in events(run)]
