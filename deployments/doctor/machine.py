@@ -1,6 +1,5 @@
 """The doctor's checks of this machine: packages, store, disk, GPU, locks."""
 
-import json
 import os
 import shutil
 import socket
@@ -16,7 +15,7 @@ from lmcore.markdown import byte_size
 from lmcore.model.device import GPU_LOCKS
 from lmcore.store.files import boot_id, is_alive, remove_stale_temp, stale_temp
 from lmcore.store.layout import check_store
-from lmcore.store.locks import is_locked
+from lmcore.store.locks import is_locked, lock_owner
 
 LEAST_FREE_BYTES = 5 * 10**9
 """About ten checkpoints of the preset base."""
@@ -114,12 +113,9 @@ def lock_files(store: Path, home: Path) -> list[Path]:
 
 def _owner_lives(file: Path) -> bool:
     """Whether the owner lives. Also true if that is unknown: on another machine, or before it wrote its name."""
-    try:
-        owner = json.loads(file.read_text())
-        here = (owner["host"], owner["boot"]) == (socket.gethostname(), boot_id())
-        return not here or is_alive(int(owner["pid"]))
-    except (ValueError, LookupError, TypeError):
-        return True
+    owner = lock_owner(file.read_text())
+    is_here = owner is not None and (owner.host, owner.boot) == (socket.gethostname(), boot_id())
+    return owner is None or not is_here or is_alive(owner.pid)
 
 
 def _holders(file: Path) -> str:

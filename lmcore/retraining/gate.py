@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lmcore.corpus.document_hashes import Hashes, isin_sorted
 from lmcore.dataset.manifest import AGES
 from lmcore.retraining.anchor import JOINED, PARTS
 from lmcore.retraining.intervals import Difference, Floats, pooled
@@ -36,9 +37,9 @@ from lmcore.store.outputs import Record
 
 Scores = tuple[DocumentScores, DocumentScores]
 """Of a model and of the challenger, of the same documents in the same order."""
-TrainedOn = Mapping[str, npt.NDArray[np.uint64] | str]
-"""For champion and challenger: hashes of the documents that it and its initial models were trained on, or the reason
-in words if they are unknown."""
+TrainedOn = Mapping[str, Hashes | str]
+"""For champion and challenger: sorted hashes of the documents that it and its initial models were trained on, or the
+reason in words if they are unknown."""
 
 _OLD_LEVEL, _NEW_LEVEL, _SOURCES_LEVEL, _REFERENCE_LEVEL = 0.975, 0.90, 0.95, 0.99
 """Levels of the one-sided intervals. The level of the sources is shared among them."""
@@ -232,7 +233,7 @@ def _soundness(side: str, scores: DocumentScores, trained_on: TrainedOn) -> Iter
 
 def _trustworthy(side: str, scores: DocumentScores, trained_on: TrainedOn, where: str = "") -> Iterator[Rule]:
     broken, seen = int((~np.isfinite(scores.nats)).sum()), trained_on[side]
-    leaked = -1 if isinstance(seen, str) else int(np.isin(scores.hashes, seen).sum())
+    leaked = -1 if isinstance(seen, str) else int(isin_sorted(scores.hashes, seen).sum())
     training_text = seen if isinstance(seen, str) else f"{leaked:,} of these documents"
     yield Rule(f"losses of the {side}{where}", f"{broken:,} are not finite", "none", not broken)
     yield Rule(f"training text of the {side}{where}", training_text, "none of them", leaked == 0)

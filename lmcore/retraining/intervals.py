@@ -10,6 +10,7 @@ Nothing is drawn, so the same scores give the same interval.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -35,9 +36,13 @@ class Difference:
     @classmethod
     def of_units(cls, bits: Floats, sizes: Floats) -> "Difference":
         """The difference over units: ``bits`` (n) are differences of the two models, ``sizes`` (n) bytes above 0."""
-        value, squares, concentration = _residuals(bits, sizes)
-        error = math.sqrt(squares.sum()) / float(sizes.sum()) if len(bits) > 1 else math.inf
-        return cls(value, error, 1 / concentration - 1, len(bits))
+        total = float(sizes.sum())
+        value, shares = float(bits.sum()) / total, sizes / total
+        concentration = float((shares**2).sum())
+        if len(bits) == 1:
+            return cls(value, math.inf, 0.0, 1)
+        squares = (bits - value * sizes) ** 2 / (1 - 2 * shares + concentration)
+        return cls(value, math.sqrt(squares.sum()) / total, 1 / concentration - 1, len(bits))
 
     def low(self, level: float) -> float:
         """The lower end of the one-sided interval of a level such as 0.975."""
@@ -72,30 +77,17 @@ def pooled(parts: Iterable[tuple[Floats, Floats]]) -> list[Difference]:
 
     Parts are (bits, sizes) as for ``Difference.of_units``.
     """
-    alone, squares, weights, degrees = [], 0.0, 0.0, 0.0
-    for bits, sizes in parts:
-        alone.append((Difference.of_units(bits, sizes), sizes))
-        if len(bits) > 1:
-            squares += float(_residuals(bits, sizes)[1].sum())
-            weights += float((sizes**2).sum())
-            degrees += alone[-1][0].degrees
-    deviation = math.sqrt(squares / weights) if weights else math.inf
+    alone = [(Difference.of_units(bits, sizes), float((sizes**2).sum()), float(sizes.sum())) for bits, sizes in parts]
+    several = [(each, squares, total) for each, squares, total in alone if each.units > 1]
+    weights, degrees = sum(squares for _, squares, _ in several), sum(each.degrees for each, *_ in several)
+    residuals = sum((each.error * total) ** 2 for each, _, total in several)
+    deviation = math.sqrt(residuals / weights) if several else math.inf
     return [
-        replace(each, error=deviation * math.sqrt(float((sizes**2).sum())) / float(sizes.sum()), degrees=degrees)
-        for each, sizes in alone
+        replace(each, error=deviation * math.sqrt(squares) / total, degrees=degrees) for each, squares, total in alone
     ]
 
 
-def _residuals(bits: Floats, sizes: Floats) -> tuple[float, Floats, float]:
-    """theta, the corrected squared residual of each unit, and H."""
-    total = float(sizes.sum())
-    value, shares = float(bits.sum()) / total, sizes / total
-    concentration = float((shares**2).sum())
-    if len(bits) == 1:
-        return value, np.zeros(1), concentration
-    return value, (bits - value * sizes) ** 2 / (1 - 2 * shares + concentration), concentration
-
-
+@lru_cache(maxsize=1024)
 def student_quantile(level: float, degrees: float) -> float:
     """The quantile of Student's t distribution for a level of at least 0.5 and any positive degrees of freedom.
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 from lmcore.errors import RunError, StoppedError, owner_named
 from lmcore.store.files import boot_id
@@ -22,6 +22,14 @@ from lmcore.store.json_files import from_json, to_json
 _SECONDS_BETWEEN_TRIES = 0.1
 _ALL_READ = 0o444
 _log = logging.getLogger(__name__)
+
+
+class LockOwner(NamedTuple):
+    """The process that holds an exclusive lock."""
+
+    host: str
+    pid: int
+    boot: str
 
 
 @contextmanager
@@ -56,7 +64,7 @@ def locked(
         if file.writable():
             file.truncate(0)
             if not shared:
-                file.write(to_json({"host": socket.gethostname(), "pid": os.getpid(), "boot": boot_id()}))
+                file.write(to_json(LockOwner(socket.gethostname(), os.getpid(), boot_id())._asdict()))
                 file.flush()
         yield
 
@@ -78,14 +86,20 @@ def is_locked(path: Path) -> bool:
         return False
 
 
-def _holder(file: IO[str]) -> str:
-    """The process that holds a lock, in words. A holder that shares it has written nothing."""
-    file.seek(0)
+def lock_owner(text: str) -> LockOwner | None:
+    """The owner that a lock file names; None if it names nobody, as one that is shared."""
     try:
-        owner = from_json(file.read())
-        return f"process {owner['pid']} on {owner['host']}"
+        owner = from_json(text)
+        return LockOwner(str(owner["host"]), int(owner["pid"]), str(owner["boot"]))
     except (ValueError, LookupError, TypeError):
-        return "another process"
+        return None
+
+
+def _holder(file: IO[str]) -> str:
+    """The process that holds a lock, in words."""
+    file.seek(0)
+    owner = lock_owner(file.read())
+    return f"process {owner.pid} on {owner.host}" if owner else "another process"
 
 
 def _opened(path: Path) -> IO[str]:

@@ -111,7 +111,7 @@ def test_a_loss_that_is_no_number_never_promotes(row: int, value: float, side: s
 @given(row=st.integers(0, 399), side=st.sampled_from(["champion", "challenger"]))
 def test_a_document_that_was_trained_on_never_promotes(row: int, side: Any) -> None:
     champion = scores_of()
-    seen = {**UNSEEN, side: np.append(UNSEEN[side], champion.hashes[row])}
+    seen = {**UNSEEN, side: np.union1d(UNSEEN[side], champion.hashes[[row]])}
     decision = decide(champion, changed(champion, new=0.9, old=0.9), GATE, seen, NOWHERE)
     assert_refused(decision, f"training text of the {side}: 1 of these documents")
     assert_refused(decide(champion, champion, GATE, {**UNSEEN, side: "unknown, for"}, NOWHERE), f"{side}: unknown")

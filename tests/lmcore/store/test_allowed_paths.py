@@ -27,17 +27,22 @@ from tests.conftest import start
 REFUSED = f"outside the places that this machine allows .{VARIABLE}="
 
 
+def link(folder: Path) -> None:
+    """Links of every kind between data, a root, and other, which is none."""
+    (folder / "data/loop").symlink_to(folder / "data")
+    (folder / "data/out").symlink_to(folder / "other")
+    (folder / "data/up").symlink_to("../other/deep")
+    (folder / "data/secret.txt").symlink_to(folder / "other/deep/text.txt")
+    (folder / "other/home").symlink_to(folder / "data/inner")
+
+
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """data, a root, beside what is none; links of every kind between them."""
     for folder in ("data/inner", "data-evil", "other/deep"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "text.txt").write_text("one\ntwo\n")
-    (tmp_path / "data/loop").symlink_to(tmp_path / "data")
-    (tmp_path / "data/out").symlink_to(tmp_path / "other")
-    (tmp_path / "data/up").symlink_to("../other/deep")
-    (tmp_path / "data/secret.txt").symlink_to(tmp_path / "other/deep/text.txt")
-    (tmp_path / "other/home").symlink_to(tmp_path / "data/inner")
+    link(tmp_path)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "data"))
     return tmp_path
 

@@ -24,6 +24,7 @@ from lmcore.settings.config import CorpusConfig, RunConfig, TokenizerConfig, Tra
 from lmcore.store.allowed_paths import VARIABLE
 from lmcore.store.hub import resolve
 from lmcore.store.layout import prepare_store
+from tests.lmcore.store.test_allowed_paths import link
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
 
@@ -65,11 +66,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path
     for folder in ("data/inner", "data-evil", "other/deep", "other/models/lm"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "text.txt").write_text("0123456789abcdef\nnobody may read this\n")
-    (tmp_path / "data/loop").symlink_to(tmp_path / "data")
-    (tmp_path / "data/out").symlink_to(tmp_path / "other")
-    (tmp_path / "data/up").symlink_to("../other/deep")
-    (tmp_path / "data/secret.txt").symlink_to(tmp_path / "other/deep/text.txt")
-    (tmp_path / "other/home").symlink_to(tmp_path / "data/inner")
+    link(tmp_path)
     prepare_store(tmp_path / "data/store")
     monkeypatch.setenv(VARIABLE, f"{tmp_path / 'data'}:http://127.0.0.1:9/data")
     monkeypatch.chdir(tmp_path / "data")
